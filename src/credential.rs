@@ -1,0 +1,219 @@
+//! Takes exactly one Bearer value out of a request's headers (RFC 6750 section 2.1). What cannot be an API key
+//! is refused here, without asking Scalekit; in particular a token id (`apit_…`), which Scalekit would accept.
+
+use std::fmt;
+
+use hyper::HeaderMap;
+use hyper::header::{AUTHORIZATION, HeaderValue};
+use ring::hmac;
+use ring::rand::SystemRandom;
+
+use crate::rejection::Rejection;
+
+/// What can be a key at all.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The characters of a key.
+    pub alphabet: Alphabet,
+    /// The shortest key, in characters.
+    pub min_length: usize,
+    /// The longest key, in characters.
+    pub max_length: usize,
+}
+
+/// The characters that a key may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alphabet {
+    /// `0-9A-Za-z`, what Scalekit issues (contract section 6).
+    Base62,
+    /// RFC 6750's `b64token`: letters, digits, `-._~+/`, and `=` at the end.
+    Token68,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { alphabet: Alphabet::Base62, min_length: 20, max_length: 512 }
+    }
+}
+
+/// An API key as the caller presented it. It cannot be printed, only asked about.
+pub struct ApiKey(HeaderValue, std::ops::Range<usize>);
+
+impl ApiKey {
+    /// Removes `Authorization` and gives the key that it carried.
+    ///
+    /// # Errors
+    /// `MissingCredential` without a Bearer value, `AmbiguousCredential` with more than one `Authorization`,
+    /// `InvalidKey` where the value cannot be a key.
+    pub fn take(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let first = values.next().cloned();
+        // SECURITY: with two values, Keyward and the backend could each believe another one.
+        let more = values.next().is_some();
+        headers.remove(AUTHORIZATION);
+        if more {
+            return Err(Rejection::AmbiguousCredential);
+        }
+        let value = first.ok_or(Rejection::MissingCredential)?;
+        let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
+        let key = Self(value, range);
+        if settings.could_be(key.expose().as_bytes()) { Ok(key) } else { Err(Rejection::InvalidKey) }
+    }
+
+    /// A key from elsewhere than a request, such as standard input.
+    pub fn parse(text: &str, settings: &Settings) -> Option<Self> {
+        let value = HeaderValue::from_str(text).ok()?;
+        settings.could_be(text.as_bytes()).then(|| Self(value, 0..text.len()))
+    }
+
+    /// The key itself, for the body of a call to Scalekit and for nothing else.
+    pub fn expose(&self) -> &str {
+        // Anything but ASCII is no key; see `Settings::could_be`.
+        self.0.as_bytes().get(self.1.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("")
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+/// The place of the token in `Bearer <token>`: the scheme in any letter case (RFC 9110 section 11.1), one or more
+/// spaces, white space around the token ignored. `None` for another scheme, or when no token follows.
+fn bearer(value: &[u8]) -> Option<std::ops::Range<usize>> {
+    let space = value.iter().position(|&byte| byte == b' ')?;
+    if !value[..space].eq_ignore_ascii_case(b"bearer") {
+        return None;
+    }
+    let white = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let start = space + value[space..].iter().position(|byte| !white(byte))?;
+    let end = value.iter().rposition(|byte| !white(byte))? + 1;
+    Some(start..end)
+}
+
+impl Settings {
+    fn could_be(&self, token: &[u8]) -> bool {
+        let alphabet = match self.alphabet {
+            Alphabet::Base62 => token.iter().all(u8::is_ascii_alphanumeric),
+            Alphabet::Token68 => {
+                let body = token.iter().rposition(|&byte| byte != b'=').map_or(0, |last| last + 1);
+                let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+                token[..body].iter().all(allowed)
+            }
+        };
+        // SECURITY: a token id stands in lists, databases and logs, and Scalekit's validate takes it for a key
+        // (contract section 0). It is refused whatever the alphabet.
+        let identifier = token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"));
+        alphabet && !identifier && (self.min_length..=self.max_length).contains(&token.len())
+    }
+}
+
+/// A key as it is remembered: keyed and one-way, so that memory holds nothing that works as a key and nobody
+/// outside this process can choose two keys that meet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KeyDigest([u8; 16]);
+
+/// Makes digests, with a secret that lives as long as the process.
+pub struct Digester(hmac::Key);
+
+impl Digester {
+    /// With a random secret.
+    ///
+    /// # Errors
+    /// When the system has no randomness to give.
+    pub fn new() -> Result<Self, ring::error::Unspecified> {
+        hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map(Self)
+    }
+
+    /// HMAC-SHA-256 of the key, cut to 128 bits.
+    pub fn digest(&self, key: &ApiKey) -> KeyDigest {
+        let tag = hmac::sign(&self.0, key.expose().as_bytes());
+        let mut digest = [0; 16];
+        digest.copy_from_slice(&tag.as_ref()[..16]);
+        KeyDigest(digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "0123456789ABCDEFGHIJabcdefghij";
+
+    #[track_caller]
+    fn check(values: &[&[u8]], expected: Result<&str, Rejection>) {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
+        }
+        let taken = ApiKey::take(&mut headers, &Settings::default());
+        assert!(headers.is_empty(), "Authorization is gone whatever the outcome");
+        match (taken, expected) {
+            (Ok(key), Ok(expected)) => assert_eq!(key.expose(), expected),
+            (Err(rejection), Err(expected)) => assert_eq!(rejection.code(), expected.code()),
+            (taken, expected) => panic!("{taken:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn one_bearer_value_is_taken_whatever_the_case_and_spaces() {
+        for scheme in ["Bearer ", "bearer ", "BEARER   ", "bEaReR \t"] {
+            check(&[format!("{scheme}{KEY}").as_bytes()], Ok(KEY));
+        }
+        check(&[format!("Bearer {KEY} \t").as_bytes()], Ok(KEY));
+    }
+
+    #[test]
+    fn no_bearer_value_is_a_missing_credential() {
+        let others: [&[u8]; 7] =
+            [b"", b"Bearer", b"Bearer  ", b"Basic dTpw", b"Bearer\tabcdefghijklmnopqrstuvwxyz", b"Bearerx y", KEY.as_bytes()];
+        for other in others {
+            check(&[other], Err(Rejection::MissingCredential));
+        }
+        check(&[], Err(Rejection::MissingCredential));
+    }
+
+    #[test]
+    fn two_authorization_headers_are_ambiguous_even_when_equal() {
+        let value = format!("Bearer {KEY}");
+        check(&[value.as_bytes(), value.as_bytes()], Err(Rejection::AmbiguousCredential));
+        check(&[value.as_bytes(), b"Basic dTpw"], Err(Rejection::AmbiguousCredential));
+    }
+
+    #[test]
+    fn what_cannot_be_a_key_is_an_invalid_key() {
+        let long = "a".repeat(513);
+        for token in [
+            "short",
+            &long,
+            "apit_123456789012345678901234",
+            "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl",
+            "0123456789ABCDEFGHIJ 0123456789",
+            "0123456789ABCDEFGHIJ,Bearer",
+            "\"0123456789ABCDEFGHIJ\"",
+        ] {
+            check(&[format!("Bearer {token}").as_bytes()], Err(Rejection::InvalidKey));
+        }
+        check(&[b"Bearer 0123456789ABCDEFGHIJ\xff\xfe"], Err(Rejection::InvalidKey));
+    }
+
+    #[test]
+    fn a_token_id_is_refused_under_any_alphabet_and_letter_case() {
+        let settings = Settings { alphabet: Alphabet::Token68, ..Settings::default() };
+        for id in ["apit_123456789012345678", "APIT_123456789012345678", "aPiT_123456789012345678"] {
+            assert!(ApiKey::parse(id, &settings).is_none());
+        }
+        assert!(ApiKey::parse("abc-._~+/abcdefghijklmn==", &settings).is_some());
+        assert!(ApiKey::parse("abc=abcdefghijklmnopqrst", &settings).is_none());
+    }
+
+    #[test]
+    fn a_key_cannot_be_printed() {
+        let key = ApiKey::parse(KEY, &Settings::default()).unwrap();
+        assert!(!format!("{key:?}").contains(KEY));
+        let digester = Digester::new().unwrap();
+        assert_eq!(digester.digest(&key), digester.digest(&key));
+        assert_ne!(Digester::new().unwrap().digest(&key), digester.digest(&key));
+    }
+}

@@ -1,0 +1,124 @@
+//! Hop-by-hop headers (RFC 9110 section 7.6.1): they concern one connection and are never forwarded.
+
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::{HeaderMap, Method, Version};
+
+/// An upgrade that may be tunnelled. There is only one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WebSocket;
+
+const FIXED: [HeaderName; 8] = [
+    CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// Whether the request asks to become a WebSocket (RFC 6455 section 4.2.1). Any other upgrade, `h2c` above all,
+/// is not seen, and so not forwarded.
+pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<WebSocket> {
+    let mut wanted = headers.get_all(UPGRADE).iter();
+    let only_websocket = matches!((wanted.next(), wanted.next()), (Some(value), None)
+        if value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    let named = options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    (only_websocket && named && method == Method::GET && version == Version::HTTP_11).then_some(WebSocket)
+}
+
+/// Removes every hop-by-hop header, those named in `Connection` included. `TE: trailers` stays, as gRPC needs it.
+pub fn strip(headers: &mut HeaderMap) {
+    let trailers = headers.get_all(TE).iter().any(|value| {
+        value.as_bytes().split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    });
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> =
+            options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
+        for name in named {
+            // SECURITY: the two that frame and address the message are never one hop's business.
+            if name != CONTENT_LENGTH && name != HOST {
+                headers.remove(name);
+            }
+        }
+    }
+    for name in FIXED {
+        headers.remove(name);
+    }
+    if trailers {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|&byte| byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .filter(|option| !option.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[track_caller]
+    fn check(before: &[(&'static str, &'static str)], after: &[(&'static str, &'static str)]) {
+        let mut map = headers(before);
+        strip(&mut map);
+        assert_eq!(map, headers(after));
+    }
+
+    #[test]
+    fn hop_by_hop_headers_and_those_named_in_connection_are_removed() {
+        check(
+            &[
+                ("connection", "close, X-Private"),
+                ("x-private", "1"),
+                ("keep-alive", "timeout=5"),
+                ("proxy-authorization", "Basic x"),
+                ("proxy-connection", "keep-alive"),
+                ("transfer-encoding", "chunked"),
+                ("upgrade", "h2c"),
+                ("te", "gzip"),
+                ("accept", "*/*"),
+            ],
+            &[("accept", "*/*")],
+        );
+    }
+
+    #[test]
+    fn framing_and_host_cannot_be_dropped_by_naming_them() {
+        let kept = [("content-length", "3"), ("host", "a")];
+        check(&[("connection", "content-length, host"), kept[0], kept[1]], &kept);
+    }
+
+    #[test]
+    fn te_trailers_is_kept_alone() {
+        check(&[("te", "gzip, Trailers;q=1, trailers")], &[("te", "trailers")]);
+    }
+
+    #[test]
+    fn only_a_websocket_upgrade_is_seen() {
+        let seen = |pairs: &[(&'static str, &'static str)], method: &Method, version| {
+            upgrade(method, version, &headers(pairs)).is_some()
+        };
+        let good = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
+        assert!(seen(&good, &Method::GET, Version::HTTP_11));
+        assert!(!seen(&good, &Method::POST, Version::HTTP_11));
+        assert!(!seen(&good, &Method::GET, Version::HTTP_10));
+        assert!(!seen(&good[1..], &Method::GET, Version::HTTP_11));
+        for other in ["h2c", "websocket, h2c", "TLS/1.0", ""] {
+            assert!(!seen(&[good[0], ("upgrade", other)], &Method::GET, Version::HTTP_11));
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Who a key speaks for, and the headers that say so to the upstream. A caller can never set one of them, and a value
+//! from Scalekit can never become anything but the value of its own header.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::SystemTime;
+
+use hyper::HeaderMap;
+use hyper::header::{HeaderName, HeaderValue};
+
+use crate::rejection::Rejection;
+
+/// What Scalekit says of a valid key (contract section 2, `Token`). Empty strings there are absent here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `organization_id`: visible ASCII, never empty.
+    pub org_id: HeaderValue,
+    /// `organization_external_id`: free text.
+    pub org_external_id: Option<String>,
+    /// `user_id`: visible ASCII, only for user-scoped keys.
+    pub user_id: Option<HeaderValue>,
+    /// `user_external_id`: free text.
+    pub user_external_id: Option<String>,
+    /// `roles`: free text each.
+    pub roles: Vec<String>,
+    /// `token_id`: visible ASCII. An identifier, not a secret.
+    pub token_id: Option<HeaderValue>,
+    /// `custom_claims`: names and values are free text.
+    pub claims: BTreeMap<String, String>,
+    /// `expiry`; without one the key never expires.
+    pub expiry: Option<SystemTime>,
+}
+
+/// A value for an id header, which is never encoded. `None` unless it is visible ASCII and not empty.
+pub fn id(value: &str) -> Option<HeaderValue> {
+    let visible = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
+    visible.then(|| HeaderValue::from_str(value).ok()).flatten()
+}
+
+/// The names of the headers and the choice of claims.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Default `X-Org-Id`.
+    pub org_id: HeaderName,
+    /// Default `X-Org-External-Id`.
+    pub org_external_id: HeaderName,
+    /// Default `X-User-Id`.
+    pub user_id: HeaderName,
+    /// Default `X-User-External-Id`.
+    pub user_external_id: HeaderName,
+    /// Default `X-Roles`.
+    pub roles: HeaderName,
+    /// Default `X-Token-Id`.
+    pub token_id: HeaderName,
+    /// Default `x-claim-`, in lower case.
+    pub claim_prefix: String,
+    /// The claims that are passed on; `None` for all of them.
+    pub claims: Option<Vec<String>>,
+    /// Headers given to single claims; each name begins with `claim_prefix`.
+    pub claim_headers: BTreeMap<String, HeaderName>,
+    /// The most that names and values may take together, in bytes.
+    pub max_bytes: usize,
+}
+
+const NAMES: [HeaderName; 6] = [
+    HeaderName::from_static("x-org-id"),
+    HeaderName::from_static("x-org-external-id"),
+    HeaderName::from_static("x-user-id"),
+    HeaderName::from_static("x-user-external-id"),
+    HeaderName::from_static("x-roles"),
+    HeaderName::from_static("x-token-id"),
+];
+
+/// The default of `claim_prefix`.
+pub const CLAIM_PREFIX: &str = "x-claim-";
+
+impl Default for Settings {
+    fn default() -> Self {
+        let [org_id, org_external_id, user_id, user_external_id, roles, token_id] = NAMES;
+        Self {
+            org_id,
+            org_external_id,
+            user_id,
+            user_external_id,
+            roles,
+            token_id,
+            claim_prefix: CLAIM_PREFIX.to_owned(),
+            claims: None,
+            claim_headers: BTreeMap::new(),
+            max_bytes: 8 * 1024,
+        }
+    }
+}
+
+/// Removes what callers claim to be, and sets who they are.
+#[derive(Debug)]
+pub struct Headers {
+    settings: Settings,
+    names: Vec<Box<[u8]>>,
+    prefixes: Vec<Box<[u8]>>,
+}
+
+impl Headers {
+    /// Owns the configured names and, always, the default ones.
+    pub fn new(settings: Settings) -> Self {
+        let configured = [
+            &settings.org_id,
+            &settings.org_external_id,
+            &settings.user_id,
+            &settings.user_external_id,
+            &settings.roles,
+            &settings.token_id,
+        ];
+        let mut names: Vec<Box<[u8]>> =
+            NAMES.iter().chain(configured).map(|name| folded(name.as_str()).collect()).collect();
+        names.sort();
+        names.dedup();
+        let mut prefixes: Vec<Box<[u8]>> = vec![folded(CLAIM_PREFIX).collect()];
+        prefixes.push(folded(&settings.claim_prefix).collect());
+        prefixes.dedup();
+        Self { settings, names, prefixes }
+    }
+
+    /// Whether the backend could read this name as one of ours. CGI, WSGI, PHP and others fold every character that
+    /// is not a letter or digit into one, so that `X_Org.Id` is `X-Org-Id` to them.
+    pub fn owns(&self, name: &str) -> bool {
+        let folds_to = |owned: &[u8], name: &str| folded(name).eq(owned.iter().copied());
+        self.names.iter().any(|owned| owned.len() == name.len() && folds_to(owned, name))
+            || self.prefixes.iter().any(|prefix| {
+                // SECURITY: the bare `X-Claim` is a claim too, once a backend has trimmed the separator.
+                name.len() >= prefix.len() - 1 && folded(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
+            })
+    }
+
+    /// Removes every header, or trailer, that is ours to set. Gives the number removed.
+    pub fn strip(&self, headers: &mut HeaderMap) -> usize {
+        // `keys` gives each name once, and in the common case none is ours: no allocation then.
+        let owned: Vec<HeaderName> = headers.keys().filter(|name| self.owns(name.as_str())).cloned().collect();
+        for name in &owned {
+            headers.remove(name);
+        }
+        owned.len()
+    }
+
+    /// Sets the identity. `headers` must have been stripped. Gives the number of claims left out because another
+    /// claim of the same key would have shared their header.
+    ///
+    /// # Errors
+    /// `IdentityTooLarge` over the limit; then nothing is forwarded, as nothing is ever cut.
+    pub fn set(&self, identity: &Identity, headers: &mut HeaderMap) -> Result<usize, Rejection> {
+        let settings = &self.settings;
+        let mut left = settings.max_bytes;
+        let mut insert = |name: &HeaderName, value: HeaderValue| {
+            left = left.checked_sub(name.as_str().len() + value.len()).ok_or(Rejection::IdentityTooLarge)?;
+            headers.insert(name, value);
+            Ok(())
+        };
+        insert(&settings.org_id, identity.org_id.clone())?;
+        if let Some(id) = &identity.user_id {
+            insert(&settings.user_id, id.clone())?;
+        }
+        if let Some(id) = &identity.token_id {
+            insert(&settings.token_id, id.clone())?;
+        }
+        if let Some(text) = &identity.org_external_id {
+            insert(&settings.org_external_id, encoded(text)?)?;
+        }
+        if let Some(text) = &identity.user_external_id {
+            insert(&settings.user_external_id, encoded(text)?)?;
+        }
+        if !identity.roles.is_empty() {
+            insert(&settings.roles, joined(&identity.roles)?)?;
+        }
+        let (claims, left_out) = self.claims(&identity.claims);
+        for (name, value) in claims {
+            insert(&name, encoded(value)?)?;
+        }
+        Ok(left_out)
+    }
+
+    /// The claims to pass on by header, and how many were left out for meeting in one.
+    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> (Vec<(HeaderName, &'a str)>, usize) {
+        let chosen =
+            |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
+        let named: Vec<(HeaderName, &str)> = claims
+            .iter()
+            .filter(|(name, _)| chosen(name))
+            .filter_map(|(name, value)| Some((self.claim_header(name)?, value.as_str())))
+            .collect();
+        let met = |name: &HeaderName| named.iter().filter(|(other, _)| other == name).count() > 1;
+        let alone: Vec<_> = named.iter().filter(|(name, _)| !met(name)).cloned().collect();
+        let left_out = named.len() - alone.len();
+        (alone, left_out)
+    }
+
+    /// The header of a claim. `None` only for a name too long for HTTP, which Scalekit does not allow.
+    pub fn claim_header(&self, claim: &str) -> Option<HeaderName> {
+        if let Some(name) = self.settings.claim_headers.get(claim) {
+            return Some(name.clone());
+        }
+        let mut name = self.settings.claim_prefix.clone();
+        name.extend(claim.chars().map(|char| if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' }));
+        HeaderName::try_from(name).ok()
+    }
+
+    /// The names that a request of this route can carry, for people.
+    pub fn names(&self) -> [&HeaderName; 6] {
+        let settings = &self.settings;
+        [
+            &settings.org_id,
+            &settings.org_external_id,
+            &settings.user_id,
+            &settings.user_external_id,
+            &settings.roles,
+            &settings.token_id,
+        ]
+    }
+
+    /// What precedes the name of a claim.
+    pub fn claim_prefix(&self) -> &str {
+        &self.settings.claim_prefix
+    }
+}
+
+fn folded(name: &str) -> impl Iterator<Item = u8> {
+    name.bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' })
+}
+
+fn joined(roles: &[String]) -> Result<HeaderValue, Rejection> {
+    let mut value = String::new();
+    for (index, role) in roles.iter().enumerate() {
+        if index > 0 {
+            value.push(',');
+        }
+        encode(role, true, &mut value);
+    }
+    HeaderValue::try_from(value).map_err(|_| Rejection::IdentityTooLarge)
+}
+
+/// Free text as a header value, which one percent-decode turns back into the text. The error cannot happen: what
+/// `encode` writes is printable ASCII.
+fn encoded(text: &str) -> Result<HeaderValue, Rejection> {
+    let mut value = String::with_capacity(text.len());
+    encode(text, false, &mut value);
+    HeaderValue::try_from(value).map_err(|_| Rejection::IdentityTooLarge)
+}
+
+/// Printable ASCII passes, but for `%`, spaces at either end, and, in a list, the comma.
+fn encode(text: &str, in_list: bool, out: &mut String) {
+    let bytes = text.as_bytes();
+    let first = bytes.iter().position(|&byte| byte != b' ').unwrap_or(bytes.len());
+    let last = bytes.iter().rposition(|&byte| byte != b' ').unwrap_or(0);
+    for (index, &byte) in bytes.iter().enumerate() {
+        let plain = match byte {
+            b' ' => (first..last).contains(&index),
+            b'%' => false,
+            b',' => !in_list,
+            _ => byte.is_ascii_graphic(),
+        };
+        if plain {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a String cannot fail.
+            let _ = write!(out, "%{byte:02X}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            org_id: HeaderValue::from_static("org_1"),
+            org_external_id: None,
+            user_id: None,
+            user_external_id: None,
+            roles: vec![],
+            token_id: id("apit_1"),
+            claims: BTreeMap::new(),
+            expiry: None,
+        }
+    }
+
+    fn headers() -> Headers {
+        Headers::new(Settings::default())
+    }
+
+    #[test]
+    fn every_spelling_that_a_backend_could_fold_is_owned() {
+        let headers = headers();
+        for separator in "-_.!#$%&'*+^`|~".chars() {
+            for name in ["x-org-id", "X-ORG-EXTERNAL-ID", "x-user-id", "X-Roles", "x-token-id", "x-claim-team", "x-claim-"] {
+                let name = name.replace('-', &separator.to_string());
+                assert!(headers.owns(&name), "{name}");
+            }
+        }
+        assert!(headers.owns("x-claim"));
+        for name in ["x-org", "x-org-idx", "xx-org-id", "x-claims", "x-clai", "authorization", "x-role", "xorgid", ""] {
+            assert!(!headers.owns(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn renamed_headers_are_owned_beside_the_default_ones() {
+        let headers = Headers::new(Settings {
+            org_id: HeaderName::from_static("x-tenant"),
+            claim_prefix: "x-key-".to_owned(),
+            ..Settings::default()
+        });
+        for name in ["x-tenant", "x_tenant", "x-org-id", "x-key-team", "x-claim-team"] {
+            assert!(headers.owns(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn strip_removes_every_value_and_nothing_else() {
+        let mut map = HeaderMap::new();
+        for name in ["x-org-id", "x-org-id", "x_org_id", "x-claim-admin", "accept"] {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static("forged"));
+        }
+        assert_eq!(headers().strip(&mut map), 3);
+        assert_eq!(map.keys().collect::<Vec<_>>(), ["accept"]);
+    }
+
+    #[test]
+    fn what_the_key_does_not_have_is_absent() {
+        let mut map = HeaderMap::new();
+        assert_eq!(headers().set(&identity(), &mut map), Ok(0));
+        let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["x-org-id", "x-token-id"]);
+    }
+
+    #[track_caller]
+    fn check_encoding(text: &str, expected: &str) {
+        let value = encoded(text).unwrap();
+        assert_eq!(value, expected);
+        let back = percent_encoding::percent_decode(value.as_bytes()).decode_utf8().unwrap();
+        assert_eq!(back, text, "one percent-decode gives the text back");
+    }
+
+    #[test]
+    fn values_are_encoded_so_that_one_decode_gives_them_back() {
+        check_encoding("plain text, with (marks)", "plain text, with (marks)");
+        check_encoding("100%", "100%25");
+        check_encoding("%41", "%2541");
+        check_encoding(" a  b ", "%20a  b%20");
+        check_encoding("a", "a");
+        check_encoding("a b", "a b");
+        check_encoding("   ", "%20%20%20");
+        check_encoding("", "");
+        check_encoding("a\r\nX-Org-Id: evil\0\t\u{7f}", "a%0D%0AX-Org-Id: evil%00%09%7F");
+        check_encoding("zürich", "z%C3%BCrich");
+    }
+
+    #[test]
+    fn roles_are_joined_and_a_comma_within_one_is_encoded() {
+        let roles = ["admin".to_owned(), "read,write".to_owned(), " x ".to_owned()];
+        assert_eq!(joined(&roles).unwrap(), "admin,read%2Cwrite,%20x%20");
+    }
+
+    #[test]
+    fn claims_that_share_a_header_are_both_left_out_unless_named() {
+        let claims = [("team", "a"), ("Team", "b"), ("te am", "c"), ("plan", "d")];
+        let identity = Identity {
+            claims: claims.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            ..identity()
+        };
+        let mut map = HeaderMap::new();
+        assert_eq!(headers().set(&identity, &mut map), Ok(2));
+        assert!(!map.contains_key("x-claim-team"));
+        assert_eq!(map["x-claim-te-am"], "c");
+        assert_eq!(map["x-claim-plan"], "d");
+
+        let named = Headers::new(Settings {
+            claim_headers: [("Team".to_owned(), HeaderName::from_static("x-claim-big-team"))].into(),
+            ..Settings::default()
+        });
+        let mut map = HeaderMap::new();
+        assert_eq!(named.set(&identity, &mut map), Ok(0));
+        assert_eq!((&map["x-claim-team"], &map["x-claim-big-team"]), (&"a".parse().unwrap(), &"b".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_claim_stays_under_its_prefix_whatever_its_name() {
+        for name in ["x-org-id", "\r\nx-org-id: evil", "", "ä", "a:b", "../org"] {
+            let header = headers().claim_header(name).unwrap();
+            assert!(header.as_str().starts_with(CLAIM_PREFIX), "{header}");
+        }
+    }
+
+    #[test]
+    fn an_identity_over_the_limit_is_refused_and_not_cut() {
+        let identity = Identity { claims: [("a".to_owned(), "x".repeat(9000))].into(), ..identity() };
+        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Rejection::IdentityTooLarge));
+    }
+
+    #[test]
+    fn ids_are_visible_ascii_or_nothing() {
+        assert_eq!(id("org_1").unwrap(), "org_1");
+        for bad in ["", "org 1", "org\r\n", "örg", "org\u{7f}"] {
+            assert!(id(bad).is_none(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! What a route asks of an identity. A [`Permit`] is the only way to the upstream, and is made only here.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::identity::Identity;
+use crate::rejection::Rejection;
+
+/// Whose keys a route takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Keys made for a user within an organization.
+    User,
+    /// Keys made for an organization as a whole.
+    Organization,
+}
+
+/// What a route asks of the identity: everything named must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Requirement {
+    /// Whose key it must be.
+    pub scope: Option<Scope>,
+    /// Roles that must all be held.
+    pub roles: Vec<String>,
+    /// Claims that must all be equal.
+    pub claims: BTreeMap<String, String>,
+}
+
+/// The right to forward one request. A public route's permit carries no identity.
+#[derive(Debug)]
+pub struct Permit(Option<Arc<Identity>>);
+
+impl Permit {
+    /// For a route that asks for no key, and for a CORS preflight.
+    pub fn public() -> Self {
+        Self(None)
+    }
+
+    /// Whom the request speaks for.
+    pub fn identity(&self) -> Option<&Arc<Identity>> {
+        self.0.as_ref()
+    }
+}
+
+impl Requirement {
+    /// Admits the identity, if it has all that is asked.
+    ///
+    /// # Errors
+    /// `NotPermitted` otherwise.
+    pub fn admit(&self, identity: Arc<Identity>) -> Result<Permit, Rejection> {
+        let scope = match self.scope {
+            None => true,
+            Some(Scope::User) => identity.user_id.is_some(),
+            Some(Scope::Organization) => identity.user_id.is_none(),
+        };
+        let roles = self.roles.iter().all(|role| identity.roles.contains(role));
+        let claims = self.claims.iter().all(|(name, value)| identity.claims.get(name) == Some(value));
+        if scope && roles && claims { Ok(Permit(Some(identity))) } else { Err(Rejection::NotPermitted) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::id;
+
+    fn identity(user: Option<&str>, roles: &[&str], claims: &[(&str, &str)]) -> Arc<Identity> {
+        Arc::new(Identity {
+            org_id: id("org_1").unwrap(),
+            org_external_id: None,
+            user_id: user.and_then(id),
+            user_external_id: None,
+            roles: roles.iter().map(ToString::to_string).collect(),
+            token_id: None,
+            claims: claims.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
+            expiry: None,
+        })
+    }
+
+    #[track_caller]
+    fn check(requirement: &Requirement, identity: Arc<Identity>, admitted: bool) {
+        assert_eq!(requirement.admit(identity).is_ok(), admitted);
+    }
+
+    #[test]
+    fn a_route_that_asks_for_nothing_takes_every_identity() {
+        check(&Requirement::default(), identity(None, &[], &[]), true);
+        check(&Requirement::default(), identity(Some("usr_1"), &["admin"], &[("a", "b")]), true);
+    }
+
+    #[test]
+    fn scope_tells_user_keys_from_organization_keys() {
+        let user = Requirement { scope: Some(Scope::User), ..Requirement::default() };
+        let organization = Requirement { scope: Some(Scope::Organization), ..Requirement::default() };
+        check(&user, identity(Some("usr_1"), &[], &[]), true);
+        check(&user, identity(None, &[], &[]), false);
+        check(&organization, identity(None, &[], &[]), true);
+        check(&organization, identity(Some("usr_1"), &[], &[]), false);
+    }
+
+    #[test]
+    fn every_role_and_every_claim_must_hold_exactly() {
+        let roles = Requirement { roles: vec!["admin".into(), "reader".into()], ..Requirement::default() };
+        check(&roles, identity(None, &["reader", "admin", "x"], &[]), true);
+        check(&roles, identity(None, &["admin"], &[]), false);
+        check(&roles, identity(None, &["Admin", "reader"], &[]), false);
+        let claims = Requirement { claims: [("env".into(), "prod".into())].into(), ..Requirement::default() };
+        check(&claims, identity(None, &[], &[("env", "prod"), ("x", "y")]), true);
+        for claims_held in [&[("env", "production")][..], &[("Env", "prod")], &[]] {
+            check(&claims, identity(None, &[], claims_held), false);
+        }
+    }
+}

@@ -1,0 +1,403 @@
+//! The closed list of answers that Keyward gives of its own. Each variant names the cause; what the caller is told
+//! stands in one table, and nothing internal is ever in it.
+
+use std::time::Duration;
+
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use hyper::{Method, Request, Response, StatusCode, Version};
+use serde::Serialize;
+
+use crate::body::{self, Body};
+
+/// Marks an answer as Keyward's own and carries its code.
+pub const KEYWARD_ERROR: HeaderName = HeaderName::from_static("keyward-error");
+
+/// Why Keyward answers a request itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rejection {
+    /// The request breaks HTTP; the text says how.
+    MalformedRequest(&'static str),
+    /// More than one `Authorization`.
+    AmbiguousCredential,
+    /// The path has a dot segment, a broken escape, or another reading that would take another route.
+    AmbiguousPath,
+    /// No Bearer credential.
+    MissingCredential,
+    /// The key is not a key, unknown, expired or revoked: one answer for all, so that it tells nothing.
+    InvalidKey,
+    /// A good key that this route does not accept.
+    NotPermitted,
+    /// No route takes the path.
+    NoRoute,
+    /// The path's routes do not take the method; the value is for `Allow`.
+    MethodNotAllowed(HeaderValue),
+    /// The request's target is longer than `limits.uri`.
+    UriTooLong,
+    /// The request has more headers than `limits.headers`.
+    HeadTooLarge,
+    /// The request's body made no progress for too long.
+    BodyTimeout,
+    /// The request's body is longer than the limit.
+    BodyTooLarge,
+    /// Too many bad keys from the caller's address.
+    Throttled(Duration),
+    /// No connection to the upstream, or it broke before an answer.
+    UpstreamUnreachable,
+    /// The upstream did not begin its answer in time.
+    UpstreamTimeout,
+    /// The identity headers would exceed their limit.
+    IdentityTooLarge,
+    /// Scalekit gave no verdict: down, slow, throttling, or refusing Keyward itself.
+    ValidationUnavailable(Duration),
+    /// Too many requests wait for a verdict.
+    Overloaded(Duration),
+}
+
+/// What a caller is told, apart from what is particular to the request.
+struct Answer {
+    status: StatusCode,
+    code: &'static str,
+    /// The sentence in `title` and `error`.
+    sentence: &'static str,
+    detail: &'static str,
+    /// The gRPC status (`grpc/status.h`).
+    grpc: u8,
+}
+
+/// What of a request decides the form of a refusal. Taken before the request is consumed.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    head: bool,
+    grpc: bool,
+    /// The request's body may still be on its way: after the answer the connection is of no more use.
+    close: bool,
+}
+
+impl Caller {
+    /// Reads what matters.
+    pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
+        let grpc = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc");
+        Self {
+            head: request.method() == Method::HEAD,
+            grpc: request.headers().get(CONTENT_TYPE).is_some_and(grpc),
+            close: request.version() < Version::HTTP_2 && !request.body().is_end_stream(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Problem<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    code: &'a str,
+    request_id: &'a str,
+    error: &'a str,
+}
+
+impl Rejection {
+    /// The stable code, as in `Keyward-Error`, logs and metrics.
+    pub fn code(&self) -> &'static str {
+        self.answer().code
+    }
+
+    /// The HTTP status, which gRPC callers see as a `grpc-status`.
+    pub fn status(&self) -> StatusCode {
+        self.answer().status
+    }
+
+    /// Whether the caller is at fault (4xx) rather than something behind or beside Keyward.
+    pub fn is_denial(&self) -> bool {
+        self.status().is_client_error()
+    }
+
+    fn answer(&self) -> Answer {
+        let answer = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
+        match self {
+            Self::MalformedRequest(detail) => {
+                answer(StatusCode::BAD_REQUEST, "malformed_request", 13, "Malformed request", detail)
+            }
+            Self::AmbiguousCredential => answer(
+                StatusCode::BAD_REQUEST,
+                "ambiguous_credential",
+                13,
+                "Ambiguous credential",
+                "The request carries more than one Authorization header; send exactly one.",
+            ),
+            Self::AmbiguousPath => answer(
+                StatusCode::BAD_REQUEST,
+                "ambiguous_path",
+                13,
+                "Ambiguous path",
+                "The path has a dot segment, a broken or control escape, or another reading that leads elsewhere.",
+            ),
+            Self::MissingCredential => answer(
+                StatusCode::UNAUTHORIZED,
+                "missing_credential",
+                16,
+                "Missing authorization token",
+                "Send the API key as 'Authorization: Bearer <key>'.",
+            ),
+            Self::InvalidKey => answer(
+                StatusCode::UNAUTHORIZED,
+                "invalid_key",
+                16,
+                "Invalid or expired token",
+                "The API key is not valid.",
+            ),
+            Self::NotPermitted => answer(
+                StatusCode::FORBIDDEN,
+                "not_permitted",
+                7,
+                "Not permitted",
+                "The API key is valid, but this route does not accept it.",
+            ),
+            Self::NoRoute => {
+                answer(StatusCode::NOT_FOUND, "no_route", 12, "No route", "No route takes this path.")
+            }
+            Self::MethodNotAllowed(_) => answer(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                12,
+                "Method not allowed",
+                "This path does not take the request's method; Allow names those it takes.",
+            ),
+            Self::UriTooLong => answer(
+                StatusCode::URI_TOO_LONG,
+                "uri_too_long",
+                8,
+                "URI too long",
+                "The request's target is longer than this server accepts.",
+            ),
+            Self::HeadTooLarge => answer(
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+                "head_too_large",
+                8,
+                "Too many headers",
+                "The request has more headers than this server accepts.",
+            ),
+            Self::BodyTimeout => answer(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_timeout",
+                4,
+                "Body timeout",
+                "The request's body made no progress for too long.",
+            ),
+            Self::BodyTooLarge => answer(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                8,
+                "Body too large",
+                "The request's body is longer than this server accepts.",
+            ),
+            Self::Throttled(_) => answer(
+                StatusCode::TOO_MANY_REQUESTS,
+                "throttled",
+                14,
+                "Too many bad keys",
+                "Too many bad keys came from this address; try again later.",
+            ),
+            Self::UpstreamUnreachable => answer(
+                StatusCode::BAD_GATEWAY,
+                "upstream_unreachable",
+                14,
+                "Upstream unreachable",
+                "The service behind this proxy cannot be reached or broke off.",
+            ),
+            Self::UpstreamTimeout => answer(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                4,
+                "Upstream timeout",
+                "The service behind this proxy did not answer in time.",
+            ),
+            Self::IdentityTooLarge => answer(
+                StatusCode::BAD_GATEWAY,
+                "identity_too_large",
+                14,
+                "Identity too large",
+                "The key's roles and claims exceed what may be passed on in headers.",
+            ),
+            Self::ValidationUnavailable(_) => answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "validation_unavailable",
+                14,
+                "Validation unavailable",
+                "The API key cannot be checked at the moment. This says nothing about the key.",
+            ),
+            Self::Overloaded(_) => answer(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "overloaded",
+                14,
+                "Overloaded",
+                "Too many requests wait for a check of their key. This says nothing about the key.",
+            ),
+        }
+    }
+
+    fn retry_after(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Throttled(wait) | Self::ValidationUnavailable(wait) | Self::Overloaded(wait) => {
+                Some(HeaderValue::from(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64))
+            }
+            _ => None,
+        }
+    }
+
+    /// The challenge of RFC 6750 section 3. The realm is checked when the configuration is read.
+    fn challenge(&self, realm: &str) -> Option<HeaderValue> {
+        let error = match self {
+            Self::MissingCredential => "",
+            Self::InvalidKey => ", error=\"invalid_token\"",
+            Self::NotPermitted => ", error=\"insufficient_scope\"",
+            _ => return None,
+        };
+        HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{error}")).ok()
+    }
+
+    /// The answer on the wire: `application/problem+json` (RFC 9457), or trailers only for a gRPC caller.
+    pub fn response(&self, caller: &Caller, request_id: &str, realm: &str) -> Response<Body> {
+        let answer = self.answer();
+        let mut response = Response::new(body::empty());
+        let headers = response.headers_mut();
+        headers.insert(KEYWARD_ERROR, HeaderValue::from_static(answer.code));
+        if let Some(value) = self.retry_after() {
+            headers.insert(RETRY_AFTER, value);
+        }
+        if let Some(value) = self.challenge(realm) {
+            headers.insert(WWW_AUTHENTICATE, value);
+        }
+        if let Self::MethodNotAllowed(allow) = self {
+            headers.insert(ALLOW, allow.clone());
+        }
+        if caller.close {
+            // SECURITY: the rest of a refused body must never be read as the next request.
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if caller.grpc {
+            grpc(headers, &answer);
+            return response;
+        }
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        *response.status_mut() = answer.status;
+        if !caller.head {
+            let problem = Problem {
+                r#type: format!("urn:keyward:error:{}", answer.code),
+                title: answer.sentence,
+                status: answer.status.as_u16(),
+                detail: answer.detail,
+                code: answer.code,
+                request_id,
+                error: answer.sentence,
+            };
+            // A struct of strings and one number always serializes.
+            *response.body_mut() = body::full(serde_json::to_vec(&problem).unwrap_or_default());
+        }
+        response
+    }
+}
+
+fn grpc(headers: &mut HeaderMap, answer: &Answer) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from(u16::from(answer.grpc)));
+    headers.insert("grpc-message", HeaderValue::from_static(answer.sentence));
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_millis(1500);
+
+    fn every() -> Vec<Rejection> {
+        vec![
+            Rejection::MalformedRequest("It is broken."),
+            Rejection::AmbiguousCredential,
+            Rejection::AmbiguousPath,
+            Rejection::MissingCredential,
+            Rejection::InvalidKey,
+            Rejection::NotPermitted,
+            Rejection::NoRoute,
+            Rejection::MethodNotAllowed(HeaderValue::from_static("GET")),
+            Rejection::UriTooLong,
+            Rejection::HeadTooLarge,
+            Rejection::BodyTimeout,
+            Rejection::BodyTooLarge,
+            Rejection::Throttled(WAIT),
+            Rejection::UpstreamUnreachable,
+            Rejection::UpstreamTimeout,
+            Rejection::IdentityTooLarge,
+            Rejection::ValidationUnavailable(WAIT),
+            Rejection::Overloaded(WAIT),
+        ]
+    }
+
+    fn caller(head: bool, grpc: bool) -> Caller {
+        Caller { head, grpc, close: false }
+    }
+
+    async fn json(response: Response<Body>) -> serde_json::Value {
+        serde_json::from_slice(&response.into_body().collect().await.unwrap().to_bytes()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn every_answer_is_a_problem_with_its_code_in_a_header() {
+        for rejection in every() {
+            let response = rejection.response(&caller(false, false), "id-1", "api");
+            assert_eq!(response.status(), rejection.status());
+            assert_eq!(response.headers()[KEYWARD_ERROR], rejection.code());
+            assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+            let waits = matches!(rejection.status().as_u16(), 429 | 503);
+            assert_eq!(response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes), waits.then_some(&b"2"[..]));
+            let body = json(response).await;
+            assert_eq!(body["code"], rejection.code());
+            assert_eq!(body["status"], rejection.status().as_u16());
+            assert_eq!(body["request_id"], "id-1");
+            for text in ["type", "title", "detail", "error"] {
+                assert!(body[text].as_str().is_some_and(|text| !text.is_empty()), "{text}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_sentences_of_scalekits_middleware_are_kept() {
+        for (rejection, sentence, challenge) in [
+            (Rejection::MissingCredential, "Missing authorization token", "Bearer realm=\"api\""),
+            (Rejection::InvalidKey, "Invalid or expired token", "Bearer realm=\"api\", error=\"invalid_token\""),
+            (Rejection::NotPermitted, "Not permitted", "Bearer realm=\"api\", error=\"insufficient_scope\""),
+        ] {
+            let response = rejection.response(&caller(false, false), "", "api");
+            assert_eq!(response.headers()[WWW_AUTHENTICATE], challenge);
+            assert_eq!(json(response).await["error"], sentence);
+        }
+    }
+
+    #[tokio::test]
+    async fn head_gets_no_body_and_grpc_gets_trailers_only() {
+        for rejection in every() {
+            let head = rejection.response(&caller(true, false), "", "api");
+            assert_eq!(head.status(), rejection.status());
+            assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
+            let grpc = rejection.response(&caller(false, true), "", "api");
+            assert_eq!(grpc.status(), StatusCode::OK);
+            let expected = match rejection.status().as_u16() {
+                401 => "16",
+                403 => "7",
+                404 | 405 => "12",
+                400 => "13",
+                429 | 502 | 503 => "14",
+                408 | 504 => "4",
+                413 | 414 | 431 => "8",
+                other => panic!("no gRPC status stands for {other}"),
+            };
+            assert_eq!(grpc.headers()["grpc-status"], expected);
+            assert_eq!(grpc.headers()[CONTENT_TYPE], "application/grpc");
+        }
+    }
+}
