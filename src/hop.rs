@@ -34,11 +34,15 @@ pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option
 /// Removes every hop-by-hop header, those named in `Connection` included. `TE: trailers` stays, as gRPC needs it.
 pub fn strip(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| {
-        value.as_bytes().split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .any(|item| item.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> =
-            options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
+        let named: Vec<HeaderName> = options(headers)
+            .filter_map(|option| HeaderName::from_bytes(option).ok())
+            .collect();
         for name in named {
             // SECURITY: the two that frame and address the message are never one hop's business.
             if name != CONTENT_LENGTH && name != HOST {
@@ -68,7 +72,10 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[track_caller]
@@ -118,7 +125,11 @@ mod tests {
         assert!(!seen(&good, &Method::GET, Version::HTTP_10));
         assert!(!seen(&good[1..], &Method::GET, Version::HTTP_11));
         for other in ["h2c", "websocket, h2c", "TLS/1.0", ""] {
-            assert!(!seen(&[good[0], ("upgrade", other)], &Method::GET, Version::HTTP_11));
+            assert!(!seen(
+                &[good[0], ("upgrade", other)],
+                &Method::GET,
+                Version::HTTP_11
+            ));
         }
     }
 }

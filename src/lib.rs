@@ -2,15 +2,28 @@
 
 // Words: no I/O, no clock.
 pub mod body;
-pub mod secret;
-pub mod rejection;
 pub mod credential;
 pub mod hop;
 pub mod identity;
 pub mod policy;
+pub mod rejection;
+pub mod secret;
+
+// The outside world.
+pub mod origin;
+pub mod scalekit;
+pub mod tls;
+pub mod upstream;
+pub mod validator;
 
 // The request path.
+pub mod access_log;
+pub mod gateway;
 pub mod route;
+
+// The process.
+pub mod config;
+pub mod listener;
 
 // Tools.
 pub mod dev;

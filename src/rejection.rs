@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE,
+    ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
+    WWW_AUTHENTICATE,
 };
 use hyper::{Method, Request, Response, StatusCode, Version};
 use serde::Serialize;
@@ -78,7 +79,12 @@ pub struct Caller {
 impl Caller {
     /// Reads what matters.
     pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
-        let grpc = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc");
+        let grpc = |value: &HeaderValue| {
+            value
+                .as_bytes()
+                .to_ascii_lowercase()
+                .starts_with(b"application/grpc")
+        };
         Self {
             head: request.method() == Method::HEAD,
             grpc: request.headers().get(CONTENT_TYPE).is_some_and(grpc),
@@ -115,11 +121,21 @@ impl Rejection {
     }
 
     fn answer(&self) -> Answer {
-        let answer = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
+        let answer = |status, code, grpc, sentence, detail| Answer {
+            status,
+            code,
+            sentence,
+            detail,
+            grpc,
+        };
         match self {
-            Self::MalformedRequest(detail) => {
-                answer(StatusCode::BAD_REQUEST, "malformed_request", 13, "Malformed request", detail)
-            }
+            Self::MalformedRequest(detail) => answer(
+                StatusCode::BAD_REQUEST,
+                "malformed_request",
+                13,
+                "Malformed request",
+                detail,
+            ),
             Self::AmbiguousCredential => answer(
                 StatusCode::BAD_REQUEST,
                 "ambiguous_credential",
@@ -155,9 +171,13 @@ impl Rejection {
                 "Not permitted",
                 "The API key is valid, but this route does not accept it.",
             ),
-            Self::NoRoute => {
-                answer(StatusCode::NOT_FOUND, "no_route", 12, "No route", "No route takes this path.")
-            }
+            Self::NoRoute => answer(
+                StatusCode::NOT_FOUND,
+                "no_route",
+                12,
+                "No route",
+                "No route takes this path.",
+            ),
             Self::MethodNotAllowed(_) => answer(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -240,9 +260,9 @@ impl Rejection {
 
     fn retry_after(&self) -> Option<HeaderValue> {
         match self {
-            Self::Throttled(wait) | Self::ValidationUnavailable(wait) | Self::Overloaded(wait) => {
-                Some(HeaderValue::from(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64))
-            }
+            Self::Throttled(wait) | Self::ValidationUnavailable(wait) | Self::Overloaded(wait) => Some(
+                HeaderValue::from(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64),
+            ),
             _ => None,
         }
     }
@@ -339,7 +359,11 @@ mod tests {
     }
 
     fn caller(head: bool, grpc: bool) -> Caller {
-        Caller { head, grpc, close: false }
+        Caller {
+            head,
+            grpc,
+            close: false,
+        }
     }
 
     async fn json(response: Response<Body>) -> serde_json::Value {
@@ -354,7 +378,10 @@ mod tests {
             assert_eq!(response.headers()[KEYWARD_ERROR], rejection.code());
             assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
             let waits = matches!(rejection.status().as_u16(), 429 | 503);
-            assert_eq!(response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes), waits.then_some(&b"2"[..]));
+            assert_eq!(
+                response.headers().get(RETRY_AFTER).map(HeaderValue::as_bytes),
+                waits.then_some(&b"2"[..])
+            );
             let body = json(response).await;
             assert_eq!(body["code"], rejection.code());
             assert_eq!(body["status"], rejection.status().as_u16());
@@ -368,9 +395,21 @@ mod tests {
     #[tokio::test]
     async fn the_sentences_of_scalekits_middleware_are_kept() {
         for (rejection, sentence, challenge) in [
-            (Rejection::MissingCredential, "Missing authorization token", "Bearer realm=\"api\""),
-            (Rejection::InvalidKey, "Invalid or expired token", "Bearer realm=\"api\", error=\"invalid_token\""),
-            (Rejection::NotPermitted, "Not permitted", "Bearer realm=\"api\", error=\"insufficient_scope\""),
+            (
+                Rejection::MissingCredential,
+                "Missing authorization token",
+                "Bearer realm=\"api\"",
+            ),
+            (
+                Rejection::InvalidKey,
+                "Invalid or expired token",
+                "Bearer realm=\"api\", error=\"invalid_token\"",
+            ),
+            (
+                Rejection::NotPermitted,
+                "Not permitted",
+                "Bearer realm=\"api\", error=\"insufficient_scope\"",
+            ),
         ] {
             let response = rejection.response(&caller(false, false), "", "api");
             assert_eq!(response.headers()[WWW_AUTHENTICATE], challenge);

@@ -67,7 +67,9 @@ impl Pattern {
             return Err("a path has no query and no fragment");
         }
         if path.bytes().any(|byte| !byte.is_ascii_graphic()) || path.contains(['%', '\\', ';']) {
-            return Err("a path has visible ASCII without '%', '\\' and ';' only; wider prefixes take the rest");
+            return Err(
+                "a path has visible ASCII without '%', '\\' and ';' only; wider prefixes take the rest",
+            );
         }
         if path.contains("//") || (prefix && path.ends_with('/')) {
             return Err("a path has no empty segment");
@@ -75,15 +77,19 @@ impl Pattern {
         if has_dot_segment(path.as_bytes()) {
             return Err("a path has no '.' or '..' segment");
         }
-        Ok(if prefix { Self::Prefix(path.into()) } else { Self::Exact(path.into()) })
+        Ok(if prefix {
+            Self::Prefix(path.into())
+        } else {
+            Self::Exact(path.into())
+        })
     }
 
     fn takes(&self, path: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => exact.as_bytes() == path,
-            Self::Prefix(prefix) => {
-                path.strip_prefix(prefix.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
-            }
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_bytes())
+                .is_some_and(|rest| matches!(rest.first(), None | Some(b'/'))),
         }
     }
 
@@ -179,7 +185,11 @@ impl RouteTable {
 
     fn first(&self, host: &str, path: &[u8]) -> Option<&Route> {
         self.0.iter().find(|route| {
-            route.host.as_deref().is_none_or(|own| own.eq_ignore_ascii_case(host)) && route.pattern.takes(path)
+            route
+                .host
+                .as_deref()
+                .is_none_or(|own| own.eq_ignore_ascii_case(host))
+                && route.pattern.takes(path)
         })
     }
 }
@@ -198,15 +208,24 @@ impl Route {
     }
 
     fn takes_method(&self, method: &Method) -> bool {
-        self.methods.as_ref().is_none_or(|methods| methods.contains(method))
+        self.methods
+            .as_ref()
+            .is_none_or(|methods| methods.contains(method))
     }
 }
 
 fn allow(group: &[&Route]) -> HeaderValue {
     let all = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-    let listed: Vec<&str> =
-        group.iter().flat_map(|route| route.methods.iter().flatten()).map(Method::as_str).collect();
-    let names = if group.iter().any(|route| route.methods.is_none()) { &all[..] } else { &listed };
+    let listed: Vec<&str> = group
+        .iter()
+        .flat_map(|route| route.methods.iter().flatten())
+        .map(Method::as_str)
+        .collect();
+    let names = if group.iter().any(|route| route.methods.is_none()) {
+        &all[..]
+    } else {
+        &listed
+    };
     // Method names are tokens, and tokens are visible ASCII.
     HeaderValue::try_from(names.join(", ")).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
@@ -223,7 +242,11 @@ fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
     let plain = !path.contains(&b'%');
     let odd = |byte: &u8| matches!(byte, b'\\' | b';');
     if plain && !path.iter().any(odd) && !path.windows(2).any(|pair| pair == b"//") {
-        return if has_dot_segment(path) { Err(Rejection::AmbiguousPath) } else { Ok(Vec::new()) };
+        return if has_dot_segment(path) {
+            Err(Rejection::AmbiguousPath)
+        } else {
+            Ok(Vec::new())
+        };
     }
     let once = decoded(path).ok_or(Rejection::AmbiguousPath)?;
     // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
@@ -237,8 +260,10 @@ fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
             return Err(Rejection::AmbiguousPath);
         }
         for slashes in [false, true] {
-            let text: Vec<u8> =
-                text.iter().map(|&byte| if slashes && byte == b'\\' { b'/' } else { byte }).collect();
+            let text: Vec<u8> = text
+                .iter()
+                .map(|&byte| if slashes && byte == b'\\' { b'/' } else { byte })
+                .collect();
             for text in [without_parameters(&text), text] {
                 readings.push(without_empty_segments(&text));
                 readings.push(text);
@@ -327,7 +352,11 @@ mod tests {
     fn check(method: Method, host: &str, path: &str, expected: Result<&str, &str>) {
         let table = table();
         let found = table.find(&method, host, path);
-        assert_eq!(found.as_ref().map(|route| &*route.label).map_err(Rejection::code), expected, "{path}");
+        assert_eq!(
+            found.as_ref().map(|route| &*route.label).map_err(Rejection::code),
+            expected,
+            "{path}"
+        );
     }
 
     #[test]
@@ -357,7 +386,8 @@ mod tests {
         check(Method::POST, "x", "/healthz", Err("method_not_allowed"));
         check(Method::TRACE, "x", "/v1/orders", Err("method_not_allowed"));
         check(Method::CONNECT, "x", "/v1/orders", Err("method_not_allowed"));
-        let Err(Rejection::MethodNotAllowed(allow)) = table().find(&Method::PUT, "x", "/v1/admin/1").cloned() else {
+        let Err(Rejection::MethodNotAllowed(allow)) = table().find(&Method::PUT, "x", "/v1/admin/1").cloned()
+        else {
             panic!("PUT is not taken")
         };
         assert_eq!(allow, "POST, DELETE, GET");
@@ -366,7 +396,10 @@ mod tests {
     #[test]
     fn no_route_is_404_whatever_the_method() {
         let table = RouteTable::new(vec![route("/v1/*", &[Method::GET], Auth::Public)]).unwrap();
-        assert_eq!(table.find(&Method::TRACE, "x", "/v2").err(), Some(Rejection::NoRoute));
+        assert_eq!(
+            table.find(&Method::TRACE, "x", "/v2").err(),
+            Some(Rejection::NoRoute)
+        );
     }
 
     #[test]
@@ -395,7 +428,9 @@ mod tests {
 
     #[test]
     fn a_broken_or_control_escape_is_ambiguous() {
-        for path in ["/a%", "/a%2", "/a%zz", "/a%00", "/a%0d%0a", "/a%7f", "/a%2500", "", "*", "x/y"] {
+        for path in [
+            "/a%", "/a%2", "/a%zz", "/a%00", "/a%0d%0a", "/a%7f", "/a%2500", "", "*", "x/y",
+        ] {
             check(Method::GET, "x", path, Err("ambiguous_path"));
         }
     }
@@ -425,7 +460,16 @@ mod tests {
 
     #[test]
     fn an_odd_path_that_every_reading_takes_the_same_way_passes() {
-        for path in ["/v1/a%2Fb", "/v1/a;b=c/d", "/v1/orders//x", "/v1/100%25", "/v1/a\\b", "/v1/%C3%A9", "/v1/...", "/v1/a..b"] {
+        for path in [
+            "/v1/a%2Fb",
+            "/v1/a;b=c/d",
+            "/v1/orders//x",
+            "/v1/100%25",
+            "/v1/a\\b",
+            "/v1/%C3%A9",
+            "/v1/...",
+            "/v1/a..b",
+        ] {
             check(Method::GET, "x", path, Ok("/v1/*"));
         }
     }
@@ -451,7 +495,10 @@ mod tests {
 
     #[test]
     fn a_pattern_that_could_be_read_in_two_ways_is_refused() {
-        for bad in ["v1", "", "*", "/v1*", "/*/x", "/a?b", "/a#b", "/a%20b", "/a;b", "/a\\b", "//a", "/a//*", "/a/../b", "/é"] {
+        for bad in [
+            "v1", "", "*", "/v1*", "/*/x", "/a?b", "/a#b", "/a%20b", "/a;b", "/a\\b", "//a", "/a//*",
+            "/a/../b", "/é",
+        ] {
             assert!(Pattern::parse(bad).is_err(), "{bad}");
         }
     }
