@@ -41,6 +41,7 @@ impl Default for Settings {
 }
 
 /// An API key as the caller presented it. It cannot be printed, only asked about.
+#[derive(Clone)]
 pub struct ApiKey(HeaderValue, std::ops::Range<usize>);
 
 impl ApiKey {

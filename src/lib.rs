@@ -8,6 +8,7 @@ pub mod identity;
 pub mod policy;
 pub mod rejection;
 pub mod secret;
+pub mod metrics;
 
 // The outside world.
 pub mod origin;

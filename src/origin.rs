@@ -1,9 +1,32 @@
-//! Connections to one origin server.
+//! Connections to one origin server (RFC 9110 section 3.6), kept and reused: HTTP/1.1 one request at a time, HTTP/2
+//! many. A request goes out a second time only if the first time nothing of it was processed.
+//!
+//! Keyward pools connections itself because a pool by URI would open one for each `Host` that callers choose, and
+//! HTTP/2 sends the URI's authority.
 
+mod dial;
+
+use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::tls::KeyPair;
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::client::conn::{TrySendError, http1, http2};
+use hyper::header::{HOST, HeaderValue};
+use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use crate::body::{Body, BodyError};
+use crate::tls::{KeyPair, TlsError};
 
 /// Where an origin is and how to speak with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,4 +72,322 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
+}
+
+/// Streams on one HTTP/2 connection before a second one is opened: what servers are asked to allow at least (RFC 9113
+/// section 6.5.2).
+const STREAMS: usize = 100;
+
+/// Why there is no response.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(#[source] io::Error),
+    /// The connection broke, or what came is no HTTP.
+    #[error("the connection broke: {0}")]
+    Broken(#[source] hyper::Error),
+    /// An upgrade was asked of an origin that speaks HTTP/2 alone.
+    #[error("HTTP/2 cannot upgrade")]
+    NoUpgrade,
+}
+
+/// One origin and its connections.
+pub struct Origin {
+    dialer: dial::Dialer,
+    idle_timeout: Duration,
+    idle: Mutex<Vec<Idle>>,
+    shared: Mutex<Vec<Shared>>,
+    /// Whether the origin was last seen to speak HTTP/2.
+    speaks_http2: AtomicBool,
+    /// One at a time connects while HTTP/2 is likely: the others use the same connection. Held across an await for
+    /// just that.
+    dialing: tokio::sync::Mutex<()>,
+    tasks: TaskTracker,
+}
+
+/// An HTTP/1.1 connection between two requests.
+struct Idle {
+    sender: http1::SendRequest<Body>,
+    since: Instant,
+}
+
+/// An HTTP/2 connection. The `Arc` counts the streams: one for itself, one for each.
+struct Shared {
+    sender: http2::SendRequest<Body>,
+    streams: Arc<()>,
+    used: Instant,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>, Arc<()>),
+}
+
+impl Origin {
+    /// An origin without connections. They run in `tasks`.
+    ///
+    /// # Errors
+    /// When a certificate cannot be used.
+    pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Arc<Self>, TlsError> {
+        let origin = Arc::new(Self {
+            dialer: dial::Dialer::new(settings)?,
+            idle_timeout: settings.idle_timeout,
+            idle: Mutex::default(),
+            shared: Mutex::default(),
+            speaks_http2: AtomicBool::new(settings.protocol == Protocol::Http2 || settings.tls.is_some()),
+            dialing: tokio::sync::Mutex::default(),
+            tasks: tasks.clone(),
+        });
+        let (weak, period) = (Arc::downgrade(&origin), settings.idle_timeout);
+        tasks.spawn(async move {
+            while let Some(origin) = weak.upgrade() {
+                origin.reap();
+                drop(origin);
+                tokio::time::sleep(period).await;
+            }
+        });
+        Ok(origin)
+    }
+
+    /// Sends a request and gives the head of the answer; its body streams. The URI must be in origin-form and `Host`
+    /// present; over HTTP/2 it becomes `:authority`.
+    ///
+    /// # Errors
+    /// When there is no answer. There is no time limit but that of connecting.
+    pub async fn send(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        let (sender, kept) = self.sender(true).await?;
+        let copy = if kept { repeatable(&request) } else { None };
+        let (error, unsent) = match self.exchange(sender, request).await {
+            Ok(response) => return Ok(response),
+            Err((error, unsent)) => (error, unsent.map(|request| *request)),
+        };
+        // A kept connection may have died unnoticed: once more, on a new one.
+        let Some(request) = unsent.or(copy).filter(|_| kept) else { return Err(SendError::Broken(error)) };
+        let (sender, _) = self.sender(false).await?;
+        self.exchange(sender, request).await.map_err(|(error, _)| SendError::Broken(error))
+    }
+
+    /// Sends a request that may turn the connection into a tunnel, on a new HTTP/1.1 connection. After a 101 the
+    /// response can be upgraded.
+    ///
+    /// # Errors
+    /// As `send`.
+    pub async fn send_upgrade(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, SendError> {
+        let dialed = self.dialer.dial(dial::Wanted::Upgrade, &self.tasks).await?;
+        let dial::Dialed::Http1(sender) = dialed else { return Err(SendError::NoUpgrade) };
+        self.exchange(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
+    }
+
+    /// Forgets the connections: what is under way on them goes on, what comes gets new ones.
+    pub fn forget(&self) {
+        lock(&self.idle).clear();
+        lock(&self.shared).clear();
+    }
+
+    async fn exchange(
+        self: &Arc<Self>,
+        sender: Sender,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, (hyper::Error, Option<Box<Request<Body>>>)> {
+        let split = |mut error: TrySendError<Request<Body>>| {
+            let unsent = error.take_message().map(Box::new);
+            (error.into_error(), unsent)
+        };
+        match sender {
+            Sender::Http1(mut sender) => {
+                let response = sender.try_send_request(for_http1(request)).await.map_err(split)?;
+                // SECURITY: after a 101 the connection is no longer HTTP.
+                let kept = response.status() != StatusCode::SWITCHING_PROTOCOLS;
+                let lease = kept.then(|| Lease::Http1 { sender, origin: Arc::clone(self) });
+                Ok(response.map(|incoming| Leased::new(incoming, lease).boxed_unsync()))
+            }
+            Sender::Http2(mut sender, stream) => {
+                let request = for_http2(request, self.dialer.scheme());
+                let response = sender.try_send_request(request).await.map_err(split)?;
+                Ok(response.map(|incoming| Leased::new(incoming, Some(Lease::Http2(stream))).boxed_unsync()))
+            }
+        }
+    }
+
+    /// A connection to send on, and whether it was there before. With `reuse` off, HTTP/1.1 gets a new one.
+    async fn sender(self: &Arc<Self>, reuse: bool) -> Result<(Sender, bool), SendError> {
+        if let Some(sender) = self.kept(reuse) {
+            return Ok((sender, true));
+        }
+        let _one_at_a_time = if self.speaks_http2.load(Ordering::Relaxed) {
+            let guard = self.dialing.lock().await;
+            if let Some(sender) = self.kept(reuse) {
+                return Ok((sender, true));
+            }
+            Some(guard)
+        } else {
+            None
+        };
+        let dialed = self.dialer.dial(dial::Wanted::Any, &self.tasks).await?;
+        self.speaks_http2.store(matches!(dialed, dial::Dialed::Http2(_)), Ordering::Relaxed);
+        match dialed {
+            dial::Dialed::Http1(sender) => Ok((Sender::Http1(sender), false)),
+            dial::Dialed::Http2(sender) => {
+                let streams = Arc::new(());
+                let first = Sender::Http2(sender.clone(), Arc::clone(&streams));
+                lock(&self.shared).push(Shared { sender, streams, used: Instant::now() });
+                Ok((first, false))
+            }
+        }
+    }
+
+    fn kept(&self, reuse: bool) -> Option<Sender> {
+        let mut shared = lock(&self.shared);
+        shared.retain(|connection| !connection.sender.is_closed());
+        let free = |connection: &&mut Shared| Arc::strong_count(&connection.streams) <= STREAMS;
+        if let Some(connection) = shared.iter_mut().find(free) {
+            connection.used = Instant::now();
+            return Some(Sender::Http2(connection.sender.clone(), Arc::clone(&connection.streams)));
+        }
+        drop(shared);
+        if !reuse {
+            return None;
+        }
+        let mut idle = lock(&self.idle);
+        // The last one used is the likeliest to live. One that is not ready still sends the body of a request that
+        // was answered early.
+        let usable = |idle: &Idle| idle.sender.is_ready() && idle.since.elapsed() < self.idle_timeout;
+        let place = idle.iter().rposition(usable)?;
+        Some(Sender::Http1(idle.swap_remove(place).sender))
+    }
+
+    fn reap(&self) {
+        let expired = |since: Instant| since.elapsed() >= self.idle_timeout;
+        lock(&self.idle).retain(|idle| !idle.sender.is_closed() && !expired(idle.since));
+        lock(&self.shared).retain(|connection| {
+            let unused = Arc::strong_count(&connection.streams) == 1;
+            !(connection.sender.is_closed() || (unused && expired(connection.used)))
+        });
+    }
+}
+
+/// A copy to send again should the connection turn out dead: of a method that may be repeated (RFC 9110 section
+/// 9.2.2), and without a body, which would be half sent.
+fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
+    let idempotent = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    );
+    (idempotent && request.body().is_end_stream()).then(|| {
+        let mut copy = Request::new(crate::body::empty());
+        *copy.method_mut() = request.method().clone();
+        *copy.uri_mut() = request.uri().clone();
+        *copy.headers_mut() = request.headers().clone();
+        copy
+    })
+}
+
+fn for_http1(mut request: Request<Body>) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_11;
+    if let Some(authority) = request.uri().authority() {
+        // Prepared for HTTP/2, and then not sent on it.
+        if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+            request.headers_mut().insert(HOST, host);
+        }
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+    }
+    request
+}
+
+fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_2;
+    let authority = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    if let Some(authority) = authority {
+        let mut parts = Parts::default();
+        parts.scheme = Some(scheme);
+        parts.authority = Some(authority);
+        parts.path_and_query =
+            Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+            request.headers_mut().remove(HOST);
+        }
+    }
+    request
+}
+
+/// What a response's body holds until its end.
+enum Lease {
+    Http1 { sender: http1::SendRequest<Body>, origin: Arc<Origin> },
+    Http2(#[expect(dead_code, reason = "it counts the stream as long as it lives")] Arc<()>),
+}
+
+/// A response's body. Read to its end, the connection can serve again; dropped before, it is closed.
+struct Leased {
+    incoming: Incoming,
+    lease: Option<Lease>,
+}
+
+impl Leased {
+    fn new(incoming: Incoming, lease: Option<Lease>) -> Self {
+        let mut leased = Self { incoming, lease };
+        leased.return_if_ended();
+        leased
+    }
+
+    fn return_if_ended(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.end();
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(Lease::Http1 { sender, origin }) = self.lease.take()
+            && !sender.is_closed()
+        {
+            lock(&origin.idle).push(Idle { sender, since: Instant::now() });
+        }
+    }
+}
+
+impl http_body::Body for Leased {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
+        match &polled {
+            Poll::Ready(None) => self.end(),
+            Poll::Ready(Some(Ok(_))) => self.return_if_ended(),
+            Poll::Ready(Some(Err(_))) => self.lease = None,
+            Poll::Pending => {}
+        }
+        polled.map_err(Into::into)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}
+
+/// Runs what hyper spawns for HTTP/2 where its owner can see it.
+#[derive(Clone)]
+pub struct Tasks(pub TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, future: F) {
+        self.0.spawn(future);
+    }
+}
+
+/// The lists are never left half changed, so a poisoned lock is as good as any.
+fn lock<T>(list: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    list.lock().unwrap_or_else(PoisonError::into_inner)
 }

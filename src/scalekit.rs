@@ -1,9 +1,23 @@
-//! Scalekit's API, as far as Keyward needs it.
+//! Scalekit's REST API, as far as Keyward needs it, and what its answers mean (contract section 5). Whose fault a failure
+//! is decides everything after it, so each has its own name.
 
+pub mod access_token;
+pub mod tokens;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::origin;
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::{Method, Request, StatusCode};
+use tokio_util::task::TaskTracker;
+
+use crate::body;
+use crate::metrics::Metrics;
+use crate::origin::{self, Address, Origin, SendError};
 use crate::secret::SecretSource;
+use crate::tls::TlsError;
 
 /// How to reach an environment, and as whom.
 #[derive(Clone, Debug)]
@@ -18,4 +32,200 @@ pub struct Settings {
     pub client_secret: SecretSource,
     /// One validation, retries included.
     pub timeout: Duration,
+}
+
+/// Why Scalekit gave no verdict. Nothing here says anything about a key.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// No answer: it cannot be reached, or the connection broke.
+    #[error("Scalekit cannot be reached: {0}")]
+    Unreachable(String),
+    /// No answer in time.
+    #[error("Scalekit did not answer in time")]
+    Timeout,
+    /// A 5xx.
+    #[error("Scalekit answered {0}")]
+    Down(u16),
+    /// A 429: the quota, which the customer's logins share.
+    #[error("Scalekit throttles this client")]
+    Throttled(Option<Duration>),
+    /// Keyward's own access token is refused, or it cannot get one.
+    #[error("Scalekit refuses Keyward's own credentials: check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET")]
+    Credentials,
+    /// The client may not read API keys.
+    #[error("Scalekit's client lacks a permission: grant it api_credentials:read")]
+    Permission,
+    /// Whatever answered is not Scalekit's token API.
+    #[error("no Scalekit token API answers there ({0}): check SCALEKIT_ENVIRONMENT_URL")]
+    WrongEndpoint(String),
+    /// A 200 that breaks the contract.
+    #[error("Scalekit's answer breaks the contract: {0}")]
+    Broken(&'static str),
+    /// The own budget of calls in a minute is used up.
+    #[error("the budget of validations a minute is used up (scalekit.validations_per_minute)")]
+    Budget(Duration),
+    /// A secret cannot be read.
+    #[error("{0}")]
+    Secret(String),
+}
+
+impl Fault {
+    /// The label in metrics.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Unreachable(_) => "unreachable",
+            Self::Timeout => "timeout",
+            Self::Down(_) => "down",
+            Self::Throttled(_) => "throttled",
+            Self::Credentials => "credentials",
+            Self::Permission => "permission",
+            Self::WrongEndpoint(_) => "wrong_endpoint",
+            Self::Broken(_) => "broken_answer",
+            Self::Budget(_) => "budget",
+            Self::Secret(_) => "secret",
+        }
+    }
+
+    /// Whether Scalekit is down or slow, rather than saying something.
+    pub fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Timeout | Self::Down(_))
+    }
+
+    /// Whether another try may help at once.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Down(502..=504))
+    }
+}
+
+/// An environment of Scalekit's, and the own client's access token for it.
+pub struct Scalekit {
+    origin: Arc<Origin>,
+    host: HeaderValue,
+    /// The access token.
+    pub access_token: access_token::AccessToken,
+    timeout: Duration,
+    retries: tokens::RetryBudget,
+    metrics: Arc<Metrics>,
+}
+
+/// A whole answer.
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// Twenty claims of 256 characters, escaped to the utmost, and as much again.
+const MAX_ANSWER: usize = 256 * 1024;
+
+impl Scalekit {
+    /// A client. Nothing is sent before it is asked something.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up.
+    pub fn new(settings: &Settings, metrics: Arc<Metrics>, tasks: TaskTracker) -> Result<Arc<Self>, TlsError> {
+        let authority = settings.environment_url.split("://").last().unwrap_or_default();
+        let host = HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?;
+        Ok(Arc::new(Self {
+            origin: Origin::new(&settings.origin, tasks)?,
+            host,
+            access_token: access_token::AccessToken::new(
+                settings.client_id.clone(),
+                settings.client_secret.clone(),
+                Arc::clone(&metrics),
+            ),
+            timeout: settings.timeout,
+            retries: tokens::RetryBudget::default(),
+            metrics,
+        }))
+    }
+
+    /// One call, without retries. The caller sets the time limit.
+    async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        authorization: Option<HeaderValue>,
+        content: Bytes,
+    ) -> Result<Answer, Fault> {
+        let mut request = Request::new(body::full(content));
+        *request.method_mut() = method;
+        *request.uri_mut() = path.parse().map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
+        let headers = request.headers_mut();
+        headers.insert(HOST, self.host.clone());
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))));
+        if let Some(value) = authorization {
+            headers.insert(hyper::header::AUTHORIZATION, value);
+        }
+        let response = self.origin.send(request).await.map_err(|error| unreachable(&error))?;
+        let (head, mut frames) = response.into_parts();
+        let mut body = BytesMut::new();
+        while let Some(frame) = frames.frame().await {
+            let frame = frame.map_err(|error| Fault::Unreachable(format!("its answer broke off: {error}")))?;
+            body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            if body.len() > MAX_ANSWER {
+                return Err(Fault::Broken("an answer of more than 256 KiB"));
+            }
+        }
+        Ok(Answer { status: head.status, headers: head.headers, body: body.freeze() })
+    }
+}
+
+impl Answer {
+    /// What an answer means that is a failure whatever was asked.
+    fn fault(&self) -> Fault {
+        match self.status.as_u16() {
+            401 => Fault::Credentials,
+            403 => Fault::Permission,
+            429 => Fault::Throttled(self.retry_after()),
+            500.. => Fault::Down(self.status.as_u16()),
+            status => Fault::WrongEndpoint(format!("HTTP {status}")),
+        }
+    }
+
+    /// `Retry-After` in seconds (RFC 9110 section 10.2.3); a date is not understood.
+    fn retry_after(&self) -> Option<Duration> {
+        let value = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
+        value.parse().ok().map(Duration::from_secs)
+    }
+}
+
+fn unreachable(error: &SendError) -> Fault {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error).and_then(std::error::Error::source);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    Fault::Unreachable(text)
+}
+
+/// The origin of an environment's URL: `https://`, or `http://` for a loopback host.
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn origin_settings(url: &str, roots: Option<std::path::PathBuf>) -> Result<origin::Settings, &'static str> {
+    let uri: hyper::Uri = url.parse().map_err(|_| "this is not a URL")?;
+    let authority = uri.authority().ok_or("a URL names a host, as in https://acme.scalekit.com")?;
+    if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+        return Err("an environment URL is a scheme and a host alone, as in https://acme.scalekit.com");
+    }
+    let host = authority.host().trim_matches(['[', ']']);
+    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+    let (tls, port) = match uri.scheme_str() {
+        Some("https") => (Some(origin::Tls { roots, ..origin::Tls::default() }), 443),
+        Some("http") if loopback => (None, 80),
+        Some("http") => return Err("http:// would send secrets in clear text; only loopback hosts may have it"),
+        _ => return Err("an environment URL begins with https://"),
+    };
+    Ok(origin::Settings {
+        address: Address::Tcp(host.into(), authority.port_u16().unwrap_or(port)),
+        tls,
+        protocol: origin::Protocol::Auto,
+        connect_timeout: Duration::from_secs(1),
+        // Scalekit drops idle connections after five minutes (contract section 4).
+        idle_timeout: Duration::from_secs(200),
+    })
 }

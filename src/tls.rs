@@ -1,6 +1,11 @@
-//! TLS settings, made in one place: rustls with ring, TLS 1.2 and 1.3, never a switch that turns verification off.
+//! TLS settings, made in one place: rustls with ring, TLS 1.2 and 1.3, and no switch that turns verification off.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate chain and its key, in PEM files that are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,4 +14,112 @@ pub struct KeyPair {
     pub certificate: PathBuf,
     /// The private key: PKCS#8, PKCS#1 or SEC1.
     pub key: PathBuf,
+}
+
+/// Why TLS cannot be set up. The texts name files, never what is in them.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that is not there or not PEM.
+    #[error("cannot read {what} from {}: {error}", path.display())]
+    Pem {
+        /// What was looked for.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: rustls::pki_types::pem::Error,
+    },
+    /// A PEM file without a certificate.
+    #[error("there is no certificate in {}", .0.display())]
+    NoCertificate(PathBuf),
+    /// The certificate and the key do not belong together, or one is unusable.
+    #[error("the certificate {} cannot be used: {error}", path.display())]
+    Unusable {
+        /// The certificate's file.
+        path: PathBuf,
+        /// What is wrong.
+        error: rustls::Error,
+    },
+    /// A host that no certificate can be for.
+    #[error("'{0}' is neither a DNS name nor an IP address, so no certificate can be verified for it")]
+    Name(String),
+    /// Nothing to verify anybody with.
+    #[error("this system has no root certificates; install ca-certificates, set SSL_CERT_FILE, or set ca_file")]
+    NoRoots,
+}
+
+/// For https origins: verified against `roots`, or else the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR` are heeded).
+///
+/// # Errors
+/// When a file cannot be used.
+pub fn client(roots: Option<&Path>, identity: Option<&KeyPair>, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
+    let roots = match roots {
+        Some(path) => Arc::new(read_roots(path)?),
+        None => system_roots()?,
+    };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Unusable { path: PathBuf::new(), error })?
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        None => builder.with_no_client_auth(),
+        Some(pair) => {
+            let (chain, key) = read_pair(pair)?;
+            let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
+            builder.with_client_auth_cert(chain, key).map_err(unusable)?
+        }
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    Ok(config)
+}
+
+/// For the public listener, with ALPN `h2` and `http/1.1`.
+///
+/// # Errors
+/// When a file cannot be used.
+pub fn server(pair: &KeyPair) -> Result<ServerConfig, TlsError> {
+    let (chain, key) = read_pair(pair)?;
+    let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+fn read_pair(pair: &KeyPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
+    let chain = read_certificates(&pair.certificate)?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key)
+        .map_err(|error| TlsError::Pem { what: "a private key", path: pair.key.clone(), error })?;
+    Ok((chain, key))
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let pem = |error| TlsError::Pem { what: "certificates", path: path.to_owned(), error };
+    let chain: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    if chain.is_empty() { Err(TlsError::NoCertificate(path.to_owned())) } else { Ok(chain) }
+}
+
+fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in read_certificates(path)? {
+        roots.add(certificate).map_err(|error| TlsError::Unusable { path: path.to_owned(), error })?;
+    }
+    Ok(roots)
+}
+
+fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
+    static ROOTS: OnceLock<Arc<RootCertStore>> = OnceLock::new();
+    let roots = ROOTS.get_or_init(|| {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        Arc::new(roots)
+    });
+    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(Arc::clone(roots)) }
 }

@@ -1,15 +1,39 @@
-//! A verdict for each request.
+//! A verdict for each request: never older than the request, shared where that rule allows, and never a guess.
 
+pub mod flights;
+
+mod breaker;
+mod throttle;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use self::breaker::Breaker;
+use self::flights::{Arrival, Board};
+use self::throttle::{Allowance, Throttle};
+use crate::credential::{ApiKey, Digester, KeyDigest};
+use crate::identity::Identity;
+use crate::metrics::{Metrics, Outcome};
+use crate::rejection::Rejection;
+use crate::scalekit::tokens::Verdict;
+use crate::scalekit::{Fault, Scalekit};
 
 /// Limits of asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
+    /// From a request's arrival to its verdict, whatever it takes.
+    pub timeout: Duration,
     /// Validations of one key at once, from 1.
     pub max_in_flight_per_key: usize,
     /// Calls to Scalekit at once, from 1.
     pub max_in_flight: usize,
-    /// Requests that may wait for a call to begin.
+    /// Requests without a verdict beyond `max_in_flight`.
     pub max_waiting: usize,
     /// Calls to Scalekit in a minute; `None` for no budget.
     pub max_per_minute: Option<u32>,
@@ -24,6 +48,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            timeout: Duration::from_secs(2),
             max_in_flight_per_key: 4,
             max_in_flight: 512,
             max_waiting: 2048,
@@ -33,4 +58,244 @@ impl Default for Settings {
             bad_keys_per_minute: None,
         }
     }
+}
+
+/// Asks Scalekit, and remembers nothing but keys that are definitely bad.
+pub struct Validator {
+    settings: Settings,
+    scalekit: Arc<Scalekit>,
+    digester: Digester,
+    negative: Option<Cache<KeyDigest, ()>>,
+    board: Mutex<Board<KeyDigest, Flight>>,
+    in_flight: Semaphore,
+    breaker: Breaker,
+    throttle: Option<Throttle>,
+    budget: Option<Mutex<Allowance>>,
+    alarm: Mutex<Alarm>,
+    metrics: Arc<Metrics>,
+    tasks: TaskTracker,
+}
+
+type Answer = Result<Verdict, Fault>;
+
+/// One validation and those aboard: each holds a receiver.
+#[derive(Clone)]
+struct Flight(watch::Sender<Option<Answer>>);
+
+/// Says what went wrong with Scalekit once in a while, however many requests it hits.
+#[derive(Default)]
+struct Alarm {
+    last: Option<(&'static str, Instant)>,
+    suppressed: u64,
+}
+
+const ALARM_EVERY: Duration = Duration::from_secs(10);
+/// What callers are told to wait when nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl Validator {
+    /// Flights run in `tasks`.
+    ///
+    /// # Errors
+    /// When the system has no randomness for the digests.
+    pub fn new(
+        settings: Settings,
+        scalekit: Arc<Scalekit>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Result<Arc<Self>, ring::error::Unspecified> {
+        let negative = (!settings.negative_ttl.is_zero()).then(|| {
+            Cache::builder().max_capacity(settings.negative_entries).time_to_live(settings.negative_ttl).build()
+        });
+        Ok(Arc::new(Self {
+            digester: Digester::new()?,
+            negative,
+            board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
+            in_flight: Semaphore::new(settings.max_in_flight),
+            breaker: Breaker::default(),
+            throttle: settings.bad_keys_per_minute.map(Throttle::new),
+            budget: settings.max_per_minute.map(|limit| Mutex::new(Allowance::new(limit, Instant::now()))),
+            alarm: Mutex::default(),
+            settings,
+            scalekit,
+            metrics,
+            tasks,
+        }))
+    }
+
+    /// The identity of a key, by a validation that begins after this call.
+    ///
+    /// # Errors
+    /// `InvalidKey` when it is definitely bad, `Throttled`, `Overloaded`, or `ValidationUnavailable`.
+    pub async fn validate(self: &Arc<Self>, key: &ApiKey, client: Option<IpAddr>) -> Result<Arc<Identity>, Rejection> {
+        let (digest, now) = (self.digester.digest(key), Instant::now());
+        if self.negative.as_ref().is_some_and(|negative| negative.contains_key(&digest)) {
+            self.metrics.negative_hits.inc();
+            return Err(Rejection::InvalidKey);
+        }
+        if let (Some(throttle), Some(client)) = (&self.throttle, client) {
+            throttle.admit(client, &digest, now).map_err(|wait| {
+                self.metrics.throttled.inc();
+                Rejection::Throttled(wait)
+            })?;
+        }
+        match self.ask(key, digest, now).await? {
+            Verdict::Valid(identity) => {
+                if let Some(throttle) = &self.throttle {
+                    throttle.good(digest);
+                }
+                Ok(identity)
+            }
+            Verdict::Invalid => {
+                if let (Some(throttle), Some(client)) = (&self.throttle, client) {
+                    throttle.bad(client, now);
+                }
+                Err(Rejection::InvalidKey)
+            }
+        }
+    }
+
+    /// What is counted only when somebody looks.
+    pub fn observe(&self) {
+        if let Some(negative) = &self.negative {
+            negative.run_pending_tasks();
+            self.metrics.negative_entries.set(negative.entry_count());
+        }
+        if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
+            self.metrics.validation_headroom.set(lock(budget).left(limit, Instant::now()));
+        }
+    }
+
+    async fn ask(self: &Arc<Self>, key: &ApiKey, digest: KeyDigest, now: Instant) -> Result<Verdict, Rejection> {
+        self.breaker.admit(now).map_err(Rejection::ValidationUnavailable)?;
+        let _waiting = Waiting::begin(self)?;
+        let mut answer = {
+            let mut board = lock(&self.board);
+            let arrival = board.arrive(digest, || Flight(watch::Sender::new(None)));
+            let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
+            // Aboard while the board is locked: a flight that nobody is aboard of is not sent.
+            let answer = flight.0.subscribe();
+            drop(board);
+            if let Arrival::Departs(flight) = arrival {
+                // SECURITY: detached, so that one caller who leaves takes the answer from nobody, and resets no stream.
+                self.tasks.spawn(Arc::clone(self).fly(key.clone(), digest, flight));
+            }
+            answer
+        };
+        let landed = timeout_at(now + self.settings.timeout, answer.wait_for(Option::is_some)).await;
+        match landed {
+            Ok(Ok(landed)) => match &*landed {
+                Some(Ok(verdict)) => Ok(verdict.clone()),
+                Some(Err(fault)) => Err(rejection(fault)),
+                None => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+            },
+            // The flight crashed, or took too long.
+            Ok(Err(_)) | Err(_) => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+        }
+    }
+
+    /// Flies this flight, and those that board for the same key meanwhile.
+    async fn fly(self: Arc<Self>, key: ApiKey, digest: KeyDigest, flight: Flight) {
+        let crash = Crash { validator: &self, digest };
+        let mut next = Some(flight);
+        while let Some(flight) = next {
+            if let Ok(_permit) = self.in_flight.acquire().await
+                && !flight.0.is_closed()
+            {
+                let answer = self.call(&key, digest).await;
+                flight.0.send_replace(Some(answer));
+            }
+            next = lock(&self.board).land(&digest);
+        }
+        std::mem::forget(crash);
+    }
+
+    async fn call(&self, key: &ApiKey, digest: KeyDigest) -> Answer {
+        if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
+            lock(budget).take(limit, Instant::now()).map_err(|wait| Fault::Budget(wait))?;
+        }
+        let began = Instant::now();
+        let answer = self.scalekit.validate(key).await;
+        self.metrics.validation_seconds.observe(began.elapsed().as_secs_f64());
+        let outcome = match &answer {
+            Ok(Verdict::Valid(_)) => "valid",
+            Ok(Verdict::Invalid) => "invalid",
+            Err(fault) => fault.label(),
+        };
+        self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
+        let open = self.breaker.record(answer.as_ref().is_err_and(Fault::is_outage), Instant::now());
+        self.metrics.breaker_open.set(open.into());
+        match (&answer, &self.negative) {
+            // Only what is definite, for as long as the answer is young.
+            (Ok(Verdict::Invalid), Some(negative)) => negative.insert(digest, ()),
+            (Err(fault), _) => lock(&self.alarm).raise(fault),
+            (Ok(_), _) => {}
+        }
+        answer
+    }
+}
+
+fn rejection(fault: &Fault) -> Rejection {
+    match fault {
+        Fault::Throttled(Some(wait)) => Rejection::ValidationUnavailable(*wait),
+        Fault::Budget(wait) => Rejection::Overloaded(*wait),
+        _ => Rejection::ValidationUnavailable(RETRY_AFTER),
+    }
+}
+
+/// One request that waits for a verdict.
+struct Waiting<'a>(&'a Validator);
+
+impl<'a> Waiting<'a> {
+    fn begin(validator: &'a Validator) -> Result<Self, Rejection> {
+        let limit = validator.settings.max_in_flight.saturating_add(validator.settings.max_waiting);
+        let before = validator.metrics.validations_waiting.inc();
+        let waiting = Self(validator);
+        if usize::try_from(before).is_ok_and(|before| before < limit) {
+            Ok(waiting)
+        } else {
+            Err(Rejection::Overloaded(RETRY_AFTER))
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.metrics.validations_waiting.dec();
+    }
+}
+
+/// What remains to be done should a flight panic: nobody may wait for it, or for the one behind it, in vain.
+struct Crash<'a> {
+    validator: &'a Validator,
+    digest: KeyDigest,
+}
+
+impl Drop for Crash<'_> {
+    fn drop(&mut self) {
+        // Dropped without an answer, a flight wakes everybody aboard.
+        while lock(&self.validator.board).land(&self.digest).is_some() {}
+    }
+}
+
+impl Alarm {
+    fn raise(&mut self, fault: &Fault) {
+        let now = Instant::now();
+        match self.last {
+            Some((label, at)) if label == fault.label() && now - at < ALARM_EVERY => self.suppressed += 1,
+            _ => {
+                tracing::error!(
+                    error.r#type = fault.label(),
+                    suppressed = self.suppressed,
+                    "no verdict, so requests get 503: {fault}"
+                );
+                *self = Self { last: Some((fault.label(), now)), suppressed: 0 };
+            }
+        }
+    }
+}
+
+/// What a lock guards here is whole between any two statements, so a poisoned one is as good as any.
+fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
+    guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,0 +1,152 @@
+//! Opens a connection: name, TCP or unix socket, TLS, and the HTTP handshake, all within one time limit.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper::http::uri::Scheme;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::Instant;
+use tokio_rustls::TlsConnector;
+use tokio_util::task::TaskTracker;
+
+use super::{Address, Protocol, SendError, Settings, Tasks};
+use crate::body::Body;
+use crate::tls::{self, TlsError};
+
+/// No more often, or Scalekit's front closes the connection (contract section 4).
+const PING_EVERY: Duration = Duration::from_secs(60);
+const PONG_WITHIN: Duration = Duration::from_secs(10);
+
+pub(super) struct Dialer {
+    address: Address,
+    protocol: Protocol,
+    timeout: Duration,
+    tls: Option<Secure>,
+}
+
+struct Secure {
+    any: TlsConnector,
+    http1: TlsConnector,
+    name: ServerName<'static>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    Any,
+    Upgrade,
+}
+
+pub(super) enum Dialed {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+impl Dialer {
+    pub(super) fn new(settings: &Settings) -> Result<Self, TlsError> {
+        let tls = match (&settings.tls, &settings.address) {
+            (Some(tls), Address::Tcp(host, _)) => Some(Secure::new(tls, host, settings.protocol)?),
+            (Some(tls), Address::Unix(_)) => Some(Secure::new(tls, "localhost", settings.protocol)?),
+            (None, _) => None,
+        };
+        Ok(Self {
+            address: settings.address.clone(),
+            protocol: settings.protocol,
+            timeout: settings.connect_timeout,
+            tls,
+        })
+    }
+
+    pub(super) fn scheme(&self) -> Scheme {
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
+    }
+
+    pub(super) async fn dial(&self, wanted: Wanted, tasks: &TaskTracker) -> Result<Dialed, SendError> {
+        let deadline = Instant::now() + self.timeout;
+        let connect = async {
+            let stream = self.connect(deadline).await?;
+            self.secure(stream, wanted).await
+        };
+        let (stream, alpn) = match tokio::time::timeout_at(deadline, connect).await {
+            Ok(connected) => connected.map_err(SendError::Connect)?,
+            Err(_) => return Err(SendError::Connect(io::ErrorKind::TimedOut.into())),
+        };
+        let http2 = match self.protocol {
+            Protocol::Auto => alpn,
+            Protocol::Http1 => false,
+            Protocol::Http2 if wanted == Wanted::Upgrade => return Err(SendError::NoUpgrade),
+            Protocol::Http2 => true,
+        };
+        let io = TokioIo::new(stream);
+        if http2 {
+            let (sender, connection) = http2::Builder::new(Tasks(tasks.clone()))
+                .timer(TokioTimer::new())
+                .keep_alive_interval(PING_EVERY)
+                .keep_alive_timeout(PONG_WITHIN)
+                .handshake(io)
+                .await
+                .map_err(SendError::Broken)?;
+            tasks.spawn(connection);
+            Ok(Dialed::Http2(sender))
+        } else {
+            let (sender, connection) = http1::handshake(io).await.map_err(SendError::Broken)?;
+            // What ends a connection reaches whoever waits for an answer on it.
+            tasks.spawn(connection.with_upgrades());
+            Ok(Dialed::Http1(sender))
+        }
+    }
+
+    async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
+        let (host, port) = match &self.address {
+            Address::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
+            Address::Tcp(host, port) => (host.as_ref(), *port),
+        };
+        let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+        for (index, address) in addresses.iter().enumerate() {
+            // Each address gets its share of the time, so that a dead first one leaves some for the next.
+            let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
+            match tokio::time::timeout(share, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => {
+                    stream.set_nodelay(true)?;
+                    return Ok(Box::new(stream));
+                }
+                Ok(Err(error)) => failed = error,
+                Err(_) => failed = io::ErrorKind::TimedOut.into(),
+            }
+        }
+        Err(failed)
+    }
+
+    /// TLS, if there is any, and whether ALPN chose HTTP/2.
+    async fn secure(&self, stream: Box<dyn Io>, wanted: Wanted) -> io::Result<(Box<dyn Io>, bool)> {
+        let Some(secure) = &self.tls else { return Ok((stream, false)) };
+        let connector = if wanted == Wanted::Upgrade { &secure.http1 } else { &secure.any };
+        let stream = connector.connect(secure.name.clone(), stream).await?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        Ok((Box::new(stream), http2))
+    }
+}
+
+impl Secure {
+    fn new(settings: &super::Tls, host: &str, protocol: Protocol) -> Result<Self, TlsError> {
+        let alpn: &[&[u8]] = match protocol {
+            Protocol::Auto => &[b"h2", b"http/1.1"],
+            Protocol::Http1 => &[b"http/1.1"],
+            Protocol::Http2 => &[b"h2"],
+        };
+        let any = tls::client(settings.roots.as_deref(), settings.identity.as_ref(), alpn)?;
+        let mut http1 = any.clone();
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
+        let name = settings.server_name.as_deref().unwrap_or(host);
+        let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
+        Ok(Self { any: Arc::new(any).into(), http1: Arc::new(http1).into(), name })
+    }
+}

@@ -1,0 +1,318 @@
+//! `tokens:validate`, and what its answers mean: the table of contract section 5.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use hyper::Method;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Answer, Fault, Scalekit};
+use crate::credential::ApiKey;
+use crate::identity::{self, Identity};
+
+/// What Scalekit says of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is good, and speaks for this identity.
+    Valid(Arc<Identity>),
+    /// It is definitely not: unknown, expired, revoked, malformed.
+    Invalid,
+}
+
+/// Retries may be a tenth of validations, and ten at once: an outage must not double the load.
+pub(super) struct RetryBudget(AtomicU32);
+
+const TENTHS_AT_MOST: u32 = 100;
+const TRIES: u32 = 3;
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self(AtomicU32::new(TENTHS_AT_MOST))
+    }
+}
+
+impl RetryBudget {
+    fn deposit(&self) {
+        let add = |tenths: u32| (tenths < TENTHS_AT_MOST).then_some(tenths + 1);
+        // Full is fine.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    fn withdraw(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tenths| tenths.checked_sub(10)).is_ok()
+    }
+}
+
+#[derive(Serialize)]
+struct ValidateToken<'a> {
+    token: &'a str,
+}
+
+#[derive(Deserialize)]
+struct Validated {
+    token_info: Option<TokenInfo>,
+}
+
+/// Absent, null and "" mean the same (contract section 3).
+#[derive(Deserialize)]
+struct TokenInfo {
+    token_id: Option<String>,
+    organization_id: Option<String>,
+    organization_external_id: Option<String>,
+    user_id: Option<String>,
+    user_external_id: Option<String>,
+    custom_claims: Option<BTreeMap<String, serde_json::Value>>,
+    expiry: Option<String>,
+    token_suffix: Option<String>,
+    roles: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    code: Option<i64>,
+    message: Option<String>,
+    details: Option<Vec<serde_json::Value>>,
+}
+
+impl Scalekit {
+    /// Asks whether the key is good, within the time limit of `scalekit.timeout`, retries included.
+    ///
+    /// # Errors
+    /// When there is no verdict. The fault says whose it is.
+    pub async fn validate(&self, key: &ApiKey) -> Result<Verdict, Fault> {
+        let deadline = Instant::now() + self.timeout;
+        self.retries.deposit();
+        for tried in 1.. {
+            let Ok(answered) = timeout_at(deadline, self.validate_once(key)).await else {
+                // Whatever was connected may lead nowhere: the next call starts anew.
+                self.origin.forget();
+                return Err(self.access_token.trouble().unwrap_or(Fault::Timeout));
+            };
+            match answered {
+                Err(fault) if fault.is_passing() && tried < TRIES && self.retries.withdraw() => {
+                    self.metrics.validation_retries.inc();
+                    sleep(Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64())).await;
+                    if Instant::now() >= deadline {
+                        return Err(fault);
+                    }
+                }
+                answered => return answered,
+            }
+        }
+        Err(Fault::Timeout)
+    }
+
+    async fn validate_once(&self, key: &ApiKey) -> Result<Verdict, Fault> {
+        let bearer = self.access_token.bearer().await;
+        let body = serde_json::to_vec(&ValidateToken { token: key.expose() });
+        let body = Bytes::from(body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?);
+        let call = |authorization| {
+            let body = body.clone();
+            self.call(Method::POST, "/api/v1/tokens:validate", "application/json", Some(authorization), body)
+        };
+        let mut answer = call(bearer.value.clone()).await?;
+        if answer.status.as_u16() == 401 {
+            // It speaks of our access token, never of the key.
+            let bearer = self.access_token.renewed(&bearer).await;
+            answer = call(bearer.value).await?;
+        }
+        read(&answer, key.expose(), SystemTime::now())
+    }
+}
+
+fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
+    match answer.status.as_u16() {
+        200 => read_valid(&answer.body, presented, now),
+        404 | 400 => match serde_json::from_slice::<ErrorBody>(&answer.body) {
+            Ok(error) if error.is_about_the_key(answer.status.as_u16()) => Ok(Verdict::Invalid),
+            _ => Err(answer.fault()),
+        },
+        _ => Err(answer.fault()),
+    }
+}
+
+impl ErrorBody {
+    /// NOT_FOUND for a 404 and INVALID_ARGUMENT for a 400, but not the gateway's own answer to a path it does not know.
+    fn is_about_the_key(&self, status: u16) -> bool {
+        let unknown_route = self.message.as_deref() == Some("Not Found")
+            && self.details.as_ref().is_none_or(Vec::is_empty);
+        match status {
+            404 => self.code == Some(5) && !unknown_route,
+            _ => self.code == Some(3),
+        }
+    }
+}
+
+fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
+    let validated: Validated =
+        serde_json::from_slice(body).map_err(|_| Fault::Broken("a 200 that is not the JSON of a valid key"))?;
+    let token = validated.token_info.ok_or(Fault::Broken("a 200 without token_info"))?;
+    let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let id = |text: Option<String>, what| match some(text) {
+        None => Ok(None),
+        Some(text) => identity::id(&text).map(Some).ok_or(Fault::Broken(what)),
+    };
+    // SECURITY: an identifier is not a key, whatever Scalekit says of it.
+    if token.token_id.as_deref() == Some(presented) {
+        return Err(Fault::Broken("what was presented is a token id"));
+    }
+    if some(token.token_suffix).is_some_and(|suffix| suffix.len() != 4 || !presented.ends_with(&suffix)) {
+        return Err(Fault::Broken("token_suffix is not the end of the key"));
+    }
+    let expiry = match some(token.expiry) {
+        None => None,
+        Some(text) => {
+            let parsed = text.parse().ok().and_then(|expiry: jiff::Timestamp| SystemTime::try_from(expiry).ok());
+            Some(parsed.ok_or(Fault::Broken("expiry is not a timestamp"))?)
+        }
+    };
+    if expiry.is_some_and(|expiry| expiry <= now) {
+        return Err(Fault::Broken("an expired key called valid; compare the clocks"));
+    }
+    let text = |value| match value {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(Verdict::Valid(Arc::new(Identity {
+        org_id: id(token.organization_id, "organization_id is not visible ASCII")?
+            .ok_or(Fault::Broken("no organization_id"))?,
+        org_external_id: some(token.organization_external_id),
+        user_id: id(token.user_id, "user_id is not visible ASCII")?,
+        user_external_id: some(token.user_external_id),
+        roles: token.roles.unwrap_or_default().into_iter().filter(|role| !role.is_empty()).collect(),
+        token_id: id(token.token_id, "token_id is not visible ASCII")?,
+        claims: token.custom_claims.unwrap_or_default().into_iter().map(|(name, value)| (name, text(value))).collect(),
+        expiry,
+    })))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::{HeaderMap, StatusCode};
+
+    use super::*;
+
+    const KEY: &str = "0123456789ABCDEFGHIJabcdefxY9Z";
+
+    fn ask(status: u16, body: &str) -> Result<Verdict, Fault> {
+        let answer = Answer {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        };
+        read(&answer, KEY, SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
+    }
+
+    fn valid(info: &str) -> Result<Verdict, Fault> {
+        ask(200, &format!("{{\"token_info\":{{{info}}}}}"))
+    }
+
+    #[test]
+    fn a_valid_answer_is_an_identity_with_absent_null_and_empty_alike() {
+        for user in ["", r#","user_id":null"#, r#","user_id":"""#] {
+            let Ok(Verdict::Valid(identity)) = valid(&format!(r#""organization_id":"org_1"{user}"#)) else {
+                panic!("valid")
+            };
+            assert_eq!((identity.org_id.as_bytes(), &identity.user_id), (&b"org_1"[..], &None));
+        }
+        let Ok(Verdict::Valid(identity)) = valid(
+            r#""organization_id":"org_1","user_id":"usr_1","token_id":"apit_1","token_suffix":"xY9Z","roles":["a","b"],
+               "expiry":"2027-12-01T00:00:00.123456789Z","custom_claims":{"a":"b","n":1,"o":{"x":[true]},"z":null},
+               "email":"a@b","unknown":{"x":1}"#,
+        ) else {
+            panic!("valid")
+        };
+        assert_eq!(identity.roles, ["a", "b"]);
+        let claims: Vec<_> = identity.claims.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(claims, [("a", "b"), ("n", "1"), ("o", r#"{"x":[true]}"#), ("z", "null")]);
+    }
+
+    #[test]
+    fn a_200_that_is_not_a_whole_identity_breaks_the_contract() {
+        for body in [
+            "",
+            "null",
+            "{}",
+            "<html>",
+            r#"{"token_info":null}"#,
+            r#"{"token_info":{}}"#,
+            r#"{"token_info":{"organization_id":""}}"#,
+            r#"{"token_info":{"organization_id":"org 1"}}"#,
+            r#"{"token_info":{"organization_id":"org_1\r\nx: y"}}"#,
+            r#"{"token_info":{"organization_id":7}}"#,
+            r#"{"token_info":{"organization_id":"org_1","organization_id":"org_2"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","user_id":"ü"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","token_id":"a b"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","token_id":"0123456789ABCDEFGHIJabcdefxY9Z"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","token_suffix":"aaaa"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","token_suffix":"Z"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","expiry":"soon"}}"#,
+            r#"{"token_info":{"organization_id":"org_1","expiry":"2027-01-15T08:00:00Z"}}"#,
+            r#"{"token_info":{"organization_id":"org_1"}"#,
+        ] {
+            assert!(matches!(ask(200, body), Err(Fault::Broken(_))), "{body}");
+        }
+    }
+
+    #[test]
+    fn only_scalekits_own_words_make_a_key_invalid() {
+        let with_info = r#"[{"@type":"type.googleapis.com/scalekit.v1.errdetails.ErrorInfo","error_code":"X"}]"#;
+        for (status, body) in [
+            (404, format!(r#"{{"code":5,"message":"Token not found","details":{with_info}}}"#)),
+            (404, format!(r#"{{"code":5,"message":"Not Found","details":{with_info}}}"#)),
+            (404, r#"{"code":5,"message":"token not found","details":[]}"#.to_owned()),
+            (400, r#"{"code":3,"message":"invalid","details":[]}"#.to_owned()),
+        ] {
+            assert_eq!(ask(status, &body), Ok(Verdict::Invalid), "{body}");
+        }
+        for (status, body) in [
+            (404, r#"{"code":5,"message":"Not Found","details":[]}"#),
+            (404, r#"{"code":5,"message":"Not Found"}"#),
+            (404, "<html>not found</html>"),
+            (404, "{}"),
+            (404, r#"{"code":"5"}"#),
+            (404, r#"{"code":16}"#),
+            (400, r#"{"code":9}"#),
+            (400, "bad request"),
+            (302, ""),
+            (204, ""),
+            (409, r#"{"code":6}"#),
+        ] {
+            assert!(matches!(ask(status, body), Err(Fault::WrongEndpoint(_))), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn every_other_answer_is_a_fault_with_its_own_name() {
+        let invalid = r#"{"code":5,"message":"x","details":[1]}"#;
+        for (status, label) in [
+            (401, "credentials"),
+            (403, "permission"),
+            (429, "throttled"),
+            (500, "down"),
+            (502, "down"),
+            (503, "down"),
+            (504, "down"),
+        ] {
+            assert_eq!(ask(status, invalid).unwrap_err().label(), label);
+        }
+    }
+
+    #[test]
+    fn retries_are_a_tenth_of_validations_after_the_first_ten() {
+        let budget = RetryBudget::default();
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 10);
+        for _ in 0..1000 {
+            budget.deposit();
+        }
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 10);
+        for _ in 0..25 {
+            budget.deposit();
+        }
+        assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 2);
+    }
+}

@@ -1,0 +1,135 @@
+//! Slows down who tries bad keys, by client address, in bounded memory; and spares who came with a good key lately.
+
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::time::Instant;
+
+use crate::credential::KeyDigest;
+
+/// How long a key that was good gets through a throttled address. A hint for admission: the verdict is still asked.
+const GOOD_FOR: Duration = Duration::from_secs(600);
+const GOOD_KEYS: u64 = 100_000;
+const ADDRESSES: u64 = 100_000;
+
+/// An allowance that refills evenly over a minute.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    left: f64,
+    since: Instant,
+}
+
+impl Allowance {
+    /// A full one.
+    pub(super) fn new(per_minute: u32, now: Instant) -> Self {
+        Self { left: f64::from(per_minute), since: now }
+    }
+
+    /// What is left now.
+    pub(super) fn left(&mut self, per_minute: u32, now: Instant) -> f64 {
+        let per_minute = f64::from(per_minute);
+        let gained = now.saturating_duration_since(self.since).as_secs_f64() / 60.0 * per_minute;
+        self.left = (self.left + gained).min(per_minute);
+        self.since = now;
+        self.left
+    }
+
+    /// Takes one, or says in how long there will be one.
+    pub(super) fn take(&mut self, per_minute: u32, now: Instant) -> Result<(), Duration> {
+        let left = self.left(per_minute, now);
+        if left < 1.0 {
+            return Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(per_minute.max(1))));
+        }
+        self.left -= 1.0;
+        Ok(())
+    }
+}
+
+/// Allowances of bad keys by address.
+pub(super) struct Throttle {
+    per_minute: u32,
+    addresses: Cache<IpAddr, Arc<Mutex<Allowance>>>,
+    good: Cache<KeyDigest, ()>,
+}
+
+impl Throttle {
+    pub(super) fn new(per_minute: u32) -> Self {
+        Self {
+            per_minute,
+            // After a minute without a bad key an allowance is full again, which is what a missing one means.
+            addresses: Cache::builder().max_capacity(ADDRESSES).time_to_idle(Duration::from_secs(60)).build(),
+            good: Cache::builder().max_capacity(GOOD_KEYS).time_to_live(GOOD_FOR).build(),
+        }
+    }
+
+    /// Whether a request may be asked about; if not, in how long.
+    pub(super) fn admit(&self, client: IpAddr, key: &KeyDigest, now: Instant) -> Result<(), Duration> {
+        let Some(allowance) = self.addresses.get(&network(client)) else { return Ok(()) };
+        let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = allowance.left(self.per_minute, now);
+        if left >= 1.0 || self.good.contains_key(key) {
+            return Ok(());
+        }
+        Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
+    }
+
+    /// A key was asked about and found bad.
+    pub(super) fn bad(&self, client: IpAddr, now: Instant) {
+        let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
+        let allowance = self.addresses.get_with(network(client), full);
+        // One that is used up already stays so.
+        let _ = allowance.lock().unwrap_or_else(PoisonError::into_inner).take(self.per_minute, now);
+    }
+
+    /// A key was asked about and found good.
+    pub(super) fn good(&self, key: KeyDigest) {
+        self.good.insert(key, ());
+    }
+}
+
+/// Whom an address stands for: an IPv6 subscriber has a /64.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::credential::{ApiKey, Digester, Settings};
+
+    fn digest(text: &str) -> KeyDigest {
+        Digester::new().unwrap().digest(&ApiKey::parse(text, &Settings::default()).unwrap())
+    }
+
+    #[test]
+    fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
+        let (throttle, now) = (Throttle::new(60), Instant::now());
+        let key = digest("0123456789012345678901");
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        for _ in 0..60 {
+            assert!(throttle.admit(address("2001:db8::1"), &key, now).is_ok());
+            throttle.bad(address("2001:db8::1"), now);
+        }
+        assert_eq!(throttle.admit(address("2001:db8::2"), &key, now), Err(Duration::from_secs(1)));
+        assert!(throttle.admit(address("2001:db8:0:1::1"), &key, now).is_ok());
+        assert!(throttle.admit(address("192.0.2.1"), &key, now).is_ok());
+        assert!(throttle.admit(address("2001:db8::2"), &key, now + Duration::from_secs(1)).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_was_good_gets_through_a_throttled_address() {
+        let (throttle, now) = (Throttle::new(1), Instant::now());
+        let (good, bad) = (digest("0123456789012345678901"), digest("0123456789012345678902"));
+        let client = IpAddr::from([192, 0, 2, 1]);
+        throttle.good(good);
+        throttle.bad(client, now);
+        assert!(throttle.admit(client, &good, now).is_ok());
+        assert!(throttle.admit(client, &bad, now).is_err());
+        assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), &bad, now).is_err(), "the same address");
+    }
+}
