@@ -1,4 +1,20 @@
-//! One line and one count for each request.
+//! One line and one count for each request, whatever happened to it, in OpenTelemetry's words. Never a query string, never
+//! a key.
+
+use std::io::IsTerminal;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hyper::header::{HeaderMap, HeaderValue, USER_AGENT};
+use hyper::http::uri::PathAndQuery;
+use hyper::{Method, Request, Version};
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+
+use crate::identity::Identity;
+use crate::metrics::{self, Metrics};
+use crate::rejection::Rejection;
 
 /// How to log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,4 +34,232 @@ pub enum Format {
     Json,
     /// For people.
     Text,
+}
+
+/// Lines that wait for a slow reader of standard output; more are dropped and counted.
+const LINES_WAITING: usize = 16 * 1024;
+/// What a caller can put into a line, in characters for each field.
+const LONGEST_TEXT: usize = 512;
+
+/// Sends the log to standard output, without ever waiting for who reads it. Dropped, the guard writes what is left.
+pub fn start(settings: Settings, metrics: Arc<Metrics>) -> WorkerGuard {
+    let terminal = std::io::stdout().is_terminal();
+    let builder = NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_WAITING);
+    let (writer, guard) = builder.finish(std::io::stdout());
+    let dropped = writer.error_counter();
+    metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
+    let json = match settings.format {
+        Format::Auto => !terminal,
+        Format::Json => true,
+        Format::Text => false,
+    };
+    let log = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::INFO)
+        .with_writer(writer);
+    // A second start in one process, as in tests, keeps the first.
+    if json {
+        let log = log
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false);
+        let _ = tracing::subscriber::set_global_default(log.finish());
+    } else {
+        let _ = tracing::subscriber::set_global_default(log.compact().with_ansi(terminal).finish());
+    }
+    guard
+}
+
+/// What is known of a request so far. Dropped, it writes the line and counts.
+pub struct Record {
+    metrics: Arc<Metrics>,
+    access: bool,
+    began: Instant,
+    method: Method,
+    path: Option<PathAndQuery>,
+    version: Version,
+    client: Option<IpAddr>,
+    user_agent: Option<HeaderValue>,
+    trace: Option<HeaderValue>,
+    /// `X-Request-Id`.
+    pub request_id: HeaderValue,
+    /// The route's label.
+    pub route: Arc<str>,
+    /// Whom the request speaks for.
+    pub identity: Option<Arc<Identity>>,
+    /// The time spent on the verdict.
+    pub validation: Option<Duration>,
+    /// The time from sending upstream to the head of the answer.
+    pub upstream: Option<Duration>,
+    /// The status that the caller got; none yet if it went away before.
+    status: Option<u16>,
+    /// Why Keyward answered itself, or cut the answer.
+    reason: Option<&'static str>,
+    denied: bool,
+    /// What went wrong, for the operator.
+    pub cause: Option<String>,
+    /// Bytes of the answer's body.
+    pub sent: u64,
+    whole: bool,
+}
+
+impl Record {
+    /// A request's head has arrived.
+    pub fn begin<B>(
+        request: &Request<B>,
+        client: Option<IpAddr>,
+        request_id: HeaderValue,
+        access: bool,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        metrics.requests_in_flight.inc();
+        Self {
+            metrics,
+            access,
+            began: Instant::now(),
+            method: request.method().clone(),
+            path: request.uri().path_and_query().cloned(),
+            version: request.version(),
+            client,
+            user_agent: request.headers().get(USER_AGENT).cloned(),
+            trace: trace_id(request.headers()),
+            request_id,
+            route: Arc::from(""),
+            identity: None,
+            validation: None,
+            upstream: None,
+            status: None,
+            reason: None,
+            denied: false,
+            cause: None,
+            sent: 0,
+            whole: false,
+        }
+    }
+
+    /// Keyward answers itself.
+    pub fn rejected(&mut self, rejection: &Rejection) {
+        self.status = Some(rejection.status().as_u16());
+        self.reason = Some(rejection.code());
+        self.denied = rejection.is_denial();
+        self.whole = true;
+    }
+
+    /// The upstream answers.
+    pub fn answered(&mut self, status: u16) {
+        self.status = Some(status);
+    }
+
+    /// The answer's body came to its end.
+    pub fn ended(&mut self) {
+        self.whole = true;
+    }
+
+    /// The answer was cut short.
+    pub fn cut(&mut self, reason: &'static str, cause: Option<String>) {
+        self.reason = Some(reason);
+        self.cause = cause;
+    }
+
+    fn decision(&self) -> &'static str {
+        match (self.reason, self.denied) {
+            (None, _) if self.status.is_some() => "allow",
+            (Some(_), true) => "deny",
+            _ => "error",
+        }
+    }
+
+    fn reason(&self) -> Option<&'static str> {
+        // Nobody was there to take the answer, or the rest of it.
+        self.reason.or_else(|| (!self.whole).then_some("caller_gone"))
+    }
+
+    fn write(&self, elapsed: Duration) {
+        let path = self.path.as_ref().map_or("", PathAndQuery::path);
+        let identity = self.identity.as_deref();
+        let text = |value: &HeaderValue| shortened(&String::from_utf8_lossy(value.as_bytes())).into_owned();
+        tracing::event!(
+            target: "access",
+            tracing::Level::INFO,
+            http.request.method = self.method.as_str(),
+            url.path = &*shortened(path),
+            http.route = &*self.route,
+            http.response.status_code = self.status.unwrap_or(499),
+            http.response.body.size = self.sent,
+            network.protocol.version = version(self.version),
+            client.address = self.client.map(tracing::field::display),
+            user_agent.original = self.user_agent.as_ref().map(text),
+            keyward.decision = self.decision(),
+            keyward.reason = self.reason(),
+            keyward.route = &*self.route,
+            keyward.org.id = identity.map(|identity| text(&identity.org_id)),
+            keyward.user.id = identity.and_then(|identity| identity.user_id.as_ref()).map(text),
+            keyward.token.id = identity.and_then(|identity| identity.token_id.as_ref()).map(text),
+            keyward.request.id = text(&self.request_id),
+            keyward.validation.duration = self.validation.map(|time| time.as_secs_f64()),
+            keyward.upstream.duration = self.upstream.map(|time| time.as_secs_f64()),
+            http.server.request.duration = elapsed.as_secs_f64(),
+            trace_id = self.trace.as_ref().map(text),
+            error.message = self.cause.as_deref(),
+            "request"
+        );
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let elapsed = self.began.elapsed();
+        let labels = metrics::Request {
+            route: Arc::clone(&self.route),
+            method: metrics::method(&self.method),
+            code: self.status.unwrap_or(499),
+            outcome: self.decision(),
+        };
+        self.metrics.requests.get_or_create(&labels).inc();
+        let route = metrics::Route {
+            route: Arc::clone(&self.route),
+        };
+        self.metrics
+            .request_seconds
+            .get_or_create(&route)
+            .observe(elapsed.as_secs_f64());
+        if let Some(upstream) = self.upstream {
+            self.metrics
+                .upstream_seconds
+                .get_or_create(&route)
+                .observe(upstream.as_secs_f64());
+        }
+        self.metrics.requests_in_flight.dec();
+        if self.access {
+            self.write(elapsed);
+        }
+    }
+}
+
+/// The trace id of `traceparent` (W3C Trace Context section 3.2), which is passed on as it is.
+fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let value = headers.get("traceparent")?.to_str().ok()?;
+    let id = value
+        .split('-')
+        .nth(1)
+        .filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
+    HeaderValue::from_str(id).ok()
+}
+
+fn shortened(text: &str) -> std::borrow::Cow<'_, str> {
+    match text.char_indices().nth(LONGEST_TEXT) {
+        Some((at, _)) => format!("{}…", &text[..at]).into(),
+        None => text.into(),
+    }
+}
+
+fn version(version: Version) -> &'static str {
+    match version {
+        Version::HTTP_10 => "1.0",
+        Version::HTTP_11 => "1.1",
+        Version::HTTP_2 => "2",
+        _ => "other",
+    }
 }

@@ -5,10 +5,11 @@ pub mod body;
 pub mod credential;
 pub mod hop;
 pub mod identity;
+pub mod message;
+pub mod metrics;
 pub mod policy;
 pub mod rejection;
 pub mod secret;
-pub mod metrics;
 
 // The outside world.
 pub mod origin;

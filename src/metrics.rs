@@ -1,8 +1,8 @@
 //! What Keyward counts, in Prometheus' words: base units, and labels that come from the configuration or from a closed
 //! list, never from a request.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
 use prometheus_client::metrics::counter::Counter;
@@ -13,7 +13,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 /// From the fastest answer from memory to the longest wait, in seconds.
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const BUCKETS: [f64; 12] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+];
 
 /// The labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -45,7 +47,6 @@ pub struct Outcome {
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// All metrics of a process. Cheap to update, shared by `Arc`.
-#[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
     /// Requests finished.
@@ -92,8 +93,9 @@ pub struct Metrics {
     pub unconfirmed_streams: Gauge,
     /// Streams closed because their key is no longer good.
     pub streams_closed: Counter,
-    /// Lines that the log could not take.
-    pub log_lines_dropped: Counter,
+    /// Lines that the log could not take, from whoever counts them.
+    log_lines_dropped: Counter,
+    dropped_lines: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
     /// 1 when the last reload took effect.
     pub reload_successful: Gauge,
     /// When a configuration last took effect, in seconds since 1970.
@@ -130,6 +132,7 @@ impl Default for Metrics {
             unconfirmed_streams: Gauge::default(),
             streams_closed: Counter::default(),
             log_lines_dropped: Counter::default(),
+            dropped_lines: OnceLock::new(),
             reload_successful: Gauge::default(),
             reload_time: Gauge::default(),
             ready: Gauge::default(),
@@ -150,15 +153,27 @@ impl Metrics {
             Unit::Seconds,
             self.request_seconds.clone(),
         );
-        registry.register("http_requests_in_flight", "Requests under way", self.requests_in_flight.clone());
+        registry.register(
+            "http_requests_in_flight",
+            "Requests under way",
+            self.requests_in_flight.clone(),
+        );
         registry.register_with_unit(
             "upstream_duration",
             "From sending a request to the head of the upstream's answer",
             Unit::Seconds,
             self.upstream_seconds.clone(),
         );
-        registry.register("forged_headers", "Requests that carried headers of Keyward's own", self.forged.clone());
-        registry.register("claims_left_out", "Claims that would have shared a header", self.claims_left_out.clone());
+        registry.register(
+            "forged_headers",
+            "Requests that carried headers of Keyward's own",
+            self.forged.clone(),
+        );
+        registry.register(
+            "claims_left_out",
+            "Claims that would have shared a header",
+            self.claims_left_out.clone(),
+        );
         registry.register("validations", "Validations by Scalekit", self.validations.clone());
         registry.register_with_unit(
             "validation_duration",
@@ -166,35 +181,87 @@ impl Metrics {
             Unit::Seconds,
             self.validation_seconds.clone(),
         );
-        registry.register("validation_retries", "Second and later tries", self.validation_retries.clone());
-        registry.register("validations_waiting", "Requests without a verdict yet", self.validations_waiting.clone());
+        registry.register(
+            "validation_retries",
+            "Second and later tries",
+            self.validation_retries.clone(),
+        );
+        registry.register(
+            "validations_waiting",
+            "Requests without a verdict yet",
+            self.validations_waiting.clone(),
+        );
         registry.register(
             "validation_headroom",
             "Calls left in this minute's budget",
             self.validation_headroom.clone(),
         );
-        registry.register("breaker_open", "1 while Scalekit is taken to be down", self.breaker_open.clone());
-        registry.register("negative_cache_hits", "Requests refused from memory", self.negative_hits.clone());
-        registry.register("negative_cache_entries", "Keys remembered as bad", self.negative_entries.clone());
-        registry.register("throttled", "Requests refused for bad keys from their address", self.throttled.clone());
-        registry.register("access_token_fetches", "Fetches of the own access token", self.token_fetches.clone());
+        registry.register(
+            "breaker_open",
+            "1 while Scalekit is taken to be down",
+            self.breaker_open.clone(),
+        );
+        registry.register(
+            "negative_cache_hits",
+            "Requests refused from memory",
+            self.negative_hits.clone(),
+        );
+        registry.register(
+            "negative_cache_entries",
+            "Keys remembered as bad",
+            self.negative_entries.clone(),
+        );
+        registry.register(
+            "throttled",
+            "Requests refused for bad keys from their address",
+            self.throttled.clone(),
+        );
+        registry.register(
+            "access_token_fetches",
+            "Fetches of the own access token",
+            self.token_fetches.clone(),
+        );
         registry.register_with_unit(
             "access_token_expiry_timestamp",
             "When the own access token expires",
             Unit::Seconds,
             self.token_expiry.clone(),
         );
-        registry.register("connections", "Open connections from callers", self.connections.clone());
-        registry.register("connection_errors", "Connections that ended badly", self.connection_errors.clone());
-        registry.register("open_streams", "Answers and tunnels asked about again", self.open_streams.clone());
+        registry.register(
+            "connections",
+            "Open connections from callers",
+            self.connections.clone(),
+        );
+        registry.register(
+            "connection_errors",
+            "Connections that ended badly",
+            self.connection_errors.clone(),
+        );
+        registry.register(
+            "open_streams",
+            "Answers and tunnels asked about again",
+            self.open_streams.clone(),
+        );
         registry.register(
             "unconfirmed_streams",
             "Of these, those whose last question got no answer",
             self.unconfirmed_streams.clone(),
         );
-        registry.register("streams_closed", "Streams whose key ceased to be good", self.streams_closed.clone());
-        registry.register("log_lines_dropped", "Lines the log could not take", self.log_lines_dropped.clone());
-        registry.register("config_last_reload_successful", "1 when it took effect", self.reload_successful.clone());
+        registry.register(
+            "streams_closed",
+            "Streams whose key ceased to be good",
+            self.streams_closed.clone(),
+        );
+        registry.register(
+            "log_lines_dropped",
+            "Lines the log could not take",
+            self.log_lines_dropped.clone(),
+        );
+        registry.register(
+            "config_last_reload_successful",
+            "1 when it took effect",
+            self.reload_successful.clone(),
+        );
         registry.register_with_unit(
             "config_last_reload_success_timestamp",
             "When a configuration last took effect",
@@ -202,11 +269,24 @@ impl Metrics {
             self.reload_time.clone(),
         );
         registry.register("ready", "1 when ready", self.ready.clone());
-        registry.register("build", "The version", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        registry.register(
+            "build",
+            "The version",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+    }
+
+    /// Where the number of lines that the log could not take is to be found.
+    pub fn count_dropped_lines(&self, count: impl Fn() -> u64 + Send + Sync + 'static) {
+        // A second log in one process, as in tests, is not the one that is written to.
+        let _ = self.dropped_lines.set(Box::new(count));
     }
 
     /// Everything, in the OpenMetrics text format.
     pub fn encode(&self) -> String {
+        let dropped = self.dropped_lines.get().map_or(0, |count| count());
+        self.log_lines_dropped
+            .inc_by(dropped.saturating_sub(self.log_lines_dropped.get()));
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = text::encode(&mut out, &self.registry);
@@ -216,8 +296,14 @@ impl Metrics {
 
 /// The label of a method.
 pub fn method(method: &hyper::Method) -> &'static str {
-    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
-    KNOWN.iter().copied().find(|known| *known == method.as_str()).unwrap_or("other")
+    const KNOWN: [&str; 9] = [
+        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT",
+    ];
+    KNOWN
+        .iter()
+        .copied()
+        .find(|known| *known == method.as_str())
+        .unwrap_or("other")
 }
 
 #[cfg(test)]
@@ -227,9 +313,17 @@ mod tests {
     #[test]
     fn metrics_have_the_names_and_labels_that_dashboards_use() {
         let metrics = Metrics::default();
-        let labels = Request { route: "/v1/*".into(), method: "GET", code: 200, outcome: "allow" };
+        let labels = Request {
+            route: "/v1/*".into(),
+            method: "GET",
+            code: 200,
+            outcome: "allow",
+        };
         metrics.requests.get_or_create(&labels).inc();
-        metrics.validations.get_or_create(&Outcome { outcome: "valid" }).inc();
+        metrics
+            .validations
+            .get_or_create(&Outcome { outcome: "valid" })
+            .inc();
         metrics.validation_seconds.observe(0.02);
         let text = metrics.encode();
         for line in [

@@ -145,12 +145,15 @@ impl RouteTable {
     /// The route of a request.
     ///
     /// # Errors
-    /// `AmbiguousPath`, `NoRoute`, or `MethodNotAllowed`: the path decides before the method.
+    /// `AmbiguousPath`, `NoRoute`, or `MethodNotAllowed`: the path decides before the method. TRACE and CONNECT are
+    /// never taken.
     pub fn find(&self, method: &Method, host: &str, path: &str) -> Result<&Route, Rejection> {
-        let group = self.group(host, path)?;
         if *method == Method::TRACE || *method == Method::CONNECT {
-            return Err(Rejection::MethodNotAllowed(allow(&group)));
+            return Err(Rejection::MethodNotAllowed(allow(
+                &self.group(host, path).unwrap_or_default(),
+            )));
         }
+        let group = self.group(host, path)?;
         group
             .iter()
             .find(|route| route.takes_method(method))
@@ -394,12 +397,23 @@ mod tests {
     }
 
     #[test]
-    fn no_route_is_404_whatever_the_method() {
+    fn no_route_is_404_but_trace_and_connect_are_405_everywhere() {
         let table = RouteTable::new(vec![route("/v1/*", &[Method::GET], Auth::Public)]).unwrap();
         assert_eq!(
-            table.find(&Method::TRACE, "x", "/v2").err(),
+            table.find(&Method::POST, "x", "/v2").err(),
             Some(Rejection::NoRoute)
         );
+        for (method, path) in [
+            (Method::TRACE, "/v2"),
+            (Method::TRACE, "/v1"),
+            (Method::CONNECT, ""),
+        ] {
+            let rejection = table.find(&method, "x", path).err();
+            assert_eq!(
+                rejection.map(|rejection| rejection.code()),
+                Some("method_not_allowed")
+            );
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body;
 use crate::metrics::Metrics;
-use crate::origin::{self, Address, Origin, SendError};
+use crate::origin::{self, Address, Origin};
 use crate::secret::SecretSource;
 use crate::tls::TlsError;
 
@@ -50,7 +50,9 @@ pub enum Fault {
     #[error("Scalekit throttles this client")]
     Throttled(Option<Duration>),
     /// Keyward's own access token is refused, or it cannot get one.
-    #[error("Scalekit refuses Keyward's own credentials: check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET")]
+    #[error(
+        "Scalekit refuses Keyward's own credentials: check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET"
+    )]
     Credentials,
     /// The client may not read API keys.
     #[error("Scalekit's client lacks a permission: grant it api_credentials:read")]
@@ -123,7 +125,11 @@ impl Scalekit {
     ///
     /// # Errors
     /// When TLS cannot be set up.
-    pub fn new(settings: &Settings, metrics: Arc<Metrics>, tasks: TaskTracker) -> Result<Arc<Self>, TlsError> {
+    pub fn new(
+        settings: &Settings,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Result<Arc<Self>, TlsError> {
         let authority = settings.environment_url.split("://").last().unwrap_or_default();
         let host = HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?;
         Ok(Arc::new(Self {
@@ -132,7 +138,6 @@ impl Scalekit {
             access_token: access_token::AccessToken::new(
                 settings.client_id.clone(),
                 settings.client_secret.clone(),
-                Arc::clone(&metrics),
             ),
             timeout: settings.timeout,
             retries: tokens::RetryBudget::default(),
@@ -151,25 +156,39 @@ impl Scalekit {
     ) -> Result<Answer, Fault> {
         let mut request = Request::new(body::full(content));
         *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
+        *request.uri_mut() = path
+            .parse()
+            .map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))));
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))),
+        );
         if let Some(value) = authorization {
             headers.insert(hyper::header::AUTHORIZATION, value);
         }
-        let response = self.origin.send(request).await.map_err(|error| unreachable(&error))?;
+        let response = self
+            .origin
+            .send(request)
+            .await
+            .map_err(|error| Fault::Unreachable(error.chain()))?;
         let (head, mut frames) = response.into_parts();
         let mut body = BytesMut::new();
         while let Some(frame) = frames.frame().await {
-            let frame = frame.map_err(|error| Fault::Unreachable(format!("its answer broke off: {error}")))?;
+            let frame =
+                frame.map_err(|error| Fault::Unreachable(format!("its answer broke off: {error}")))?;
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             if body.len() > MAX_ANSWER {
                 return Err(Fault::Broken("an answer of more than 256 KiB"));
             }
         }
-        Ok(Answer { status: head.status, headers: head.headers, body: body.freeze() })
+        Ok(Answer {
+            status: head.status,
+            headers: head.headers,
+            body: body.freeze(),
+        })
     }
 }
 
@@ -192,32 +211,35 @@ impl Answer {
     }
 }
 
-fn unreachable(error: &SendError) -> Fault {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error).and_then(std::error::Error::source);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    Fault::Unreachable(text)
-}
-
 /// The origin of an environment's URL: `https://`, or `http://` for a loopback host.
 ///
 /// # Errors
 /// A sentence that says what is wrong.
-pub fn origin_settings(url: &str, roots: Option<std::path::PathBuf>) -> Result<origin::Settings, &'static str> {
+pub fn origin_settings(
+    url: &str,
+    roots: Option<std::path::PathBuf>,
+) -> Result<origin::Settings, &'static str> {
     let uri: hyper::Uri = url.parse().map_err(|_| "this is not a URL")?;
-    let authority = uri.authority().ok_or("a URL names a host, as in https://acme.scalekit.com")?;
+    let authority = uri
+        .authority()
+        .ok_or("a URL names a host, as in https://acme.scalekit.com")?;
     if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err("an environment URL is a scheme and a host alone, as in https://acme.scalekit.com");
     }
     let host = authority.host().trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
     let (tls, port) = match uri.scheme_str() {
-        Some("https") => (Some(origin::Tls { roots, ..origin::Tls::default() }), 443),
+        Some("https") => (
+            Some(origin::Tls {
+                roots,
+                ..origin::Tls::default()
+            }),
+            443,
+        ),
         Some("http") if loopback => (None, 80),
-        Some("http") => return Err("http:// would send secrets in clear text; only loopback hosts may have it"),
+        Some("http") => {
+            return Err("http:// would send secrets in clear text; only loopback hosts may have it");
+        }
         _ => return Err("an environment URL begins with https://"),
     };
     Ok(origin::Settings {

@@ -44,7 +44,9 @@ pub enum TlsError {
     #[error("'{0}' is neither a DNS name nor an IP address, so no certificate can be verified for it")]
     Name(String),
     /// Nothing to verify anybody with.
-    #[error("this system has no root certificates; install ca-certificates, set SSL_CERT_FILE, or set ca_file")]
+    #[error(
+        "this system has no root certificates; install ca-certificates, set SSL_CERT_FILE, or set ca_file"
+    )]
     NoRoots,
 }
 
@@ -52,7 +54,11 @@ pub enum TlsError {
 ///
 /// # Errors
 /// When a file cannot be used.
-pub fn client(roots: Option<&Path>, identity: Option<&KeyPair>, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
+pub fn client(
+    roots: Option<&Path>,
+    identity: Option<&KeyPair>,
+    alpn: &[&[u8]],
+) -> Result<ClientConfig, TlsError> {
     let roots = match roots {
         Some(path) => Arc::new(read_roots(path)?),
         None => system_roots()?,
@@ -60,13 +66,19 @@ pub fn client(roots: Option<&Path>, identity: Option<&KeyPair>, alpn: &[&[u8]]) 
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::Unusable { path: PathBuf::new(), error })?
+        .map_err(|error| TlsError::Unusable {
+            path: PathBuf::new(),
+            error,
+        })?
         .with_root_certificates(roots);
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(pair) => {
             let (chain, key) = read_pair(pair)?;
-            let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
+            let unusable = |error| TlsError::Unusable {
+                path: pair.certificate.clone(),
+                error,
+            };
             builder.with_client_auth_cert(chain, key).map_err(unusable)?
         }
     };
@@ -80,7 +92,10 @@ pub fn client(roots: Option<&Path>, identity: Option<&KeyPair>, alpn: &[&[u8]]) 
 /// When a file cannot be used.
 pub fn server(pair: &KeyPair) -> Result<ServerConfig, TlsError> {
     let (chain, key) = read_pair(pair)?;
-    let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
+    let unusable = |error| TlsError::Unusable {
+        path: pair.certificate.clone(),
+        error,
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -94,22 +109,38 @@ pub fn server(pair: &KeyPair) -> Result<ServerConfig, TlsError> {
 
 fn read_pair(pair: &KeyPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {
     let chain = read_certificates(&pair.certificate)?;
-    let key = PrivateKeyDer::from_pem_file(&pair.key)
-        .map_err(|error| TlsError::Pem { what: "a private key", path: pair.key.clone(), error })?;
+    let key = PrivateKeyDer::from_pem_file(&pair.key).map_err(|error| TlsError::Pem {
+        what: "a private key",
+        path: pair.key.clone(),
+        error,
+    })?;
     Ok((chain, key))
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |error| TlsError::Pem { what: "certificates", path: path.to_owned(), error };
-    let chain: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
-    if chain.is_empty() { Err(TlsError::NoCertificate(path.to_owned())) } else { Ok(chain) }
+    let pem = |error| TlsError::Pem {
+        what: "certificates",
+        path: path.to_owned(),
+        error,
+    };
+    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
+        .map_err(pem)?
+        .collect::<Result<_, _>>()
+        .map_err(pem)?;
+    if chain.is_empty() {
+        Err(TlsError::NoCertificate(path.to_owned()))
+    } else {
+        Ok(chain)
+    }
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| TlsError::Unusable { path: path.to_owned(), error })?;
+        roots.add(certificate).map_err(|error| TlsError::Unusable {
+            path: path.to_owned(),
+            error,
+        })?;
     }
     Ok(roots)
 }
@@ -121,5 +152,9 @@ fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         Arc::new(roots)
     });
-    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(Arc::clone(roots)) }
+    if roots.is_empty() {
+        Err(TlsError::NoRoots)
+    } else {
+        Ok(Arc::clone(roots))
+    }
 }

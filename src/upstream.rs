@@ -1,11 +1,27 @@
-//! Forwarding to the service behind Keyward.
+//! Forwarding to the service behind Keyward. Takes a `Permit`, so nothing gets here without one. Bodies stream both ways;
+//! a request goes out once.
 
 pub mod forwarded;
+pub mod tunnel;
+
+mod outgoing;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::origin;
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use hyper::{Request, Response, StatusCode};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::TaskTracker;
+
+use self::outgoing::{Outgoing, Progress};
+use crate::body::Body;
+use crate::hop::{self, WebSocket};
+use crate::identity::Headers;
+use crate::origin::{self, Origin, SendError};
+use crate::policy::Permit;
+use crate::rejection::{KEYWARD_ERROR, Rejection};
+use crate::tls::TlsError;
 
 /// One `[upstreams.NAME]` of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,6 +30,123 @@ pub struct Settings {
     pub name: Arc<str>,
     /// Where it is.
     pub origin: origin::Settings,
-    /// The time to the head of the answer.
+    /// The time to the head of the answer, from the last of the request that was sent.
     pub response_timeout: Duration,
+}
+
+/// A service behind Keyward.
+pub struct Upstream {
+    origin: Arc<Origin>,
+    response_timeout: Duration,
+}
+
+/// Why there is no answer of the upstream's.
+#[derive(Debug)]
+pub struct Failure {
+    /// What the caller is told.
+    pub rejection: Rejection,
+    /// What the log says.
+    pub cause: String,
+}
+
+impl Upstream {
+    /// An upstream without connections. They run in `tasks`.
+    ///
+    /// # Errors
+    /// When a certificate cannot be used.
+    pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Self, TlsError> {
+        Ok(Self {
+            origin: Origin::new(&settings.origin, tasks)?,
+            response_timeout: settings.response_timeout,
+        })
+    }
+
+    /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer.
+    ///
+    /// # Errors
+    /// `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
+    pub async fn forward(
+        &self,
+        request: Request<Body>,
+        _permit: &Permit,
+        upgrade: Option<WebSocket>,
+        identity: &Arc<Headers>,
+    ) -> Result<Response<Body>, Failure> {
+        let progress = Arc::new(Progress::begin());
+        let mut request =
+            request.map(|body| Outgoing::wrap(body, Arc::clone(identity), Arc::clone(&progress)));
+        let mut response = if upgrade.is_some() {
+            set_upgrade(request.headers_mut());
+            self.answered(self.origin.send_upgrade(request), &progress)
+                .await?
+        } else {
+            self.answered(self.origin.send(request), &progress).await?
+        };
+        let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
+        // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
+        if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
+            return Err(Failure::unreachable("it switched protocols unasked"));
+        }
+        hop::strip(response.headers_mut());
+        response.headers_mut().remove(KEYWARD_ERROR);
+        if switched {
+            set_upgrade(response.headers_mut());
+        }
+        Ok(response)
+    }
+
+    /// Waits for the head of the answer. The time limit runs from the last progress of the request's body, so that it
+    /// never cuts an upload.
+    async fn answered(
+        &self,
+        sending: impl Future<Output = Result<Response<Body>, SendError>>,
+        progress: &Progress,
+    ) -> Result<Response<Body>, Failure> {
+        let mut sending = std::pin::pin!(sending);
+        loop {
+            let deadline = progress.last() + self.response_timeout;
+            tokio::select! {
+                sent = &mut sending => return sent.map_err(|error| Failure::sending(&error, progress)),
+                () = sleep_until(deadline) => {
+                    if progress.last() + self.response_timeout <= Instant::now() {
+                        let rejection = Rejection::UpstreamTimeout;
+                        return Err(Failure { rejection, cause: "no answer in time".into() });
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Failure {
+    fn unreachable(cause: impl Into<String>) -> Self {
+        Self {
+            rejection: Rejection::UpstreamUnreachable,
+            cause: cause.into(),
+        }
+    }
+
+    fn sending(error: &SendError, progress: &Progress) -> Self {
+        match (progress.broken(), error) {
+            (true, _) => Self {
+                rejection: Rejection::MalformedRequest("The request's body broke off."),
+                cause: "the caller's body broke off".into(),
+            },
+            (false, SendError::NoUpgrade) => {
+                Self::unreachable("it speaks HTTP/2 alone, which has no upgrade")
+            }
+            (false, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.chain()),
+        }
+    }
+}
+
+fn set_upgrade(headers: &mut HeaderMap) {
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    headers
+        .get(UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }

@@ -1,7 +1,6 @@
 //! Keyward's own access token (contract section 1): fetched by one keeper, renewed well before it expires, and never
 //! waited for while the old one is good.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Fault, Scalekit};
-use crate::metrics::{Metrics, Outcome};
+use crate::metrics::Outcome;
 use crate::secret::SecretSource;
 
 /// Between two fetches, at least.
@@ -30,7 +29,6 @@ pub struct AccessToken {
     /// The newest token that Scalekit refused, by its serial.
     refused: AtomicU64,
     wanted: Notify,
-    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -58,14 +56,13 @@ struct Grant {
 }
 
 impl AccessToken {
-    pub(super) fn new(client_id: SecretSource, client_secret: SecretSource, metrics: Arc<Metrics>) -> Self {
+    pub(super) fn new(client_id: SecretSource, client_secret: SecretSource) -> Self {
         Self {
             client_id,
             client_secret,
             state: watch::Sender::default(),
             refused: AtomicU64::new(0),
             wanted: Notify::new(),
-            metrics,
         }
     }
 
@@ -133,7 +130,9 @@ impl Scalekit {
                 Ok(fetched) => fetched,
                 Err(_) => Err(Fault::Timeout),
             };
-            let outcome = Outcome { outcome: fetched.as_ref().map_or_else(Fault::label, |_| "fetched") };
+            let outcome = Outcome {
+                outcome: fetched.as_ref().map_or_else(Fault::label, |_| "fetched"),
+            };
             self.metrics.token_fetches.get_or_create(&outcome).inc();
             let next = match fetched {
                 Ok((value, lifetime)) => {
@@ -141,15 +140,22 @@ impl Scalekit {
                     let expiry = SystemTime::now() + lifetime;
                     let seconds = expiry.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                     self.metrics.token_expiry.set(seconds);
-                    let bearer = Bearer { value, expires: started + lifetime, serial };
-                    own.state.send_replace(State { bearer: Some(bearer), fault: None });
+                    let bearer = Bearer {
+                        value,
+                        expires: started + lifetime,
+                        serial,
+                    };
+                    own.state.send_replace(State {
+                        bearer: Some(bearer),
+                        fault: None,
+                    });
                     // Not all replicas at once: between 72 and 80 % of its life.
                     started + lifetime.mul_f64(0.8 - 0.08 * fastrand::f64())
                 }
                 Err(fault) => {
                     // A fault that lasts is said again now and then, not each time.
                     if failures.is_power_of_two() || failures == 0 {
-                        tracing::error!(error.r#type = fault.label(), "cannot get an access token: {fault}");
+                        tracing::error!(error.kind = fault.label(), "cannot get an access token: {fault}");
                     }
                     failures = failures.saturating_add(1);
                     own.state.send_modify(|state| state.fault = Some(fault));
@@ -171,7 +177,11 @@ impl Scalekit {
                 () = sleep_until(next) => {}
                 () = wanted => {}
             }
-            let pause = if failures > 0 { PAUSE.mul_f64(0.25) * failures.min(4) } else { PAUSE };
+            let pause = if failures > 0 {
+                PAUSE.mul_f64(0.25) * failures.min(4)
+            } else {
+                PAUSE
+            };
             sleep_until(started + pause).await;
         }
     }
@@ -179,14 +189,23 @@ impl Scalekit {
     /// The token and its lifetime. The secrets are read anew, so that a rotated one is used.
     async fn fetch(&self) -> Result<(HeaderValue, Duration), Fault> {
         let secret = |source: &SecretSource| source.read().map_err(|error| Fault::Secret(error.to_string()));
-        let (id, secret) = (secret(&self.access_token.client_id)?, secret(&self.access_token.client_secret)?);
+        let (id, secret) = (
+            secret(&self.access_token.client_id)?,
+            secret(&self.access_token.client_secret)?,
+        );
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("grant_type", "client_credentials")
             .append_pair("client_id", id.expose())
             .append_pair("client_secret", secret.expose())
             .finish();
         let answer = self
-            .call(Method::POST, "/oauth/token", "application/x-www-form-urlencoded", None, Bytes::from(form))
+            .call(
+                Method::POST,
+                "/oauth/token",
+                "application/x-www-form-urlencoded",
+                None,
+                Bytes::from(form),
+            )
             .await?;
         match answer.status.as_u16() {
             200 => {}

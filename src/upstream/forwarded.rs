@@ -1,6 +1,19 @@
-//! What Keyward says of the caller's connection.
+//! What Keyward says of the caller's connection: `X-Forwarded-*` and `X-Request-Id`. What a caller says of itself is
+//! believed only of trusted proxies.
 
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use hyper::HeaderMap;
+use hyper::header::{FORWARDED, HeaderName, HeaderValue};
 use ipnet::IpNet;
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The name that ties a request, its answer and its log line together.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Whose word about the caller is believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,4 +22,285 @@ pub struct Trusted {
     pub networks: Vec<IpNet>,
     /// Peers of a unix socket (`"unix:"` in the list).
     pub unix: bool,
+}
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// Its address; `None` on a unix socket.
+    pub address: Option<IpAddr>,
+    /// Whether it speaks TLS with Keyward.
+    pub tls: bool,
+}
+
+impl Trusted {
+    /// Whether the peer's word is believed.
+    pub fn believes(&self, peer: Peer) -> bool {
+        peer.address.map_or(self.unix, |address| self.has(address))
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        self.networks.iter().any(|network| network.contains(&address))
+    }
+
+    /// The client's address: the peer's, or the last one in `X-Forwarded-For` that no trusted proxy has.
+    pub fn client(&self, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
+        let mut client = peer.address.map(|address| address.to_canonical());
+        if !self.believes(peer) {
+            return client;
+        }
+        // Every value from the right, each entry from the right: what is left of a stranger is the stranger's word.
+        let values: Vec<&HeaderValue> = headers.get_all(FOR).iter().collect();
+        for entry in values
+            .iter()
+            .rev()
+            .flat_map(|value| value.as_bytes().rsplit(|&byte| byte == b','))
+        {
+            let Some(address) = std::str::from_utf8(entry).ok().and_then(parse_address) else {
+                break;
+            };
+            client = Some(address);
+            if !self.has(address) {
+                break;
+            }
+        }
+        client
+    }
+}
+
+/// An address, with or without a port or brackets.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let text = text.trim();
+    let address = text
+        .parse()
+        .ok()
+        .or_else(|| text.parse().ok().map(|socket: std::net::SocketAddr| socket.ip()));
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    address
+        .or_else(bracketed)
+        .map(|address: IpAddr| address.to_canonical())
+}
+
+/// The id that a trusted proxy gave the request, or a new one: a random UUID (RFC 9562, version 4).
+pub fn request_id(headers: &HeaderMap, believed: bool) -> HeaderValue {
+    let given = headers.get(REQUEST_ID).filter(|value| {
+        let bytes = value.as_bytes();
+        (1..=128).contains(&bytes.len())
+            && bytes
+                .iter()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+    });
+    match given {
+        Some(value) if believed => value.clone(),
+        _ => uuid(fastrand::u128(..)),
+    }
+}
+
+fn uuid(random: u128) -> HeaderValue {
+    let bits = random & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    let text = format!(
+        "{}-{}-{}-{}-{}",
+        &hex[..8],
+        &hex[8..12],
+        &hex[12..16],
+        &hex[16..20],
+        &hex[20..]
+    );
+    // Digits, letters and hyphens.
+    HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+/// Replaces what callers say by what is so; what a trusted proxy says is kept, and the peer appended.
+pub fn set(
+    headers: &mut HeaderMap,
+    peer: Peer,
+    believed: bool,
+    host: &HeaderValue,
+    request_id: &HeaderValue,
+) {
+    if believed {
+        strip_where(headers, |name| {
+            is_forwarding(name) && name.contains(|char: char| !char.is_ascii_alphanumeric() && char != '-')
+        });
+    } else {
+        strip(headers);
+    }
+    let proto = if peer.tls { "https" } else { "http" };
+    headers.entry(PROTO).or_insert(HeaderValue::from_static(proto));
+    headers.entry(HOST).or_insert_with(|| host.clone());
+    headers.insert(REQUEST_ID, request_id.clone());
+    if let Some(address) = peer.address {
+        let mut list = String::new();
+        for value in headers.get_all(FOR) {
+            // Kept only from a trusted proxy; what is no text there is dropped.
+            let _ = write!(list, "{}, ", value.to_str().unwrap_or("unknown"));
+        }
+        let _ = write!(list, "{}", address.to_canonical());
+        if let Ok(value) = HeaderValue::try_from(list) {
+            headers.insert(FOR, value);
+        }
+    }
+}
+
+/// Removes every header, or trailer, about forwarding.
+pub(super) fn strip(headers: &mut HeaderMap) {
+    strip_where(headers, |name| is_forwarding(name) || name == FORWARDED.as_str());
+}
+
+fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
+    let names: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| condition(name.as_str()))
+        .cloned()
+        .collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+/// SECURITY: `X_Forwarded_For` is `X-Forwarded-For` to many backends; see `identity::Headers::owns`.
+fn is_forwarding(name: &str) -> bool {
+    folds_to(name, b"x-forwarded-")
+        || (name.len() == REQUEST_ID.as_str().len() && folds_to(name, b"x-request-id"))
+}
+
+fn folds_to(name: &str, start: &[u8]) -> bool {
+    name.len() >= start.len()
+        && name.bytes().zip(start).all(|(byte, &own)| {
+            let byte = if byte.is_ascii_alphanumeric() { byte } else { b'-' };
+            byte == own
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(
+                HeaderName::try_from(*name).unwrap(),
+                HeaderValue::from_str(value).unwrap(),
+            );
+        }
+        map
+    }
+
+    fn trusted() -> Trusted {
+        Trusted {
+            networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            unix: false,
+        }
+    }
+
+    fn peer(address: &str) -> Peer {
+        Peer {
+            address: Some(address.parse().unwrap()),
+            tls: false,
+        }
+    }
+
+    #[track_caller]
+    fn check_client(from: &str, forwarded: &[&str], expected: &str) {
+        let headers = map(&forwarded
+            .iter()
+            .map(|value| ("x-forwarded-for", *value))
+            .collect::<Vec<_>>());
+        assert_eq!(
+            trusted().client(peer(from), &headers),
+            Some(expected.parse().unwrap())
+        );
+    }
+
+    #[test]
+    fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
+        check_client("192.0.2.1", &["1.1.1.1"], "192.0.2.1");
+        check_client("10.0.0.1", &[], "10.0.0.1");
+        check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1"], "1.1.1.1");
+        check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1, 10.0.0.2"], "1.1.1.1");
+        check_client("10.0.0.1", &["6.6.6.6", "1.1.1.1", "10.0.0.2"], "1.1.1.1");
+        check_client("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
+        check_client("10.0.0.1", &["1.1.1.1, junk, 10.0.0.2"], "10.0.0.2");
+        check_client("::ffff:10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1");
+    }
+
+    #[track_caller]
+    fn check_set(believed: bool, before: &[(&str, &str)], after: &[(&str, &str)]) {
+        let mut headers = map(before);
+        let host = HeaderValue::from_static("api.test");
+        set(
+            &mut headers,
+            peer("10.0.0.1"),
+            believed,
+            &host,
+            &HeaderValue::from_static("id-1"),
+        );
+        assert_eq!(headers, map(after));
+    }
+
+    #[test]
+    fn a_strangers_word_is_replaced_in_every_spelling() {
+        check_set(
+            false,
+            &[
+                ("x-forwarded-for", "6.6.6.6"),
+                ("x_forwarded_for", "6.6.6.6"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-prefix", "/admin"),
+                ("x.forwarded.host", "evil"),
+                ("x_request_id", "forged"),
+                ("x-request-id", "forged"),
+                ("forwarded", "for=6.6.6.6"),
+                ("x-forwarder", "kept"),
+            ],
+            &[
+                ("x-forwarder", "kept"),
+                ("x-forwarded-for", "10.0.0.1"),
+                ("x-forwarded-proto", "http"),
+                ("x-forwarded-host", "api.test"),
+                ("x-request-id", "id-1"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_trusted_proxys_word_is_kept_and_the_peer_appended() {
+        check_set(
+            true,
+            &[
+                ("x-forwarded-for", "1.1.1.1"),
+                ("x-forwarded-proto", "https"),
+                ("x_forwarded_for", "6.6.6.6"),
+                ("forwarded", "for=1"),
+            ],
+            &[
+                ("forwarded", "for=1"),
+                ("x-forwarded-for", "1.1.1.1, 10.0.0.1"),
+                ("x-forwarded-proto", "https"),
+                ("x-forwarded-host", "api.test"),
+                ("x-request-id", "id-1"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_request_id_is_kept_from_a_trusted_proxy_if_it_is_plain() {
+        let long = "a".repeat(129);
+        assert_eq!(request_id(&map(&[("x-request-id", "a.B-1_2")]), true), "a.B-1_2");
+        for (value, believed) in [
+            ("a.B-1_2", false),
+            ("a b", true),
+            ("", true),
+            (&*long, true),
+            ("a\"b", true),
+        ] {
+            let id = request_id(&map(&[("x-request-id", value)]), believed);
+            assert_eq!(id.len(), 36);
+            assert_eq!(id.as_bytes()[14], b'4');
+            assert!(b"89ab".contains(&id.as_bytes()[19]));
+        }
+    }
 }

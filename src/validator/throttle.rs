@@ -24,7 +24,10 @@ pub(super) struct Allowance {
 impl Allowance {
     /// A full one.
     pub(super) fn new(per_minute: u32, now: Instant) -> Self {
-        Self { left: f64::from(per_minute), since: now }
+        Self {
+            left: f64::from(per_minute),
+            since: now,
+        }
     }
 
     /// What is left now.
@@ -40,7 +43,9 @@ impl Allowance {
     pub(super) fn take(&mut self, per_minute: u32, now: Instant) -> Result<(), Duration> {
         let left = self.left(per_minute, now);
         if left < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(per_minute.max(1))));
+            return Err(Duration::from_secs_f64(
+                (1.0 - left) * 60.0 / f64::from(per_minute.max(1)),
+            ));
         }
         self.left -= 1.0;
         Ok(())
@@ -59,20 +64,30 @@ impl Throttle {
         Self {
             per_minute,
             // After a minute without a bad key an allowance is full again, which is what a missing one means.
-            addresses: Cache::builder().max_capacity(ADDRESSES).time_to_idle(Duration::from_secs(60)).build(),
-            good: Cache::builder().max_capacity(GOOD_KEYS).time_to_live(GOOD_FOR).build(),
+            addresses: Cache::builder()
+                .max_capacity(ADDRESSES)
+                .time_to_idle(Duration::from_secs(60))
+                .build(),
+            good: Cache::builder()
+                .max_capacity(GOOD_KEYS)
+                .time_to_live(GOOD_FOR)
+                .build(),
         }
     }
 
     /// Whether a request may be asked about; if not, in how long.
     pub(super) fn admit(&self, client: IpAddr, key: &KeyDigest, now: Instant) -> Result<(), Duration> {
-        let Some(allowance) = self.addresses.get(&network(client)) else { return Ok(()) };
+        let Some(allowance) = self.addresses.get(&network(client)) else {
+            return Ok(());
+        };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
         let left = allowance.left(self.per_minute, now);
         if left >= 1.0 || self.good.contains_key(key) {
             return Ok(());
         }
-        Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
+        Err(Duration::from_secs_f64(
+            (1.0 - left) * 60.0 / f64::from(self.per_minute),
+        ))
     }
 
     /// A key was asked about and found bad.
@@ -80,7 +95,10 @@ impl Throttle {
         let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
         let allowance = self.addresses.get_with(network(client), full);
         // One that is used up already stays so.
-        let _ = allowance.lock().unwrap_or_else(PoisonError::into_inner).take(self.per_minute, now);
+        let _ = allowance
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take(self.per_minute, now);
     }
 
     /// A key was asked about and found good.
@@ -103,7 +121,9 @@ mod tests {
     use crate::credential::{ApiKey, Digester, Settings};
 
     fn digest(text: &str) -> KeyDigest {
-        Digester::new().unwrap().digest(&ApiKey::parse(text, &Settings::default()).unwrap())
+        Digester::new()
+            .unwrap()
+            .digest(&ApiKey::parse(text, &Settings::default()).unwrap())
     }
 
     #[test]
@@ -115,10 +135,17 @@ mod tests {
             assert!(throttle.admit(address("2001:db8::1"), &key, now).is_ok());
             throttle.bad(address("2001:db8::1"), now);
         }
-        assert_eq!(throttle.admit(address("2001:db8::2"), &key, now), Err(Duration::from_secs(1)));
+        assert_eq!(
+            throttle.admit(address("2001:db8::2"), &key, now),
+            Err(Duration::from_secs(1))
+        );
         assert!(throttle.admit(address("2001:db8:0:1::1"), &key, now).is_ok());
         assert!(throttle.admit(address("192.0.2.1"), &key, now).is_ok());
-        assert!(throttle.admit(address("2001:db8::2"), &key, now + Duration::from_secs(1)).is_ok());
+        assert!(
+            throttle
+                .admit(address("2001:db8::2"), &key, now + Duration::from_secs(1))
+                .is_ok()
+        );
     }
 
     #[test]
@@ -130,6 +157,11 @@ mod tests {
         throttle.bad(client, now);
         assert!(throttle.admit(client, &good, now).is_ok());
         assert!(throttle.admit(client, &bad, now).is_err());
-        assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), &bad, now).is_err(), "the same address");
+        assert!(
+            throttle
+                .admit("::ffff:192.0.2.1".parse().unwrap(), &bad, now)
+                .is_err(),
+            "the same address"
+        );
     }
 }

@@ -1,0 +1,83 @@
+//! The body of an upstream's answer on its way to the caller: streamed as it comes, counted, and cut when its key is no
+//! longer good.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+
+use super::watch::{self, Watch};
+use crate::access_log::Record;
+use crate::body::{Body, BodyError};
+
+pub(super) struct Answer {
+    body: Body,
+    record: Record,
+    watch: Option<Watch>,
+    /// The watch at work, once the answer turned out not to be over at once.
+    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Answer {
+    pub(super) fn wrap(body: Body, mut record: Record, watch: Option<Watch>) -> Body {
+        if body.is_end_stream() {
+            record.ended();
+            return body;
+        }
+        Self {
+            body,
+            record,
+            watch,
+            ended: None,
+        }
+        .boxed_unsync()
+    }
+
+    fn key_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(watch) = self.watch.take() {
+            self.ended = Some(Box::pin(watch::ended(Some(watch))));
+        }
+        self.ended
+            .as_mut()
+            .is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(None) => self.record.ended(),
+            Poll::Ready(Some(Ok(frame))) => {
+                self.record.sent += frame.data_ref().map_or(0, Bytes::len) as u64;
+                if self.body.is_end_stream() {
+                    self.record.ended();
+                }
+            }
+            Poll::Ready(Some(Err(error))) => self.record.cut("upstream_broke_off", Some(error.to_string())),
+            Poll::Pending => {}
+        }
+        let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
+        if !over && self.key_ended(cx) {
+            self.record.cut("key_no_longer_valid", None);
+            return Poll::Ready(Some(Err("the key is no longer valid".into())));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,204 @@
+//! What HTTP asks of a request's head and hyper does not check. Everything of that kind is here, with its reason.
+
+use hyper::header::{HOST, HeaderValue};
+use hyper::http::uri::Authority;
+use hyper::{HeaderMap, Request, Uri, Version};
+
+use crate::rejection::Rejection;
+
+/// Whom a request is addressed to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// The authority as the caller wrote it, for `Host` and `X-Forwarded-Host`.
+    pub value: HeaderValue,
+    /// Without port and a final dot, for matching.
+    pub name: Box<str>,
+}
+
+/// The most of a head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes of a request's target. hyper's own limit is 64 KiB, bare.
+    pub max_uri: usize,
+    /// The most header fields. hyper has no such limit over HTTP/2.
+    pub max_headers: usize,
+}
+
+/// Checks the head and gives the host.
+///
+/// # Errors
+/// `MalformedRequest`, `UriTooLong` or `HeadTooLarge`.
+pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection> {
+    let uri = request.uri();
+    let length = uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.path_and_query().map_or(0, |path| path.as_str().len());
+    if length > limits.max_uri {
+        return Err(Rejection::UriTooLong);
+    }
+    if request.headers().len() > limits.max_headers {
+        return Err(Rejection::HeadTooLarge);
+    }
+    if uri
+        .scheme_str()
+        .is_some_and(|scheme| !matches!(scheme, "http" | "https"))
+    {
+        return Err(Rejection::MalformedRequest(
+            "The target's scheme is neither http nor https.",
+        ));
+    }
+    host(uri, request.headers(), request.version())
+}
+
+/// RFC 9112 section 3.2: exactly one valid Host, and the target's authority before it. hyper takes none and two
+/// (hyper#3777), and anything in it. RFC 9113 section 8.3.1: `:authority` and Host agree.
+fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Rejection> {
+    let mut values = headers.get_all(HOST).iter();
+    let (header, more) = (values.next(), values.next());
+    if more.is_some() {
+        return Err(Rejection::MalformedRequest("The request has more than one Host."));
+    }
+    if header.is_none() && version == Version::HTTP_11 {
+        return Err(Rejection::MalformedRequest("The request has no Host."));
+    }
+    let value = match (uri.authority(), header) {
+        (None, None) => return Err(Rejection::MalformedRequest("The request has no Host.")),
+        (None, Some(header)) => header.clone(),
+        (Some(authority), header) => {
+            let differs = header.is_some_and(|header| {
+                !header
+                    .as_bytes()
+                    .eq_ignore_ascii_case(authority.as_str().as_bytes())
+            });
+            if differs && version >= Version::HTTP_2 {
+                return Err(Rejection::MalformedRequest("Host and :authority differ."));
+            }
+            if header.is_some_and(|header| parse(header).is_none()) {
+                return Err(Rejection::MalformedRequest("Host is not a host."));
+            }
+            HeaderValue::from_str(authority.as_str())
+                .map_err(|_| Rejection::MalformedRequest("The target's authority is not a host."))?
+        }
+    };
+    let name = parse(&value).ok_or(Rejection::MalformedRequest("Host is not a host."))?;
+    Ok(Host { value, name })
+}
+
+/// The name in `host [":" port]` (RFC 3986 section 3.2.2), without user information, which HTTP forbids there.
+fn parse(value: &HeaderValue) -> Option<Box<str>> {
+    let authority = Authority::try_from(value.as_bytes()).ok()?;
+    let (host, text) = (authority.host(), authority.as_str());
+    let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let host_is_one = match literal {
+        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => {
+            !host.is_empty()
+                && host
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+        }
+    };
+    let port = text.strip_prefix(host)?;
+    let port_is_one = match port.strip_prefix(':') {
+        None => port.is_empty(),
+        Some(digits) => {
+            digits.is_empty()
+                || (digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok())
+        }
+    };
+    (host_is_one && port_is_one).then(|| host.strip_suffix('.').unwrap_or(host).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        max_uri: 64,
+        max_headers: 4,
+    };
+
+    #[track_caller]
+    fn check_host(version: Version, target: &str, hosts: &[&str], expected: Option<(&str, &str)>) {
+        let mut request = Request::new(());
+        *request.version_mut() = version;
+        *request.uri_mut() = target.parse().unwrap();
+        for host in hosts {
+            request
+                .headers_mut()
+                .append(HOST, HeaderValue::from_bytes(host.as_bytes()).unwrap());
+        }
+        let host = check(&request, LIMITS);
+        let found = host
+            .as_ref()
+            .ok()
+            .map(|host| (host.value.to_str().unwrap(), &*host.name));
+        assert_eq!(found, expected, "{target} {hosts:?}");
+    }
+
+    #[test]
+    fn one_valid_host_is_the_host() {
+        for (value, name) in [
+            ("a.test", "a.test"),
+            ("A.test:80", "A.test"),
+            ("[::1]:8080", "[::1]"),
+            ("a.", "a"),
+            ("a:", "a"),
+        ] {
+            check_host(Version::HTTP_11, "/", &[value], Some((value, name)));
+        }
+    }
+
+    #[test]
+    fn the_targets_authority_wins_over_host() {
+        check_host(
+            Version::HTTP_11,
+            "http://a.test/x",
+            &["b.test"],
+            Some(("a.test", "a.test")),
+        );
+        check_host(
+            Version::HTTP_2,
+            "http://a.test/x",
+            &[],
+            Some(("a.test", "a.test")),
+        );
+        check_host(
+            Version::HTTP_2,
+            "http://a.test/x",
+            &["a.test"],
+            Some(("a.test", "a.test")),
+        );
+    }
+
+    #[test]
+    fn none_two_or_a_malformed_host_is_refused() {
+        check_host(Version::HTTP_11, "/", &[], None);
+        check_host(Version::HTTP_10, "/", &[], None);
+        check_host(Version::HTTP_11, "/", &["a", "a"], None);
+        check_host(Version::HTTP_11, "http://a/x", &[], None);
+        check_host(Version::HTTP_11, "http://a/x", &["a", "b"], None);
+        check_host(Version::HTTP_11, "http://a/x", &["u@b"], None);
+        check_host(Version::HTTP_11, "http://u@a/x", &["a"], None);
+        check_host(Version::HTTP_2, "http://a.test/x", &["b.test"], None);
+        check_host(Version::HTTP_11, "ftp://a/x", &["a"], None);
+        for bad in [
+            "", "a b", "u@a", "a#b", "a/b", "a\\b", "a,b", "a:x", "a:99999", "a:80:80", "[::1", "::1", "[a]",
+            ":80", "a?b", "ä", "a%41",
+        ] {
+            check_host(Version::HTTP_11, "/", &[bad], None);
+        }
+    }
+
+    #[test]
+    fn long_targets_and_many_headers_have_a_limit() {
+        let mut request = Request::new(());
+        *request.uri_mut() = format!("/{}", "a".repeat(64)).parse().unwrap();
+        request.headers_mut().insert(HOST, HeaderValue::from_static("a"));
+        assert_eq!(check(&request, LIMITS), Err(Rejection::UriTooLong));
+        *request.uri_mut() = "/".parse().unwrap();
+        for _ in 0..4 {
+            request.headers_mut().append("x", HeaderValue::from_static("y"));
+        }
+        assert_eq!(check(&request, LIMITS), Err(Rejection::HeadTooLarge));
+    }
+}
