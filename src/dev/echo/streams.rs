@@ -1,0 +1,92 @@
+//! Answers of the echo upstream that take their time, each in constant memory.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Response;
+use hyper::body::Frame;
+use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
+
+use super::Open;
+use crate::body::Body;
+
+/// The pause between two lines.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What bytes are sent of.
+static CHUNK: [u8; 16 * 1024] = [b'.'; 16 * 1024];
+
+/// Numbered lines.
+pub(super) fn lines(open: Open, lines: u64) -> Response<Body> {
+    let frames = stream::unfold((open, 0), move |(open, line)| async move {
+        if line == lines {
+            return None;
+        }
+        pause(line, PAUSE).await;
+        Some((
+            Ok(Frame::data(Bytes::from(format!("line {line}\n")))),
+            (open, line + 1),
+        ))
+    });
+    response("text/plain", StreamBody::new(frames).boxed_unsync())
+}
+
+/// Events without end.
+pub(super) fn events(open: Open, every: Duration) -> Response<Body> {
+    let frames = stream::unfold((open, 0), move |(open, event)| async move {
+        pause(event, every).await;
+        Some((
+            Ok(Frame::data(Bytes::from(format!(
+                "id: {event}\ndata: event {event}\n\n"
+            )))),
+            (open, event + 1),
+        ))
+    });
+    let mut response = response("text/event-stream", StreamBody::new(frames).boxed_unsync());
+    response
+        .headers_mut()
+        .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response
+}
+
+/// So many bytes; where more are announced, the transfer breaks after them.
+pub(super) fn bytes(open: Open, bytes: u64, announced: u64) -> Response<Body> {
+    let breaks = announced > bytes;
+    let frames = stream::unfold((open, bytes), move |(open, left)| async move {
+        if left == 0 && breaks {
+            // What was sent leaves before the break, not with it.
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            return Some((Err("broken off on request".into()), (open, left)));
+        }
+        if left == 0 {
+            return None;
+        }
+        let size = usize::try_from(left).unwrap_or(CHUNK.len()).min(CHUNK.len());
+        Some((
+            Ok(Frame::data(Bytes::from_static(&CHUNK[..size]))),
+            (open, left - size as u64),
+        ))
+    });
+    let mut response = response("application/octet-stream", StreamBody::new(frames).boxed_unsync());
+    response
+        .headers_mut()
+        .insert(CONTENT_LENGTH, HeaderValue::from(announced));
+    response
+}
+
+/// The first comes at once, each other after a pause.
+async fn pause(number: u64, time: Duration) {
+    if number > 0 {
+        tokio::time::sleep(time).await;
+    }
+}
+
+fn response(content_type: &'static str, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,170 @@
+//! Which organizations and users there are. Without a list every one exists as soon as it is named, and a user may
+//! be a member of many organizations, as in Scalekit.
+
+use std::collections::{HashMap, HashSet};
+use std::str::FromStr;
+
+use super::status::{Code, Status};
+
+/// An organization, or a user of it with roles, as written on the command line: `ORG[/USER[:role,…]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Only {
+    /// The organization's id.
+    pub organization: String,
+    /// The user's id.
+    pub user: Option<String>,
+    /// The user's roles.
+    pub roles: Vec<String>,
+}
+
+/// Why an [`Only`] could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not of the form ORG, ORG/USER or ORG/USER:role,role")]
+pub struct OnlyError(String);
+
+impl FromStr for Only {
+    type Err = OnlyError;
+
+    fn from_str(text: &str) -> Result<Self, OnlyError> {
+        let error = || OnlyError(text.to_owned());
+        let word = |word: &str| match word.contains(['/', ':', ',']) || word.contains(char::is_whitespace) {
+            false if !word.is_empty() => Ok(word.to_owned()),
+            _ => Err(error()),
+        };
+        let (organization, user) = match text.split_once('/') {
+            Some((organization, user)) => (organization, Some(user)),
+            None => (text, None),
+        };
+        let (user, roles) = match user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
+            Some((user, "")) if !text.ends_with(':') => (Some(word(user)?), Vec::new()),
+            Some((user, roles)) => (
+                Some(word(user)?),
+                roles.split(',').map(word).collect::<Result<_, _>>()?,
+            ),
+            None => (None, Vec::new()),
+        };
+        Ok(Self {
+            organization: word(organization)?,
+            user,
+            roles,
+        })
+    }
+}
+
+/// The organizations and users that exist.
+pub(super) struct Directory {
+    /// None: all that are named.
+    listed: Option<Listed>,
+}
+
+#[derive(Default)]
+struct Listed {
+    organizations: HashSet<String>,
+    roles: HashMap<(String, String), Vec<String>>,
+}
+
+impl Directory {
+    /// Only these, or, when there are none, everything.
+    pub(super) fn new(only: Vec<Only>) -> Self {
+        if only.is_empty() {
+            return Self { listed: None };
+        }
+        let mut listed = Listed::default();
+        for Only {
+            organization,
+            user,
+            roles,
+        } in only
+        {
+            if let Some(user) = user {
+                listed
+                    .roles
+                    .entry((organization.clone(), user))
+                    .or_default()
+                    .extend(roles);
+            }
+            listed.organizations.insert(organization);
+        }
+        Self { listed: Some(listed) }
+    }
+
+    /// The roles of a user (`""`: none, the organization itself) in an organization. That an unknown one is
+    /// NOT_FOUND is a guess.
+    pub(super) fn roles(&self, organization: &str, user: &str) -> Result<Vec<String>, Status> {
+        let Some(listed) = &self.listed else {
+            return Ok(Vec::new());
+        };
+        if !listed.organizations.contains(organization) {
+            return Err(Status::new(Code::NotFound, "organization not found"));
+        }
+        if user.is_empty() {
+            return Ok(Vec::new());
+        }
+        listed
+            .roles
+            .get(&(organization.to_owned(), user.to_owned()))
+            .cloned()
+            .ok_or_else(|| Status::new(Code::NotFound, "user not found in the organization"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: Option<(&str, Option<&str>, &[&str])>) {
+        let expected = expected.map(|(organization, user, roles)| Only {
+            organization: organization.to_owned(),
+            user: user.map(str::to_owned),
+            roles: roles.iter().map(ToString::to_string).collect(),
+        });
+        assert_eq!(text.parse::<Only>().ok(), expected, "{text:?}");
+    }
+
+    #[test]
+    fn an_organization_a_user_and_roles_are_read() {
+        check("org_1", Some(("org_1", None, &[])));
+        check("org_1/usr_1", Some(("org_1", Some("usr_1"), &[])));
+        check("org_1/usr_1:admin", Some(("org_1", Some("usr_1"), &["admin"])));
+        check(
+            "org_1/usr_1:admin,reader",
+            Some(("org_1", Some("usr_1"), &["admin", "reader"])),
+        );
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for text in [
+            "",
+            "/",
+            "org_1/",
+            "/usr",
+            "org:admin",
+            "org/usr:",
+            "org/usr:a,",
+            "org/usr:,a",
+            "o/u/x",
+            "o /u",
+            "o/u:a:b",
+        ] {
+            check(text, None);
+        }
+    }
+
+    #[test]
+    fn with_a_list_only_the_listed_exist() {
+        let only = ["org_1/usr_1:admin", "org_2"].map(|text| text.parse().unwrap());
+        let directory = Directory::new(only.into());
+        assert_eq!(directory.roles("org_1", "usr_1"), Ok(vec!["admin".to_owned()]));
+        assert_eq!(directory.roles("org_1", ""), Ok(vec![]));
+        assert_eq!(directory.roles("org_2", ""), Ok(vec![]));
+        for (organization, user) in [("org_3", ""), ("org_2", "usr_1"), ("org_1", "usr_2")] {
+            assert_eq!(
+                directory.roles(organization, user).unwrap_err().code,
+                Code::NotFound
+            );
+        }
+        assert_eq!(Directory::new(vec![]).roles("any", "any"), Ok(vec![]));
+    }
+}

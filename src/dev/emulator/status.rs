@@ -1,0 +1,147 @@
+//! Why a call failed, in the words of gRPC, which both wires carry: REST maps the code to an HTTP status.
+
+/// The gRPC codes that occur here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    Cancelled = 1,
+    Unknown = 2,
+    InvalidArgument = 3,
+    DeadlineExceeded = 4,
+    NotFound = 5,
+    AlreadyExists = 6,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    Unauthenticated = 16,
+}
+
+/// A refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Status {
+    pub(super) code: Code,
+    pub(super) message: String,
+    /// Whether Scalekit itself says so, with its ErrorInfo; a gateway's own answers come without.
+    pub(super) details: bool,
+    pub(super) violations: Vec<Violation>,
+}
+
+/// A field that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Violation {
+    pub(super) field: &'static str,
+    pub(super) description: String,
+    pub(super) constraint: &'static str,
+}
+
+impl Status {
+    /// A refusal of Scalekit's own.
+    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            details: true,
+            violations: Vec::new(),
+        }
+    }
+
+    /// A refusal of the gateway before it.
+    pub(super) fn gateway(code: Code, message: impl Into<String>) -> Self {
+        Self {
+            details: false,
+            ..Self::new(code, message)
+        }
+    }
+
+    /// A field that breaks a rule.
+    pub(super) fn invalid(
+        field: &'static str,
+        constraint: &'static str,
+        description: impl Into<String>,
+    ) -> Self {
+        let description = description.into();
+        let message = format!("{field}: {description}");
+        Self {
+            violations: vec![Violation {
+                field,
+                description,
+                constraint,
+            }],
+            ..Self::new(Code::InvalidArgument, message)
+        }
+    }
+}
+
+impl Code {
+    /// The number on the wire.
+    pub(super) fn number(self) -> i32 {
+        self as i32
+    }
+
+    /// The name, which ErrorInfo carries as its `error_code`. Only `UNAUTHENTICATED` is known to be Scalekit's
+    /// word; the others are guesses.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cancelled => "CANCELLED",
+            Self::Unknown => "UNKNOWN",
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
+            Self::NotFound => "NOT_FOUND",
+            Self::AlreadyExists => "ALREADY_EXISTS",
+            Self::PermissionDenied => "PERMISSION_DENIED",
+            Self::ResourceExhausted => "RESOURCE_EXHAUSTED",
+            Self::Unimplemented => "UNIMPLEMENTED",
+            Self::Internal => "INTERNAL",
+            Self::Unavailable => "UNAVAILABLE",
+            Self::Unauthenticated => "UNAUTHENTICATED",
+        }
+    }
+
+    /// The HTTP status of this code.
+    pub(super) fn http(self) -> u16 {
+        match self {
+            Self::Cancelled => 499,
+            Self::Unknown | Self::Internal => 500,
+            Self::InvalidArgument => 400,
+            Self::DeadlineExceeded => 504,
+            Self::NotFound => 404,
+            Self::AlreadyExists => 409,
+            Self::PermissionDenied => 403,
+            Self::ResourceExhausted => 429,
+            Self::Unimplemented => 501,
+            Self::Unavailable => 503,
+            Self::Unauthenticated => 401,
+        }
+    }
+
+    /// The code that stands behind an HTTP status.
+    pub(super) fn of_http(status: u16) -> Self {
+        match status {
+            400 => Self::InvalidArgument,
+            401 => Self::Unauthenticated,
+            403 => Self::PermissionDenied,
+            404 => Self::NotFound,
+            409 => Self::AlreadyExists,
+            429 => Self::ResourceExhausted,
+            499 => Self::Cancelled,
+            500 => Self::Internal,
+            501 => Self::Unimplemented,
+            502 | 503 => Self::Unavailable,
+            504 => Self::DeadlineExceeded,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_http_status_and_its_code_belong_together() {
+        for status in [400, 401, 403, 404, 409, 429, 499, 500, 501, 503, 504] {
+            assert_eq!(Code::of_http(status).http(), status);
+        }
+    }
+}
