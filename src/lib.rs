@@ -24,8 +24,10 @@ pub mod gateway;
 pub mod route;
 
 // The process.
+pub mod admin;
 pub mod config;
 pub mod listener;
+pub mod server;
 
 // Tools.
 pub mod dev;

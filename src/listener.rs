@@ -1,10 +1,27 @@
-//! Accepts connections.
+//! Accepts connections and serves them: TCP, unix socket, TLS; HTTP/1.1 and HTTP/2 on one port; within limits of time,
+//! size and number.
 
+mod clock;
+mod connection;
+
+use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::tls::KeyPair;
+use hyper::{Request, Response};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::Body;
+use crate::metrics::Metrics;
+use crate::tls::{self, KeyPair, TlsError};
+use crate::upstream::forwarded::Peer;
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,11 +34,11 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,
-    /// The most bytes of a request's head.
+    /// The most bytes of a request's head, from 8 KiB.
     pub max_head: usize,
     /// The most headers of a request.
     pub max_headers: usize,
-    /// Connections at once.
+    /// Connections at once; more wait in the system's queue.
     pub max_connections: usize,
 }
 
@@ -32,4 +49,180 @@ pub enum Listen {
     Tcp(SocketAddr),
     /// A unix socket, `unix:/path`.
     Unix(PathBuf),
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Why there is no listener.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// The address is taken, not ours, or not allowed.
+    #[error("cannot listen on {listen}: {error}")]
+    Bind {
+        /// Where.
+        listen: Listen,
+        /// What the system says.
+        error: io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// How far the end has come.
+#[derive(Clone, Debug, Default)]
+pub struct Phases {
+    /// Clients are asked to go elsewhere; everything is still served.
+    pub draining: CancellationToken,
+    /// Nothing new is accepted; what is open may end.
+    pub stopping: CancellationToken,
+    /// Everything ends.
+    pub closing: CancellationToken,
+}
+
+/// What answers requests.
+pub trait Handler: Send + Sync + 'static {
+    /// The answer.
+    fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+    ) -> impl Future<Output = Response<Body>> + Send;
+}
+
+/// A bound socket.
+pub struct Listener {
+    socket: Socket,
+    settings: Settings,
+    tls: Option<TlsAcceptor>,
+    metrics: Arc<Metrics>,
+}
+
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Unix(UnixStream),
+}
+
+/// After an accept that failed, as for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+impl Listener {
+    /// Binds the socket. Connections wait in the system's queue until `serve`.
+    ///
+    /// # Errors
+    /// When the address or the certificate cannot be had.
+    pub fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, ListenError> {
+        let tls = match &settings.tls {
+            Some(pair) => Some(TlsAcceptor::from(Arc::new(tls::server(pair)?))),
+            None => None,
+        };
+        let socket = bind(&settings.listen).map_err(|error| ListenError::Bind {
+            listen: settings.listen.clone(),
+            error,
+        })?;
+        Ok(Self {
+            socket,
+            settings,
+            tls,
+            metrics,
+        })
+    }
+
+    /// Where it listens, with the port that was taken.
+    pub fn address(&self) -> Listen {
+        match &self.socket {
+            Socket::Tcp(listener) => listener
+                .local_addr()
+                .map_or_else(|_| self.settings.listen.clone(), Listen::Tcp),
+            Socket::Unix(_, path) => Listen::Unix(path.clone()),
+        }
+    }
+
+    /// Serves connections, each a task in `tasks`, until `phases.stopping`.
+    pub async fn serve<H: Handler>(self, handler: Arc<H>, phases: Phases, tasks: TaskTracker) {
+        let slots = Arc::new(Semaphore::new(self.settings.max_connections));
+        let server = Arc::new(connection::Server::new(
+            &self.settings,
+            self.tls.clone(),
+            Arc::clone(&self.metrics),
+            &tasks,
+        ));
+        loop {
+            let slot = tokio::select! {
+                () = phases.stopping.cancelled() => break,
+                slot = Arc::clone(&slots).acquire_owned() => slot,
+            };
+            let accepted = tokio::select! {
+                () = phases.stopping.cancelled() => break,
+                accepted = self.socket.accept() => accepted,
+            };
+            match accepted {
+                Ok(accepted) => {
+                    let (server, handler, phases) =
+                        (Arc::clone(&server), Arc::clone(&handler), phases.clone());
+                    tasks.spawn(async move {
+                        server.serve(accepted, handler, phases).await;
+                        drop(slot);
+                    });
+                }
+                Err(error) => {
+                    tracing::error!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+        if let Socket::Unix(_, path) = &self.socket {
+            // Gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Accepted::Tcp(stream, address))
+            }
+            Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
+        }
+    }
+}
+
+fn bind(listen: &Listen) -> io::Result<Socket> {
+    match listen {
+        Listen::Tcp(address) => {
+            let listener = std::net::TcpListener::bind(address)?;
+            listener.set_nonblocking(true)?;
+            Ok(Socket::Tcp(TcpListener::from_std(listener)?))
+        }
+        Listen::Unix(path) => {
+            remove_dead_socket(path);
+            Ok(Socket::Unix(UnixListener::bind(path)?, path.clone()))
+        }
+    }
+}
+
+/// A socket that nobody listens on any more, left by a process that was killed.
+fn remove_dead_socket(path: &Path) {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
+        // If it cannot be removed, binding says why.
+        let _ = std::fs::remove_file(path);
+    }
 }

@@ -2,6 +2,7 @@
 //! is decides everything after it, so each has its own name.
 
 pub mod access_token;
+mod probe;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -91,6 +92,11 @@ impl Fault {
     /// Whether Scalekit is down or slow, rather than saying something.
     pub fn is_outage(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Timeout | Self::Down(_))
+    }
+
+    /// Whether Scalekit asks for fewer calls.
+    pub fn is_throttling(&self) -> bool {
+        matches!(self, Self::Throttled(_) | Self::Budget(_))
     }
 
     /// Whether another try may help at once.

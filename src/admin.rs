@@ -1,0 +1,132 @@
+//! Health and metrics, on a port of their own. Nothing here changes anything.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+
+use crate::body::{self, Body};
+use crate::gateway::Gateway;
+use crate::listener::Handler;
+use crate::metrics::Metrics;
+use crate::route::{Auth, Route};
+use crate::upstream::forwarded::Peer;
+
+/// Whether Keyward is ready, and if not, why.
+#[derive(Debug)]
+pub struct Readiness(Mutex<Result<(), String>>);
+
+impl Default for Readiness {
+    fn default() -> Self {
+        Self(Mutex::new(Err("starting".to_owned())))
+    }
+}
+
+impl Readiness {
+    /// Ready, or not for this reason.
+    pub fn set(&self, state: Result<(), String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    /// As it was set last.
+    pub fn get(&self) -> Result<(), String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Answers on the admin port.
+pub struct Admin {
+    /// For `/readyz`.
+    pub readiness: Arc<Readiness>,
+    /// For `/metrics`.
+    pub metrics: Arc<Metrics>,
+    /// For `/routes`.
+    pub gateway: Arc<Gateway>,
+}
+
+impl Handler for Admin {
+    async fn answer(self: Arc<Self>, request: Request<Body>, _peer: Peer) -> Response<Body> {
+        let mut response = match (request.method(), request.uri().path()) {
+            (&Method::GET | &Method::HEAD, path) => self.get(path),
+            _ => {
+                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+                response
+                    .headers_mut()
+                    .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                response
+            }
+        };
+        response
+            .headers_mut()
+            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+    }
+}
+
+impl Admin {
+    fn get(&self, path: &str) -> Response<Body> {
+        match path {
+            "/livez" => text(StatusCode::OK, "live\n"),
+            "/readyz" => match self.readiness.get() {
+                Ok(()) => text(StatusCode::OK, "ready\n"),
+                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+            },
+            "/metrics" => {
+                self.gateway.validator.observe();
+                self.metrics.ready.set(self.readiness.get().is_ok().into());
+                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                answer(StatusCode::OK, kind, self.metrics.encode())
+            }
+            "/routes" => {
+                let routes: Vec<_> = self.gateway.routes.routes().iter().map(route).collect();
+                answer(
+                    StatusCode::OK,
+                    "application/json",
+                    serde_json::json!({ "routes": routes }).to_string(),
+                )
+            }
+            "/version" => {
+                let version = serde_json::json!({ "name": "keyward", "version": env!("CARGO_PKG_VERSION") });
+                answer(StatusCode::OK, "application/json", version.to_string())
+            }
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "/livez /readyz /metrics /routes /version\n",
+            ),
+        }
+    }
+}
+
+/// A route as programs read it. Nothing in it is secret: it is the route file again.
+fn route(route: &Route) -> serde_json::Value {
+    let methods: Option<Vec<&str>> = route
+        .methods
+        .as_ref()
+        .map(|methods| methods.iter().map(Method::as_str).collect());
+    let auth = match &route.auth {
+        Auth::Public => "none",
+        Auth::Key(_) => "key",
+    };
+    serde_json::json!({
+        "route": &*route.label,
+        "host": route.host,
+        "path": route.pattern.to_string(),
+        "methods": methods,
+        "upstream": &*route.upstream,
+        "auth": auth,
+        "preflight": route.preflight,
+    })
+}
+
+fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
+    answer(status, "text/plain; charset=utf-8", text)
+}
+
+fn answer(status: StatusCode, kind: &'static str, content: impl Into<bytes::Bytes>) -> Response<Body> {
+    let mut response = Response::new(body::full(content));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response
+}

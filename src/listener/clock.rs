@@ -1,0 +1,186 @@
+//! How long a connection has been silent, and whether a request's head was due: what the time limits go by. Costs a request
+//! a few atomic writes and no timer.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::Version;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
+
+use crate::body::{Body, BodyError};
+
+/// Where a connection stands, without a lock.
+pub(super) struct Clock {
+    start: Instant,
+    /// Requests under way, to the end of their answers.
+    busy: AtomicUsize,
+    /// Whether anything has arrived.
+    began: AtomicBool,
+    /// Whether a head has begun to arrive, or the first one is due.
+    head: AtomicBool,
+    /// HTTP/2 sends frames between requests, and its heads are not told apart from them.
+    http2: AtomicBool,
+    /// Since when, in milliseconds from the start.
+    since: AtomicU64,
+}
+
+pub(super) enum Silent {
+    Not,
+    Head(Duration),
+    Idle(Duration),
+}
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self {
+            start: Instant::now(),
+            busy: AtomicUsize::new(0),
+            began: AtomicBool::new(false),
+            head: AtomicBool::new(true),
+            http2: AtomicBool::new(false),
+            since: AtomicU64::new(0),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub(super) fn silent(&self) -> Silent {
+        if self.busy.load(Ordering::Relaxed) > 0 {
+            return Silent::Not;
+        }
+        let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
+        if self.head.load(Ordering::Relaxed) {
+            Silent::Head(time)
+        } else {
+            Silent::Idle(time)
+        }
+    }
+
+    fn received(&self, bytes: &[u8]) {
+        if !self.began.swap(true, Ordering::Relaxed) && bytes.starts_with(b"PRI ") {
+            self.http2.store(true, Ordering::Relaxed);
+            self.head.store(false, Ordering::Relaxed);
+        } else if self.busy.load(Ordering::Relaxed) == 0
+            && !self.http2.load(Ordering::Relaxed)
+            && !self.head.swap(true, Ordering::Relaxed)
+        {
+            self.since.store(self.now(), Ordering::Relaxed);
+        }
+    }
+}
+
+/// One request under way.
+pub(super) struct Busy(Arc<Clock>);
+
+impl Busy {
+    pub(super) fn begin(clock: &Arc<Clock>, version: Version) -> Self {
+        clock.http2.store(version >= Version::HTTP_2, Ordering::Relaxed);
+        clock.busy.fetch_add(1, Ordering::Relaxed);
+        clock.head.store(false, Ordering::Relaxed);
+        Self(Arc::clone(clock))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.since.store(self.0.now().max(1), Ordering::Relaxed);
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An answer's body, which keeps its connection busy.
+pub(super) struct BusyBody {
+    body: Body,
+    _busy: Busy,
+}
+
+impl BusyBody {
+    pub(super) fn wrap(body: Body, busy: Busy) -> Body {
+        if body.is_end_stream() {
+            body
+        } else {
+            Self { body, _busy: busy }.boxed_unsync()
+        }
+    }
+}
+
+impl http_body::Body for BusyBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The connection's bytes, seen as they arrive.
+pub(super) struct Timed<T> {
+    pub(super) io: T,
+    pub(super) clock: Arc<Clock>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let new = &buf.filled()[before..];
+        if !new.is_empty() {
+            self.clock.received(new);
+        }
+        polled
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}

@@ -1,0 +1,211 @@
+//! One connection, from its first byte to its last. hyper speaks the protocol; the time limits are Keyward's, as hyper's
+//! own run between requests too and never begin before the first byte.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Request, Response, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use super::clock::{Busy, BusyBody, Clock, Silent, Timed};
+use super::{Accepted, Handler, Phases, Settings};
+use crate::body::{Body, BodyError};
+use crate::metrics::{Metrics, Outcome};
+use crate::origin::Tasks;
+use crate::upstream::forwarded::Peer;
+
+/// Streams at once on an HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+/// What waits to be sent on an HTTP/2 stream, in bytes.
+const MAX_STREAM_BUFFER: usize = 64 * 1024;
+/// Streams that the peer made Keyward reset, before the connection ends (CVE-2025-8671).
+const MAX_RESETS: usize = 64;
+const PING_EVERY: Duration = Duration::from_secs(30);
+const PONG_WITHIN: Duration = Duration::from_secs(20);
+/// For a connection that was told to end while nothing was under way on it.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How connections are served.
+pub(super) struct Server {
+    builder: auto::Builder<Tasks>,
+    tls: Option<TlsAcceptor>,
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Server {
+    pub(super) fn new(
+        settings: &Settings,
+        tls: Option<TlsAcceptor>,
+        metrics: Arc<Metrics>,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let mut builder = auto::Builder::new(Tasks(tasks.clone()));
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .half_close(false)
+            .max_buf_size(settings.max_head)
+            .max_headers(settings.max_headers);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PONG_WITHIN)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_send_buf_size(MAX_STREAM_BUFFER)
+            .max_local_error_reset_streams(MAX_RESETS)
+            .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX));
+        Self {
+            builder,
+            tls,
+            header_timeout: settings.header_timeout,
+            idle_timeout: settings.idle_timeout,
+            metrics,
+        }
+    }
+
+    pub(super) async fn serve<H: Handler>(&self, accepted: Accepted, handler: Arc<H>, phases: Phases) {
+        self.metrics.connections.inc();
+        let tls = self.tls.is_some();
+        match accepted {
+            Accepted::Tcp(stream, address) => {
+                self.secure(
+                    stream,
+                    Peer {
+                        address: Some(address.ip()),
+                        tls,
+                    },
+                    handler,
+                    phases,
+                )
+                .await;
+            }
+            Accepted::Unix(stream) => {
+                self.secure(stream, Peer { address: None, tls }, handler, phases)
+                    .await
+            }
+        }
+        self.metrics.connections.dec();
+    }
+
+    async fn secure<H: Handler>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
+        let Some(tls) = &self.tls else {
+            return self.speak(stream, peer, handler, phases).await;
+        };
+        match timeout(self.header_timeout, tls.accept(stream)).await {
+            Ok(Ok(stream)) => self.speak(stream, peer, handler, phases).await,
+            Ok(Err(_)) => self.count("tls"),
+            Err(_) => self.count("tls_timeout"),
+        }
+    }
+
+    async fn speak<H: Handler>(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        peer: Peer,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
+        let clock = Arc::new(Clock::start());
+        let io = TokioIo::new(Timed {
+            io: stream,
+            clock: Arc::clone(&clock),
+        });
+        let service = service_fn({
+            let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
+            move |request: Request<Incoming>| {
+                let (handler, draining) = (Arc::clone(&handler), draining.clone());
+                let version = request.version();
+                let busy = Busy::begin(&clock, version);
+                async move {
+                    let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
+                    let mut response = handler.answer(request, peer).await;
+                    if draining.is_cancelled() && version < Version::HTTP_2 && !is_upgrade(&response) {
+                        response
+                            .headers_mut()
+                            .insert(CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, std::convert::Infallible>(response.map(|body| BusyBody::wrap(body, busy)))
+                }
+            }
+        });
+        let mut connection = std::pin::pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            late = self.overdue(&clock) => {
+                if let Some(outcome) = late {
+                    return self.count(outcome);
+                }
+                connection.as_mut().graceful_shutdown();
+                // An idle one has little to say.
+                let _ = timeout(LAST_WORDS, connection).await;
+                return;
+            }
+            () = phases.stopping.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                tokio::select! {
+                    ended = connection => ended,
+                    () = phases.closing.cancelled() => return self.count("cut_at_shutdown"),
+                }
+            }
+        };
+        if let Err(error) = ended {
+            self.count(outcome(&*error));
+        }
+    }
+
+    /// Completes when the connection has been silent for too long: with an outcome when a request's head was due, with
+    /// none when it was idle.
+    async fn overdue(&self, clock: &Clock) -> Option<&'static str> {
+        // A tick, so that no request pays for setting a timer.
+        let tick = (self.header_timeout.min(self.idle_timeout) / 4).max(Duration::from_millis(10));
+        loop {
+            sleep(tick).await;
+            match clock.silent() {
+                Silent::Not => {}
+                Silent::Head(time) if time >= self.header_timeout => return Some("head_timeout"),
+                Silent::Idle(time) if time >= self.idle_timeout => return None,
+                Silent::Head(_) | Silent::Idle(_) => {}
+            }
+        }
+    }
+
+    fn count(&self, outcome: &'static str) {
+        self.metrics
+            .connection_errors
+            .get_or_create(&Outcome { outcome })
+            .inc();
+    }
+}
+
+fn is_upgrade(response: &Response<Body>) -> bool {
+    response.status() == hyper::StatusCode::SWITCHING_PROTOCOLS
+}
+
+fn outcome(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    match error.downcast_ref::<hyper::Error>() {
+        Some(error) if error.is_parse_too_large() => "head_too_large",
+        Some(error) if error.is_parse() => "malformed",
+        Some(error) if error.is_incomplete_message() || error.is_body_write_aborted() => "broke_off",
+        Some(error) if error.is_user() => "answer_cut",
+        Some(_) | None => "broken",
+    }
+}
