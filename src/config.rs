@@ -1,9 +1,21 @@
-//! The route file and the environment, read into the settings of each part.
+//! The route file and the environment, read into the settings of each part. Every problem is reported at once, with its
+//! place and what would be right; nothing secret is ever in the text.
 
+mod explain;
+mod file;
+mod reader;
+mod routes;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use self::explain::{describe_routes, explain};
 
 use crate::listener::Listen;
 use crate::route::RouteTable;
+use crate::secret::{Secret, SecretSource};
 use crate::upstream::forwarded::Trusted;
 use crate::{access_log, credential, gateway, identity, listener, scalekit, upstream, validator};
 
@@ -28,7 +40,7 @@ pub struct Config {
     pub credential: credential::Settings,
     /// `[identity]`.
     pub identity: identity::Settings,
-    /// `[server] realm`, `[limits]`, `[streams]`.
+    /// `[server] realm`, `[limits]`, `[streams]`, `[log] access`.
     pub gateway: gateway::Settings,
     /// `[log]`.
     pub log: access_log::Settings,
@@ -36,4 +48,94 @@ pub struct Config {
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.
     pub routes: RouteTable,
+    /// What is allowed, and probably not meant.
+    pub warnings: Vec<String>,
+}
+
+/// What is wrong with a configuration: one line each.
+#[derive(Debug)]
+pub struct Problems(Vec<String>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, s) = (self.0.len(), if self.0.len() == 1 { "" } else { "s" });
+        write!(f, "the configuration has {count} problem{s}:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// The environment variables that count.
+#[derive(Default)]
+pub struct Environment(HashMap<String, String>);
+
+impl Environment {
+    /// Those of this process. One that is not UTF-8 counts as absent.
+    pub fn process() -> Self {
+        Self(std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect())
+    }
+
+    /// These, for tests.
+    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
+        Self(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+    }
+
+    /// An empty one counts as absent, as Compose files and charts set those.
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    /// `NAME`, or `NAME_FILE`.
+    fn secret(&self, name: &str) -> Result<Option<SecretSource>, String> {
+        match (self.get(name), self.get(&format!("{name}_FILE"))) {
+            (Some(_), Some(_)) => Err(format!("{name} and {name}_FILE are both set; set one")),
+            (Some(value), None) => Ok(Some(SecretSource::Value(Secret::new(value)))),
+            (None, Some(path)) => Ok(Some(SecretSource::File(PathBuf::from(path)))),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// A route file longer than this is a mistake in the path.
+const MAX_FILE: u64 = 1024 * 1024;
+
+/// Reads a file.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load(path: &Path, environment: &Environment) -> Result<Config, Problems> {
+    let name = path.display().to_string();
+    let fail = |text: String| Problems(vec![format!("{name}: {text}")]);
+    let metadata = std::fs::metadata(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    if !metadata.is_file() {
+        return Err(fail("is not a file".to_owned()));
+    }
+    if metadata.len() > MAX_FILE {
+        return Err(fail("is longer than 1 MiB; is it a route file?".to_owned()));
+    }
+    let bytes = std::fs::read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".to_owned()))?;
+    parse(&text, &name, environment)
+}
+
+/// Reads a text; `name` stands for it in messages.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config, Problems> {
+    file::read(text, environment).map_err(|mut problems| {
+        problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
+        let place = |at: usize| {
+            let before = &text[..text.floor_char_boundary(at)];
+            let column = before.chars().rev().take_while(|char| *char != '\n').count() + 1;
+            format!("{name}:{}:{column}", before.matches('\n').count() + 1)
+        };
+        let line = |problem: reader::Problem| {
+            let place = problem.at.map_or_else(|| name.to_owned(), place);
+            let key = if problem.key.is_empty() { String::new() } else { format!("{}: ", problem.key) };
+            format!("{place}: {key}{}", problem.text)
+        };
+        Problems(problems.into_iter().map(line).collect())
+    })
 }

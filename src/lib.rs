@@ -31,3 +31,4 @@ pub mod server;
 
 // Tools.
 pub mod dev;
+pub mod cli;

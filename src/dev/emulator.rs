@@ -124,6 +124,11 @@ impl Emulator {
         }
     }
 
+    /// An access token of the client's own, as the token endpoint would grant it.
+    pub fn access_token(&self) -> String {
+        self.shared.access.issue().access_token
+    }
+
     /// Revokes a key, named by itself or by its id. False: there is no such key.
     pub fn revoke(&self, token: &str) -> bool {
         self.shared.store.revoke(token)

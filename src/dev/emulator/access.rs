@@ -74,7 +74,7 @@ impl Access {
         let refuse = |error, description| Err(GrantError { error, description });
         let form: HashMap<_, _> = form_urlencoded::parse(form).collect();
         let field = |name: &str| form.get(name).map(AsRef::as_ref).unwrap_or_default();
-        let mut client = self.client();
+        let client = self.client();
         match field("grant_type") {
             "client_credentials" => {}
             "" => return refuse("invalid_request", "grant_type is missing"),
@@ -83,6 +83,13 @@ impl Access {
         if field("client_id") != client.id || field("client_secret") != client.secret {
             return refuse("invalid_client", "client authentication failed");
         }
+        drop(client);
+        Ok(self.issue())
+    }
+
+    /// A new access token, for whoever is entitled to one.
+    pub(super) fn issue(&self) -> Grant {
+        let mut client = self.client();
         let expires_in = client.lifetime.as_secs();
         let scopes: Vec<_> = client.permissions.iter().map(ToString::to_string).collect();
         let access_token = key::access_token(&client.id, Timestamp::now(), expires_in, &scopes);
@@ -90,10 +97,7 @@ impl Access {
         let expiry = now + client.lifetime;
         client.live.retain(|_, expiry| *expiry > now);
         client.live.insert(access_token.clone(), expiry);
-        Ok(Grant {
-            access_token,
-            expires_in,
-        })
+        Grant { access_token, expires_in }
     }
 
     /// Whether the bearer of these headers may do this. Of several authorization values the first counts: an

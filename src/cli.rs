@@ -1,0 +1,153 @@
+//! The command line. Exit code 0: fine, 1: failed, 2: used wrongly.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where Keyward talks to people")]
+
+mod demo;
+mod health;
+mod signals;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clap::{Args, Parser, Subcommand};
+
+use crate::access_log;
+use crate::config::{self, Config, Environment};
+use crate::metrics::Metrics;
+use crate::server::Server;
+
+/// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
+#[derive(Parser)]
+#[command(name = "keyward", version, max_term_width = 100, after_help = "Begin with: keyward dev")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the proxy
+    #[command(after_help = RUN_HELP)]
+    Run(ConfigFile),
+    /// Try everything on this machine, without an account
+    ///
+    /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, makes sample keys,
+    /// and prints curl lines to try. Ends with Ctrl-C.
+    Dev(demo::Dev),
+    /// Read a configuration as `run` would, report every problem, and show the routes
+    Check(ConfigFile),
+    /// Show what happens to a request: its route, what that asks for, and the headers it sets
+    #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
+    Explain {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// The method
+        method: String,
+        /// A path, or a whole URL where the host matters
+        target: String,
+    },
+    /// Run the Scalekit emulator alone, for tests in any language
+    Emulator(demo::EmulatorArgs),
+    /// Ask a running Keyward whether it is ready; for containers without a shell
+    Healthcheck(health::Healthcheck),
+}
+
+const RUN_HELP: &str = "\
+Environment:
+  SCALEKIT_ENVIRONMENT_URL  the environment, as in https://acme.scalekit.com
+  SCALEKIT_CLIENT_ID        the client
+  SCALEKIT_CLIENT_SECRET    its secret
+Each may be given as NAME_FILE instead: a file that holds the value, read again when needed.
+
+Signals:
+  SIGTERM, SIGINT  drain, then stop; a second one stops at once";
+
+#[derive(Args)]
+struct ConfigFile {
+    /// The route file
+    #[arg(short, long, value_name = "FILE", env = "KEYWARD_CONFIG")]
+    config: PathBuf,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(file) => run(&file),
+        Command::Dev(args) => demo::dev(args),
+        Command::Check(file) => check(&file),
+        Command::Explain { file, method, target } => explain(&file, &method, &target),
+        Command::Emulator(args) => demo::emulator(args),
+        Command::Healthcheck(args) => health::check(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("keyward: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+impl ConfigFile {
+    fn load(&self) -> Result<Config> {
+        Ok(config::load(&self.config, &Environment::process())?)
+    }
+}
+
+fn run(file: &ConfigFile) -> Result<()> {
+    let config = file.load()?;
+    let metrics = Arc::new(Metrics::default());
+    let _log = access_log::start(config.log, Arc::clone(&metrics));
+    raise_file_limit();
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    runtime()?.block_on(async {
+        let server = Server::bind(config, metrics)?;
+        let (stop, kill) = signals::watch()?;
+        server.run(stop, kill).await;
+        Ok(())
+    })
+}
+
+fn check(file: &ConfigFile) -> Result<()> {
+    let config = file.load()?;
+    for warning in &config.warnings {
+        eprintln!("warning: {warning}");
+    }
+    print(&format!("{}\n{} is fine.\n", config::describe_routes(&config), file.config.display()))
+}
+
+fn explain(file: &ConfigFile, method: &str, target: &str) -> Result<()> {
+    let text = config::explain(&file.load()?, method, target).map_err(anyhow::Error::msg)?;
+    print(&text)
+}
+
+/// To standard output; whoever closed it has read enough.
+fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write"),
+        _ => Ok(()),
+    }
+}
+
+/// One thread where there is one core, which costs a request least; else a thread for each.
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut builder = match cores {
+        1 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    builder.enable_all().build().context("cannot start the runtime")
+}
+
+/// As many connections as the system allows; the usual 1,024 descriptors are for programs of the last century.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
+        tracing::warn!("cannot raise the limit of open files; it is {:?}", limit.current);
+    }
+}
