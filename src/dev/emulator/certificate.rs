@@ -1,6 +1,7 @@
 //! A certificate for this machine, and the authority that vouches for it, both made on the spot.
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -9,6 +10,8 @@ use rcgen::{
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::TlsAcceptor;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A certificate for `localhost`, `127.0.0.1` and `::1`, with its key.
 #[derive(Clone)]
@@ -45,6 +48,9 @@ impl Certificate {
         leaf.use_authority_key_identifier_extension = true; // Python from 3.13 on insists.
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // Some platforms trust no certificate for more than about a year.
+        leaf.not_before = (SystemTime::now() - DAY).into();
+        leaf.not_after = (SystemTime::now() + 396 * DAY).into();
         let key = KeyPair::generate()?;
         let leaf = leaf.signed_by(&key, &authority)?;
 
