@@ -1,4 +1,4 @@
-//! Scalekit in memory: API keys over REST, as the real one serves them, for `keyward dev`, `keyward emulator`
+//! Scalekit in memory: API keys over REST and gRPC, as the real one serves them, for `keyward dev`, `keyward emulator`
 //! and every test. Where Scalekit's behaviour is unpublished, the source says that it is a guess.
 
 use std::fmt;
@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use access::{Access, Permission};
+use certificate::Certificate;
 use counts::{Counters, Counts};
 use directory::{Directory, Only};
 use faults::{Effect, Fault, Faults};
@@ -18,15 +21,22 @@ use store::{Issue, Issued, Store};
 
 pub mod access;
 mod call;
+pub mod certificate;
 pub mod counts;
 pub mod directory;
 pub mod faults;
+mod grpc;
 mod key;
+mod proto;
 mod rest;
 mod service;
 pub(in crate::dev) mod serving;
 mod status;
 pub mod store;
+mod wire;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How an emulator is to be.
 #[derive(Clone)]
@@ -105,14 +115,12 @@ impl Emulator {
 
     /// Serves HTTP/1.1 and HTTP/2 with prior knowledge on one port until told to stop, when every connection ends.
     pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
-        let (tasks, _guard) = Tasks::new(&stop);
-        while let Some(stream) = tasks.accept(&listener).await {
-            if let Some(closed) = self.admit() {
-                let connection = self.clone().connection(stream, tasks.clone());
-                tasks.spawn(closed.run_until_cancelled_owned(connection));
-            }
-        }
-        tasks.end().await;
+        self.serve_as(listener, None, stop).await;
+    }
+
+    /// Serves the same over TLS, HTTP/2 or HTTP/1.1 as the client chooses.
+    pub async fn serve_tls(&self, listener: TcpListener, certificate: &Certificate, stop: CancellationToken) {
+        self.serve_as(listener, Some(certificate.acceptor()), stop).await;
     }
 
     /// Makes a key. Nothing is checked: tests may have what the API refuses.
@@ -193,6 +201,17 @@ impl Emulator {
         std::mem::take(&mut *connections).cancel();
     }
 
+    async fn serve_as(&self, listener: TcpListener, tls: Option<TlsAcceptor>, stop: CancellationToken) {
+        let (tasks, _guard) = Tasks::new(&stop);
+        while let Some(stream) = tasks.accept(&listener).await {
+            if let Some(closed) = self.admit() {
+                let connection = self.clone().connection(stream, tls.clone(), tasks.clone());
+                tasks.spawn(closed.run_until_cancelled_owned(connection));
+            }
+        }
+        tasks.end().await;
+    }
+
     /// Lets a new connection in, with what tells it to close.
     fn admit(&self) -> Option<CancellationToken> {
         if self.shared.faults.refuse() {
@@ -208,12 +227,15 @@ impl Emulator {
         )
     }
 
-    async fn connection(self, stream: TcpStream, tasks: Tasks) {
-        tasks
-            .connection(stream, move |request| {
-                service::answer(Arc::clone(&self.shared), request)
-            })
-            .await;
+    async fn connection(self, stream: TcpStream, tls: Option<TlsAcceptor>, tasks: Tasks) {
+        let answer = move |request| service::answer(Arc::clone(&self.shared), request);
+        let Some(tls) = tls else {
+            return tasks.connection(stream, answer).await;
+        };
+        // A handshake that fails or takes too long ends like any other connection that breaks.
+        if let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await {
+            tasks.connection(stream, answer).await;
+        }
     }
 }
 

@@ -87,6 +87,16 @@ async fn a_request_is_shown_as_it_was_received() {
         "trailers": [], "body": "hello", "body_bytes": 5,
     });
     assert_eq!(shown, expected);
+    let counts = upstream.echo.counts();
+    assert_eq!(
+        (
+            counts.connections,
+            counts.requests,
+            counts.body_bytes,
+            counts.broken_bodies
+        ),
+        (1, 1, 5, 0)
+    );
     let received = upstream.echo.received();
     assert_eq!(serde_json::to_value(&received[0]).unwrap(), expected);
     assert_eq!(

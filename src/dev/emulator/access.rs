@@ -34,6 +34,9 @@ impl fmt::Display for Permission {
     }
 }
 
+/// How many access tokens are good at once; beyond it those that would end first end.
+const MAX_LIVE: usize = 10_000;
+
 /// The one client of the emulator.
 pub(super) struct Access(Mutex<Client>);
 
@@ -94,8 +97,20 @@ impl Access {
         let scopes: Vec<_> = client.permissions.iter().map(ToString::to_string).collect();
         let access_token = key::access_token(&client.id, Timestamp::now(), expires_in, &scopes);
         let now = Instant::now();
-        let expiry = now + client.lifetime;
+        // A lifetime beyond what the clock can count is as good as a day.
+        let expiry = now
+            .checked_add(client.lifetime)
+            .unwrap_or(now + Duration::from_secs(86_400));
         client.live.retain(|_, expiry| *expiry > now);
+        while client.live.len() >= MAX_LIVE
+            && let Some(oldest) = client
+                .live
+                .iter()
+                .min_by_key(|(_, expiry)| **expiry)
+                .map(|(token, _)| token.clone())
+        {
+            client.live.remove(&oldest);
+        }
         client.live.insert(access_token.clone(), expiry);
         Grant { access_token, expires_in }
     }
@@ -219,6 +234,13 @@ mod tests {
         assert_eq!(refused.code, Code::PermissionDenied);
         access.expire_all();
         assert!(access.authorize(&headers(&[&one]), Permission::Read).is_err());
+    }
+
+    #[test]
+    fn a_lifetime_may_be_beyond_the_clock() {
+        let access = access();
+        access.set_lifetime(Duration::MAX);
+        assert_eq!(access.grant(GOOD.as_bytes()).unwrap().expires_in, u64::MAX);
     }
 
     #[test]

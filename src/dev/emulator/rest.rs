@@ -8,7 +8,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Response, StatusCode};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::access::{Grant, GrantError};
 use super::call::{Call, Create, Endpoint, List, Reply, Update};
@@ -83,18 +83,30 @@ pub(super) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Resu
 pub(super) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
     match outcome {
         Ok(Reply::Created { key, token }) => {
-            let body = json!({"token": key, "token_id": token.token_id, "token_info": token_json(&token)});
-            response(201, &body)
+            let (token_id, token_info) = (&*token.token_id, token_json(&token));
+            response(
+                201,
+                &CreatedJson {
+                    token: &key,
+                    token_id,
+                    token_info,
+                },
+            )
         }
-        Ok(Reply::Token(token)) => response(200, &json!({"token_info": token_json(&token)})),
+        Ok(Reply::Token(token)) => response(
+            200,
+            &InfoJson {
+                token_info: token_json(&token),
+            },
+        ),
         Ok(Reply::Nothing) => response(200, &json!({})),
         Ok(Reply::Page(page)) => {
-            let body = json!({
-                "tokens": page.tokens.iter().map(|token| token_json(token)).collect::<Vec<_>>(),
-                "total_count": page.total_count,
-                "next_page_token": page.next_page_token,
-                "prev_page_token": page.prev_page_token,
-            });
+            let body = PageJson {
+                tokens: page.tokens.iter().map(|token| token_json(token)).collect(),
+                total_count: page.total_count,
+                next_page_token: &page.next_page_token,
+                prev_page_token: &page.prev_page_token,
+            };
             response(200, &body)
         }
         Err(status) => refusal(status.code.http(), &status),
@@ -134,24 +146,25 @@ pub(super) fn write_status(endpoint: Endpoint, http: u16) -> Response<Bytes> {
 
 /// Writes a refusal under an HTTP status, which need not be the one that its code maps to.
 pub(super) fn refusal(http: u16, status: &Status) -> Response<Bytes> {
-    let mut info = json!({
-        "@type": "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo",
-        "error_code": status.code.name(),
+    let violations = status.violations.iter().map(|violation| ViolationJson {
+        field: violation.field,
+        description: &violation.description,
+        constraint: violation.constraint,
     });
-    if !status.violations.is_empty() {
-        let violations = status.violations.iter().map(|violation| {
-            json!({
-                "field": violation.field,
-                "description": violation.description,
-                "constraint": violation.constraint,
-            })
-        });
-        info["validation_error_info"] = json!({"field_violations": violations.collect::<Vec<_>>()});
-    }
+    let field_violations: Vec<_> = violations.collect();
+    let info = ErrorInfoJson {
+        kind: "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo",
+        error_code: status.code.name(),
+        validation_error_info: (!field_violations.is_empty()).then_some(ValidationJson { field_violations }),
+    };
     let details = if status.details { vec![info] } else { Vec::new() };
     response(
         http,
-        &json!({"code": status.code.number(), "message": status.message, "details": details}),
+        &RefusalJson {
+            code: status.code.number(),
+            message: &status.message,
+            details,
+        },
     )
 }
 
@@ -210,6 +223,54 @@ fn read_list(query: &str) -> Result<List, Status> {
     Ok(list)
 }
 
+#[derive(Serialize)]
+struct CreatedJson<'a> {
+    token: &'a str,
+    token_id: &'a str,
+    token_info: TokenJson<'a>,
+}
+
+#[derive(Serialize)]
+struct InfoJson<'a> {
+    token_info: TokenJson<'a>,
+}
+
+#[derive(Serialize)]
+struct PageJson<'a> {
+    tokens: Vec<TokenJson<'a>>,
+    total_count: i32,
+    next_page_token: &'a str,
+    prev_page_token: &'a str,
+}
+
+#[derive(Serialize)]
+struct RefusalJson<'a> {
+    code: i32,
+    message: &'a str,
+    details: Vec<ErrorInfoJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ErrorInfoJson<'a> {
+    #[serde(rename = "@type")]
+    kind: &'static str,
+    error_code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation_error_info: Option<ValidationJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ValidationJson<'a> {
+    field_violations: Vec<ViolationJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct ViolationJson<'a> {
+    field: &'static str,
+    description: &'a str,
+    constraint: &'static str,
+}
+
 /// A token as JSON has it: every string, map and list is there, also when it is empty.
 #[derive(Serialize)]
 struct TokenJson<'a> {
@@ -256,8 +317,9 @@ fn rfc3339(moment: Timestamp) -> String {
     }
 }
 
-fn response(status: u16, body: &Value) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(body.to_string()));
+fn response(status: u16, body: &impl Serialize) -> Response<Bytes> {
+    // Strings, numbers, maps and lists of these always have a form in JSON.
+    let mut response = Response::new(Bytes::from(serde_json::to_vec(body).unwrap_or_default()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response
         .headers_mut()

@@ -16,8 +16,8 @@ use super::Shared;
 use super::call::{Call, Endpoint};
 use super::faults::{Answer, Effect, Plan};
 use super::rest;
-use super::status::{Code, Status};
-use crate::body::{Body, BodyError, full};
+use super::wire::{Outgoing, Wire};
+use crate::body::{Body, BodyError};
 
 /// The longest request body that is read.
 const MAX_BODY: usize = 1024 * 1024;
@@ -33,37 +33,40 @@ pub(super) async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Broken> {
     let (head, body) = request.into_parts();
-    let endpoint = match rest::route(&head.method, head.uri.path()) {
+    let wire = Wire::of(&head);
+    let endpoint = match wire.route(&head) {
         Ok(endpoint) => endpoint,
-        Err(status) => return Ok(rest::write(Err(status)).map(full)),
+        Err(status) => return Ok(wire.write(Err(status)).send()),
     };
     let _open = emulator.counters.begin(endpoint);
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let status = Status::gateway(Code::ResourceExhausted, "request body too large");
-            return Ok(rest::refusal(413, &status).map(full));
-        }
+        Err(error) if error.is::<LengthLimitError>() => return Ok(wire.too_large().send()),
         Err(_) => return Err(Broken),
     };
     let mut plan = emulator.faults.plan(endpoint);
-    let response = match before(&emulator, &mut plan).await? {
-        Some(instead) => dictated(endpoint, instead),
-        None => decide(&emulator, endpoint, &head, &body, &plan),
+    let outgoing = match before(&emulator, &mut plan).await? {
+        Some(instead) => dictated(wire, endpoint, instead),
+        None => decide(&emulator, wire, endpoint, &head, &body, &plan),
     };
-    Ok(after(&mut plan, response).await)
+    Ok(after(&mut plan, outgoing).await)
 }
 
 /// What the API itself answers.
-fn decide(emulator: &Shared, endpoint: Endpoint, head: &Parts, body: &[u8], plan: &Plan) -> Response<Bytes> {
+fn decide(
+    emulator: &Shared,
+    wire: Wire,
+    endpoint: Endpoint,
+    head: &Parts,
+    body: &[u8],
+    plan: &Plan,
+) -> Outgoing {
     let Some(permission) = endpoint.permission() else {
-        return rest::write_grant(emulator.access.grant(body));
+        return rest::write_grant(emulator.access.grant(body)).into();
     };
-    let call = emulator
-        .access
-        .authorize(&head.headers, permission)
-        .and_then(|()| rest::read(endpoint, head.uri.query(), body));
-    rest::write(call.and_then(|call| {
+    let allowed = emulator.access.authorize(&head.headers, permission);
+    let call = allowed.and_then(|()| wire.read(endpoint, head, body));
+    wire.write(call.and_then(|call| {
         let Call::Validate { token } = &call else {
             return emulator.store.perform(call, Timestamp::now());
         };
@@ -104,13 +107,14 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
 }
 
 /// The faults after the decision.
-async fn after(plan: &mut Plan, mut response: Response<Bytes>) -> Response<Body> {
+async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
+    let response = &mut outgoing.response;
     let mut truncated = false;
     for at in 0..plan.effects.len() {
         match &plan.effects[at] {
             Effect::LatencyAfter(time) => tokio::time::sleep(*time).await,
             Effect::HangAfter => plan.released().await,
-            Effect::ContentType(content_type) => set_content_type(&mut response, content_type),
+            Effect::ContentType(content_type) => set_content_type(response, content_type),
             Effect::Garbage => {
                 let noise = response.body().iter().map(|byte| byte | 0x80);
                 *response.body_mut() = noise.collect();
@@ -126,26 +130,28 @@ async fn after(plan: &mut Plan, mut response: Response<Bytes>) -> Response<Body>
         }
     }
     if truncated {
-        truncate(response)
+        truncate(outgoing.response)
     } else {
-        response.map(full)
+        outgoing.send()
     }
 }
 
-fn dictated(endpoint: Endpoint, answer: Answer) -> Response<Bytes> {
-    let mut response = rest::write_status(endpoint, answer.status);
-    if let Some(body) = answer.body {
-        *response.body_mut() = body;
-    }
+fn dictated(wire: Wire, endpoint: Endpoint, answer: Answer) -> Outgoing {
+    let mut outgoing = match answer.body {
+        None => wire.write_status(endpoint, answer.status),
+        // What a proxy in between says, it says as HTTP.
+        Some(body) => rest::write_status(endpoint, answer.status).map(|_| body).into(),
+    };
     if let Some(content_type) = answer.content_type {
-        set_content_type(&mut response, &content_type);
+        set_content_type(&mut outgoing.response, &content_type);
     }
     if let Some(seconds) = answer.retry_after {
-        response
+        outgoing
+            .response
             .headers_mut()
             .insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    response
+    outgoing
 }
 
 fn set_content_type(response: &mut Response<Bytes>, content_type: &str) {

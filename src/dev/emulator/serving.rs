@@ -16,6 +16,10 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, BodyError};
 
+/// Wide enough for what a proxy with narrower limits lets through and adds to.
+const MAX_HEADERS: usize = 1000;
+const MAX_HEAD: u32 = 512 * 1024;
+
 /// The tasks of one server. Each ends when the server is told to stop, whatever it is doing.
 #[derive(Clone)]
 pub(in crate::dev) struct Tasks {
@@ -70,8 +74,11 @@ impl Tasks {
         E: Into<BodyError> + 'static,
     {
         let mut builder = auto::Builder::new(self);
-        builder.http1().timer(TokioTimer::new());
-        builder.http2().timer(TokioTimer::new());
+        builder.http1().timer(TokioTimer::new()).max_headers(MAX_HEADERS);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_header_list_size(MAX_HEAD);
         // A connection that breaks is the client's business: there is nobody here to tell.
         let _ = builder
             .serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer))

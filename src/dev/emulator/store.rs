@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use jiff::Timestamp;
 
 use super::call::{Call, Create, List, Page, Reply, Update};
 use super::directory::Directory;
 use super::key;
 use super::status::{Code, Status};
+use cursor::Cursor;
+
+mod cursor;
 
 /// A key to be made without any check, so that tests can have what the API refuses. `""` is none.
 #[derive(Clone, Debug, Default)]
@@ -297,36 +299,6 @@ impl Record {
 impl Token {
     fn belongs_to(&self, organization: &str, user: &str) -> bool {
         self.issue.organization_id == organization && (user.is_empty() || self.issue.user_id == user)
-    }
-}
-
-/// Where a page begins or ends: beside the record of this number, which need not be live any longer.
-#[derive(Clone, Copy)]
-enum Cursor {
-    Older(usize),
-    Newer(usize),
-}
-
-impl Cursor {
-    fn write(self) -> String {
-        BASE64_URL_SAFE_NO_PAD.encode(match self {
-            Self::Older(than) => format!("older:{than}"),
-            Self::Newer(than) => format!("newer:{than}"),
-        })
-    }
-
-    /// `""` is the first page. That anything else which was not handed out is refused is a guess.
-    fn read(text: &str) -> Result<Self, Status> {
-        if text.is_empty() {
-            return Ok(Self::Older(usize::MAX));
-        }
-        let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
-        let cursor = match String::from_utf8_lossy(&bytes).split_once(':') {
-            Some(("older", than)) => than.parse().ok().map(Self::Older),
-            Some(("newer", than)) => than.parse().ok().map(Self::Newer),
-            _ => None,
-        };
-        cursor.ok_or_else(|| Status::invalid("page_token", "page_token", "value is not a page token"))
     }
 }
 
