@@ -44,9 +44,7 @@ const LONGEST_TEXT: usize = 512;
 /// Sends the log to standard output, without ever waiting for who reads it. Dropped, the guard writes what is left.
 pub fn start(settings: Settings, metrics: Arc<Metrics>) -> WorkerGuard {
     let terminal = std::io::stdout().is_terminal();
-    let builder = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(LINES_WAITING);
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
     let (writer, guard) = builder.finish(std::io::stdout());
     let dropped = writer.error_counter();
     metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
@@ -55,16 +53,10 @@ pub fn start(settings: Settings, metrics: Arc<Metrics>) -> WorkerGuard {
         Format::Json => true,
         Format::Text => false,
     };
-    let log = tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::INFO)
-        .with_writer(writer);
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writer);
     // A second start in one process, as in tests, keeps the first.
     if json {
-        let log = log
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false);
+        let log = log.json().flatten_event(true).with_current_span(false).with_span_list(false);
         let _ = tracing::subscriber::set_global_default(log.finish());
     } else {
         let _ = tracing::subscriber::set_global_default(log.compact().with_ansi(terminal).finish());
@@ -218,18 +210,10 @@ impl Drop for Record {
             outcome: self.decision(),
         };
         self.metrics.requests.get_or_create(&labels).inc();
-        let route = metrics::Route {
-            route: Arc::clone(&self.route),
-        };
-        self.metrics
-            .request_seconds
-            .get_or_create(&route)
-            .observe(elapsed.as_secs_f64());
+        let route = metrics::Route { route: Arc::clone(&self.route) };
+        self.metrics.request_seconds.get_or_create(&route).observe(elapsed.as_secs_f64());
         if let Some(upstream) = self.upstream {
-            self.metrics
-                .upstream_seconds
-                .get_or_create(&route)
-                .observe(upstream.as_secs_f64());
+            self.metrics.upstream_seconds.get_or_create(&route).observe(upstream.as_secs_f64());
         }
         self.metrics.requests_in_flight.dec();
         if self.access {

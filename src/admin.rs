@@ -50,15 +50,11 @@ impl Handler for Admin {
             (&Method::GET | &Method::HEAD, path) => self.get(path),
             _ => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
-                response
-                    .headers_mut()
-                    .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+                response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
                 response
             }
         };
-        response
-            .headers_mut()
-            .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
     }
 }
@@ -89,20 +85,15 @@ impl Admin {
                 let version = serde_json::json!({ "name": "keyward", "version": env!("CARGO_PKG_VERSION") });
                 answer(StatusCode::OK, "application/json", version.to_string())
             }
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "/livez /readyz /metrics /routes /version\n",
-            ),
+            _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /routes /version\n"),
         }
     }
 }
 
 /// A route as programs read it. Nothing in it is secret: it is the route file again.
 fn route(route: &Route) -> serde_json::Value {
-    let methods: Option<Vec<&str>> = route
-        .methods
-        .as_ref()
-        .map(|methods| methods.iter().map(Method::as_str).collect());
+    let methods: Option<Vec<&str>> =
+        route.methods.as_ref().map(|methods| methods.iter().map(Method::as_str).collect());
     let auth = match &route.auth {
         Auth::Public => "none",
         Auth::Key(_) => "key",
@@ -125,8 +116,6 @@ fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
 fn answer(status: StatusCode, kind: &'static str, content: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(body::full(content));
     *response.status_mut() = status;
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     response
 }

@@ -73,7 +73,11 @@ pub struct Environment(HashMap<String, String>);
 impl Environment {
     /// Those of this process. One that is not UTF-8 counts as absent.
     pub fn process() -> Self {
-        Self(std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect())
+        Self(
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+                .collect(),
+        )
     }
 
     /// These, for tests.
@@ -127,7 +131,7 @@ pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config
     file::read(text, environment).map_err(|mut problems| {
         problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
         let place = |at: usize| {
-            let before = &text[..text.floor_char_boundary(at)];
+            let before = text.get(..at).unwrap_or(text);
             let column = before.chars().rev().take_while(|char| *char != '\n').count() + 1;
             format!("{name}:{}:{column}", before.matches('\n').count() + 1)
         };

@@ -32,11 +32,7 @@ pub enum Alphabet {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self {
-            alphabet: Alphabet::Base62,
-            min_length: 20,
-            max_length: 512,
-        }
+        Self { alphabet: Alphabet::Base62, min_length: 20, max_length: 512 }
     }
 }
 
@@ -62,29 +58,19 @@ impl ApiKey {
         let value = first.ok_or(Rejection::MissingCredential)?;
         let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
         let key = Self(value, range);
-        if settings.could_be(key.expose().as_bytes()) {
-            Ok(key)
-        } else {
-            Err(Rejection::InvalidKey)
-        }
+        if settings.could_be(key.expose().as_bytes()) { Ok(key) } else { Err(Rejection::InvalidKey) }
     }
 
     /// A key from elsewhere than a request, such as standard input.
     pub fn parse(text: &str, settings: &Settings) -> Option<Self> {
         let value = HeaderValue::from_str(text).ok()?;
-        settings
-            .could_be(text.as_bytes())
-            .then(|| Self(value, 0..text.len()))
+        settings.could_be(text.as_bytes()).then(|| Self(value, 0..text.len()))
     }
 
     /// The key itself, for the body of a call to Scalekit and for nothing else.
     pub fn expose(&self) -> &str {
         // Anything but ASCII is no key; see `Settings::could_be`.
-        self.0
-            .as_bytes()
-            .get(self.1.clone())
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
-            .unwrap_or("")
+        self.0.as_bytes().get(self.1.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("")
     }
 }
 
@@ -112,19 +98,14 @@ impl Settings {
         let alphabet = match self.alphabet {
             Alphabet::Base62 => token.iter().all(u8::is_ascii_alphanumeric),
             Alphabet::Token68 => {
-                let body = token
-                    .iter()
-                    .rposition(|&byte| byte != b'=')
-                    .map_or(0, |last| last + 1);
+                let body = token.iter().rposition(|&byte| byte != b'=').map_or(0, |last| last + 1);
                 let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
                 token[..body].iter().all(allowed)
             }
         };
         // SECURITY: a token id stands in lists, databases and logs, and Scalekit's validate takes it for a key
         // (contract section 0). It is refused whatever the alphabet.
-        let identifier = token
-            .get(..5)
-            .is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"));
+        let identifier = token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"));
         alphabet && !identifier && (self.min_length..=self.max_length).contains(&token.len())
     }
 }
@@ -204,14 +185,8 @@ mod tests {
     #[test]
     fn two_authorization_headers_are_ambiguous_even_when_equal() {
         let value = format!("Bearer {KEY}");
-        check(
-            &[value.as_bytes(), value.as_bytes()],
-            Err(Rejection::AmbiguousCredential),
-        );
-        check(
-            &[value.as_bytes(), b"Basic dTpw"],
-            Err(Rejection::AmbiguousCredential),
-        );
+        check(&[value.as_bytes(), value.as_bytes()], Err(Rejection::AmbiguousCredential));
+        check(&[value.as_bytes(), b"Basic dTpw"], Err(Rejection::AmbiguousCredential));
     }
 
     #[test]
@@ -226,28 +201,15 @@ mod tests {
             "0123456789ABCDEFGHIJ,Bearer",
             "\"0123456789ABCDEFGHIJ\"",
         ] {
-            check(
-                &[format!("Bearer {token}").as_bytes()],
-                Err(Rejection::InvalidKey),
-            );
+            check(&[format!("Bearer {token}").as_bytes()], Err(Rejection::InvalidKey));
         }
-        check(
-            &[b"Bearer 0123456789ABCDEFGHIJ\xff\xfe"],
-            Err(Rejection::InvalidKey),
-        );
+        check(&[b"Bearer 0123456789ABCDEFGHIJ\xff\xfe"], Err(Rejection::InvalidKey));
     }
 
     #[test]
     fn a_token_id_is_refused_under_any_alphabet_and_letter_case() {
-        let settings = Settings {
-            alphabet: Alphabet::Token68,
-            ..Settings::default()
-        };
-        for id in [
-            "apit_123456789012345678",
-            "APIT_123456789012345678",
-            "aPiT_123456789012345678",
-        ] {
+        let settings = Settings { alphabet: Alphabet::Token68, ..Settings::default() };
+        for id in ["apit_123456789012345678", "APIT_123456789012345678", "aPiT_123456789012345678"] {
             assert!(ApiKey::parse(id, &settings).is_none());
         }
         assert!(ApiKey::parse("abc-._~+/abcdefghijklmn==", &settings).is_some());

@@ -1,4 +1,6 @@
 //! What `keyward dev` is made of: a Scalekit emulator and an echo upstream.
 
+mod serving;
+
 pub mod echo;
 pub mod emulator;

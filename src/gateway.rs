@@ -77,20 +77,12 @@ impl Gateway {
         let (access, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), access, metrics);
         let caller = Caller::of(&request);
-        let arrival = Arrival {
-            peer,
-            believed,
-            client,
-        };
+        let arrival = Arrival { peer, believed, client };
         let mut response = match self.pass(request, arrival, &mut record).await {
             Ok(passed) => self.answer(passed, record),
             Err(rejection) => {
                 record.rejected(&rejection);
-                rejection.response(
-                    &caller,
-                    request_id.to_str().unwrap_or_default(),
-                    &self.settings.realm,
-                )
+                rejection.response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
             }
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
@@ -132,11 +124,7 @@ impl Gateway {
         );
         address(&mut request, &host);
         let (response, tunnel) = self.forward(request, route, &permit, upgrade, record).await?;
-        Ok(Passed {
-            response,
-            tunnel,
-            watch,
-        })
+        Ok(Passed { response, tunnel, watch })
     }
 
     /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
@@ -166,20 +154,12 @@ impl Gateway {
         record: &Record,
     ) -> Result<(), Rejection> {
         if self.identity.strip(headers) > 0 {
-            let route = metrics::Route {
-                route: Arc::clone(&record.route),
-            };
+            let route = metrics::Route { route: Arc::clone(&record.route) };
             self.metrics.forged.get_or_create(&route).inc();
         }
         if let Some(identity) = permit.identity() {
             let left_out = self.identity.set(identity, headers)?;
-            if left_out > 0
-                && self
-                    .metrics
-                    .claims_left_out
-                    .inc_by(left_out as u64)
-                    .is_power_of_two()
-            {
+            if left_out > 0 && self.metrics.claims_left_out.inc_by(left_out as u64).is_power_of_two() {
                 let token = identity.token_id.as_ref().and_then(|id| id.to_str().ok());
                 tracing::warn!(
                     keyward.token.id = token,
@@ -212,20 +192,13 @@ impl Gateway {
         })?;
         record.answered(response.status().as_u16());
         let switched = caller.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let tunnel = switched.map(|caller| Tunnel {
-            caller,
-            upstream: hyper::upgrade::on(&mut response),
-        });
+        let tunnel = switched.map(|caller| Tunnel { caller, upstream: hyper::upgrade::on(&mut response) });
         Ok((response, tunnel))
     }
 
     /// The answer, watched and recorded to its end.
     fn answer(&self, passed: Passed, mut record: Record) -> Response<Body> {
-        let Passed {
-            response,
-            tunnel,
-            watch,
-        } = passed;
+        let Passed { response, tunnel, watch } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             return response.map(|body| Answer::wrap(body, record, watch));
         };
@@ -279,7 +252,5 @@ fn preflight(request: &Request<Body>) -> Option<Method> {
 fn address(request: &mut Request<Body>, host: &Host) {
     let path = request.uri().path_and_query().cloned();
     *request.uri_mut() = path.map_or_else(Default::default, Into::into);
-    request
-        .headers_mut()
-        .insert(hyper::header::HOST, host.value.clone());
+    request.headers_mut().insert(hyper::header::HOST, host.value.clone());
 }

@@ -40,9 +40,8 @@ pub fn strip(headers: &mut HeaderMap) {
             .any(|item| item.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     });
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = options(headers)
-            .filter_map(|option| HeaderName::from_bytes(option).ok())
-            .collect();
+        let named: Vec<HeaderName> =
+            options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
         for name in named {
             // SECURITY: the two that frame and address the message are never one hop's business.
             if name != CONTENT_LENGTH && name != HOST {
@@ -125,11 +124,7 @@ mod tests {
         assert!(!seen(&good, &Method::GET, Version::HTTP_10));
         assert!(!seen(&good[1..], &Method::GET, Version::HTTP_11));
         for other in ["h2c", "websocket, h2c", "TLS/1.0", ""] {
-            assert!(!seen(
-                &[good[0], ("upgrade", other)],
-                &Method::GET,
-                Version::HTTP_11
-            ));
+            assert!(!seen(&[good[0], ("upgrade", other)], &Method::GET, Version::HTTP_11));
         }
     }
 }

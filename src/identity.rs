@@ -76,14 +76,7 @@ pub const CLAIM_PREFIX: &str = "x-claim-";
 
 impl Default for Settings {
     fn default() -> Self {
-        let [
-            org_id,
-            org_external_id,
-            user_id,
-            user_external_id,
-            roles,
-            token_id,
-        ] = NAMES;
+        let [org_id, org_external_id, user_id, user_external_id, roles, token_id] = NAMES;
         Self {
             org_id,
             org_external_id,
@@ -118,47 +111,33 @@ impl Headers {
             &settings.roles,
             &settings.token_id,
         ];
-        let mut names: Vec<Box<[u8]>> = NAMES
-            .iter()
-            .chain(configured)
-            .map(|name| folded(name.as_str()).collect())
-            .collect();
+        let mut names: Vec<Box<[u8]>> =
+            NAMES.iter().chain(configured).map(|name| folded(name.as_str()).collect()).collect();
         names.sort();
         names.dedup();
         let mut prefixes: Vec<Box<[u8]>> = vec![folded(CLAIM_PREFIX).collect()];
         prefixes.push(folded(&settings.claim_prefix).collect());
         prefixes.dedup();
-        Self {
-            settings,
-            names,
-            prefixes,
-        }
+        Self { settings, names, prefixes }
     }
 
     /// Whether the backend could read this name as one of ours. CGI, WSGI, PHP and others fold every character that
     /// is not a letter or digit into one, so that `X_Org.Id` is `X-Org-Id` to them.
     pub fn owns(&self, name: &str) -> bool {
         let folds_to = |owned: &[u8], name: &str| folded(name).eq(owned.iter().copied());
-        self.names
-            .iter()
-            .any(|owned| owned.len() == name.len() && folds_to(owned, name))
+        self.names.iter().any(|owned| owned.len() == name.len() && folds_to(owned, name))
             || self.prefixes.iter().any(|prefix| {
                 // SECURITY: the bare `X-Claim` is a claim too, once a backend has trimmed the separator.
                 name.len() >= prefix.len() - 1
-                    && folded(name)
-                        .take(prefix.len())
-                        .eq(prefix.iter().copied().take(name.len()))
+                    && folded(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
             })
     }
 
     /// Removes every header, or trailer, that is ours to set. Gives the number removed.
     pub fn strip(&self, headers: &mut HeaderMap) -> usize {
         // `keys` gives each name once, and in the common case none is ours: no allocation then.
-        let owned: Vec<HeaderName> = headers
-            .keys()
-            .filter(|name| self.owns(name.as_str()))
-            .cloned()
-            .collect();
+        let owned: Vec<HeaderName> =
+            headers.keys().filter(|name| self.owns(name.as_str())).cloned().collect();
         for name in &owned {
             headers.remove(name);
         }
@@ -174,9 +153,7 @@ impl Headers {
         let settings = &self.settings;
         let mut left = settings.max_bytes;
         let mut insert = |name: &HeaderName, value: HeaderValue| {
-            left = left
-                .checked_sub(name.as_str().len() + value.len())
-                .ok_or(Rejection::IdentityTooLarge)?;
+            left = left.checked_sub(name.as_str().len() + value.len()).ok_or(Rejection::IdentityTooLarge)?;
             headers.insert(name, value);
             Ok(())
         };
@@ -205,12 +182,7 @@ impl Headers {
 
     /// The claims to pass on by header, and how many were left out for meeting in one.
     fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> (Vec<(HeaderName, &'a str)>, usize) {
-        let chosen = |name: &String| {
-            self.settings
-                .claims
-                .as_ref()
-                .is_none_or(|only| only.contains(name))
-        };
+        let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
             .filter(|(name, _)| chosen(name))
@@ -228,13 +200,13 @@ impl Headers {
             return Some(name.clone());
         }
         let mut name = self.settings.claim_prefix.clone();
-        name.extend(claim.chars().map(|char| {
-            if char.is_ascii_alphanumeric() {
-                char.to_ascii_lowercase()
-            } else {
-                '-'
-            }
-        }));
+        name.extend(
+            claim.chars().map(
+                |char| {
+                    if char.is_ascii_alphanumeric() { char.to_ascii_lowercase() } else { '-' }
+                },
+            ),
+        );
         HeaderName::try_from(name).ok()
     }
 
@@ -258,13 +230,7 @@ impl Headers {
 }
 
 fn folded(name: &str) -> impl Iterator<Item = u8> {
-    name.bytes().map(|byte| {
-        if byte.is_ascii_alphanumeric() {
-            byte.to_ascii_lowercase()
-        } else {
-            b'-'
-        }
-    })
+    name.bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' })
 }
 
 fn joined(roles: &[String]) -> Result<HeaderValue, Rejection> {
@@ -346,17 +312,9 @@ mod tests {
             }
         }
         assert!(headers.owns("x-claim"));
-        for name in [
-            "x-org",
-            "x-org-idx",
-            "xx-org-id",
-            "x-claims",
-            "x-clai",
-            "authorization",
-            "x-role",
-            "xorgid",
-            "",
-        ] {
+        for name in
+            ["x-org", "x-org-idx", "xx-org-id", "x-claims", "x-clai", "authorization", "x-role", "xorgid", ""]
+        {
             assert!(!headers.owns(name), "{name}");
         }
     }
@@ -396,9 +354,7 @@ mod tests {
     fn check_encoding(text: &str, expected: &str) {
         let value = encoded(text).unwrap();
         assert_eq!(value, expected);
-        let back = percent_encoding::percent_decode(value.as_bytes())
-            .decode_utf8()
-            .unwrap();
+        let back = percent_encoding::percent_decode(value.as_bytes()).decode_utf8().unwrap();
         assert_eq!(back, text, "one percent-decode gives the text back");
     }
 
@@ -426,9 +382,7 @@ mod tests {
     fn claims_that_share_a_header_are_both_left_out_unless_named() {
         let claims = [("team", "a"), ("Team", "b"), ("te am", "c"), ("plan", "d")];
         let identity = Identity {
-            claims: claims
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
+            claims: claims.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             ..identity()
         };
         let mut map = HeaderMap::new();
@@ -459,14 +413,8 @@ mod tests {
 
     #[test]
     fn an_identity_over_the_limit_is_refused_and_not_cut() {
-        let identity = Identity {
-            claims: [("a".to_owned(), "x".repeat(9000))].into(),
-            ..identity()
-        };
-        assert_eq!(
-            headers().set(&identity, &mut HeaderMap::new()),
-            Err(Rejection::IdentityTooLarge)
-        );
+        let identity = Identity { claims: [("a".to_owned(), "x".repeat(9000))].into(), ..identity() };
+        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Rejection::IdentityTooLarge));
     }
 
     #[test]

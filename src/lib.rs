@@ -30,5 +30,5 @@ pub mod listener;
 pub mod server;
 
 // Tools.
-pub mod dev;
 pub mod cli;
+pub mod dev;

@@ -128,24 +128,17 @@ impl Listener {
             Some(pair) => Some(TlsAcceptor::from(Arc::new(tls::server(pair)?))),
             None => None,
         };
-        let socket = bind(&settings.listen).map_err(|error| ListenError::Bind {
-            listen: settings.listen.clone(),
-            error,
-        })?;
-        Ok(Self {
-            socket,
-            settings,
-            tls,
-            metrics,
-        })
+        let socket = bind(&settings.listen)
+            .map_err(|error| ListenError::Bind { listen: settings.listen.clone(), error })?;
+        Ok(Self { socket, settings, tls, metrics })
     }
 
     /// Where it listens, with the port that was taken.
     pub fn address(&self) -> Listen {
         match &self.socket {
-            Socket::Tcp(listener) => listener
-                .local_addr()
-                .map_or_else(|_| self.settings.listen.clone(), Listen::Tcp),
+            Socket::Tcp(listener) => {
+                listener.local_addr().map_or_else(|_| self.settings.listen.clone(), Listen::Tcp)
+            }
             Socket::Unix(_, path) => Listen::Unix(path.clone()),
         }
     }

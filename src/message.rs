@@ -38,13 +38,8 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
     if request.headers().len() > limits.max_headers {
         return Err(Rejection::HeadTooLarge);
     }
-    if uri
-        .scheme_str()
-        .is_some_and(|scheme| !matches!(scheme, "http" | "https"))
-    {
-        return Err(Rejection::MalformedRequest(
-            "The target's scheme is neither http nor https.",
-        ));
+    if uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
+        return Err(Rejection::MalformedRequest("The target's scheme is neither http nor https."));
     }
     host(uri, request.headers(), request.version())
 }
@@ -64,11 +59,8 @@ fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Reject
         (None, None) => return Err(Rejection::MalformedRequest("The request has no Host.")),
         (None, Some(header)) => header.clone(),
         (Some(authority), header) => {
-            let differs = header.is_some_and(|header| {
-                !header
-                    .as_bytes()
-                    .eq_ignore_ascii_case(authority.as_str().as_bytes())
-            });
+            let differs = header
+                .is_some_and(|header| !header.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()));
             if differs && version >= Version::HTTP_2 {
                 return Err(Rejection::MalformedRequest("Host and :authority differ."));
             }
@@ -92,9 +84,7 @@ fn parse(value: &HeaderValue) -> Option<Box<str>> {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
             !host.is_empty()
-                && host
-                    .bytes()
-                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+                && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
         }
     };
     let port = text.strip_prefix(host)?;
@@ -112,10 +102,7 @@ fn parse(value: &HeaderValue) -> Option<Box<str>> {
 mod tests {
     use super::*;
 
-    const LIMITS: Limits = Limits {
-        max_uri: 64,
-        max_headers: 4,
-    };
+    const LIMITS: Limits = Limits { max_uri: 64, max_headers: 4 };
 
     #[track_caller]
     fn check_host(version: Version, target: &str, hosts: &[&str], expected: Option<(&str, &str)>) {
@@ -123,51 +110,27 @@ mod tests {
         *request.version_mut() = version;
         *request.uri_mut() = target.parse().unwrap();
         for host in hosts {
-            request
-                .headers_mut()
-                .append(HOST, HeaderValue::from_bytes(host.as_bytes()).unwrap());
+            request.headers_mut().append(HOST, HeaderValue::from_bytes(host.as_bytes()).unwrap());
         }
         let host = check(&request, LIMITS);
-        let found = host
-            .as_ref()
-            .ok()
-            .map(|host| (host.value.to_str().unwrap(), &*host.name));
+        let found = host.as_ref().ok().map(|host| (host.value.to_str().unwrap(), &*host.name));
         assert_eq!(found, expected, "{target} {hosts:?}");
     }
 
     #[test]
     fn one_valid_host_is_the_host() {
-        for (value, name) in [
-            ("a.test", "a.test"),
-            ("A.test:80", "A.test"),
-            ("[::1]:8080", "[::1]"),
-            ("a.", "a"),
-            ("a:", "a"),
-        ] {
+        for (value, name) in
+            [("a.test", "a.test"), ("A.test:80", "A.test"), ("[::1]:8080", "[::1]"), ("a.", "a"), ("a:", "a")]
+        {
             check_host(Version::HTTP_11, "/", &[value], Some((value, name)));
         }
     }
 
     #[test]
     fn the_targets_authority_wins_over_host() {
-        check_host(
-            Version::HTTP_11,
-            "http://a.test/x",
-            &["b.test"],
-            Some(("a.test", "a.test")),
-        );
-        check_host(
-            Version::HTTP_2,
-            "http://a.test/x",
-            &[],
-            Some(("a.test", "a.test")),
-        );
-        check_host(
-            Version::HTTP_2,
-            "http://a.test/x",
-            &["a.test"],
-            Some(("a.test", "a.test")),
-        );
+        check_host(Version::HTTP_11, "http://a.test/x", &["b.test"], Some(("a.test", "a.test")));
+        check_host(Version::HTTP_2, "http://a.test/x", &[], Some(("a.test", "a.test")));
+        check_host(Version::HTTP_2, "http://a.test/x", &["a.test"], Some(("a.test", "a.test")));
     }
 
     #[test]

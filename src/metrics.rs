@@ -13,9 +13,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 /// From the fastest answer from memory to the longest wait, in seconds.
-const BUCKETS: [f64; 12] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
-];
+const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 
 /// The labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -153,11 +151,7 @@ impl Metrics {
             Unit::Seconds,
             self.request_seconds.clone(),
         );
-        registry.register(
-            "http_requests_in_flight",
-            "Requests under way",
-            self.requests_in_flight.clone(),
-        );
+        registry.register("http_requests_in_flight", "Requests under way", self.requests_in_flight.clone());
         registry.register_with_unit(
             "upstream_duration",
             "From sending a request to the head of the upstream's answer",
@@ -181,11 +175,7 @@ impl Metrics {
             Unit::Seconds,
             self.validation_seconds.clone(),
         );
-        registry.register(
-            "validation_retries",
-            "Second and later tries",
-            self.validation_retries.clone(),
-        );
+        registry.register("validation_retries", "Second and later tries", self.validation_retries.clone());
         registry.register(
             "validations_waiting",
             "Requests without a verdict yet",
@@ -196,21 +186,9 @@ impl Metrics {
             "Calls left in this minute's budget",
             self.validation_headroom.clone(),
         );
-        registry.register(
-            "breaker_open",
-            "1 while Scalekit is taken to be down",
-            self.breaker_open.clone(),
-        );
-        registry.register(
-            "negative_cache_hits",
-            "Requests refused from memory",
-            self.negative_hits.clone(),
-        );
-        registry.register(
-            "negative_cache_entries",
-            "Keys remembered as bad",
-            self.negative_entries.clone(),
-        );
+        registry.register("breaker_open", "1 while Scalekit is taken to be down", self.breaker_open.clone());
+        registry.register("negative_cache_hits", "Requests refused from memory", self.negative_hits.clone());
+        registry.register("negative_cache_entries", "Keys remembered as bad", self.negative_entries.clone());
         registry.register(
             "throttled",
             "Requests refused for bad keys from their address",
@@ -227,21 +205,13 @@ impl Metrics {
             Unit::Seconds,
             self.token_expiry.clone(),
         );
-        registry.register(
-            "connections",
-            "Open connections from callers",
-            self.connections.clone(),
-        );
+        registry.register("connections", "Open connections from callers", self.connections.clone());
         registry.register(
             "connection_errors",
             "Connections that ended badly",
             self.connection_errors.clone(),
         );
-        registry.register(
-            "open_streams",
-            "Answers and tunnels asked about again",
-            self.open_streams.clone(),
-        );
+        registry.register("open_streams", "Answers and tunnels asked about again", self.open_streams.clone());
         registry.register(
             "unconfirmed_streams",
             "Of these, those whose last question got no answer",
@@ -269,11 +239,7 @@ impl Metrics {
             self.reload_time.clone(),
         );
         registry.register("ready", "1 when ready", self.ready.clone());
-        registry.register(
-            "build",
-            "The version",
-            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
-        );
+        registry.register("build", "The version", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
     }
 
     /// Where the number of lines that the log could not take is to be found.
@@ -285,8 +251,7 @@ impl Metrics {
     /// Everything, in the OpenMetrics text format.
     pub fn encode(&self) -> String {
         let dropped = self.dropped_lines.get().map_or(0, |count| count());
-        self.log_lines_dropped
-            .inc_by(dropped.saturating_sub(self.log_lines_dropped.get()));
+        self.log_lines_dropped.inc_by(dropped.saturating_sub(self.log_lines_dropped.get()));
         let mut out = String::new();
         // Writing to a String cannot fail.
         let _ = text::encode(&mut out, &self.registry);
@@ -296,14 +261,8 @@ impl Metrics {
 
 /// The label of a method.
 pub fn method(method: &hyper::Method) -> &'static str {
-    const KNOWN: [&str; 9] = [
-        "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT",
-    ];
-    KNOWN
-        .iter()
-        .copied()
-        .find(|known| *known == method.as_str())
-        .unwrap_or("other")
+    const KNOWN: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"];
+    KNOWN.iter().copied().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
 #[cfg(test)]
@@ -313,17 +272,9 @@ mod tests {
     #[test]
     fn metrics_have_the_names_and_labels_that_dashboards_use() {
         let metrics = Metrics::default();
-        let labels = Request {
-            route: "/v1/*".into(),
-            method: "GET",
-            code: 200,
-            outcome: "allow",
-        };
+        let labels = Request { route: "/v1/*".into(), method: "GET", code: 200, outcome: "allow" };
         metrics.requests.get_or_create(&labels).inc();
-        metrics
-            .validations
-            .get_or_create(&Outcome { outcome: "valid" })
-            .inc();
+        metrics.validations.get_or_create(&Outcome { outcome: "valid" }).inc();
         metrics.validation_seconds.observe(0.02);
         let text = metrics.encode();
         for line in [

@@ -181,9 +181,7 @@ impl Origin {
             return Err(SendError::Broken(error));
         };
         let (sender, _) = self.sender(false).await?;
-        self.exchange(sender, request)
-            .await
-            .map_err(|(error, _)| SendError::Broken(error))
+        self.exchange(sender, request).await.map_err(|(error, _)| SendError::Broken(error))
     }
 
     /// Sends a request that may turn the connection into a tunnel, on a new HTTP/1.1 connection. After a 101 the
@@ -196,9 +194,7 @@ impl Origin {
         let dial::Dialed::Http1(sender) = dialed else {
             return Err(SendError::NoUpgrade);
         };
-        self.exchange(Sender::Http1(sender), request)
-            .await
-            .map_err(|(error, _)| SendError::Broken(error))
+        self.exchange(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
     }
 
     /// Forgets the connections: what is under way on them goes on, what comes gets new ones.
@@ -221,10 +217,7 @@ impl Origin {
                 let response = sender.try_send_request(for_http1(request)).await.map_err(split)?;
                 // SECURITY: after a 101 the connection is no longer HTTP.
                 let kept = response.status() != StatusCode::SWITCHING_PROTOCOLS;
-                let lease = kept.then(|| Lease::Http1 {
-                    sender,
-                    origin: Arc::clone(self),
-                });
+                let lease = kept.then(|| Lease::Http1 { sender, origin: Arc::clone(self) });
                 Ok(response.map(|incoming| Leased::new(incoming, lease).boxed_unsync()))
             }
             Sender::Http2(mut sender, stream) => {
@@ -250,18 +243,13 @@ impl Origin {
             None
         };
         let dialed = self.dialer.dial(dial::Wanted::Any, &self.tasks).await?;
-        self.speaks_http2
-            .store(matches!(dialed, dial::Dialed::Http2(_)), Ordering::Relaxed);
+        self.speaks_http2.store(matches!(dialed, dial::Dialed::Http2(_)), Ordering::Relaxed);
         match dialed {
             dial::Dialed::Http1(sender) => Ok((Sender::Http1(sender), false)),
             dial::Dialed::Http2(sender) => {
                 let streams = Arc::new(());
                 let first = Sender::Http2(sender.clone(), Arc::clone(&streams));
-                lock(&self.shared).push(Shared {
-                    sender,
-                    streams,
-                    used: Instant::now(),
-                });
+                lock(&self.shared).push(Shared { sender, streams, used: Instant::now() });
                 Ok((first, false))
             }
         }
@@ -273,10 +261,7 @@ impl Origin {
         let free = |connection: &&mut Shared| Arc::strong_count(&connection.streams) <= STREAMS;
         if let Some(connection) = shared.iter_mut().find(free) {
             connection.used = Instant::now();
-            return Some(Sender::Http2(
-                connection.sender.clone(),
-                Arc::clone(&connection.streams),
-            ));
+            return Some(Sender::Http2(connection.sender.clone(), Arc::clone(&connection.streams)));
         }
         drop(shared);
         if !reuse {
@@ -331,21 +316,13 @@ fn for_http1(mut request: Request<Body>) -> Request<Body> {
 
 fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {
     *request.version_mut() = Version::HTTP_2;
-    let authority = request
-        .headers()
-        .get(HOST)
-        .and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let authority = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
     if let Some(authority) = authority {
         let mut parts = Parts::default();
         parts.scheme = Some(scheme);
         parts.authority = Some(authority);
-        parts.path_and_query = Some(
-            request
-                .uri()
-                .path_and_query()
-                .cloned()
-                .unwrap_or_else(|| PathAndQuery::from_static("/")),
-        );
+        parts.path_and_query =
+            Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
         if let Ok(uri) = Uri::from_parts(parts) {
             *request.uri_mut() = uri;
             request.headers_mut().remove(HOST);
@@ -356,10 +333,7 @@ fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {
 
 /// What a response's body holds until its end.
 enum Lease {
-    Http1 {
-        sender: http1::SendRequest<Body>,
-        origin: Arc<Origin>,
-    },
+    Http1 { sender: http1::SendRequest<Body>, origin: Arc<Origin> },
     Http2(#[expect(dead_code, reason = "it counts the stream as long as it lives")] Arc<()>),
 }
 
@@ -386,10 +360,7 @@ impl Leased {
         if let Some(Lease::Http1 { sender, origin }) = self.lease.take()
             && !sender.is_closed()
         {
-            lock(&origin.idle).push(Idle {
-                sender,
-                since: Instant::now(),
-            });
+            lock(&origin.idle).push(Idle { sender, since: Instant::now() });
         }
     }
 }

@@ -54,15 +54,8 @@ impl Requirement {
             Some(Scope::Organization) => identity.user_id.is_none(),
         };
         let roles = self.roles.iter().all(|role| identity.roles.contains(role));
-        let claims = self
-            .claims
-            .iter()
-            .all(|(name, value)| identity.claims.get(name) == Some(value));
-        if scope && roles && claims {
-            Ok(Permit(Some(identity)))
-        } else {
-            Err(Rejection::NotPermitted)
-        }
+        let claims = self.claims.iter().all(|(name, value)| identity.claims.get(name) == Some(value));
+        if scope && roles && claims { Ok(Permit(Some(identity))) } else { Err(Rejection::NotPermitted) }
     }
 }
 
@@ -79,10 +72,7 @@ mod tests {
             user_external_id: None,
             roles: roles.iter().map(ToString::to_string).collect(),
             token_id: None,
-            claims: claims
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.to_string()))
-                .collect(),
+            claims: claims.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect(),
             expiry: None,
         })
     }
@@ -95,23 +85,13 @@ mod tests {
     #[test]
     fn a_route_that_asks_for_nothing_takes_every_identity() {
         check(&Requirement::default(), identity(None, &[], &[]), true);
-        check(
-            &Requirement::default(),
-            identity(Some("usr_1"), &["admin"], &[("a", "b")]),
-            true,
-        );
+        check(&Requirement::default(), identity(Some("usr_1"), &["admin"], &[("a", "b")]), true);
     }
 
     #[test]
     fn scope_tells_user_keys_from_organization_keys() {
-        let user = Requirement {
-            scope: Some(Scope::User),
-            ..Requirement::default()
-        };
-        let organization = Requirement {
-            scope: Some(Scope::Organization),
-            ..Requirement::default()
-        };
+        let user = Requirement { scope: Some(Scope::User), ..Requirement::default() };
+        let organization = Requirement { scope: Some(Scope::Organization), ..Requirement::default() };
         check(&user, identity(Some("usr_1"), &[], &[]), true);
         check(&user, identity(None, &[], &[]), false);
         check(&organization, identity(None, &[], &[]), true);
@@ -120,17 +100,11 @@ mod tests {
 
     #[test]
     fn every_role_and_every_claim_must_hold_exactly() {
-        let roles = Requirement {
-            roles: vec!["admin".into(), "reader".into()],
-            ..Requirement::default()
-        };
+        let roles = Requirement { roles: vec!["admin".into(), "reader".into()], ..Requirement::default() };
         check(&roles, identity(None, &["reader", "admin", "x"], &[]), true);
         check(&roles, identity(None, &["admin"], &[]), false);
         check(&roles, identity(None, &["Admin", "reader"], &[]), false);
-        let claims = Requirement {
-            claims: [("env".into(), "prod".into())].into(),
-            ..Requirement::default()
-        };
+        let claims = Requirement { claims: [("env".into(), "prod".into())].into(), ..Requirement::default() };
         check(&claims, identity(None, &[], &[("env", "prod"), ("x", "y")]), true);
         for claims_held in [&[("env", "production")][..], &[("Env", "prod")], &[]] {
             check(&claims, identity(None, &[], claims_held), false);

@@ -79,12 +79,8 @@ pub struct Caller {
 impl Caller {
     /// Reads what matters.
     pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
-        let grpc = |value: &HeaderValue| {
-            value
-                .as_bytes()
-                .to_ascii_lowercase()
-                .starts_with(b"application/grpc")
-        };
+        let grpc =
+            |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc");
         Self {
             head: request.method() == Method::HEAD,
             grpc: request.headers().get(CONTENT_TYPE).is_some_and(grpc),
@@ -121,21 +117,11 @@ impl Rejection {
     }
 
     fn answer(&self) -> Answer {
-        let answer = |status, code, grpc, sentence, detail| Answer {
-            status,
-            code,
-            sentence,
-            detail,
-            grpc,
-        };
+        let answer = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
         match self {
-            Self::MalformedRequest(detail) => answer(
-                StatusCode::BAD_REQUEST,
-                "malformed_request",
-                13,
-                "Malformed request",
-                detail,
-            ),
+            Self::MalformedRequest(detail) => {
+                answer(StatusCode::BAD_REQUEST, "malformed_request", 13, "Malformed request", detail)
+            }
             Self::AmbiguousCredential => answer(
                 StatusCode::BAD_REQUEST,
                 "ambiguous_credential",
@@ -171,13 +157,9 @@ impl Rejection {
                 "Not permitted",
                 "The API key is valid, but this route does not accept it.",
             ),
-            Self::NoRoute => answer(
-                StatusCode::NOT_FOUND,
-                "no_route",
-                12,
-                "No route",
-                "No route takes this path.",
-            ),
+            Self::NoRoute => {
+                answer(StatusCode::NOT_FOUND, "no_route", 12, "No route", "No route takes this path.")
+            }
             Self::MethodNotAllowed(_) => answer(
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method_not_allowed",
@@ -260,9 +242,9 @@ impl Rejection {
 
     fn retry_after(&self) -> Option<HeaderValue> {
         match self {
-            Self::Throttled(wait) | Self::ValidationUnavailable(wait) | Self::Overloaded(wait) => Some(
-                HeaderValue::from(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64),
-            ),
+            Self::Throttled(wait) | Self::ValidationUnavailable(wait) | Self::Overloaded(wait) => {
+                Some(HeaderValue::from(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64))
+            }
             _ => None,
         }
     }
@@ -359,11 +341,7 @@ mod tests {
     }
 
     fn caller(head: bool, grpc: bool) -> Caller {
-        Caller {
-            head,
-            grpc,
-            close: false,
-        }
+        Caller { head, grpc, close: false }
     }
 
     async fn json(response: Response<Body>) -> serde_json::Value {
@@ -395,21 +373,13 @@ mod tests {
     #[tokio::test]
     async fn the_sentences_of_scalekits_middleware_are_kept() {
         for (rejection, sentence, challenge) in [
-            (
-                Rejection::MissingCredential,
-                "Missing authorization token",
-                "Bearer realm=\"api\"",
-            ),
+            (Rejection::MissingCredential, "Missing authorization token", "Bearer realm=\"api\""),
             (
                 Rejection::InvalidKey,
                 "Invalid or expired token",
                 "Bearer realm=\"api\", error=\"invalid_token\"",
             ),
-            (
-                Rejection::NotPermitted,
-                "Not permitted",
-                "Bearer realm=\"api\", error=\"insufficient_scope\"",
-            ),
+            (Rejection::NotPermitted, "Not permitted", "Bearer realm=\"api\", error=\"insufficient_scope\""),
         ] {
             let response = rejection.response(&caller(false, false), "", "api");
             assert_eq!(response.headers()[WWW_AUTHENTICATE], challenge);

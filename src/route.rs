@@ -77,11 +77,7 @@ impl Pattern {
         if has_dot_segment(path.as_bytes()) {
             return Err("a path has no '.' or '..' segment");
         }
-        Ok(if prefix {
-            Self::Prefix(path.into())
-        } else {
-            Self::Exact(path.into())
-        })
+        Ok(if prefix { Self::Prefix(path.into()) } else { Self::Exact(path.into()) })
     }
 
     fn takes(&self, path: &[u8]) -> bool {
@@ -149,9 +145,7 @@ impl RouteTable {
     /// never taken.
     pub fn find(&self, method: &Method, host: &str, path: &str) -> Result<&Route, Rejection> {
         if *method == Method::TRACE || *method == Method::CONNECT {
-            return Err(Rejection::MethodNotAllowed(allow(
-                &self.group(host, path).unwrap_or_default(),
-            )));
+            return Err(Rejection::MethodNotAllowed(allow(&self.group(host, path).unwrap_or_default())));
         }
         let group = self.group(host, path)?;
         group
@@ -188,10 +182,7 @@ impl RouteTable {
 
     fn first(&self, host: &str, path: &[u8]) -> Option<&Route> {
         self.0.iter().find(|route| {
-            route
-                .host
-                .as_deref()
-                .is_none_or(|own| own.eq_ignore_ascii_case(host))
+            route.host.as_deref().is_none_or(|own| own.eq_ignore_ascii_case(host))
                 && route.pattern.takes(path)
         })
     }
@@ -211,24 +202,15 @@ impl Route {
     }
 
     fn takes_method(&self, method: &Method) -> bool {
-        self.methods
-            .as_ref()
-            .is_none_or(|methods| methods.contains(method))
+        self.methods.as_ref().is_none_or(|methods| methods.contains(method))
     }
 }
 
 fn allow(group: &[&Route]) -> HeaderValue {
     let all = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-    let listed: Vec<&str> = group
-        .iter()
-        .flat_map(|route| route.methods.iter().flatten())
-        .map(Method::as_str)
-        .collect();
-    let names = if group.iter().any(|route| route.methods.is_none()) {
-        &all[..]
-    } else {
-        &listed
-    };
+    let listed: Vec<&str> =
+        group.iter().flat_map(|route| route.methods.iter().flatten()).map(Method::as_str).collect();
+    let names = if group.iter().any(|route| route.methods.is_none()) { &all[..] } else { &listed };
     // Method names are tokens, and tokens are visible ASCII.
     HeaderValue::try_from(names.join(", ")).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
@@ -245,11 +227,7 @@ fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
     let plain = !path.contains(&b'%');
     let odd = |byte: &u8| matches!(byte, b'\\' | b';');
     if plain && !path.iter().any(odd) && !path.windows(2).any(|pair| pair == b"//") {
-        return if has_dot_segment(path) {
-            Err(Rejection::AmbiguousPath)
-        } else {
-            Ok(Vec::new())
-        };
+        return if has_dot_segment(path) { Err(Rejection::AmbiguousPath) } else { Ok(Vec::new()) };
     }
     let once = decoded(path).ok_or(Rejection::AmbiguousPath)?;
     // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
@@ -263,10 +241,8 @@ fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
             return Err(Rejection::AmbiguousPath);
         }
         for slashes in [false, true] {
-            let text: Vec<u8> = text
-                .iter()
-                .map(|&byte| if slashes && byte == b'\\' { b'/' } else { byte })
-                .collect();
+            let text: Vec<u8> =
+                text.iter().map(|&byte| if slashes && byte == b'\\' { b'/' } else { byte }).collect();
             for text in [without_parameters(&text), text] {
                 readings.push(without_empty_segments(&text));
                 readings.push(text);
@@ -355,11 +331,7 @@ mod tests {
     fn check(method: Method, host: &str, path: &str, expected: Result<&str, &str>) {
         let table = table();
         let found = table.find(&method, host, path);
-        assert_eq!(
-            found.as_ref().map(|route| &*route.label).map_err(Rejection::code),
-            expected,
-            "{path}"
-        );
+        assert_eq!(found.as_ref().map(|route| &*route.label).map_err(Rejection::code), expected, "{path}");
     }
 
     #[test]
@@ -399,20 +371,10 @@ mod tests {
     #[test]
     fn no_route_is_404_but_trace_and_connect_are_405_everywhere() {
         let table = RouteTable::new(vec![route("/v1/*", &[Method::GET], Auth::Public)]).unwrap();
-        assert_eq!(
-            table.find(&Method::POST, "x", "/v2").err(),
-            Some(Rejection::NoRoute)
-        );
-        for (method, path) in [
-            (Method::TRACE, "/v2"),
-            (Method::TRACE, "/v1"),
-            (Method::CONNECT, ""),
-        ] {
+        assert_eq!(table.find(&Method::POST, "x", "/v2").err(), Some(Rejection::NoRoute));
+        for (method, path) in [(Method::TRACE, "/v2"), (Method::TRACE, "/v1"), (Method::CONNECT, "")] {
             let rejection = table.find(&method, "x", path).err();
-            assert_eq!(
-                rejection.map(|rejection| rejection.code()),
-                Some("method_not_allowed")
-            );
+            assert_eq!(rejection.map(|rejection| rejection.code()), Some("method_not_allowed"));
         }
     }
 
@@ -442,9 +404,7 @@ mod tests {
 
     #[test]
     fn a_broken_or_control_escape_is_ambiguous() {
-        for path in [
-            "/a%", "/a%2", "/a%zz", "/a%00", "/a%0d%0a", "/a%7f", "/a%2500", "", "*", "x/y",
-        ] {
+        for path in ["/a%", "/a%2", "/a%zz", "/a%00", "/a%0d%0a", "/a%7f", "/a%2500", "", "*", "x/y"] {
             check(Method::GET, "x", path, Err("ambiguous_path"));
         }
     }

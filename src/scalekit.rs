@@ -162,24 +162,15 @@ impl Scalekit {
     ) -> Result<Answer, Fault> {
         let mut request = Request::new(body::full(content));
         *request.method_mut() = method;
-        *request.uri_mut() = path
-            .parse()
-            .map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
+        *request.uri_mut() = path.parse().map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(
-            USER_AGENT,
-            HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))),
-        );
+        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))));
         if let Some(value) = authorization {
             headers.insert(hyper::header::AUTHORIZATION, value);
         }
-        let response = self
-            .origin
-            .send(request)
-            .await
-            .map_err(|error| Fault::Unreachable(error.chain()))?;
+        let response = self.origin.send(request).await.map_err(|error| Fault::Unreachable(error.chain()))?;
         let (head, mut frames) = response.into_parts();
         let mut body = BytesMut::new();
         while let Some(frame) = frames.frame().await {
@@ -190,11 +181,7 @@ impl Scalekit {
                 return Err(Fault::Broken("an answer of more than 256 KiB"));
             }
         }
-        Ok(Answer {
-            status: head.status,
-            headers: head.headers,
-            body: body.freeze(),
-        })
+        Ok(Answer { status: head.status, headers: head.headers, body: body.freeze() })
     }
 }
 
@@ -226,22 +213,14 @@ pub fn origin_settings(
     roots: Option<std::path::PathBuf>,
 ) -> Result<origin::Settings, &'static str> {
     let uri: hyper::Uri = url.parse().map_err(|_| "this is not a URL")?;
-    let authority = uri
-        .authority()
-        .ok_or("a URL names a host, as in https://acme.scalekit.com")?;
+    let authority = uri.authority().ok_or("a URL names a host, as in https://acme.scalekit.com")?;
     if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
         return Err("an environment URL is a scheme and a host alone, as in https://acme.scalekit.com");
     }
     let host = authority.host().trim_matches(['[', ']']);
     let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
     let (tls, port) = match uri.scheme_str() {
-        Some("https") => (
-            Some(origin::Tls {
-                roots,
-                ..origin::Tls::default()
-            }),
-            443,
-        ),
+        Some("https") => (Some(origin::Tls { roots, ..origin::Tls::default() }), 443),
         Some("http") if loopback => (None, 80),
         Some("http") => {
             return Err("http:// would send secrets in clear text; only loopback hosts may have it");

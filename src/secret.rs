@@ -71,10 +71,7 @@ impl SecretSource {
 }
 
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
-    let unreadable = |error| SecretError::Unreadable {
-        path: path.to_owned(),
-        error,
-    };
+    let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
     let length = std::fs::metadata(path).map_err(unreadable)?.len();
     if length > MAX_FILE {
         return Err(SecretError::Malformed(path.to_owned()));
@@ -105,11 +102,9 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("keyward-secret-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("secret");
-        for (content, expected) in [
-            ("", "is empty"),
-            ("a\nb", "more than one line"),
-            ("a\0b", "more than one line"),
-        ] {
+        for (content, expected) in
+            [("", "is empty"), ("a\nb", "more than one line"), ("a\0b", "more than one line")]
+        {
             std::fs::write(&file, content).unwrap();
             let error = SecretSource::File(file.clone()).read().unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("secret"), "{error}");

@@ -68,23 +68,15 @@ impl Server {
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
         let tls = |what: String| move |error| StartError::Tls { what, error };
-        let admin = listener::Settings {
-            listen: config.admin,
-            tls: None,
-            ..config.listener.clone()
-        };
+        let admin = listener::Settings { listen: config.admin, tls: None, ..config.listener };
         let public = Listener::bind(config.listener, Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())
             .map_err(tls("scalekit".to_owned()))?;
-        let validator = Validator::new(
-            config.validator,
-            Arc::clone(&scalekit),
-            Arc::clone(&metrics),
-            background.clone(),
-        )
-        .map_err(|_| StartError::Randomness)?;
+        let validator =
+            Validator::new(config.validator, Arc::clone(&scalekit), Arc::clone(&metrics), background.clone())
+                .map_err(|_| StartError::Randomness)?;
         let mut upstreams = HashMap::new();
         for settings in &config.upstreams {
             let upstream = Upstream::new(settings, background.clone())
@@ -104,12 +96,7 @@ impl Server {
             closing: phases.closing.clone(),
         });
         metrics.reload_successful.set(1);
-        metrics.reload_time.set(
-            SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .unwrap_or_default()
-                .as_secs(),
-        );
+        metrics.reload_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
         Ok(Self {
             public,
             admin,
@@ -159,20 +146,14 @@ impl Server {
         let prober = self.background.spawn(prober);
 
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
-        connections.spawn(
-            self.public
-                .serve(Arc::clone(&gateway), phases.clone(), connections.clone()),
-        );
+        connections.spawn(self.public.serve(Arc::clone(&gateway), phases.clone(), connections.clone()));
         let admin = Admin {
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&self.metrics),
             gateway: Arc::clone(&gateway),
         };
         let admin_phases = Phases::default();
-        admin_tasks.spawn(
-            self.admin
-                .serve(Arc::new(admin), admin_phases.clone(), admin_tasks.clone()),
-        );
+        admin_tasks.spawn(self.admin.serve(Arc::new(admin), admin_phases.clone(), admin_tasks.clone()));
 
         stop.cancelled().await;
         prober.abort();
@@ -222,9 +203,7 @@ impl Handler for Gateway {
 async fn become_ready(scalekit: Arc<Scalekit>, readiness: Arc<Readiness>) {
     let mut told: Option<Fault> = None;
     loop {
-        readiness.set(Err(told
-            .as_ref()
-            .map_or_else(|| "asking Scalekit".to_owned(), Fault::to_string)));
+        readiness.set(Err(told.as_ref().map_or_else(|| "asking Scalekit".to_owned(), Fault::to_string)));
         let fault = match scalekit.probe().await {
             Ok(()) => None,
             // The own token is there, and the environment took it: the rest will pass.

@@ -66,19 +66,13 @@ pub fn client(
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::Unusable {
-            path: PathBuf::new(),
-            error,
-        })?
+        .map_err(|error| TlsError::Unusable { path: PathBuf::new(), error })?
         .with_root_certificates(roots);
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(pair) => {
             let (chain, key) = read_pair(pair)?;
-            let unusable = |error| TlsError::Unusable {
-                path: pair.certificate.clone(),
-                error,
-            };
+            let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
             builder.with_client_auth_cert(chain, key).map_err(unusable)?
         }
     };
@@ -92,10 +86,7 @@ pub fn client(
 /// When a file cannot be used.
 pub fn server(pair: &KeyPair) -> Result<ServerConfig, TlsError> {
     let (chain, key) = read_pair(pair)?;
-    let unusable = |error| TlsError::Unusable {
-        path: pair.certificate.clone(),
-        error,
-    };
+    let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -118,29 +109,16 @@ fn read_pair(pair: &KeyPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKey
 }
 
 fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |error| TlsError::Pem {
-        what: "certificates",
-        path: path.to_owned(),
-        error,
-    };
-    let chain: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(pem)?
-        .collect::<Result<_, _>>()
-        .map_err(pem)?;
-    if chain.is_empty() {
-        Err(TlsError::NoCertificate(path.to_owned()))
-    } else {
-        Ok(chain)
-    }
+    let pem = |error| TlsError::Pem { what: "certificates", path: path.to_owned(), error };
+    let chain: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
+    if chain.is_empty() { Err(TlsError::NoCertificate(path.to_owned())) } else { Ok(chain) }
 }
 
 fn read_roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in read_certificates(path)? {
-        roots.add(certificate).map_err(|error| TlsError::Unusable {
-            path: path.to_owned(),
-            error,
-        })?;
+        roots.add(certificate).map_err(|error| TlsError::Unusable { path: path.to_owned(), error })?;
     }
     Ok(roots)
 }
@@ -152,9 +130,5 @@ fn system_roots() -> Result<Arc<RootCertStore>, TlsError> {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         Arc::new(roots)
     });
-    if roots.is_empty() {
-        Err(TlsError::NoRoots)
-    } else {
-        Ok(Arc::clone(roots))
-    }
+    if roots.is_empty() { Err(TlsError::NoRoots) } else { Ok(Arc::clone(roots)) }
 }

@@ -77,8 +77,7 @@ impl Upstream {
             request.map(|body| Outgoing::wrap(body, Arc::clone(identity), Arc::clone(&progress)));
         let mut response = if upgrade.is_some() {
             set_upgrade(request.headers_mut());
-            self.answered(self.origin.send_upgrade(request), &progress)
-                .await?
+            self.answered(self.origin.send_upgrade(request), &progress).await?
         } else {
             self.answered(self.origin.send(request), &progress).await?
         };
@@ -120,10 +119,7 @@ impl Upstream {
 
 impl Failure {
     fn unreachable(cause: impl Into<String>) -> Self {
-        Self {
-            rejection: Rejection::UpstreamUnreachable,
-            cause: cause.into(),
-        }
+        Self { rejection: Rejection::UpstreamUnreachable, cause: cause.into() }
     }
 
     fn sending(error: &SendError, progress: &Progress) -> Self {
@@ -146,7 +142,5 @@ fn set_upgrade(headers: &mut HeaderMap) {
 }
 
 fn is_websocket(headers: &HeaderMap) -> bool {
-    headers
-        .get(UPGRADE)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }

@@ -117,9 +117,7 @@ impl Validator {
             in_flight: Semaphore::new(settings.max_in_flight),
             breaker: Breaker::default(),
             throttle: settings.bad_keys_per_minute.map(Throttle::new),
-            budget: settings
-                .max_per_minute
-                .map(|limit| Mutex::new(Allowance::new(limit, Instant::now()))),
+            budget: settings.max_per_minute.map(|limit| Mutex::new(Allowance::new(limit, Instant::now()))),
             alarm: Mutex::default(),
             settings,
             scalekit,
@@ -138,11 +136,7 @@ impl Validator {
         client: Option<IpAddr>,
     ) -> Result<Arc<Identity>, Rejection> {
         let (digest, now) = (self.digester.digest(key), Instant::now());
-        if self
-            .negative
-            .as_ref()
-            .is_some_and(|negative| negative.contains_key(&digest))
-        {
+        if self.negative.as_ref().is_some_and(|negative| negative.contains_key(&digest)) {
             self.metrics.negative_hits.inc();
             return Err(Rejection::InvalidKey);
         }
@@ -175,9 +169,7 @@ impl Validator {
             self.metrics.negative_entries.set(negative.entry_count());
         }
         if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
-            self.metrics
-                .validation_headroom
-                .set(lock(budget).left(limit, Instant::now()));
+            self.metrics.validation_headroom.set(lock(budget).left(limit, Instant::now()));
         }
     }
 
@@ -187,9 +179,7 @@ impl Validator {
         digest: KeyDigest,
         now: Instant,
     ) -> Result<Verdict, Rejection> {
-        self.breaker
-            .admit(now)
-            .map_err(Rejection::ValidationUnavailable)?;
+        self.breaker.admit(now).map_err(Rejection::ValidationUnavailable)?;
         let _waiting = Waiting::begin(self)?;
         let mut answer = {
             let mut board = lock(&self.board);
@@ -200,8 +190,7 @@ impl Validator {
             drop(board);
             if let Arrival::Departs(flight) = arrival {
                 // SECURITY: detached, so that one caller who leaves takes the answer from nobody, and resets no stream.
-                self.tasks
-                    .spawn(Arc::clone(self).fly(key.clone(), digest, flight));
+                self.tasks.spawn(Arc::clone(self).fly(key.clone(), digest, flight));
             }
             answer
         };
@@ -219,10 +208,7 @@ impl Validator {
 
     /// Flies this flight, and those that board for the same key meanwhile.
     async fn fly(self: Arc<Self>, key: ApiKey, digest: KeyDigest, flight: Flight) {
-        let crash = Crash {
-            validator: &self,
-            digest,
-        };
+        let crash = Crash { validator: &self, digest };
         let mut next = Some(flight);
         while let Some(flight) = next {
             if let Ok(_permit) = self.in_flight.acquire().await
@@ -242,18 +228,14 @@ impl Validator {
         }
         let began = Instant::now();
         let answer = self.scalekit.validate(key).await;
-        self.metrics
-            .validation_seconds
-            .observe(began.elapsed().as_secs_f64());
+        self.metrics.validation_seconds.observe(began.elapsed().as_secs_f64());
         let outcome = match &answer {
             Ok(Verdict::Valid(_)) => "valid",
             Ok(Verdict::Invalid) => "invalid",
             Err(fault) => fault.label(),
         };
         self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
-        let open = self
-            .breaker
-            .record(answer.as_ref().is_err_and(Fault::is_outage), Instant::now());
+        let open = self.breaker.record(answer.as_ref().is_err_and(Fault::is_outage), Instant::now());
         self.metrics.breaker_open.set(open.into());
         match (&answer, &self.negative) {
             // Only what is definite, for as long as the answer is young.
@@ -278,10 +260,7 @@ struct Waiting<'a>(&'a Validator);
 
 impl<'a> Waiting<'a> {
     fn begin(validator: &'a Validator) -> Result<Self, Rejection> {
-        let limit = validator
-            .settings
-            .max_in_flight
-            .saturating_add(validator.settings.max_waiting);
+        let limit = validator.settings.max_in_flight.saturating_add(validator.settings.max_waiting);
         let before = validator.metrics.validations_waiting.inc();
         let waiting = Self(validator);
         if usize::try_from(before).is_ok_and(|before| before < limit) {
@@ -322,10 +301,7 @@ impl Alarm {
                     suppressed = self.suppressed,
                     "no verdict, so requests get 503: {fault}"
                 );
-                *self = Self {
-                    last: Some((fault.label(), now)),
-                    suppressed: 0,
-                };
+                *self = Self { last: Some((fault.label(), now)), suppressed: 0 };
             }
         }
     }

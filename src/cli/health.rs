@@ -44,8 +44,13 @@ async fn ask(args: &Healthcheck) -> Result<(u16, String)> {
             Address::Tcp(host.trim_matches(['[', ']']).into(), port)
         }
     };
-    let settings =
-        Settings { address, tls: None, protocol: Protocol::Http1, connect_timeout: LIMIT, idle_timeout: LIMIT };
+    let settings = Settings {
+        address,
+        tls: None,
+        protocol: Protocol::Http1,
+        connect_timeout: LIMIT,
+        idle_timeout: LIMIT,
+    };
     let origin = Origin::new(&settings, TaskTracker::new())?;
     let mut request = Request::new(body::empty());
     *request.uri_mut() = hyper::Uri::from_static(if args.live { "/livez" } else { "/readyz" });

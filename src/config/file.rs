@@ -8,7 +8,9 @@ use hyper::header::HeaderName;
 use ipnet::IpNet;
 use toml::de::DeTable;
 
-use super::reader::{Found, Problem, Section, boolean, choice, did_you_mean, duration, integer, list, size, text};
+use super::reader::{
+    Found, Problem, Section, boolean, choice, did_you_mean, duration, integer, list, size, text,
+};
 use super::{Config, Environment, routes};
 use crate::access_log::Format;
 use crate::credential::Alphabet;
@@ -80,8 +82,7 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
     let mut validator = validator::Settings::default();
     let scalekit = scalekit(file.section("scalekit"), &mut validator, found, environment);
     let mut negative = file.section("negative_cache");
-    validator.negative_ttl =
-        negative.take("ttl", duration(Duration::ZERO)).unwrap_or(validator.negative_ttl);
+    validator.negative_ttl = negative.take("ttl", duration(Duration::ZERO)).unwrap_or(validator.negative_ttl);
     validator.negative_entries =
         negative.take("max_entries", integer(1, 10_000_000)).unwrap_or(validator.negative_entries);
     negative.finish();
@@ -150,7 +151,8 @@ fn scalekit(
     validator.max_per_minute = (per_minute > 0).then_some(per_minute as u32);
     let roots = section.take("ca_file", |value| readable(&text(value)?));
 
-    let url = credential_of(&mut section, found, environment, "SCALEKIT_ENVIRONMENT_URL", "environment_url", None);
+    let url =
+        credential_of(&mut section, found, environment, "SCALEKIT_ENVIRONMENT_URL", "environment_url", None);
     let client_id = credential_of(
         &mut section,
         found,
@@ -159,8 +161,14 @@ fn scalekit(
         "client_id",
         Some("client_id_file"),
     );
-    let client_secret =
-        credential_of(&mut section, found, environment, "SCALEKIT_CLIENT_SECRET", "", Some("client_secret_file"));
+    let client_secret = credential_of(
+        &mut section,
+        found,
+        environment,
+        "SCALEKIT_CLIENT_SECRET",
+        "",
+        Some("client_secret_file"),
+    );
     let place = section.place();
     section.finish();
     // Where it comes from a file, it was read just now.
@@ -192,7 +200,8 @@ fn credential_of(
 ) -> Option<SecretSource> {
     let value = if key.is_empty() { None } else { section.take(key, text) };
     let value = value.map(|value| SecretSource::Value(crate::secret::Secret::new(value)));
-    let file = file_key.and_then(|key| section.take(key, text)).map(|path| SecretSource::File(PathBuf::from(path)));
+    let file =
+        file_key.and_then(|key| section.take(key, text)).map(|path| SecretSource::File(PathBuf::from(path)));
     let source = match environment.secret(variable) {
         Ok(source) => source.or(value).or(file),
         Err(problem) => {
@@ -202,7 +211,11 @@ fn credential_of(
     };
     let Some(source) = source else {
         let in_file = if key.is_empty() { file_key.unwrap_or_default() } else { key };
-        found.add(None, variable, format!("is not set, nor {variable}_FILE, nor scalekit.{in_file} in the file"));
+        found.add(
+            None,
+            variable,
+            format!("is not set, nor {variable}_FILE, nor scalekit.{in_file} in the file"),
+        );
         return None;
     };
     match source.read() {
@@ -219,8 +232,12 @@ fn credential(mut section: Section<'_, '_>) -> credential::Settings {
     let alphabets = choice(&[("base62", Alphabet::Base62), ("token68", Alphabet::Token68)]);
     let settings = credential::Settings {
         alphabet: section.take("alphabet", alphabets).unwrap_or(default.alphabet),
-        min_length: section.take("min_length", integer(1, 512)).map_or(default.min_length, |length| length as usize),
-        max_length: section.take("max_length", integer(1, 8192)).map_or(default.max_length, |length| length as usize),
+        min_length: section
+            .take("min_length", integer(1, 512))
+            .map_or(default.min_length, |length| length as usize),
+        max_length: section
+            .take("max_length", integer(1, 8192))
+            .map_or(default.max_length, |length| length as usize),
     };
     if settings.min_length > settings.max_length {
         section.problem("min_length", "is more than max_length");
@@ -256,11 +273,13 @@ fn identity(mut section: Section<'_, '_>, found: &Found) -> identity::Settings {
             section.problem(key, format!("has the same header as {other}"));
         }
     }
-    settings.claims = section.take("claims", |value| match value.as_str() {
-        Some("all") => Ok(None),
-        Some(_) => Err("should be \"all\" or a list of claim names".to_owned()),
-        None => list(value).map(Some),
-    }).flatten();
+    settings.claims = section
+        .take("claims", |value| match value.as_str() {
+            Some("all") => Ok(None),
+            Some(_) => Err("should be \"all\" or a list of claim names".to_owned()),
+            None => list(value).map(Some),
+        })
+        .flatten();
     if let Some(bytes) = section.take("max_bytes", size(64, 1024 * 1024)) {
         settings.max_bytes = bytes;
     }
@@ -281,7 +300,11 @@ fn identity(mut section: Section<'_, '_>, found: &Found) -> identity::Settings {
 
 fn claim_prefix(value: &super::reader::Value<'_>) -> Result<String, String> {
     let prefix = own_header(&text(value)?)?.as_str().to_owned();
-    if prefix.ends_with('-') && prefix.len() >= 3 { Ok(prefix) } else { Err("should end in '-', as X-Claim- does".to_owned()) }
+    if prefix.ends_with('-') && prefix.len() >= 3 {
+        Ok(prefix)
+    } else {
+        Err("should end in '-', as X-Claim- does".to_owned())
+    }
 }
 
 /// A header that may carry an identity: none that HTTP, forwarding or Keyward itself gives a meaning.
@@ -289,12 +312,31 @@ fn own_header(text: &str) -> Result<HeaderName, String> {
     let name = HeaderName::try_from(text).map_err(|_| format!("{text:?} is not a header name"))?;
     let plain = name.as_str().bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if !plain {
-        return Err("should be letters, digits and '-' alone, as backends read other characters in different ways".into());
+        return Err(
+            "should be letters, digits and '-' alone, as backends read other characters in different ways"
+                .into(),
+        );
     }
     const RESERVED: [&str; 19] = [
-        "authorization", "proxy-authorization", "host", "connection", "keep-alive", "te", "trailer", "upgrade",
-        "transfer-encoding", "cookie", "set-cookie", "expect", "forwarded", "x-request-id", "traceparent", "tracestate",
-        "keyward-error", "date", "via",
+        "authorization",
+        "proxy-authorization",
+        "host",
+        "connection",
+        "keep-alive",
+        "te",
+        "trailer",
+        "upgrade",
+        "transfer-encoding",
+        "cookie",
+        "set-cookie",
+        "expect",
+        "forwarded",
+        "x-request-id",
+        "traceparent",
+        "tracestate",
+        "keyward-error",
+        "date",
+        "via",
     ];
     let start = ["content-", "x-forwarded-", "access-control-", "accept", "if-", "sec-"];
     if RESERVED.contains(&name.as_str()) || start.iter().any(|start| name.as_str().starts_with(start)) {
@@ -338,7 +380,10 @@ pub(super) fn listen(value: &super::reader::Value<'_>) -> Result<Listen, String>
         };
     }
     given.parse().map(Listen::Tcp).map_err(|_| {
-        format!("should be an IP address and a port, such as \"0.0.0.0:4480\", or \"unix:/path\"{}", did_you_mean(&given, std::iter::empty()))
+        format!(
+            "should be an IP address and a port, such as \"0.0.0.0:4480\", or \"unix:/path\"{}",
+            did_you_mean(&given, std::iter::empty())
+        )
     })
 }
 
@@ -349,7 +394,11 @@ fn trusted(value: &super::reader::Value<'_>) -> Result<Trusted, String> {
         match given.parse().ok().or_else(address) {
             Some(network) => trusted.networks.push(network),
             None if given == "unix:" => trusted.unix = true,
-            None => return Err(format!("{given:?} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"")),
+            None => {
+                return Err(format!(
+                    "{given:?} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\""
+                ));
+            }
         }
     }
     Ok(trusted)
@@ -357,6 +406,7 @@ fn trusted(value: &super::reader::Value<'_>) -> Result<Trusted, String> {
 
 fn realm(value: &super::reader::Value<'_>) -> Result<String, String> {
     let given = text(value)?;
-    let plain = !given.is_empty() && given.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b"\"\\".contains(&byte));
+    let plain = !given.is_empty()
+        && given.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b"\"\\".contains(&byte));
     plain.then_some(given).ok_or_else(|| "should be printable ASCII without '\"' and '\\'".to_owned())
 }

@@ -136,7 +136,9 @@ impl<'a, 'd> Section<'a, 'd> {
             let at = value.span().start;
             match text(value.get_ref()) {
                 Ok(value) => pairs.push((name.into_inner().into_owned(), value)),
-                Err(problem) => self.found.add(Some(at), format!("{}.{}", self.path, name.get_ref()), problem),
+                Err(problem) => {
+                    self.found.add(Some(at), format!("{}.{}", self.path, name.get_ref()), problem)
+                }
             }
         }
         pairs
@@ -219,7 +221,9 @@ pub(super) fn integer(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Resul
     move |value| {
         let number = value.as_integer().ok_or_else(|| expected("a whole number", value))?;
         let number = u64::from_str_radix(number.as_str(), number.radix()).ok();
-        number.filter(|number| (least..=most).contains(number)).ok_or_else(|| format!("should be from {least} to {most}"))
+        number
+            .filter(|number| (least..=most).contains(number))
+            .ok_or_else(|| format!("should be from {least} to {most}"))
     }
 }
 
@@ -250,7 +254,9 @@ pub(super) fn size(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<u
                     "KiB" => 1 << 10,
                     "MiB" => 1 << 20,
                     "GiB" => 1 << 30,
-                    unit => return Err(format!("has an unknown unit {unit:?}; known are B, KiB, MiB and GiB")),
+                    unit => {
+                        return Err(format!("has an unknown unit {unit:?}; known are B, KiB, MiB and GiB"));
+                    }
                 };
                 digits.parse().ok().and_then(|number: u64| number.checked_mul(factor))
             }

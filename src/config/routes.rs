@@ -26,7 +26,11 @@ pub(super) fn upstreams(section: Section<'_, '_>, found: &Found) -> Vec<upstream
         upstreams.extend(upstream(name.into(), section));
     }
     if !any {
-        found.add(Some(at), "upstreams", "is missing; for example [upstreams.api] with url = \"http://127.0.0.1:8080\"");
+        found.add(
+            Some(at),
+            "upstreams",
+            "is missing; for example [upstreams.api] with url = \"http://127.0.0.1:8080\"",
+        );
     }
     upstreams
 }
@@ -51,12 +55,17 @@ fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Se
         match &mut target.tls {
             Some(tls) => *tls = Tls { roots, server_name: server_name.map(Into::into), identity },
             None if roots.is_some() || server_name.is_some() || identity.is_some() => {
-                section.problem("url", "is not https://, which ca_file, server_name and client_certificate are for");
+                section.problem(
+                    "url",
+                    "is not https://, which ca_file, server_name and client_certificate are for",
+                );
             }
             None => {}
         }
         match (target.protocol, protocol) {
-            (Protocol::Http2, Some(Protocol::Http1)) => section.problem("http", "cannot be \"1\" with h2c://"),
+            (Protocol::Http2, Some(Protocol::Http1)) => {
+                section.problem("http", "cannot be \"1\" with h2c://")
+            }
             (Protocol::Auto, Some(protocol)) => target.protocol = protocol,
             _ => {}
         }
@@ -69,7 +78,7 @@ fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Se
 }
 
 fn time(section: &mut Section<'_, '_>, key: &'static str, default_ms: u64) -> Duration {
-    section.take(key, duration(Duration::from_millis(1))).unwrap_or(Duration::from_millis(default_ms))
+    section.take(key, duration(Duration::from_millis(1))).unwrap_or_else(|| Duration::from_millis(default_ms))
 }
 
 struct Target {
@@ -166,7 +175,8 @@ fn route(mut section: Section<'_, '_>, upstreams: &[upstream::Settings]) -> Opti
     let preflight = section.take("preflight", boolean).unwrap_or(false);
     let name = section.take("name", |value| {
         let name = text(value)?;
-        let plain = (1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+        let plain = (1..=128).contains(&name.len())
+            && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
         plain.then_some(name).ok_or_else(|| "should be 1 to 128 characters of printable ASCII".to_owned())
     });
     if public && section.has("require") {
@@ -209,7 +219,9 @@ fn host(given: &str) -> Result<Box<str>, String> {
         None => !given.is_empty() && given.bytes().all(plain),
     };
     let name = given.to_ascii_lowercase();
-    valid.then(|| name.strip_suffix('.').unwrap_or(&name).into()).ok_or_else(|| "should be one host name; there are no patterns".to_owned())
+    valid
+        .then(|| name.strip_suffix('.').unwrap_or(&name).into())
+        .ok_or_else(|| "should be one host name; there are no patterns".to_owned())
 }
 
 fn method(given: &str) -> Result<Method, String> {

@@ -27,7 +27,7 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::emulator::serving::Tasks;
+use super::serving::Tasks;
 use crate::body::{Body, BodyError, empty, full};
 
 mod streams;
@@ -82,10 +82,7 @@ impl Received {
 
     /// All values of a header.
     pub fn header_values(&self, name: &str) -> Vec<&str> {
-        let named = self
-            .headers
-            .iter()
-            .filter(|(header, _)| header.eq_ignore_ascii_case(name));
+        let named = self.headers.iter().filter(|(header, _)| header.eq_ignore_ascii_case(name));
         named.map(|(_, value)| value.as_str()).collect()
     }
 }
@@ -198,21 +195,14 @@ impl Echo {
             _ => self.echo(request).await?,
         };
         response.headers_mut().extend(extra);
-        Ok(if head_only {
-            response.map(|_| empty())
-        } else {
-            response
-        })
+        Ok(if head_only { response.map(|_| empty()) } else { response })
     }
 
     /// Reads the whole request and answers with what it was.
     async fn echo(&self, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
         let mut received = Received::of(&request);
         let mut body = request.into_body();
-        let mut reading = Reading {
-            shared: &self.shared,
-            ended: false,
-        };
+        let mut reading = Reading { shared: &self.shared, ended: false };
         let mut kept = Vec::new();
         while let Some(frame) = body.frame().await {
             match frame?.into_data() {
@@ -231,17 +221,12 @@ impl Echo {
         let json = serde_json::to_vec(&received)?;
         self.record(received);
         let mut response = Response::new(full(json));
-        response
-            .headers_mut()
-            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Ok(response)
     }
 
     async fn status(&self, code: u64, request: Request<Incoming>) -> Result<Response<Body>, BodyError> {
-        let status = u16::try_from(code)
-            .ok()
-            .filter(|code| *code >= 200)
-            .map(StatusCode::from_u16);
+        let status = u16::try_from(code).ok().filter(|code| *code >= 200).map(StatusCode::from_u16);
         let mut response = self.echo(request).await?;
         *response.status_mut() = status.and_then(Result::ok).unwrap_or(StatusCode::BAD_REQUEST);
         match response.status() {
@@ -273,9 +258,7 @@ impl Received {
         let uri = request.uri();
         Self {
             method: request.method().to_string(),
-            path: uri
-                .path_and_query()
-                .map_or_else(|| uri.to_string(), ToString::to_string),
+            path: uri.path_and_query().map_or_else(|| uri.to_string(), ToString::to_string),
             version: format!("{:?}", request.version()),
             headers: pairs(request.headers()),
             trailers: Vec::new(),
@@ -300,9 +283,7 @@ fn special(path: &str) -> (&str, Option<u64>) {
 fn every(request: &Request<Incoming>) -> Duration {
     let query = request.uri().query().unwrap_or_default();
     let every = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "every");
-    every
-        .and_then(|(_, every)| humantime::parse_duration(&every).ok())
-        .unwrap_or(Duration::from_secs(1))
+    every.and_then(|(_, every)| humantime::parse_duration(&every).ok()).unwrap_or(Duration::from_secs(1))
 }
 
 fn extra_headers(request: &Request<Incoming>) -> HeaderMap {
@@ -310,34 +291,23 @@ fn extra_headers(request: &Request<Incoming>) -> HeaderMap {
     let wanted = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "header");
     let header = |text: &str| {
         let (name, value) = text.split_once(':')?;
-        Some((
-            HeaderName::try_from(name).ok()?,
-            HeaderValue::from_str(value.trim()).ok()?,
-        ))
+        Some((HeaderName::try_from(name).ok()?, HeaderValue::from_str(value.trim()).ok()?))
     };
     wanted.filter_map(|(_, text)| header(&text)).collect()
 }
 
 fn with_trailers(mut response: Response<Body>) -> Response<Body> {
-    response
-        .headers_mut()
-        .insert(TRAILER, HeaderValue::from_static("x-echo, grpc-status"));
+    response.headers_mut().insert(TRAILER, HeaderValue::from_static("x-echo, grpc-status"));
     response.headers_mut().remove(CONTENT_LENGTH);
     let trailers = [("x-echo", "done"), ("grpc-status", "0")]
         .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     let trailers = HeaderMap::from_iter(trailers);
-    response.map(|body| {
-        body.with_trailers(std::future::ready(Some(Ok(trailers))))
-            .boxed_unsync()
-    })
+    response.map(|body| body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync())
 }
 
 fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
     let lossy = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
-    headers
-        .iter()
-        .map(|(name, value)| (name.to_string(), lossy(value)))
-        .collect()
+    headers.iter().map(|(name, value)| (name.to_string(), lossy(value))).collect()
 }
 
 #[cfg(test)]

@@ -11,12 +11,12 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use super::serving::Tasks;
 use access::{Access, Permission};
 use certificate::Certificate;
 use counts::{Counters, Counts};
 use directory::{Directory, Only};
 use faults::{Effect, Fault, Faults};
-use serving::Tasks;
 use store::{Issue, Issued, Store};
 
 pub mod access;
@@ -30,7 +30,6 @@ mod key;
 mod proto;
 mod rest;
 mod service;
-pub(in crate::dev) mod serving;
 mod status;
 pub mod store;
 mod wire;
@@ -94,13 +93,7 @@ struct Shared {
 impl Emulator {
     /// An emulator without keys. It serves nothing yet.
     pub fn new(settings: Settings) -> Self {
-        let Settings {
-            client_id,
-            client_secret,
-            only,
-            access_token_lifetime,
-            permissions,
-        } = settings;
+        let Settings { client_id, client_secret, only, access_token_lifetime, permissions } = settings;
         let shared = Shared {
             access: Access::new(client_id, client_secret, permissions, access_token_lifetime),
             counters: Counters::default(),
@@ -108,9 +101,7 @@ impl Emulator {
             store: Store::new(Directory::new(only)),
             connections: Mutex::default(),
         };
-        Self {
-            shared: Arc::new(shared),
-        }
+        Self { shared: Arc::new(shared) }
     }
 
     /// Serves HTTP/1.1 and HTTP/2 with prior knowledge on one port until told to stop, when every connection ends.
@@ -126,10 +117,7 @@ impl Emulator {
     /// Makes a key. Nothing is checked: tests may have what the API refuses.
     pub fn issue(&self, issue: Issue) -> Issued {
         let (key, token) = self.shared.store.issue(issue, Timestamp::now());
-        Issued {
-            key,
-            token_id: token.token_id.clone(),
-        }
+        Issued { key, token_id: token.token_id.clone() }
     }
 
     /// An access token of the client's own, as the token endpoint would grant it.
@@ -193,11 +181,7 @@ impl Emulator {
 
     /// Closes the connections that are open, whatever they are doing. New ones are accepted.
     pub fn close_connections(&self) {
-        let mut connections = self
-            .shared
-            .connections
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *connections).cancel();
     }
 
@@ -218,13 +202,7 @@ impl Emulator {
             return None;
         }
         self.shared.counters.connection();
-        Some(
-            self.shared
-                .connections
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
-        )
+        Some(self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     async fn connection(self, stream: TcpStream, tls: Option<TlsAcceptor>, tasks: Tasks) {
@@ -241,9 +219,7 @@ impl Emulator {
 
 impl fmt::Debug for Emulator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Emulator")
-            .field("counts", &self.counts())
-            .finish_non_exhaustive()
+        f.debug_struct("Emulator").field("counts", &self.counts()).finish_non_exhaustive()
     }
 }
 

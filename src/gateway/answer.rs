@@ -26,22 +26,14 @@ impl Answer {
             record.ended();
             return body;
         }
-        Self {
-            body,
-            record,
-            watch,
-            ended: None,
-        }
-        .boxed_unsync()
+        Self { body, record, watch, ended: None }.boxed_unsync()
     }
 
     fn key_ended(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(watch) = self.watch.take() {
             self.ended = Some(Box::pin(watch::ended(Some(watch))));
         }
-        self.ended
-            .as_mut()
-            .is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
+        self.ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
     }
 }
 

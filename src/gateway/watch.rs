@@ -52,9 +52,8 @@ pub(super) async fn ended(watch: Option<Watch>) {
     let _open = Counted::begin(&metrics.open_streams);
     let mut unconfirmed = None;
     loop {
-        let to_expiry = watch
-            .expiry
-            .map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+        let to_expiry =
+            watch.expiry.map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
         sleep(to_expiry.map_or(watch.every, |left| left.min(watch.every))).await;
         if watch.expiry.is_some_and(|expiry| expiry <= SystemTime::now()) {
             break;

@@ -58,11 +58,7 @@ impl Clock {
             return Silent::Not;
         }
         let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
-        if self.head.load(Ordering::Relaxed) {
-            Silent::Head(time)
-        } else {
-            Silent::Idle(time)
-        }
+        if self.head.load(Ordering::Relaxed) { Silent::Head(time) } else { Silent::Idle(time) }
     }
 
     fn received(&self, bytes: &[u8]) {
@@ -105,11 +101,7 @@ pub(super) struct BusyBody {
 
 impl BusyBody {
     pub(super) fn wrap(body: Body, busy: Busy) -> Body {
-        if body.is_end_stream() {
-            body
-        } else {
-            Self { body, _busy: busy }.boxed_unsync()
-        }
+        if body.is_end_stream() { body } else { Self { body, _busy: busy }.boxed_unsync() }
     }
 }
 

@@ -81,21 +81,9 @@ impl Server {
         let tls = self.tls.is_some();
         match accepted {
             Accepted::Tcp(stream, address) => {
-                self.secure(
-                    stream,
-                    Peer {
-                        address: Some(address.ip()),
-                        tls,
-                    },
-                    handler,
-                    phases,
-                )
-                .await;
+                self.secure(stream, Peer { address: Some(address.ip()), tls }, handler, phases).await;
             }
-            Accepted::Unix(stream) => {
-                self.secure(stream, Peer { address: None, tls }, handler, phases)
-                    .await
-            }
+            Accepted::Unix(stream) => self.secure(stream, Peer { address: None, tls }, handler, phases).await,
         }
         self.metrics.connections.dec();
     }
@@ -125,10 +113,7 @@ impl Server {
         phases: Phases,
     ) {
         let clock = Arc::new(Clock::start());
-        let io = TokioIo::new(Timed {
-            io: stream,
-            clock: Arc::clone(&clock),
-        });
+        let io = TokioIo::new(Timed { io: stream, clock: Arc::clone(&clock) });
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
             move |request: Request<Incoming>| {
@@ -139,9 +124,7 @@ impl Server {
                     let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
                     let mut response = handler.answer(request, peer).await;
                     if draining.is_cancelled() && version < Version::HTTP_2 && !is_upgrade(&response) {
-                        response
-                            .headers_mut()
-                            .insert(CONNECTION, HeaderValue::from_static("close"));
+                        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, std::convert::Infallible>(response.map(|body| BusyBody::wrap(body, busy)))
                 }
@@ -189,10 +172,7 @@ impl Server {
     }
 
     fn count(&self, outcome: &'static str) {
-        self.metrics
-            .connection_errors
-            .get_or_create(&Outcome { outcome })
-            .inc();
+        self.metrics.connection_errors.get_or_create(&Outcome { outcome }).inc();
     }
 }
 

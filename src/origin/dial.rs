@@ -65,11 +65,7 @@ impl Dialer {
     }
 
     pub(super) fn scheme(&self) -> Scheme {
-        if self.tls.is_some() {
-            Scheme::HTTPS
-        } else {
-            Scheme::HTTP
-        }
+        if self.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP }
     }
 
     pub(super) async fn dial(&self, wanted: Wanted, tasks: &TaskTracker) -> Result<Dialed, SendError> {
@@ -134,11 +130,7 @@ impl Dialer {
         let Some(secure) = &self.tls else {
             return Ok((stream, false));
         };
-        let connector = if wanted == Wanted::Upgrade {
-            &secure.http1
-        } else {
-            &secure.any
-        };
+        let connector = if wanted == Wanted::Upgrade { &secure.http1 } else { &secure.any };
         let stream = connector.connect(secure.name.clone(), stream).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Box::new(stream), http2))
@@ -157,10 +149,6 @@ impl Secure {
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = settings.server_name.as_deref().unwrap_or(host);
         let name = ServerName::try_from(name.to_owned()).map_err(|_| TlsError::Name(name.to_owned()))?;
-        Ok(Self {
-            any: Arc::new(any).into(),
-            http1: Arc::new(http1).into(),
-            name,
-        })
+        Ok(Self { any: Arc::new(any).into(), http1: Arc::new(http1).into(), name })
     }
 }

@@ -130,9 +130,7 @@ impl Scalekit {
                 Ok(fetched) => fetched,
                 Err(_) => Err(Fault::Timeout),
             };
-            let outcome = Outcome {
-                outcome: fetched.as_ref().map_or_else(Fault::label, |_| "fetched"),
-            };
+            let outcome = Outcome { outcome: fetched.as_ref().map_or_else(Fault::label, |_| "fetched") };
             self.metrics.token_fetches.get_or_create(&outcome).inc();
             let next = match fetched {
                 Ok((value, lifetime)) => {
@@ -140,15 +138,8 @@ impl Scalekit {
                     let expiry = SystemTime::now() + lifetime;
                     let seconds = expiry.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                     self.metrics.token_expiry.set(seconds);
-                    let bearer = Bearer {
-                        value,
-                        expires: started + lifetime,
-                        serial,
-                    };
-                    own.state.send_replace(State {
-                        bearer: Some(bearer),
-                        fault: None,
-                    });
+                    let bearer = Bearer { value, expires: started + lifetime, serial };
+                    own.state.send_replace(State { bearer: Some(bearer), fault: None });
                     // Not all replicas at once: between 72 and 80 % of its life.
                     started + lifetime.mul_f64(0.8 - 0.08 * fastrand::f64())
                 }
@@ -177,11 +168,7 @@ impl Scalekit {
                 () = sleep_until(next) => {}
                 () = wanted => {}
             }
-            let pause = if failures > 0 {
-                PAUSE.mul_f64(0.25) * failures.min(4)
-            } else {
-                PAUSE
-            };
+            let pause = if failures > 0 { PAUSE.mul_f64(0.25) * failures.min(4) } else { PAUSE };
             sleep_until(started + pause).await;
         }
     }
@@ -189,23 +176,14 @@ impl Scalekit {
     /// The token and its lifetime. The secrets are read anew, so that a rotated one is used.
     async fn fetch(&self) -> Result<(HeaderValue, Duration), Fault> {
         let secret = |source: &SecretSource| source.read().map_err(|error| Fault::Secret(error.to_string()));
-        let (id, secret) = (
-            secret(&self.access_token.client_id)?,
-            secret(&self.access_token.client_secret)?,
-        );
+        let (id, secret) = (secret(&self.access_token.client_id)?, secret(&self.access_token.client_secret)?);
         let form = form_urlencoded::Serializer::new(String::new())
             .append_pair("grant_type", "client_credentials")
             .append_pair("client_id", id.expose())
             .append_pair("client_secret", secret.expose())
             .finish();
         let answer = self
-            .call(
-                Method::POST,
-                "/oauth/token",
-                "application/x-www-form-urlencoded",
-                None,
-                Bytes::from(form),
-            )
+            .call(Method::POST, "/oauth/token", "application/x-www-form-urlencoded", None, Bytes::from(form))
             .await?;
         match answer.status.as_u16() {
             200 => {}

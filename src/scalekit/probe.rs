@@ -13,9 +13,7 @@ impl Scalekit {
     /// # Errors
     /// What is wrong, in words for the operator.
     pub async fn probe(&self) -> Result<(), Fault> {
-        let key: String = (0..77)
-            .map(|_| char::from(BASE62[fastrand::usize(..BASE62.len())]))
-            .collect();
+        let key: String = (0..77).map(|_| char::from(BASE62[fastrand::usize(..BASE62.len())])).collect();
         let key = ApiKey::parse(&key, &Settings::default()).ok_or(Fault::Broken("a probe cannot be made"))?;
         match self.validate(&key).await? {
             Verdict::Invalid => Ok(()),

@@ -43,11 +43,7 @@ impl RetryBudget {
     }
 
     fn withdraw(&self) -> bool {
-        self.0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tenths| {
-                tenths.checked_sub(10)
-            })
-            .is_ok()
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tenths| tenths.checked_sub(10)).is_ok()
     }
 }
 
@@ -116,13 +112,7 @@ impl Scalekit {
         let body = Bytes::from(body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?);
         let call = |authorization| {
             let body = body.clone();
-            self.call(
-                Method::POST,
-                "/api/v1/tokens:validate",
-                "application/json",
-                Some(authorization),
-                body,
-            )
+            self.call(Method::POST, "/api/v1/tokens:validate", "application/json", Some(authorization), body)
         };
         let mut answer = call(bearer.value.clone()).await?;
         if answer.status.as_u16() == 401 {
@@ -160,9 +150,7 @@ impl ErrorBody {
 fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
     let validated: Validated = serde_json::from_slice(body)
         .map_err(|_| Fault::Broken("a 200 that is not the JSON of a valid key"))?;
-    let token = validated
-        .token_info
-        .ok_or(Fault::Broken("a 200 without token_info"))?;
+    let token = validated.token_info.ok_or(Fault::Broken("a 200 without token_info"))?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let id = |text: Option<String>, what| match some(text) {
         None => Ok(None),
@@ -178,10 +166,8 @@ fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, 
     let expiry = match some(token.expiry) {
         None => None,
         Some(text) => {
-            let parsed = text
-                .parse()
-                .ok()
-                .and_then(|expiry: jiff::Timestamp| SystemTime::try_from(expiry).ok());
+            let parsed =
+                text.parse().ok().and_then(|expiry: jiff::Timestamp| SystemTime::try_from(expiry).ok());
             Some(parsed.ok_or(Fault::Broken("expiry is not a timestamp"))?)
         }
     };
@@ -198,12 +184,7 @@ fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, 
         org_external_id: some(token.organization_external_id),
         user_id: id(token.user_id, "user_id is not visible ASCII")?,
         user_external_id: some(token.user_external_id),
-        roles: token
-            .roles
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|role| !role.is_empty())
-            .collect(),
+        roles: token.roles.unwrap_or_default().into_iter().filter(|role| !role.is_empty()).collect(),
         token_id: id(token.token_id, "token_id is not visible ASCII")?,
         claims: token
             .custom_claims
@@ -229,11 +210,7 @@ mod tests {
             headers: HeaderMap::new(),
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
-        read(
-            &answer,
-            KEY,
-            SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000),
-        )
+        read(&answer, KEY, SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
     }
 
     fn valid(info: &str) -> Result<Verdict, Fault> {
@@ -246,10 +223,7 @@ mod tests {
             let Ok(Verdict::Valid(identity)) = valid(&format!(r#""organization_id":"org_1"{user}"#)) else {
                 panic!("valid")
             };
-            assert_eq!(
-                (identity.org_id.as_bytes(), &identity.user_id),
-                (&b"org_1"[..], &None)
-            );
+            assert_eq!((identity.org_id.as_bytes(), &identity.user_id), (&b"org_1"[..], &None));
         }
         let Ok(Verdict::Valid(identity)) = valid(
             r#""organization_id":"org_1","user_id":"usr_1","token_id":"apit_1","token_suffix":"xY9Z","roles":["a","b"],
@@ -259,15 +233,8 @@ mod tests {
             panic!("valid")
         };
         assert_eq!(identity.roles, ["a", "b"]);
-        let claims: Vec<_> = identity
-            .claims
-            .iter()
-            .map(|(name, value)| (&**name, &**value))
-            .collect();
-        assert_eq!(
-            claims,
-            [("a", "b"), ("n", "1"), ("o", r#"{"x":[true]}"#), ("z", "null")]
-        );
+        let claims: Vec<_> = identity.claims.iter().map(|(name, value)| (&**name, &**value)).collect();
+        assert_eq!(claims, [("a", "b"), ("n", "1"), ("o", r#"{"x":[true]}"#), ("z", "null")]);
     }
 
     #[test]
@@ -302,18 +269,9 @@ mod tests {
         let with_info =
             r#"[{"@type":"type.googleapis.com/scalekit.v1.errdetails.ErrorInfo","error_code":"X"}]"#;
         for (status, body) in [
-            (
-                404,
-                format!(r#"{{"code":5,"message":"Token not found","details":{with_info}}}"#),
-            ),
-            (
-                404,
-                format!(r#"{{"code":5,"message":"Not Found","details":{with_info}}}"#),
-            ),
-            (
-                404,
-                r#"{"code":5,"message":"token not found","details":[]}"#.to_owned(),
-            ),
+            (404, format!(r#"{{"code":5,"message":"Token not found","details":{with_info}}}"#)),
+            (404, format!(r#"{{"code":5,"message":"Not Found","details":{with_info}}}"#)),
+            (404, r#"{"code":5,"message":"token not found","details":[]}"#.to_owned()),
             (400, r#"{"code":3,"message":"invalid","details":[]}"#.to_owned()),
         ] {
             assert_eq!(ask(status, &body), Ok(Verdict::Invalid), "{body}");
@@ -331,10 +289,7 @@ mod tests {
             (204, ""),
             (409, r#"{"code":6}"#),
         ] {
-            assert!(
-                matches!(ask(status, body), Err(Fault::WrongEndpoint(_))),
-                "{status} {body}"
-            );
+            assert!(matches!(ask(status, body), Err(Fault::WrongEndpoint(_))), "{status} {body}");
         }
     }
 

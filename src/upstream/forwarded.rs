@@ -52,11 +52,7 @@ impl Trusted {
         }
         // Every value from the right, each entry from the right: what is left of a stranger is the stranger's word.
         let values: Vec<&HeaderValue> = headers.get_all(FOR).iter().collect();
-        for entry in values
-            .iter()
-            .rev()
-            .flat_map(|value| value.as_bytes().rsplit(|&byte| byte == b','))
-        {
+        for entry in values.iter().rev().flat_map(|value| value.as_bytes().rsplit(|&byte| byte == b',')) {
             let Some(address) = std::str::from_utf8(entry).ok().and_then(parse_address) else {
                 break;
             };
@@ -72,14 +68,10 @@ impl Trusted {
 /// An address, with or without a port or brackets.
 fn parse_address(text: &str) -> Option<IpAddr> {
     let text = text.trim();
-    let address = text
-        .parse()
-        .ok()
-        .or_else(|| text.parse().ok().map(|socket: std::net::SocketAddr| socket.ip()));
+    let address =
+        text.parse().ok().or_else(|| text.parse().ok().map(|socket: std::net::SocketAddr| socket.ip()));
     let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    address
-        .or_else(bracketed)
-        .map(|address: IpAddr| address.to_canonical())
+    address.or_else(bracketed).map(|address: IpAddr| address.to_canonical())
 }
 
 /// The id that a trusted proxy gave the request, or a new one: a random UUID (RFC 9562, version 4).
@@ -87,9 +79,7 @@ pub fn request_id(headers: &HeaderMap, believed: bool) -> HeaderValue {
     let given = headers.get(REQUEST_ID).filter(|value| {
         let bytes = value.as_bytes();
         (1..=128).contains(&bytes.len())
-            && bytes
-                .iter()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
+            && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
     });
     match given {
         Some(value) if believed => value.clone(),
@@ -100,14 +90,7 @@ pub fn request_id(headers: &HeaderMap, believed: bool) -> HeaderValue {
 fn uuid(random: u128) -> HeaderValue {
     let bits = random & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
-    let text = format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    );
+    let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
     // Digits, letters and hyphens.
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
@@ -150,11 +133,7 @@ pub(super) fn strip(headers: &mut HeaderMap) {
 }
 
 fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
-    let names: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| condition(name.as_str()))
-        .cloned()
-        .collect();
+    let names: Vec<HeaderName> = headers.keys().filter(|name| condition(name.as_str())).cloned().collect();
     for name in names {
         headers.remove(name);
     }
@@ -181,38 +160,23 @@ mod tests {
     fn map(pairs: &[(&str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in pairs {
-            map.append(
-                HeaderName::try_from(*name).unwrap(),
-                HeaderValue::from_str(value).unwrap(),
-            );
+            map.append(HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap());
         }
         map
     }
 
     fn trusted() -> Trusted {
-        Trusted {
-            networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
-            unix: false,
-        }
+        Trusted { networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()], unix: false }
     }
 
     fn peer(address: &str) -> Peer {
-        Peer {
-            address: Some(address.parse().unwrap()),
-            tls: false,
-        }
+        Peer { address: Some(address.parse().unwrap()), tls: false }
     }
 
     #[track_caller]
     fn check_client(from: &str, forwarded: &[&str], expected: &str) {
-        let headers = map(&forwarded
-            .iter()
-            .map(|value| ("x-forwarded-for", *value))
-            .collect::<Vec<_>>());
-        assert_eq!(
-            trusted().client(peer(from), &headers),
-            Some(expected.parse().unwrap())
-        );
+        let headers = map(&forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect::<Vec<_>>());
+        assert_eq!(trusted().client(peer(from), &headers), Some(expected.parse().unwrap()));
     }
 
     #[test]
@@ -231,13 +195,7 @@ mod tests {
     fn check_set(believed: bool, before: &[(&str, &str)], after: &[(&str, &str)]) {
         let mut headers = map(before);
         let host = HeaderValue::from_static("api.test");
-        set(
-            &mut headers,
-            peer("10.0.0.1"),
-            believed,
-            &host,
-            &HeaderValue::from_static("id-1"),
-        );
+        set(&mut headers, peer("10.0.0.1"), believed, &host, &HeaderValue::from_static("id-1"));
         assert_eq!(headers, map(after));
     }
 
@@ -290,13 +248,9 @@ mod tests {
     fn a_request_id_is_kept_from_a_trusted_proxy_if_it_is_plain() {
         let long = "a".repeat(129);
         assert_eq!(request_id(&map(&[("x-request-id", "a.B-1_2")]), true), "a.B-1_2");
-        for (value, believed) in [
-            ("a.B-1_2", false),
-            ("a b", true),
-            ("", true),
-            (&*long, true),
-            ("a\"b", true),
-        ] {
+        for (value, believed) in
+            [("a.B-1_2", false), ("a b", true), ("", true), (&*long, true), ("a\"b", true)]
+        {
             let id = request_id(&map(&[("x-request-id", value)]), believed);
             assert_eq!(id.len(), 36);
             assert_eq!(id.as_bytes()[14], b'4');

@@ -27,11 +27,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn begin() -> Self {
-        Self {
-            began: Instant::now(),
-            last_ms: AtomicU64::new(0),
-            broken: AtomicBool::new(false),
-        }
+        Self { began: Instant::now(), last_ms: AtomicU64::new(0), broken: AtomicBool::new(false) }
     }
 
     /// When the body last moved.
@@ -59,16 +55,7 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// A body that ends at once stays as it is.
     pub(super) fn wrap(body: Body, identity: Arc<Headers>, progress: Arc<Progress>) -> Body {
-        if body.is_end_stream() {
-            body
-        } else {
-            Self {
-                body,
-                identity,
-                progress,
-            }
-            .boxed_unsync()
-        }
+        if body.is_end_stream() { body } else { Self { body, identity, progress }.boxed_unsync() }
     }
 }
 
@@ -114,13 +101,7 @@ impl http_body::Body for Outgoing {
 fn strip_trailers(trailers: &mut HeaderMap, identity: &Headers) {
     identity.strip(trailers);
     hop::strip(trailers);
-    for name in [
-        AUTHORIZATION,
-        PROXY_AUTHORIZATION,
-        CONTENT_LENGTH,
-        TRANSFER_ENCODING,
-        HOST,
-    ] {
+    for name in [AUTHORIZATION, PROXY_AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
         trailers.remove(name);
     }
     super::forwarded::strip(trailers);

@@ -78,9 +78,7 @@ mod tests {
         for _ in 0..9 {
             breaker.record(true, now);
         }
-        let admitted = (0..5000)
-            .filter(|&ms| breaker.admit(now + Duration::from_millis(ms)).is_ok())
-            .count();
+        let admitted = (0..5000).filter(|&ms| breaker.admit(now + Duration::from_millis(ms)).is_ok()).count();
         assert_eq!(admitted, 4);
     }
 }

@@ -31,18 +31,12 @@ pub enum Arrival<F> {
 impl<K: Eq + Hash, F: Clone> Board<K, F> {
     /// Up to `at_once` flights of a key in the air, from 1.
     pub fn new(at_once: usize) -> Self {
-        Self {
-            lanes: HashMap::new(),
-            at_once: at_once.max(1),
-        }
+        Self { lanes: HashMap::new(), at_once: at_once.max(1) }
     }
 
     /// A request for this key arrives.
     pub fn arrive(&mut self, key: K, flight: impl FnOnce() -> F) -> Arrival<F> {
-        let lane = self.lanes.entry(key).or_insert(Lane {
-            in_the_air: 0,
-            boarding: None,
-        });
+        let lane = self.lanes.entry(key).or_insert(Lane { in_the_air: 0, boarding: None });
         if lane.in_the_air < self.at_once {
             lane.in_the_air += 1;
             Arrival::Departs(flight())

@@ -24,10 +24,7 @@ pub(super) struct Allowance {
 impl Allowance {
     /// A full one.
     pub(super) fn new(per_minute: u32, now: Instant) -> Self {
-        Self {
-            left: f64::from(per_minute),
-            since: now,
-        }
+        Self { left: f64::from(per_minute), since: now }
     }
 
     /// What is left now.
@@ -43,9 +40,7 @@ impl Allowance {
     pub(super) fn take(&mut self, per_minute: u32, now: Instant) -> Result<(), Duration> {
         let left = self.left(per_minute, now);
         if left < 1.0 {
-            return Err(Duration::from_secs_f64(
-                (1.0 - left) * 60.0 / f64::from(per_minute.max(1)),
-            ));
+            return Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(per_minute.max(1))));
         }
         self.left -= 1.0;
         Ok(())
@@ -64,14 +59,8 @@ impl Throttle {
         Self {
             per_minute,
             // After a minute without a bad key an allowance is full again, which is what a missing one means.
-            addresses: Cache::builder()
-                .max_capacity(ADDRESSES)
-                .time_to_idle(Duration::from_secs(60))
-                .build(),
-            good: Cache::builder()
-                .max_capacity(GOOD_KEYS)
-                .time_to_live(GOOD_FOR)
-                .build(),
+            addresses: Cache::builder().max_capacity(ADDRESSES).time_to_idle(Duration::from_secs(60)).build(),
+            good: Cache::builder().max_capacity(GOOD_KEYS).time_to_live(GOOD_FOR).build(),
         }
     }
 
@@ -85,9 +74,7 @@ impl Throttle {
         if left >= 1.0 || self.good.contains_key(key) {
             return Ok(());
         }
-        Err(Duration::from_secs_f64(
-            (1.0 - left) * 60.0 / f64::from(self.per_minute),
-        ))
+        Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
     }
 
     /// A key was asked about and found bad.
@@ -95,10 +82,7 @@ impl Throttle {
         let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
         let allowance = self.addresses.get_with(network(client), full);
         // One that is used up already stays so.
-        let _ = allowance
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take(self.per_minute, now);
+        let _ = allowance.lock().unwrap_or_else(PoisonError::into_inner).take(self.per_minute, now);
     }
 
     /// A key was asked about and found good.
@@ -121,9 +105,7 @@ mod tests {
     use crate::credential::{ApiKey, Digester, Settings};
 
     fn digest(text: &str) -> KeyDigest {
-        Digester::new()
-            .unwrap()
-            .digest(&ApiKey::parse(text, &Settings::default()).unwrap())
+        Digester::new().unwrap().digest(&ApiKey::parse(text, &Settings::default()).unwrap())
     }
 
     #[test]
@@ -135,17 +117,10 @@ mod tests {
             assert!(throttle.admit(address("2001:db8::1"), &key, now).is_ok());
             throttle.bad(address("2001:db8::1"), now);
         }
-        assert_eq!(
-            throttle.admit(address("2001:db8::2"), &key, now),
-            Err(Duration::from_secs(1))
-        );
+        assert_eq!(throttle.admit(address("2001:db8::2"), &key, now), Err(Duration::from_secs(1)));
         assert!(throttle.admit(address("2001:db8:0:1::1"), &key, now).is_ok());
         assert!(throttle.admit(address("192.0.2.1"), &key, now).is_ok());
-        assert!(
-            throttle
-                .admit(address("2001:db8::2"), &key, now + Duration::from_secs(1))
-                .is_ok()
-        );
+        assert!(throttle.admit(address("2001:db8::2"), &key, now + Duration::from_secs(1)).is_ok());
     }
 
     #[test]
@@ -157,11 +132,6 @@ mod tests {
         throttle.bad(client, now);
         assert!(throttle.admit(client, &good, now).is_ok());
         assert!(throttle.admit(client, &bad, now).is_err());
-        assert!(
-            throttle
-                .admit("::ffff:192.0.2.1".parse().unwrap(), &bad, now)
-                .is_err(),
-            "the same address"
-        );
+        assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), &bad, now).is_err(), "the same address");
     }
 }

@@ -25,10 +25,7 @@ pub(super) fn lines(open: Open, lines: u64) -> Response<Body> {
             return None;
         }
         pause(line, PAUSE).await;
-        Some((
-            Ok(Frame::data(Bytes::from(format!("line {line}\n")))),
-            (open, line + 1),
-        ))
+        Some((Ok(Frame::data(Bytes::from(format!("line {line}\n")))), (open, line + 1)))
     });
     response("text/plain", StreamBody::new(frames).boxed_unsync())
 }
@@ -38,16 +35,12 @@ pub(super) fn events(open: Open, every: Duration) -> Response<Body> {
     let frames = stream::unfold((open, 0), move |(open, event)| async move {
         pause(event, every).await;
         Some((
-            Ok(Frame::data(Bytes::from(format!(
-                "id: {event}\ndata: event {event}\n\n"
-            )))),
+            Ok(Frame::data(Bytes::from(format!("id: {event}\ndata: event {event}\n\n")))),
             (open, event + 1),
         ))
     });
     let mut response = response("text/event-stream", StreamBody::new(frames).boxed_unsync());
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 
@@ -64,15 +57,10 @@ pub(super) fn bytes(open: Open, bytes: u64, announced: u64) -> Response<Body> {
             return None;
         }
         let size = usize::try_from(left).unwrap_or(CHUNK.len()).min(CHUNK.len());
-        Some((
-            Ok(Frame::data(Bytes::from_static(&CHUNK[..size]))),
-            (open, left - size as u64),
-        ))
+        Some((Ok(Frame::data(Bytes::from_static(&CHUNK[..size]))), (open, left - size as u64)))
     });
     let mut response = response("application/octet-stream", StreamBody::new(frames).boxed_unsync());
-    response
-        .headers_mut()
-        .insert(CONTENT_LENGTH, HeaderValue::from(announced));
+    response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
     response
 }
 
@@ -85,8 +73,6 @@ async fn pause(number: u64, time: Duration) {
 
 fn response(content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }

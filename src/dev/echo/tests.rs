@@ -33,12 +33,7 @@ async fn start() -> Upstream {
         let (echo, stop) = (echo.clone(), stop.clone());
         async move { echo.serve(listener, stop).await }
     });
-    Upstream {
-        echo,
-        address,
-        stop,
-        served,
-    }
+    Upstream { echo, address, stop, served }
 }
 
 impl Upstream {
@@ -50,8 +45,7 @@ impl Upstream {
     }
 
     async fn get(&self, path: &str) -> Result<Response<Incoming>, hyper::Error> {
-        self.send(Request::get(path).header("host", "up").body(empty()).unwrap())
-            .await
+        self.send(Request::get(path).header("host", "up").body(empty()).unwrap()).await
     }
 
     /// Waits for the counts to become so.
@@ -88,15 +82,7 @@ async fn a_request_is_shown_as_it_was_received() {
     });
     assert_eq!(shown, expected);
     let counts = upstream.echo.counts();
-    assert_eq!(
-        (
-            counts.connections,
-            counts.requests,
-            counts.body_bytes,
-            counts.broken_bodies
-        ),
-        (1, 1, 5, 0)
-    );
+    assert_eq!((counts.connections, counts.requests, counts.body_bytes, counts.broken_bodies), (1, 1, 5, 0));
     let received = upstream.echo.received();
     assert_eq!(serde_json::to_value(&received[0]).unwrap(), expected);
     assert_eq!(
@@ -109,34 +95,19 @@ async fn a_request_is_shown_as_it_was_received() {
 async fn trailers_and_long_bodies_come_through_http2() {
     let upstream = start().await;
     let stream = TcpStream::connect(upstream.address).await.unwrap();
-    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
+    let (mut client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let body = Full::new(Bytes::from(vec![b'x'; 200_000])).map_err(|never| match never {});
     let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
-    let body: Body = body
-        .with_trailers(std::future::ready(Some(Ok(trailers))))
-        .boxed_unsync();
-    let request = Request::post(format!("http://{}/trailers", upstream.address))
-        .body(body)
-        .unwrap();
-    let response = client
-        .send_request(request)
-        .await
-        .unwrap()
-        .into_body()
-        .collect()
-        .await
-        .unwrap();
+    let body: Body = body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync();
+    let request = Request::post(format!("http://{}/trailers", upstream.address)).body(body).unwrap();
+    let response = client.send_request(request).await.unwrap().into_body().collect().await.unwrap();
     assert_eq!(response.trailers().unwrap()["x-echo"], "done");
     let shown: Value = serde_json::from_slice(&response.to_bytes()).unwrap();
     assert_eq!(shown["version"], "HTTP/2.0");
     assert_eq!(shown["trailers"], json!([["x-sum", "7"]]));
-    assert_eq!(
-        (&shown["body"], &shown["body_bytes"]),
-        (&Value::Null, &json!(200_000))
-    );
+    assert_eq!((&shown["body"], &shown["body_bytes"]), (&Value::Null, &json!(200_000)));
 }
 
 #[tokio::test]
@@ -154,41 +125,17 @@ async fn special_paths_do_what_they_say() {
         assert_eq!(upstream.get(path).await.unwrap().status(), expected, "{path}");
     }
     let started = Instant::now();
-    assert_eq!(
-        text(upstream.get("/stream/3").await.unwrap()).await,
-        "line 0\nline 1\nline 2\n"
-    );
+    assert_eq!(text(upstream.get("/stream/3").await.unwrap()).await, "line 0\nline 1\nline 2\n");
     assert!(started.elapsed() >= Duration::from_millis(200));
-    assert_eq!(
-        text(upstream.get("/bytes/100000").await.unwrap()).await.len(),
-        100_000
-    );
+    assert_eq!(text(upstream.get("/bytes/100000").await.unwrap()).await.len(), 100_000);
     assert_eq!(text(upstream.get("/bytes/0").await.unwrap()).await.len(), 0);
-    assert!(
-        upstream
-            .get("/cut/100000")
-            .await
-            .unwrap()
-            .into_body()
-            .collect()
-            .await
-            .is_err()
-    );
+    assert!(upstream.get("/cut/100000").await.unwrap().into_body().collect().await.is_err());
     assert!(upstream.get("/reset").await.is_err());
-    let response = upstream
-        .get("/?header=Keyward-Error:%20fake&header=X-A:1&header=bad%0a")
-        .await
-        .unwrap();
+    let response = upstream.get("/?header=Keyward-Error:%20fake&header=X-A:1&header=bad%0a").await.unwrap();
     assert_eq!(response.headers()["keyward-error"], "fake");
     assert_eq!(response.headers()["x-a"], "1");
-    let head = Request::head("/bytes/9")
-        .header("host", "up")
-        .body(empty())
-        .unwrap();
-    assert_eq!(
-        upstream.send(head).await.unwrap().headers()["content-length"],
-        "9"
-    );
+    let head = Request::head("/bytes/9").header("host", "up").body(empty()).unwrap();
+    assert_eq!(upstream.send(head).await.unwrap().headers()["content-length"], "9");
 }
 
 #[tokio::test]
@@ -211,16 +158,10 @@ async fn a_request_that_breaks_off_is_counted() {
     let frames =
         futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"abc"))), Err("gone".into())]);
     let body: Body = StreamBody::new(frames).boxed_unsync();
-    let request = Request::post("/")
-        .header("host", "up")
-        .header("content-length", "9")
-        .body(body)
-        .unwrap();
+    let request = Request::post("/").header("host", "up").header("content-length", "9").body(body).unwrap();
     assert!(upstream.send(request).await.is_err());
     let mut half = TcpStream::connect(upstream.address).await.unwrap();
-    half.write_all(b"POST / HTTP/1.1\r\nhost: up\r\ncontent-length: 9\r\n\r\nabc")
-        .await
-        .unwrap();
+    half.write_all(b"POST / HTTP/1.1\r\nhost: up\r\ncontent-length: 9\r\n\r\nabc").await.unwrap();
     upstream.counts(|counts| counts.body_bytes >= 3).await;
     let before = upstream.echo.counts().broken_bodies;
     drop(half);
@@ -241,10 +182,7 @@ async fn a_websocket_gives_back_messages_and_answers_pings_and_closes() {
     }
     let head = String::from_utf8(head).unwrap();
     assert!(head.starts_with("HTTP/1.1 101 "), "{head}");
-    assert!(
-        head.contains("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
-        "{head}"
-    );
+    assert!(head.contains("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
     let long = vec![7; 70_000];
     for (first, payload, expected) in [
         (0x81, &b"hello"[..], 0x81),
@@ -256,22 +194,14 @@ async fn a_websocket_gives_back_messages_and_answers_pings_and_closes() {
     ] {
         let mut frame = websocket_head(first, payload.len());
         frame.extend([1, 2, 3, 4]);
-        frame.extend(
-            payload
-                .iter()
-                .enumerate()
-                .map(|(at, byte)| byte ^ [1, 2, 3, 4][at % 4]),
-        );
+        frame.extend(payload.iter().enumerate().map(|(at, byte)| byte ^ [1, 2, 3, 4][at % 4]));
         socket.write_all(&frame).await.unwrap();
         if expected != 0 {
             let mut unmasked = websocket_head(expected, payload.len());
             unmasked[1] &= 0x7f;
             unmasked.extend(payload);
             let mut answer = vec![0; unmasked.len()];
-            timeout(SOON, socket.read_exact(&mut answer))
-                .await
-                .unwrap()
-                .unwrap();
+            timeout(SOON, socket.read_exact(&mut answer)).await.unwrap().unwrap();
             assert!(answer == unmasked, "{first:x}");
         }
     }

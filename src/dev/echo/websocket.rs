@@ -32,25 +32,15 @@ pub(super) fn accept(request: &mut Request<Incoming>, open: Open, tasks: &Tasks)
     let Some(key) = client_key(request.headers()) else {
         let mut response = Response::new(full("this is a WebSocket: upgrade, version 13\n"));
         *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
-        response
-            .headers_mut()
-            .insert(UPGRADE, HeaderValue::from_static("websocket"));
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        response
-            .headers_mut()
-            .insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        response.headers_mut().insert(SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
         return response;
     };
     let mut response = Response::new(empty());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    response
-        .headers_mut()
-        .insert(UPGRADE, HeaderValue::from_static("websocket"));
-    response
-        .headers_mut()
-        .insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
     if let Ok(accept) = HeaderValue::from_str(&accept_key(key)) {
         response.headers_mut().insert(SEC_WEBSOCKET_ACCEPT, accept);
     }
@@ -68,13 +58,8 @@ pub(super) fn accept(request: &mut Request<Incoming>, open: Open, tasks: &Tasks)
 /// The client's key, when its head is a good handshake.
 fn client_key(headers: &HeaderMap) -> Option<&str> {
     let has = |name: HeaderName, wanted: &str| {
-        let values = headers
-            .get_all(name)
-            .iter()
-            .filter_map(|value| value.to_str().ok());
-        values
-            .flat_map(|value| value.split(','))
-            .any(|token| token.trim().eq_ignore_ascii_case(wanted))
+        let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|token| token.trim().eq_ignore_ascii_case(wanted))
     };
     let key = headers.get(SEC_WEBSOCKET_KEY)?.to_str().ok()?;
     let good = has(UPGRADE, "websocket")
@@ -85,10 +70,7 @@ fn client_key(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn accept_key(key: &str) -> String {
-    BASE64_STANDARD.encode(digest(
-        &SHA1_FOR_LEGACY_USE_ONLY,
-        format!("{key}{GUID}").as_bytes(),
-    ))
+    BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}{GUID}").as_bytes()))
 }
 
 /// Gives frames back, unmasked, until the client closes.
@@ -112,11 +94,7 @@ async fn echo(mut socket: TokioIo<Upgraded>) -> io::Result<()> {
         socket.read_exact(&mut mask).await?;
         let answered = opcode != PONG;
         if answered {
-            let first = if opcode == PING {
-                head[0] & 0xf0 | PONG
-            } else {
-                head[0]
-            };
+            let first = if opcode == PING { head[0] & 0xf0 | PONG } else { head[0] };
             socket.write_all(&frame_head(first, length)).await?;
         }
         let mut left = length;
@@ -162,10 +140,7 @@ mod tests {
 
     #[test]
     fn the_accept_key_is_the_one_of_the_rfc() {
-        assert_eq!(
-            accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
-            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
-        );
+        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]

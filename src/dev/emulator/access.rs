@@ -63,13 +63,7 @@ pub(super) struct GrantError {
 
 impl Access {
     pub(super) fn new(id: String, secret: String, permissions: Vec<Permission>, lifetime: Duration) -> Self {
-        Self(Mutex::new(Client {
-            id,
-            secret,
-            permissions,
-            lifetime,
-            live: HashMap::new(),
-        }))
+        Self(Mutex::new(Client { id, secret, permissions, lifetime, live: HashMap::new() }))
     }
 
     /// The token endpoint: a form with the client's credentials.
@@ -98,16 +92,11 @@ impl Access {
         let access_token = key::access_token(&client.id, Timestamp::now(), expires_in, &scopes);
         let now = Instant::now();
         // A lifetime beyond what the clock can count is as good as a day.
-        let expiry = now
-            .checked_add(client.lifetime)
-            .unwrap_or(now + Duration::from_secs(86_400));
+        let expiry = now.checked_add(client.lifetime).unwrap_or(now + Duration::from_secs(86_400));
         client.live.retain(|_, expiry| *expiry > now);
         while client.live.len() >= MAX_LIVE
-            && let Some(oldest) = client
-                .live
-                .iter()
-                .min_by_key(|(_, expiry)| **expiry)
-                .map(|(token, _)| token.clone())
+            && let Some(oldest) =
+                client.live.iter().min_by_key(|(_, expiry)| **expiry).map(|(token, _)| token.clone())
         {
             client.live.remove(&oldest);
         }
@@ -128,11 +117,7 @@ impl Access {
             return Err(Status::new(Code::Unauthenticated, "Token empty"));
         };
         let client = self.client();
-        if client
-            .live
-            .get(token)
-            .is_none_or(|expiry| *expiry <= Instant::now())
-        {
+        if client.live.get(token).is_none_or(|expiry| *expiry <= Instant::now()) {
             return Err(Status::new(Code::Unauthenticated, "Invalid or expired token"));
         }
         if !client.permissions.contains(&needed) {
@@ -172,19 +157,11 @@ mod tests {
     const GOOD: &str = "grant_type=client_credentials&client_id=dev&client_secret=s%26t";
 
     fn access() -> Access {
-        Access::new(
-            "dev".to_owned(),
-            "s&t".to_owned(),
-            vec![Permission::Read],
-            Duration::from_secs(60),
-        )
+        Access::new("dev".to_owned(), "s&t".to_owned(), vec![Permission::Read], Duration::from_secs(60))
     }
 
     fn headers(values: &[&str]) -> HeaderMap {
-        values
-            .iter()
-            .map(|value| (AUTHORIZATION, value.parse().unwrap()))
-            .collect()
+        values.iter().map(|value| (AUTHORIZATION, value.parse().unwrap())).collect()
     }
 
     #[test]
@@ -194,14 +171,8 @@ mod tests {
             ("", Some("invalid_request")),
             ("%%%=\u{fffd}", Some("invalid_request")),
             ("grant_type=password", Some("unsupported_grant_type")),
-            (
-                "grant_type=client_credentials&client_id=dev&client_secret=no",
-                Some("invalid_client"),
-            ),
-            (
-                "grant_type=client_credentials&client_id=dave&client_secret=s%26t",
-                Some("invalid_client"),
-            ),
+            ("grant_type=client_credentials&client_id=dev&client_secret=no", Some("invalid_client")),
+            ("grant_type=client_credentials&client_id=dave&client_secret=s%26t", Some("invalid_client")),
         ] {
             assert_eq!(
                 access().grant(form.as_bytes()).err().map(|refusal| refusal.error),
@@ -228,9 +199,7 @@ mod tests {
             let outcome = access.authorize(&headers(&values), Permission::Read);
             assert_eq!(outcome.map_err(|status| status.code), expected, "{values:?}");
         }
-        let refused = access
-            .authorize(&headers(&[&one]), Permission::Write)
-            .unwrap_err();
+        let refused = access.authorize(&headers(&[&one]), Permission::Write).unwrap_err();
         assert_eq!(refused.code, Code::PermissionDenied);
         access.expire_all();
         assert!(access.authorize(&headers(&[&one]), Permission::Read).is_err());

@@ -35,16 +35,13 @@ impl Certificate {
     /// Makes an authority and a certificate. The authority's own key is forgotten at once.
     pub fn generate() -> Result<Self, CertificateError> {
         let mut authority = CertificateParams::new([])?;
-        authority
-            .distinguished_name
-            .push(DnType::CommonName, "Keyward emulator authority");
+        authority.distinguished_name.push(DnType::CommonName, "Keyward emulator authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
 
         let mut leaf = CertificateParams::new(["localhost", "127.0.0.1", "::1"].map(str::to_owned))?;
-        leaf.distinguished_name
-            .push(DnType::CommonName, "Keyward emulator");
+        leaf.distinguished_name.push(DnType::CommonName, "Keyward emulator");
         leaf.use_authority_key_identifier_extension = true; // Python from 3.13 on insists.
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -61,10 +58,7 @@ impl Certificate {
             .with_no_client_auth()
             .with_single_cert(vec![leaf.der().clone(), authority.der().clone()], key)?;
         server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self {
-            ca_pem: authority.pem(),
-            server: Arc::new(server),
-        })
+        Ok(Self { ca_pem: authority.pem(), server: Arc::new(server) })
     }
 
     /// The authority's certificate, for clients to trust.

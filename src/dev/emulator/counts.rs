@@ -89,11 +89,7 @@ impl Counters {
     /// Waits until so many validations have begun.
     pub(super) async fn validations_begun(&self, at_least: u64) {
         // The sender lives as long as `self`, so that the wait cannot fail.
-        let _ = self
-            .validations
-            .subscribe()
-            .wait_for(|begun| *begun >= at_least)
-            .await;
+        let _ = self.validations.subscribe().wait_for(|begun| *begun >= at_least).await;
     }
 
     pub(super) fn counts(&self) -> Counts {

@@ -37,17 +37,10 @@ impl FromStr for Only {
         };
         let (user, roles) = match user.map(|user| user.split_once(':').unwrap_or((user, ""))) {
             Some((user, "")) if !text.ends_with(':') => (Some(word(user)?), Vec::new()),
-            Some((user, roles)) => (
-                Some(word(user)?),
-                roles.split(',').map(word).collect::<Result<_, _>>()?,
-            ),
+            Some((user, roles)) => (Some(word(user)?), roles.split(',').map(word).collect::<Result<_, _>>()?),
             None => (None, Vec::new()),
         };
-        Ok(Self {
-            organization: word(organization)?,
-            user,
-            roles,
-        })
+        Ok(Self { organization: word(organization)?, user, roles })
     }
 }
 
@@ -70,18 +63,9 @@ impl Directory {
             return Self { listed: None };
         }
         let mut listed = Listed::default();
-        for Only {
-            organization,
-            user,
-            roles,
-        } in only
-        {
+        for Only { organization, user, roles } in only {
             if let Some(user) = user {
-                listed
-                    .roles
-                    .entry((organization.clone(), user))
-                    .or_default()
-                    .extend(roles);
+                listed.roles.entry((organization.clone(), user)).or_default().extend(roles);
             }
             listed.organizations.insert(organization);
         }
@@ -127,10 +111,7 @@ mod tests {
         check("org_1", Some(("org_1", None, &[])));
         check("org_1/usr_1", Some(("org_1", Some("usr_1"), &[])));
         check("org_1/usr_1:admin", Some(("org_1", Some("usr_1"), &["admin"])));
-        check(
-            "org_1/usr_1:admin,reader",
-            Some(("org_1", Some("usr_1"), &["admin", "reader"])),
-        );
+        check("org_1/usr_1:admin,reader", Some(("org_1", Some("usr_1"), &["admin", "reader"])));
     }
 
     #[test]
@@ -160,10 +141,7 @@ mod tests {
         assert_eq!(directory.roles("org_1", ""), Ok(vec![]));
         assert_eq!(directory.roles("org_2", ""), Ok(vec![]));
         for (organization, user) in [("org_3", ""), ("org_2", "usr_1"), ("org_1", "usr_2")] {
-            assert_eq!(
-                directory.roles(organization, user).unwrap_err().code,
-                Code::NotFound
-            );
+            assert_eq!(directory.roles(organization, user).unwrap_err().code, Code::NotFound);
         }
         assert_eq!(Directory::new(vec![]).roles("any", "any"), Ok(vec![]));
     }

@@ -77,12 +77,7 @@ pub struct Answer {
 impl Answer {
     /// This status with Scalekit's own error body.
     pub fn status(status: u16) -> Self {
-        Self {
-            status,
-            retry_after: None,
-            content_type: None,
-            body: None,
-        }
+        Self { status, retry_after: None, content_type: None, body: None }
     }
 }
 
@@ -100,19 +95,12 @@ pub struct Fault {
 impl Fault {
     /// A fault that stands until the faults are cleared.
     pub fn new(target: Target, effect: Effect) -> Self {
-        Self {
-            target,
-            effect,
-            times: None,
-        }
+        Self { target, effect, times: None }
     }
 
     /// Only the next n calls.
     pub fn times(self, n: u32) -> Self {
-        Self {
-            times: Some(n),
-            ..self
-        }
+        Self { times: Some(n), ..self }
     }
 }
 
@@ -151,14 +139,10 @@ impl Faults {
             return Plan::default();
         }
         let mut standing = self.standing();
-        let effects = take(&mut standing, |fault| {
-            fault.target.covers(endpoint) && fault.effect != Effect::Refuse
-        });
+        let effects =
+            take(&mut standing, |fault| fault.target.covers(endpoint) && fault.effect != Effect::Refuse);
         // Subscribed under the lock, so that no clearing is missed.
-        Plan {
-            effects,
-            cleared: Some(self.cleared.subscribe()),
-        }
+        Plan { effects, cleared: Some(self.cleared.subscribe()) }
     }
 
     /// Whether the next connection is refused.
@@ -240,10 +224,7 @@ impl FromStr for Fault {
     type Err = FaultError;
 
     fn from_str(text: &str) -> Result<Self, FaultError> {
-        spec::read(text).map_err(|problem| FaultError {
-            fault: text.to_owned(),
-            problem,
-        })
+        spec::read(text).map_err(|problem| FaultError { fault: text.to_owned(), problem })
     }
 }
 

@@ -65,12 +65,8 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, Status> {
                 description: token.description,
             })
         }
-        Endpoint::Validate => Call::Validate {
-            token: decode::<proto::TokenRequest>(body)?.token,
-        },
-        Endpoint::Invalidate => Call::Invalidate {
-            token: decode::<proto::TokenRequest>(body)?.token,
-        },
+        Endpoint::Validate => Call::Validate { token: decode::<proto::TokenRequest>(body)?.token },
+        Endpoint::Invalidate => Call::Invalidate { token: decode::<proto::TokenRequest>(body)?.token },
         Endpoint::List => {
             let list: proto::ListTokensRequest = decode(body)?;
             Call::List(List {
@@ -100,9 +96,7 @@ pub(super) fn write(outcome: Result<Reply, Status>) -> (Response<Bytes>, Option<
             token_id: token.token_id.clone(),
             token_info: Some(token_message(&token)),
         }),
-        Ok(Reply::Token(token)) => frame(&proto::TokenResponse {
-            token_info: Some(token_message(&token)),
-        }),
+        Ok(Reply::Token(token)) => frame(&proto::TokenResponse { token_info: Some(token_message(&token)) }),
         Ok(Reply::Nothing) => return ok(frame(&())),
         Ok(Reply::Page(page)) => frame(&proto::ListTokensResponse {
             tokens: page.tokens.iter().map(|token| token_message(token)).collect(),
@@ -127,19 +121,12 @@ pub(super) fn write_status(http: u16) -> (Response<Bytes>, Option<HeaderMap>) {
 }
 
 fn ok(frame: Bytes) -> (Response<Bytes>, Option<HeaderMap>) {
-    (
-        response(frame),
-        Some(HeaderMap::from_iter([(STATUS, HeaderValue::from_static("0"))])),
-    )
+    (response(frame), Some(HeaderMap::from_iter([(STATUS, HeaderValue::from_static("0"))])))
 }
 
 /// What stands after `application/grpc` in the content type, without parameters.
 fn subtype(headers: &HeaderMap) -> Option<&str> {
-    let subtype = headers
-        .get(CONTENT_TYPE)?
-        .to_str()
-        .ok()?
-        .strip_prefix("application/grpc")?;
+    let subtype = headers.get(CONTENT_TYPE)?.to_str().ok()?.strip_prefix("application/grpc")?;
     let subtype = subtype.split(';').next().unwrap_or_default().trim();
     (subtype.is_empty() || subtype.starts_with('+')).then_some(subtype)
 }
@@ -173,29 +160,18 @@ fn rpc_status(status: &Status) -> proto::RpcStatus {
         type_url: "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo".to_owned(),
         value: info.encode_to_vec(),
     };
-    proto::RpcStatus {
-        code: status.code.number(),
-        message: status.message.clone(),
-        details: vec![info],
-    }
+    proto::RpcStatus { code: status.code.number(), message: status.message.clone(), details: vec![info] }
 }
 
 /// The one message of a unary call. What does not decode is not repeated: there may be a key in it.
 fn decode<M: Message + Default>(body: &[u8]) -> Result<M, Status> {
     let broken = |message| Status::gateway(Code::Internal, message);
-    let (head, message) = body
-        .split_at_checked(FRAME_HEAD)
-        .ok_or_else(|| broken("no whole frame"))?;
-    let length = head[1..]
-        .iter()
-        .fold(0, |length, byte| length << 8 | usize::from(*byte));
+    let (head, message) = body.split_at_checked(FRAME_HEAD).ok_or_else(|| broken("no whole frame"))?;
+    let length = head[1..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     match head[0] {
         0 if length == message.len() => M::decode(message).map_err(|_| broken("not the message expected")),
         0 => Err(broken("not exactly one frame")),
-        _ => Err(Status::gateway(
-            Code::Unimplemented,
-            "compression is not supported",
-        )),
+        _ => Err(Status::gateway(Code::Unimplemented, "compression is not supported")),
     }
 }
 
@@ -238,19 +214,14 @@ fn moment(timestamp: &proto::Timestamp) -> Result<Timestamp, Status> {
 /// Nanoseconds count forward, also before 1970.
 fn timestamp(moment: Timestamp) -> proto::Timestamp {
     match (moment.as_second(), moment.subsec_nanosecond()) {
-        (seconds, nanos @ ..0) => proto::Timestamp {
-            seconds: seconds - 1,
-            nanos: nanos + 1_000_000_000,
-        },
+        (seconds, nanos @ ..0) => proto::Timestamp { seconds: seconds - 1, nanos: nanos + 1_000_000_000 },
         (seconds, nanos) => proto::Timestamp { seconds, nanos },
     }
 }
 
 fn response(body: Bytes) -> Response<Bytes> {
     let mut response = Response::new(body);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     response
 }
 
@@ -260,9 +231,7 @@ mod tests {
 
     #[test]
     fn a_frame_holds_exactly_one_message() {
-        let whole = frame(&proto::TokenRequest {
-            token: "abc".to_owned(),
-        });
+        let whole = frame(&proto::TokenRequest { token: "abc".to_owned() });
         assert_eq!(&whole[..], b"\0\0\0\0\x05\x0a\x03abc");
         let compressed = [&[1], &whole[1..]].concat();
         for (body, expected) in [
@@ -294,21 +263,13 @@ mod tests {
             let headers = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]);
             assert_eq!(is_grpc(&headers), grpc, "{content_type}");
             let path = format!("{SERVICE}ValidateToken");
-            assert_eq!(
-                route(&Method::POST, &path, &headers).is_ok(),
-                good,
-                "{content_type}"
-            );
+            assert_eq!(route(&Method::POST, &path, &headers).is_ok(), good, "{content_type}");
         }
     }
 
     #[test]
     fn a_moment_survives_the_wire() {
-        for text in [
-            "2026-12-01T00:00:00Z",
-            "1969-12-31T23:59:59.25Z",
-            "9999-12-30T00:00:00.000000001Z",
-        ] {
+        for text in ["2026-12-01T00:00:00Z", "1969-12-31T23:59:59.25Z", "9999-12-30T00:00:00.000000001Z"] {
             let before: Timestamp = text.parse().unwrap();
             assert_eq!(moment(&timestamp(before)), Ok(before), "{text}");
         }
@@ -322,15 +283,10 @@ mod tests {
         let response = refusal(&Status::invalid("token", "rule", "100% of ü\n"));
         assert_eq!(response.headers()[STATUS], "3");
         assert_eq!(response.headers()[MESSAGE], "token: 100%25 of %C3%BC%0A");
-        let details = BASE64_STANDARD_NO_PAD
-            .decode(&response.headers()[DETAILS])
-            .unwrap();
+        let details = BASE64_STANDARD_NO_PAD.decode(&response.headers()[DETAILS]).unwrap();
         let status = proto::RpcStatus::decode(&details[..]).unwrap();
         let info = proto::ErrorInfo::decode(&status.details[0].value[..]).unwrap();
         assert_eq!((status.code, info.error_code.as_str()), (3, "INVALID_ARGUMENT"));
-        assert_eq!(
-            info.validation_error_info.unwrap().field_violations[0].field,
-            "token"
-        );
+        assert_eq!(info.validation_error_info.unwrap().field_violations[0].field, "token");
     }
 }

@@ -171,9 +171,7 @@ pub(super) struct FieldViolation {
 
 impl fmt::Debug for CreateTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CreateTokenResponse")
-            .field("token_id", &self.token_id)
-            .finish_non_exhaustive()
+        f.debug_struct("CreateTokenResponse").field("token_id", &self.token_id).finish_non_exhaustive()
     }
 }
 

@@ -25,10 +25,7 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Endpoint, Status> {
         "/api/v1/tokens:update" => &[(Method::POST, Endpoint::Update)],
         _ => return Err(Status::gateway(Code::NotFound, "Not Found")),
     };
-    let endpoint = allowed
-        .iter()
-        .find(|(allowed, _)| allowed == method)
-        .map(|(_, endpoint)| *endpoint);
+    let endpoint = allowed.iter().find(|(allowed, _)| allowed == method).map(|(_, endpoint)| *endpoint);
     // A gRPC gateway says 501 where others say 405.
     endpoint.ok_or_else(|| Status::gateway(Code::Unimplemented, "Method Not Allowed"))
 }
@@ -38,15 +35,10 @@ pub(super) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Resu
     Ok(match endpoint {
         Endpoint::Create => {
             let body: CreateBody = parse(body)?;
-            let expiry = body
-                .expiry
-                .as_deref()
-                .map(Timestamp::from_str)
-                .transpose()
-                .map_err(|_| {
-                    let rule = "value is not a time such as 2026-12-01T00:00:00Z";
-                    Status::invalid("expiry", "timestamp", rule)
-                })?;
+            let expiry = body.expiry.as_deref().map(Timestamp::from_str).transpose().map_err(|_| {
+                let rule = "value is not a time such as 2026-12-01T00:00:00Z";
+                Status::invalid("expiry", "timestamp", rule)
+            })?;
             Call::Create(Create {
                 organization_id: body.organization_id.unwrap_or_default(),
                 user_id: body.user_id.unwrap_or_default(),
@@ -55,12 +47,10 @@ pub(super) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Resu
                 description: body.description.unwrap_or_default(),
             })
         }
-        Endpoint::Validate => Call::Validate {
-            token: parse::<TokenBody>(body)?.token.unwrap_or_default(),
-        },
-        Endpoint::Invalidate => Call::Invalidate {
-            token: parse::<TokenBody>(body)?.token.unwrap_or_default(),
-        },
+        Endpoint::Validate => Call::Validate { token: parse::<TokenBody>(body)?.token.unwrap_or_default() },
+        Endpoint::Invalidate => {
+            Call::Invalidate { token: parse::<TokenBody>(body)?.token.unwrap_or_default() }
+        }
         Endpoint::Update => {
             let body: UpdateBody = parse(body)?;
             Call::Update(Update {
@@ -71,10 +61,7 @@ pub(super) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Resu
         }
         Endpoint::List => Call::List(read_list(query.unwrap_or_default())?),
         Endpoint::Token => {
-            return Err(Status::gateway(
-                Code::Internal,
-                "an access token is no call of the API",
-            ));
+            return Err(Status::gateway(Code::Internal, "an access token is no call of the API"));
         }
     })
 }
@@ -84,21 +71,9 @@ pub(super) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
     match outcome {
         Ok(Reply::Created { key, token }) => {
             let (token_id, token_info) = (&*token.token_id, token_json(&token));
-            response(
-                201,
-                &CreatedJson {
-                    token: &key,
-                    token_id,
-                    token_info,
-                },
-            )
+            response(201, &CreatedJson { token: &key, token_id, token_info })
         }
-        Ok(Reply::Token(token)) => response(
-            200,
-            &InfoJson {
-                token_info: token_json(&token),
-            },
-        ),
+        Ok(Reply::Token(token)) => response(200, &InfoJson { token_info: token_json(&token) }),
         Ok(Reply::Nothing) => response(200, &json!({})),
         Ok(Reply::Page(page)) => {
             let body = PageJson {
@@ -116,10 +91,7 @@ pub(super) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
 /// Writes a new access token, or why there is none.
 pub(super) fn write_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes> {
     let mut response = match outcome {
-        Ok(Grant {
-            access_token,
-            expires_in,
-        }) => response(
+        Ok(Grant { access_token, expires_in }) => response(
             200,
             &json!({"access_token": access_token, "token_type": "Bearer", "expires_in": expires_in, "scope": "openid"}),
         ),
@@ -128,9 +100,7 @@ pub(super) fn write_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes>
             response(status, &json!({"error": error, "error_description": description}))
         }
     };
-    response
-        .headers_mut()
-        .insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
@@ -158,14 +128,7 @@ pub(super) fn refusal(http: u16, status: &Status) -> Response<Bytes> {
         validation_error_info: (!field_violations.is_empty()).then_some(ValidationJson { field_violations }),
     };
     let details = if status.details { vec![info] } else { Vec::new() };
-    response(
-        http,
-        &RefusalJson {
-            code: status.code.number(),
-            message: &status.message,
-            details,
-        },
-    )
+    response(http, &RefusalJson { code: status.code.number(), message: &status.message, details })
 }
 
 #[derive(Deserialize)]
@@ -321,8 +284,6 @@ fn response(status: u16, body: &impl Serialize) -> Response<Bytes> {
     // Strings, numbers, maps and lists of these always have a form in JSON.
     let mut response = Response::new(Bytes::from(serde_json::to_vec(body).unwrap_or_default()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    response
-        .headers_mut()
-        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

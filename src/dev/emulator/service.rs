@@ -70,11 +70,8 @@ fn decide(
         let Call::Validate { token } = &call else {
             return emulator.store.perform(call, Timestamp::now());
         };
-        let revoked = plan
-            .effects
-            .iter()
-            .any(|effect| matches!(effect, Effect::RevokeAfter(_)))
-            .then(|| token.clone());
+        let revoked =
+            plan.effects.iter().any(|effect| matches!(effect, Effect::RevokeAfter(_))).then(|| token.clone());
         let verdict = emulator.store.perform(call, Timestamp::now());
         emulator.counters.decide();
         if let Some(token) = revoked {
@@ -129,11 +126,7 @@ async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
             | Effect::Refuse => {}
         }
     }
-    if truncated {
-        truncate(outgoing.response)
-    } else {
-        outgoing.send()
-    }
+    if truncated { truncate(outgoing.response) } else { outgoing.send() }
 }
 
 fn dictated(wire: Wire, endpoint: Endpoint, answer: Answer) -> Outgoing {
@@ -146,10 +139,7 @@ fn dictated(wire: Wire, endpoint: Endpoint, answer: Answer) -> Outgoing {
         set_content_type(&mut outgoing.response, &content_type);
     }
     if let Some(seconds) = answer.retry_after {
-        outgoing
-            .response
-            .headers_mut()
-            .insert(RETRY_AFTER, HeaderValue::from(seconds));
+        outgoing.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
     outgoing
 }

@@ -38,20 +38,12 @@ pub(super) struct Violation {
 impl Status {
     /// A refusal of Scalekit's own.
     pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            details: true,
-            violations: Vec::new(),
-        }
+        Self { code, message: message.into(), details: true, violations: Vec::new() }
     }
 
     /// A refusal of the gateway before it.
     pub(super) fn gateway(code: Code, message: impl Into<String>) -> Self {
-        Self {
-            details: false,
-            ..Self::new(code, message)
-        }
+        Self { details: false, ..Self::new(code, message) }
     }
 
     /// A field that breaks a rule.
@@ -63,11 +55,7 @@ impl Status {
         let description = description.into();
         let message = format!("{field}: {description}");
         Self {
-            violations: vec![Violation {
-                field,
-                description,
-                constraint,
-            }],
+            violations: vec![Violation { field, description, constraint }],
             ..Self::new(Code::InvalidArgument, message)
         }
     }

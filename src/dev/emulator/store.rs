@@ -48,9 +48,7 @@ pub struct Issued {
 
 impl fmt::Debug for Issued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Issued")
-            .field("token_id", &self.token_id)
-            .finish_non_exhaustive()
+        f.debug_struct("Issued").field("token_id", &self.token_id).finish_non_exhaustive()
     }
 }
 
@@ -84,10 +82,7 @@ struct Record {
 
 impl Store {
     pub(super) fn new(directory: Directory) -> Self {
-        Self {
-            directory,
-            keys: Mutex::default(),
-        }
+        Self { directory, keys: Mutex::default() }
     }
 
     /// Does what is asked for by a client that may ask it.
@@ -100,11 +95,7 @@ impl Store {
             }
             Call::Invalidate { token } => {
                 well_formed(&token)?;
-                if self.revoke(&token) {
-                    Ok(Reply::Nothing)
-                } else {
-                    Err(unknown())
-                }
+                if self.revoke(&token) { Ok(Reply::Nothing) } else { Err(unknown()) }
             }
             Call::List(list) => self.list(&list, now).map(Reply::Page),
             Call::Update(update) => self.update(update, now).map(Reply::Token),
@@ -118,10 +109,7 @@ impl Store {
 
     /// Revokes a key by itself or by its id. False: there is no such key.
     pub(super) fn revoke(&self, token: &str) -> bool {
-        self.keys()
-            .find(token)
-            .map(|record| record.revoked = true)
-            .is_some()
+        self.keys().find(token).map(|record| record.revoked = true).is_some()
     }
 
     /// How many validations found this key.
@@ -131,21 +119,13 @@ impl Store {
 
     fn create(&self, create: Create, now: Timestamp) -> Result<Reply, Status> {
         if create.organization_id.is_empty() {
-            return Err(Status::invalid(
-                "organization_id",
-                "required",
-                "value is required",
-            ));
+            return Err(Status::invalid("organization_id", "required", "value is required"));
         }
         check_claims(&create.custom_claims)?;
         check_description(&create.description)?;
         // That an expiry in the past is refused is a guess.
         if create.expiry.is_some_and(|expiry| expiry <= now) {
-            return Err(Status::invalid(
-                "expiry",
-                "timestamp.gt_now",
-                "value must be in the future",
-            ));
+            return Err(Status::invalid("expiry", "timestamp.gt_now", "value must be in the future"));
         }
         let roles = self.directory.roles(&create.organization_id, &create.user_id)?;
         let issue = Issue {
@@ -178,11 +158,7 @@ impl Store {
             Ok(0) => 10,
             Ok(size) if size <= 30 => size,
             _ => {
-                return Err(Status::invalid(
-                    "page_size",
-                    "int32.gte_lte",
-                    "value must be from 0 to 30",
-                ));
+                return Err(Status::invalid("page_size", "int32.gte_lte", "value must be from 0 to 30"));
             }
         };
         let cursor = Cursor::read(&list.page_token)?;
@@ -217,44 +193,27 @@ impl Keys {
         let key = key::key(now);
         let created_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         let (token_id, token_suffix) = (key::token_id(now, number), key::suffix(&key).to_owned());
-        let token = Arc::new(Token {
-            token_id,
-            token_suffix,
-            created_at,
-            issue,
-        });
+        let token = Arc::new(Token { token_id, token_suffix, created_at, issue });
         self.numbers.insert(key.clone().into(), number);
         self.numbers.insert(token.token_id.clone().into(), number);
-        self.records.push(Record {
-            token: Arc::clone(&token),
-            revoked: false,
-            validations: 0,
-        });
+        self.records.push(Record { token: Arc::clone(&token), revoked: false, validations: 0 });
         (key, token)
     }
 
     /// A key by itself or by its id, whatever its state.
     fn find(&mut self, token: &str) -> Option<&mut Record> {
-        self.numbers
-            .get(token)
-            .and_then(|number| self.records.get_mut(*number))
+        self.numbers.get(token).and_then(|number| self.records.get_mut(*number))
     }
 
     /// A key that is neither revoked nor expired.
     fn live(&mut self, token: &str, now: Timestamp) -> Result<&mut Record, Status> {
-        self.find(token)
-            .filter(|record| record.is_live(now))
-            .ok_or_else(unknown)
+        self.find(token).filter(|record| record.is_live(now)).ok_or_else(unknown)
     }
 
     fn validate(&mut self, token: &str, now: Timestamp) -> Result<Arc<Token>, Status> {
         let record = self.find(token).ok_or_else(unknown)?;
         record.validations += 1;
-        if record.is_live(now) {
-            Ok(Arc::clone(&record.token))
-        } else {
-            Err(unknown())
-        }
+        if record.is_live(now) { Ok(Arc::clone(&record.token)) } else { Err(unknown()) }
     }
 
     fn page(&self, organization: &str, user: &str, size: usize, cursor: Cursor, now: Timestamp) -> Page {
@@ -273,14 +232,8 @@ impl Keys {
             }
         };
         let page = &matching[start..end];
-        let older = page
-            .last()
-            .filter(|_| end < matching.len())
-            .map(|(number, _)| Cursor::Older(*number));
-        let newer = page
-            .first()
-            .filter(|_| start > 0)
-            .map(|(number, _)| Cursor::Newer(*number));
+        let older = page.last().filter(|_| end < matching.len()).map(|(number, _)| Cursor::Older(*number));
+        let newer = page.first().filter(|_| start > 0).map(|(number, _)| Cursor::Newer(*number));
         Page {
             tokens: page.iter().map(|(_, record)| Arc::clone(&record.token)).collect(),
             total_count: i32::try_from(matching.len()).unwrap_or(i32::MAX),

@@ -48,13 +48,7 @@ impl Api {
             let (emulator, stop) = (emulator.clone(), stop.clone());
             async move { emulator.serve(listener, stop).await }
         });
-        let mut api = Self {
-            emulator,
-            address,
-            stop,
-            served,
-            access_token: String::new(),
-        };
+        let mut api = Self { emulator, address, stop, served, access_token: String::new() };
         api.access_token = api.fetch_token().await;
         api
     }
@@ -77,50 +71,30 @@ impl Api {
         let stream = TcpStream::connect(self.address).await.unwrap();
         let (mut client, connection) = http1::handshake(TokioIo::new(stream)).await?;
         let connection = tokio::spawn(connection);
-        let mut request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header("host", "localhost");
+        let mut request = Request::builder().method(method).uri(path).header("host", "localhost");
         if let Some(bearer) = bearer {
             request = request.header("authorization", format!("Bearer {bearer}"));
         }
-        let request = request
-            .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
-            .unwrap();
+        let request = request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap();
         let answer = read(client.send_request(request).await?).await;
         connection.abort();
         answer
     }
 
     async fn post(&self, path: &str, body: Value) -> Answered {
-        self.send("POST", path, Some(&self.access_token), &body.to_string())
-            .await
-            .unwrap()
+        self.send("POST", path, Some(&self.access_token), &body.to_string()).await.unwrap()
     }
 
     async fn list(&self, query: &str) -> Answered {
-        self.send(
-            "GET",
-            &format!("/api/v1/tokens?{query}"),
-            Some(&self.access_token),
-            "",
-        )
-        .await
-        .unwrap()
+        self.send("GET", &format!("/api/v1/tokens?{query}"), Some(&self.access_token), "").await.unwrap()
     }
 
     async fn validate(&self, token: &str) -> Answered {
-        self.post("/api/v1/tokens:validate", json!({"token": token}))
-            .await
+        self.post("/api/v1/tokens:validate", json!({"token": token})).await
     }
 
     fn key(&self) -> String {
-        self.emulator
-            .issue(Issue {
-                organization_id: "org_1".to_owned(),
-                ..Issue::default()
-            })
-            .key
+        self.emulator.issue(Issue { organization_id: "org_1".to_owned(), ..Issue::default() }).key
     }
 
     fn fault(&self, spec: &str) {
@@ -133,9 +107,5 @@ async fn read(response: Response<hyper::body::Incoming>) -> Result<Answered, hyp
     let bytes = body.collect().await?.to_bytes();
     let body = serde_json::from_slice(&bytes)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into_owned()));
-    Ok(Answered {
-        status: head.status.as_u16(),
-        headers: head.headers,
-        body,
-    })
+    Ok(Answered { status: head.status.as_u16(), headers: head.headers, body })
 }

@@ -25,11 +25,7 @@ pub(super) struct Outgoing {
 
 impl Wire {
     pub(super) fn of(head: &Parts) -> Self {
-        if grpc::is_grpc(&head.headers) {
-            Self::Grpc
-        } else {
-            Self::Rest
-        }
+        if grpc::is_grpc(&head.headers) { Self::Grpc } else { Self::Rest }
     }
 
     pub(super) fn route(self, head: &Parts) -> Result<Endpoint, Status> {
@@ -86,10 +82,7 @@ impl Outgoing {
 
 impl From<Response<Bytes>> for Outgoing {
     fn from(response: Response<Bytes>) -> Self {
-        Self {
-            response,
-            trailers: None,
-        }
+        Self { response, trailers: None }
     }
 }
 

@@ -24,9 +24,7 @@ pub(super) fn read(text: &str) -> Result<Fault, String> {
         Some((head, body)) => (head, Some(Bytes::copy_from_slice(body.as_bytes()))),
         None => (rest, None),
     };
-    let mut parts = head
-        .split(',')
-        .map(|part| part.split_once('=').unwrap_or((part, "")));
+    let mut parts = head.split(',').map(|part| part.split_once('=').unwrap_or((part, "")));
     let (name, value) = parts.next().unwrap_or_default();
     let mut effect = effect(name, value)?;
     let mut times = None;
@@ -46,11 +44,7 @@ pub(super) fn read(text: &str) -> Result<Fault, String> {
     if text.starts_with("listener:") != (effect == Effect::Refuse) {
         return Err("`listener` and `refuse` go together only".to_owned());
     }
-    Ok(Fault {
-        target,
-        effect,
-        times,
-    })
+    Ok(Fault { target, effect, times })
 }
 
 fn effect(name: &str, value: &str) -> Result<Effect, String> {
@@ -80,9 +74,7 @@ fn effect(name: &str, value: &str) -> Result<Effect, String> {
 }
 
 fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
-    value
-        .parse()
-        .map_err(|_| format!("`{name}` needs a number, not `{value}`"))
+    value.parse().map_err(|_| format!("`{name}` needs a number, not `{value}`"))
 }
 
 fn duration(name: &str, value: &str) -> Result<Duration, String> {
@@ -110,57 +102,30 @@ mod tests {
     fn a_fault_is_read_from_a_line() {
         use Target::*;
         let ms = Duration::from_millis;
-        check(
-            "validate:latency=200ms",
-            Fault::new(Validate, Effect::Latency(ms(200))),
-        );
-        check(
-            "validate:latency-after=1s",
-            Fault::new(Validate, Effect::LatencyAfter(ms(1000))),
-        );
+        check("validate:latency=200ms", Fault::new(Validate, Effect::Latency(ms(200))));
+        check("validate:latency-after=1s", Fault::new(Validate, Effect::LatencyAfter(ms(1000))));
         check("any:hang", Fault::new(Any, Effect::Hang));
         check("list:hang-after", Fault::new(List, Effect::HangAfter));
         check("create:reset,times=2", Fault::new(Create, Effect::Reset).times(2));
         check("update:garbage", Fault::new(Update, Effect::Garbage));
         check("invalidate:truncated", Fault::new(Invalidate, Effect::Truncated));
-        check(
-            "validate:expire-access-tokens",
-            Fault::new(Validate, Effect::ExpireAccessTokens),
-        );
-        check(
-            "validate:revoke-after=10",
-            Fault::new(Validate, Effect::RevokeAfter(10)),
-        );
+        check("validate:expire-access-tokens", Fault::new(Validate, Effect::ExpireAccessTokens));
+        check("validate:revoke-after=10", Fault::new(Validate, Effect::RevokeAfter(10)));
         check(
             "validate:content-type=text/html",
             Fault::new(Validate, Effect::ContentType("text/html".to_owned())),
         );
-        check(
-            "listener:refuse,times=3",
-            Fault::new(Any, Effect::Refuse).times(3),
-        );
-        check(
-            "token:status=401",
-            Fault::new(Token, Effect::Answer(Answer::status(401))),
-        );
-        let throttled = Answer {
-            retry_after: Some(3),
-            ..Answer::status(429)
-        };
-        check(
-            "validate:status=429,retry-after=3",
-            Fault::new(Validate, Effect::Answer(throttled)),
-        );
+        check("listener:refuse,times=3", Fault::new(Any, Effect::Refuse).times(3));
+        check("token:status=401", Fault::new(Token, Effect::Answer(Answer::status(401))));
+        let throttled = Answer { retry_after: Some(3), ..Answer::status(429) };
+        check("validate:status=429,retry-after=3", Fault::new(Validate, Effect::Answer(throttled)));
         let page = Answer {
             content_type: Some("text/html".to_owned()),
             body: Some(Bytes::from_static(b"<p>a=b,times=1")),
             ..Answer::status(200)
         };
         let page = Fault::new(Validate, Effect::Answer(page)).times(4);
-        check(
-            "validate:status=200,content-type=text/html,times=4,body=<p>a=b,times=1",
-            page,
-        );
+        check("validate:status=200,content-type=text/html,times=4,body=<p>a=b,times=1", page);
     }
 
     #[test]

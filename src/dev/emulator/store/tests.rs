@@ -9,10 +9,7 @@ fn store() -> Store {
 }
 
 fn claims(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-    pairs
-        .iter()
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect()
+    pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
 fn create(store: &Store, create: Create) -> Result<(String, Arc<Token>), Code> {
@@ -24,10 +21,7 @@ fn create(store: &Store, create: Create) -> Result<(String, Arc<Token>), Code> {
 }
 
 fn org(organization_id: &str) -> Create {
-    Create {
-        organization_id: organization_id.to_owned(),
-        ..Create::default()
-    }
+    Create { organization_id: organization_id.to_owned(), ..Create::default() }
 }
 
 fn validate(store: &Store, token: &str) -> Result<Arc<Token>, Code> {
@@ -35,12 +29,7 @@ fn validate(store: &Store, token: &str) -> Result<Arc<Token>, Code> {
 }
 
 fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Arc<Token>, Code> {
-    match store.perform(
-        Call::Validate {
-            token: token.to_owned(),
-        },
-        now,
-    ) {
+    match store.perform(Call::Validate { token: token.to_owned() }, now) {
         Ok(Reply::Token(token)) => Ok(token),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -48,13 +37,8 @@ fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Arc<Token>,
 }
 
 fn invalidate(store: &Store, token: &str) -> Result<(), Code> {
-    let call = Call::Invalidate {
-        token: token.to_owned(),
-    };
-    store
-        .perform(call, Timestamp::now())
-        .map(|_| ())
-        .map_err(|status| status.code)
+    let call = Call::Invalidate { token: token.to_owned() };
+    store.perform(call, Timestamp::now()).map(|_| ()).map_err(|status| status.code)
 }
 
 fn update(store: &Store, update: Update) -> Result<Arc<Token>, Code> {
@@ -96,10 +80,7 @@ fn an_unknown_key_is_not_found_and_a_malformed_one_is_an_argument() {
     ] {
         assert_eq!(validate(&store, token).unwrap_err(), expected, "{token:?}");
         assert_eq!(invalidate(&store, token).unwrap_err(), expected, "{token:?}");
-        let change = Update {
-            token: token.to_owned(),
-            ..Update::default()
-        };
+        let change = Update { token: token.to_owned(), ..Update::default() };
         assert_eq!(update(&store, change).unwrap_err(), expected, "{token:?}");
     }
 }
@@ -113,17 +94,7 @@ fn a_revoked_key_is_gone_at_once_and_may_be_revoked_again() {
         assert_eq!(invalidate(&store, name), Ok(()));
         assert_eq!(validate(&store, &key).unwrap_err(), Code::NotFound);
         assert_eq!(invalidate(&store, name), Ok(()));
-        assert_eq!(
-            update(
-                &store,
-                Update {
-                    token: key,
-                    ..Update::default()
-                }
-            )
-            .unwrap_err(),
-            Code::NotFound
-        );
+        assert_eq!(update(&store, Update { token: key, ..Update::default() }).unwrap_err(), Code::NotFound);
     }
 }
 
@@ -131,20 +102,10 @@ fn a_revoked_key_is_gone_at_once_and_may_be_revoked_again() {
 fn a_key_ends_at_its_expiry() {
     let store = store();
     let expiry = Timestamp::now() + 1.hour();
-    let (key, _) = create(
-        &store,
-        Create {
-            expiry: Some(expiry),
-            ..org("org_1")
-        },
-    )
-    .unwrap();
+    let (key, _) = create(&store, Create { expiry: Some(expiry), ..org("org_1") }).unwrap();
     assert!(validate_at(&store, &key, expiry - 1.nanosecond()).is_ok());
     assert_eq!(validate_at(&store, &key, expiry).unwrap_err(), Code::NotFound);
-    let past = Create {
-        expiry: Some(Timestamp::now() - 1.second()),
-        ..org("org_1")
-    };
+    let past = Create { expiry: Some(Timestamp::now() - 1.second()), ..org("org_1") };
     assert_eq!(create(&store, past).unwrap_err(), Code::InvalidArgument);
 }
 
@@ -152,11 +113,7 @@ fn a_key_ends_at_its_expiry() {
 fn limits_count_characters() {
     let store = store();
     let umlauts = |n: usize| "ü".repeat(n);
-    let many = |n: usize| {
-        (0..n)
-            .map(|n| (format!("claim{n}"), "x".to_owned()))
-            .collect::<BTreeMap<_, _>>()
-    };
+    let many = |n: usize| (0..n).map(|n| (format!("claim{n}"), "x".to_owned())).collect::<BTreeMap<_, _>>();
     for (custom_claims, description, good) in [
         (many(20), String::new(), true),
         (many(21), String::new(), false),
@@ -170,22 +127,11 @@ fn limits_count_characters() {
     ] {
         let made = create(
             &store,
-            Create {
-                custom_claims: custom_claims.clone(),
-                description: description.clone(),
-                ..org("org_1")
-            },
+            Create { custom_claims: custom_claims.clone(), description: description.clone(), ..org("org_1") },
         );
         assert_eq!(made.is_ok(), good, "{custom_claims:?} {description}");
         let (token, _) = create(&store, org("org_1")).unwrap();
-        let changed = update(
-            &store,
-            Update {
-                token,
-                custom_claims,
-                description: Some(description),
-            },
-        );
+        let changed = update(&store, Update { token, custom_claims, description: Some(description) });
         assert_eq!(changed.is_ok(), good);
     }
     assert_eq!(create(&store, org("")).unwrap_err(), Code::InvalidArgument);
@@ -207,43 +153,23 @@ fn an_update_replaces_claims_and_keeps_what_is_absent() {
         (claims(&[]), Some(""), claims(&[("c", "3")]), ""),
     ] {
         let description = description.map(str::to_owned);
-        let changed = update(
-            &store,
-            Update {
-                token: key.clone(),
-                custom_claims,
-                description,
-            },
-        )
-        .unwrap();
+        let changed = update(&store, Update { token: key.clone(), custom_claims, description }).unwrap();
         assert_eq!(changed.issue.custom_claims, expected_claims);
         assert_eq!(changed.issue.description, expected_description);
-        assert_eq!(
-            validate(&store, &key).unwrap().issue.custom_claims,
-            expected_claims
-        );
+        assert_eq!(validate(&store, &key).unwrap().issue.custom_claims, expected_claims);
     }
 }
 
 #[test]
 fn pages_lead_forth_and_back_newest_first() {
     let store = store();
-    let ids: Vec<_> = (0..25)
-        .map(|_| create(&store, org("org_1")).unwrap().1.token_id.clone())
-        .collect();
+    let ids: Vec<_> = (0..25).map(|_| create(&store, org("org_1")).unwrap().1.token_id.clone()).collect();
     create(&store, org("org_2")).unwrap();
     let newest_first: Vec<_> = ids.into_iter().rev().collect();
     let page = |page_token: &str| {
         let page_token = page_token.to_owned();
-        let page = list(
-            &store,
-            List {
-                organization_id: "org_1".to_owned(),
-                page_token,
-                ..List::default()
-            },
-        )
-        .unwrap();
+        let page = list(&store, List { organization_id: "org_1".to_owned(), page_token, ..List::default() })
+            .unwrap();
         let ids: Vec<_> = page.tokens.iter().map(|token| token.token_id.clone()).collect();
         assert_eq!(page.total_count, 25);
         (ids, page.next_page_token, page.prev_page_token)
@@ -261,10 +187,7 @@ fn pages_lead_forth_and_back_newest_first() {
 #[test]
 fn only_live_keys_of_the_organization_and_user_are_listed() {
     let store = store();
-    let user = |user: &str| Create {
-        user_id: user.to_owned(),
-        ..org("org_1")
-    };
+    let user = |user: &str| Create { user_id: user.to_owned(), ..org("org_1") };
     let (_, one) = create(&store, user("usr_1")).unwrap();
     let (_, two) = create(&store, user("usr_2")).unwrap();
     let (revoked, _) = create(&store, user("usr_1")).unwrap();
@@ -277,21 +200,10 @@ fn only_live_keys_of_the_organization_and_user_are_listed() {
     store.issue(expired, Timestamp::now());
     for (user_id, expected) in [("", vec![&two, &one]), ("usr_1", vec![&one]), ("usr_3", vec![])] {
         let organization_id = "org_1".to_owned();
-        let page = list(
-            &store,
-            List {
-                organization_id,
-                user_id: user_id.to_owned(),
-                ..List::default()
-            },
-        )
-        .unwrap();
-        let ids = |tokens: &[&Arc<Token>]| {
-            tokens
-                .iter()
-                .map(|token| token.token_id.clone())
-                .collect::<Vec<_>>()
-        };
+        let page =
+            list(&store, List { organization_id, user_id: user_id.to_owned(), ..List::default() }).unwrap();
+        let ids =
+            |tokens: &[&Arc<Token>]| tokens.iter().map(|token| token.token_id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&page.tokens.iter().collect::<Vec<_>>()), ids(&expected));
     }
 }
@@ -313,12 +225,7 @@ fn a_list_is_asked_for_by_the_rules() {
         (&org_of(33), 1, "", false),
     ] {
         let (organization_id, page_token) = (organization_id.to_owned(), page_token.to_owned());
-        let asked = List {
-            organization_id,
-            page_size,
-            page_token,
-            ..List::default()
-        };
+        let asked = List { organization_id, page_size, page_token, ..List::default() };
         let label = format!("{} {page_size} {}", asked.organization_id, asked.page_token);
         let expected = if good { None } else { Some(Code::InvalidArgument) };
         assert_eq!(list(&store, asked).err(), expected, "{label}");

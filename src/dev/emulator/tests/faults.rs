@@ -7,29 +7,11 @@ async fn an_answer_can_be_replaced_or_spoilt() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     for (spec, status, content_type, retry_after, body) in [
-        (
-            "validate:status=429,retry-after=3",
-            429,
-            "application/json",
-            Some("3"),
-            Some(json!(8)),
-        ),
+        ("validate:status=429,retry-after=3", 429, "application/json", Some("3"), Some(json!(8))),
         ("any:status=503", 503, "application/json", None, Some(json!(14))),
-        (
-            "validate:status=404",
-            404,
-            "application/json",
-            None,
-            Some(json!(5)),
-        ),
+        ("validate:status=404", 404, "application/json", None, Some(json!(5))),
         ("validate:content-type=text/html", 200, "text/html", None, None),
-        (
-            "validate:status=200,content-type=text/html,body=<p>a,b",
-            200,
-            "text/html",
-            None,
-            None,
-        ),
+        ("validate:status=200,content-type=text/html,body=<p>a,b", 200, "text/html", None, None),
         ("validate:garbage", 200, "application/json", None, None),
     ] {
         api.fault(spec);
@@ -39,10 +21,7 @@ async fn an_answer_can_be_replaced_or_spoilt() {
             (status, &content_type.parse().unwrap()),
             "{spec}"
         );
-        let seconds = answer
-            .headers
-            .get("retry-after")
-            .map(|value| value.to_str().unwrap());
+        let seconds = answer.headers.get("retry-after").map(|value| value.to_str().unwrap());
         assert_eq!(seconds, retry_after, "{spec}");
         match body {
             Some(code) => assert_eq!(answer.body["code"], code, "{spec}"),
@@ -53,12 +32,8 @@ async fn an_answer_can_be_replaced_or_spoilt() {
         api.emulator.clear_faults();
         assert_eq!(api.validate(&key).await.status, 200);
     }
-    let raw = Answer {
-        body: Some(Bytes::from_static(b"\xff\x00")),
-        ..Answer::status(500)
-    };
-    api.emulator
-        .set_fault(Fault::new(Target::Validate, Effect::Answer(raw)));
+    let raw = Answer { body: Some(Bytes::from_static(b"\xff\x00")), ..Answer::status(500) };
+    api.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(raw)));
     assert_eq!(api.validate(&key).await.body, "\u{fffd}\0");
 }
 
@@ -69,9 +44,7 @@ async fn a_transfer_can_break_before_and_within_the_answer() {
     for spec in ["validate:reset", "validate:truncated", "listener:refuse"] {
         api.fault(spec);
         let body = json!({"token": key}).to_string();
-        let broken = api
-            .send("POST", "/api/v1/tokens:validate", Some(&api.access_token), &body)
-            .await;
+        let broken = api.send("POST", "/api/v1/tokens:validate", Some(&api.access_token), &body).await;
         assert!(broken.is_err(), "{spec} {broken:?}");
         api.emulator.clear_faults();
         assert_eq!(api.validate(&key).await.status, 200);
@@ -87,10 +60,7 @@ async fn access_tokens_expire_on_command_and_new_ones_are_good() {
     assert_eq!((refused.status, &refused.body["code"]), (401, &json!(16)));
     let fresh = api.fetch_token().await;
     let body = json!({"token": key}).to_string();
-    let answer = api
-        .send("POST", "/api/v1/tokens:validate", Some(&fresh), &body)
-        .await
-        .unwrap();
+    let answer = api.send("POST", "/api/v1/tokens:validate", Some(&fresh), &body).await.unwrap();
     assert_eq!(answer.status, 200);
 }
 
@@ -109,10 +79,7 @@ async fn a_key_is_revoked_after_its_nth_validation() {
 #[tokio::test]
 async fn latency_comes_before_the_decision_or_after_it() {
     let api = Api::start(Settings::default()).await;
-    for (spec, expected) in [
-        ("validate:latency=100ms", 404),
-        ("validate:latency-after=100ms", 200),
-    ] {
+    for (spec, expected) in [("validate:latency=100ms", 404), ("validate:latency-after=100ms", 200)] {
         let key = api.key();
         api.fault(spec);
         let started = Instant::now();

@@ -19,9 +19,8 @@ struct Client(SendRequest<Full<Bytes>>, SocketAddr);
 impl Client {
     async fn connect(api: &Api) -> Self {
         let stream = TcpStream::connect(api.address).await.unwrap();
-        let (client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-            .await
-            .unwrap();
+        let (client, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
         Self(client, api.address)
     }
@@ -37,32 +36,18 @@ impl Client {
             (200, &"application/grpc".parse().unwrap())
         );
         let body = body.collect().await.unwrap();
-        let status = head
-            .headers
-            .get("grpc-status")
-            .or_else(|| body.trailers()?.get("grpc-status"));
+        let status = head.headers.get("grpc-status").or_else(|| body.trailers()?.get("grpc-status"));
         let status = status.unwrap().to_str().unwrap().to_owned();
         let frame = body.to_bytes();
         if status != "0" {
             assert!(frame.is_empty());
-            return Given {
-                message: Vec::new(),
-                status,
-                headers: head.headers,
-            };
+            return Given { message: Vec::new(), status, headers: head.headers };
         }
         assert_eq!(
-            (
-                frame[0],
-                usize::try_from(u32::from_be_bytes(frame[1..5].try_into().unwrap())).unwrap()
-            ),
+            (frame[0], usize::try_from(u32::from_be_bytes(frame[1..5].try_into().unwrap())).unwrap()),
             (0, frame.len() - 5)
         );
-        Given {
-            message: frame[5..].to_vec(),
-            status,
-            headers: head.headers,
-        }
+        Given { message: frame[5..].to_vec(), status, headers: head.headers }
     }
 
     async fn send(
@@ -72,22 +57,17 @@ impl Client {
         body: Vec<u8>,
     ) -> Result<Response<hyper::body::Incoming>, hyper::Error> {
         let uri = format!("http://{}/scalekit.v1.tokens.ApiTokenService/{method}", self.1);
-        let mut request = Request::post(uri)
-            .header("content-type", "application/grpc")
-            .header("te", "trailers");
+        let mut request =
+            Request::post(uri).header("content-type", "application/grpc").header("te", "trailers");
         for bearer in bearers {
             request = request.header("authorization", format!("Bearer {bearer}"));
         }
-        self.0
-            .send_request(request.body(Full::new(Bytes::from(body))).unwrap())
-            .await
+        self.0.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await
     }
 }
 
 fn token(token: &str) -> proto::TokenRequest {
-    proto::TokenRequest {
-        token: token.to_owned(),
-    }
+    proto::TokenRequest { token: token.to_owned() }
 }
 
 #[tokio::test]
@@ -99,33 +79,15 @@ async fn a_key_lives_from_creation_to_revocation() {
         organization_id: "org_1".to_owned(),
         user_id: "usr_1".to_owned(),
         custom_claims: BTreeMap::from([("team".to_owned(), "engineering".to_owned())]),
-        expiry: Some(proto::Timestamp {
-            seconds: 4_000_000_000,
-            nanos: 5,
-        }),
+        expiry: Some(proto::Timestamp { seconds: 4_000_000_000, nanos: 5 }),
         description: String::new(),
     };
-    let made = client
-        .call(
-            "CreateToken",
-            &bearer,
-            &proto::CreateTokenRequest { token: Some(create) },
-        )
-        .await;
+    let made = client.call("CreateToken", &bearer, &proto::CreateTokenRequest { token: Some(create) }).await;
     let made = proto::CreateTokenResponse::decode(&made.message[..]).unwrap();
     let info = made.token_info.clone().unwrap();
-    assert_eq!(
-        (info.token_id.as_str(), info.user_id.as_deref()),
-        (made.token_id.as_str(), Some("usr_1"))
-    );
+    assert_eq!((info.token_id.as_str(), info.user_id.as_deref()), (made.token_id.as_str(), Some("usr_1")));
     assert_eq!((info.email, info.description), (None, None));
-    assert_eq!(
-        info.expiry,
-        Some(proto::Timestamp {
-            seconds: 4_000_000_000,
-            nanos: 5
-        })
-    );
+    assert_eq!(info.expiry, Some(proto::Timestamp { seconds: 4_000_000_000, nanos: 5 }));
     assert!(!format!("{made:?}").contains(&made.token));
 
     let valid = client.call("ValidateToken", &bearer, &token(&made.token)).await;
@@ -133,10 +95,7 @@ async fn a_key_lives_from_creation_to_revocation() {
     assert_eq!(valid.token_info, made.token_info);
     assert_eq!(api.validate(&made.token).await.status, 200);
 
-    let list = proto::ListTokensRequest {
-        organization_id: "org_1".to_owned(),
-        ..Default::default()
-    };
+    let list = proto::ListTokensRequest { organization_id: "org_1".to_owned(), ..Default::default() };
     let page = client.call("ListTokens", &bearer, &list).await;
     let page = proto::ListTokensResponse::decode(&page.message[..]).unwrap();
     assert_eq!((page.total_count, page.tokens.len()), (1, 1));
@@ -147,14 +106,8 @@ async fn a_key_lives_from_creation_to_revocation() {
         custom_claims: BTreeMap::new(),
     };
     let changed = client.call("UpdateToken", &bearer, &update).await;
-    let changed = proto::TokenResponse::decode(&changed.message[..])
-        .unwrap()
-        .token_info
-        .unwrap();
-    assert_eq!(
-        (changed.description.as_deref(), changed.custom_claims.len()),
-        (Some("CI"), 1)
-    );
+    let changed = proto::TokenResponse::decode(&changed.message[..]).unwrap().token_info.unwrap();
+    assert_eq!((changed.description.as_deref(), changed.custom_claims.len()), (Some("CI"), 1));
 
     for _ in 0..2 {
         let gone = client.call("InvalidateToken", &bearer, &token(&made.token)).await;
@@ -162,14 +115,9 @@ async fn a_key_lives_from_creation_to_revocation() {
     }
     let refused = client.call("ValidateToken", &bearer, &token(&made.token)).await;
     assert_eq!(refused.status, "5");
-    let details = BASE64_STANDARD_NO_PAD
-        .decode(&refused.headers["grpc-status-details-bin"])
-        .unwrap();
+    let details = BASE64_STANDARD_NO_PAD.decode(&refused.headers["grpc-status-details-bin"]).unwrap();
     let status = proto::RpcStatus::decode(&details[..]).unwrap();
-    assert_eq!(
-        status.details[0].type_url,
-        "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo"
-    );
+    assert_eq!(status.details[0].type_url, "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo");
 }
 
 #[tokio::test]
@@ -184,11 +132,7 @@ async fn the_first_of_two_authorizations_is_judged() {
         (&[good, "stale"], "0"),
         (&[good], "0"),
     ] {
-        assert_eq!(
-            client.call("ValidateToken", bearers, &token(&key)).await.status,
-            expected,
-            "{bearers:?}"
-        );
+        assert_eq!(client.call("ValidateToken", bearers, &token(&key)).await.status, expected, "{bearers:?}");
     }
 }
 
@@ -211,10 +155,7 @@ async fn what_cannot_be_answered_has_a_code() {
         let response = client.send("ValidateToken", &bearer, body).await.unwrap();
         assert!(["12", "13"].contains(&response.headers()["grpc-status"].to_str().unwrap()));
     }
-    let large = client
-        .send("ValidateToken", &bearer, vec![0; 1024 * 1024 + 1])
-        .await
-        .unwrap();
+    let large = client.send("ValidateToken", &bearer, vec![0; 1024 * 1024 + 1]).await.unwrap();
     assert_eq!(large.headers()["grpc-status"], "8");
 }
 
@@ -231,11 +172,7 @@ async fn faults_speak_grpc_too() {
         ("validate:expire-access-tokens", "16"),
     ] {
         api.fault(spec);
-        assert_eq!(
-            client.call("ValidateToken", &bearer, &token(&key)).await.status,
-            expected,
-            "{spec}"
-        );
+        assert_eq!(client.call("ValidateToken", &bearer, &token(&key)).await.status, expected, "{spec}");
         api.emulator.clear_faults();
     }
     api.fault("validate:status=502,content-type=text/html,body=<p>");
@@ -256,10 +193,6 @@ async fn faults_speak_grpc_too() {
         assert!(broken, "{spec}");
         api.emulator.clear_faults();
         // The stream was reset, the connection was not.
-        assert_eq!(
-            client.call("ValidateToken", &[&fresh], &token(&key)).await.status,
-            "0",
-            "{spec}"
-        );
+        assert_eq!(client.call("ValidateToken", &[&fresh], &token(&key)).await.status, "0", "{spec}");
     }
 }

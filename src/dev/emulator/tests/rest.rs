@@ -27,21 +27,13 @@ async fn a_key_lives_from_creation_to_revocation_as_the_contract_shows() {
     assert!(made.body["token_id"].as_str().unwrap().starts_with("apit_"));
 
     let valid = api.validate(key).await;
-    assert_eq!(
-        (valid.status, &valid.body),
-        (200, &json!({"token_info": expected}))
-    );
+    assert_eq!((valid.status, &valid.body), (200, &json!({"token_info": expected})));
 
     let listed = api.list("organization_id=org_1&user_id=usr_1&page_size=2").await;
     let page = json!({"tokens": [expected], "total_count": 1, "next_page_token": "", "prev_page_token": ""});
     assert_eq!((listed.status, listed.body), (200, page));
 
-    let changed = api
-        .post(
-            "/api/v1/tokens:update",
-            json!({"token": key, "customClaims": {"a": "b"}}),
-        )
-        .await;
+    let changed = api.post("/api/v1/tokens:update", json!({"token": key, "customClaims": {"a": "b"}})).await;
     assert_eq!(changed.status, 200);
     assert_eq!(changed.body["token_info"]["custom_claims"], json!({"a": "b"}));
     assert_eq!(changed.body["token_info"]["description"], "CI");
@@ -59,35 +51,17 @@ async fn a_key_lives_from_creation_to_revocation_as_the_contract_shows() {
 
 #[tokio::test]
 async fn the_token_endpoint_speaks_the_language_of_oauth() {
-    let api = Api::start(Settings {
-        access_token_lifetime: Duration::from_secs(7),
-        ..Settings::default()
-    })
-    .await;
+    let api =
+        Api::start(Settings { access_token_lifetime: Duration::from_secs(7), ..Settings::default() }).await;
     let good = "grant_type=client_credentials&client_id=dev&client_secret=dev";
     let answer = api.send("POST", "/oauth/token", None, good).await.unwrap();
-    assert_eq!(
-        (answer.status, &answer.body["token_type"]),
-        (200, &json!("Bearer"))
-    );
-    assert_eq!(
-        (&answer.body["expires_in"], &answer.body["scope"]),
-        (&json!(7), &json!("openid"))
-    );
+    assert_eq!((answer.status, &answer.body["token_type"]), (200, &json!("Bearer")));
+    assert_eq!((&answer.body["expires_in"], &answer.body["scope"]), (&json!(7), &json!("openid")));
     api.emulator.set_client_secret("new");
     let answer = api.send("POST", "/oauth/token", None, good).await.unwrap();
-    assert_eq!(
-        (answer.status, &answer.body["error"]),
-        (401, &json!("invalid_client"))
-    );
-    let answer = api
-        .send("POST", "/oauth/token", None, "grant_type=password")
-        .await
-        .unwrap();
-    assert_eq!(
-        (answer.status, &answer.body["error"]),
-        (400, &json!("unsupported_grant_type"))
-    );
+    assert_eq!((answer.status, &answer.body["error"]), (401, &json!("invalid_client")));
+    let answer = api.send("POST", "/oauth/token", None, "grant_type=password").await.unwrap();
+    assert_eq!((answer.status, &answer.body["error"]), (400, &json!("unsupported_grant_type")));
     assert_eq!(api.emulator.counts().token_fetches, 4);
 }
 
@@ -106,54 +80,12 @@ async fn what_cannot_be_answered_is_refused_in_the_form_of_the_gateway() {
         ("POST", "/api/v1/tokens:validate", token, "{}", 400, 3),
         ("POST", "/api/v1/tokens:validate", token, "", 400, 3),
         ("POST", "/api/v1/tokens:validate", token, "\u{0}{[", 400, 3),
-        (
-            "POST",
-            "/api/v1/tokens:validate",
-            token,
-            r#"{"token": 7}"#,
-            400,
-            3,
-        ),
-        (
-            "POST",
-            "/api/v1/tokens:validate",
-            token,
-            r#"{"token": "abc", "more": [1]}"#,
-            404,
-            5,
-        ),
-        (
-            "POST",
-            "/api/v1/tokens",
-            token,
-            r#"{"organization_id": "org_1", "expiry": "tomorrow"}"#,
-            400,
-            3,
-        ),
-        (
-            "POST",
-            "/api/v1/tokens",
-            token,
-            r#"{"organization_id": "org_1", "expiry": null}"#,
-            201,
-            0,
-        ),
-        (
-            "POST",
-            "/api/v1/tokens",
-            token,
-            r#"{"organization_id": "o", "custom_claims": {"a": 1}}"#,
-            400,
-            3,
-        ),
-        (
-            "GET",
-            "/api/v1/tokens?organization_id=org_1&page_size=ten",
-            token,
-            "",
-            400,
-            3,
-        ),
+        ("POST", "/api/v1/tokens:validate", token, r#"{"token": 7}"#, 400, 3),
+        ("POST", "/api/v1/tokens:validate", token, r#"{"token": "abc", "more": [1]}"#, 404, 5),
+        ("POST", "/api/v1/tokens", token, r#"{"organization_id": "org_1", "expiry": "tomorrow"}"#, 400, 3),
+        ("POST", "/api/v1/tokens", token, r#"{"organization_id": "org_1", "expiry": null}"#, 201, 0),
+        ("POST", "/api/v1/tokens", token, r#"{"organization_id": "o", "custom_claims": {"a": 1}}"#, 400, 3),
+        ("GET", "/api/v1/tokens?organization_id=org_1&page_size=ten", token, "", 400, 3),
         ("POST", "/api/v1/tokens:validate", token, &large, 413, 8),
     ] {
         let answer = api.send(method, path, bearer, body).await.unwrap();
@@ -182,11 +114,7 @@ async fn a_client_may_be_cut_down_to_reading() {
         ("/api/v1/tokens:invalidate", json!({"token": key})),
     ] {
         let refused = api.post(path, body).await;
-        assert_eq!(
-            (refused.status, &refused.body["code"]),
-            (403, &json!(7)),
-            "{path}"
-        );
+        assert_eq!((refused.status, &refused.body["code"]), (403, &json!(7)), "{path}");
     }
     api.emulator.set_permissions(&[]);
     assert_eq!(api.validate(&key).await.status, 403);
@@ -228,19 +156,15 @@ async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     let stream = TcpStream::connect(api.address).await.unwrap();
-    let (mut client, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
-        .await
-        .unwrap();
+    let (mut client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
     let request = Request::post(format!("http://{}/api/v1/tokens:validate", api.address))
         .header("authorization", format!("Bearer {}", api.access_token))
         .body(Full::new(Bytes::from(json!({"token": key}).to_string())))
         .unwrap();
     let answer = read(client.send_request(request).await.unwrap()).await.unwrap();
-    assert_eq!(
-        (answer.status, &answer.body["token_info"]["organization_id"]),
-        (200, &json!("org_1"))
-    );
+    assert_eq!((answer.status, &answer.body["token_info"]["organization_id"]), (200, &json!("org_1")));
 }
 
 #[tokio::test]
@@ -250,13 +174,11 @@ async fn stopping_ends_every_connection_and_every_call() {
     api.fault("validate:hang");
     let _idle = TcpStream::connect(api.address).await.unwrap();
     let body = json!({"token": key}).to_string();
-    let (answer, ()) = tokio::join!(
-        api.send("POST", "/api/v1/tokens:validate", Some(&api.access_token), &body),
-        async {
+    let (answer, ()) =
+        tokio::join!(api.send("POST", "/api/v1/tokens:validate", Some(&api.access_token), &body), async {
             api.emulator.validations_begun(1).await;
             api.stop.cancel();
-        }
-    );
+        });
     assert!(answer.is_err());
     timeout(SOON, api.served).await.unwrap().unwrap();
     assert!(TcpStream::connect(api.address).await.is_err());
@@ -268,13 +190,11 @@ async fn closing_connections_leaves_the_listener() {
     let key = api.key();
     api.fault("validate:hang");
     let body = json!({"token": key}).to_string();
-    let (answer, ()) = tokio::join!(
-        api.send("POST", "/api/v1/tokens:validate", Some(&api.access_token), &body),
-        async {
+    let (answer, ()) =
+        tokio::join!(api.send("POST", "/api/v1/tokens:validate", Some(&api.access_token), &body), async {
             api.emulator.validations_begun(1).await;
             api.emulator.close_connections();
-        }
-    );
+        });
     assert!(answer.is_err());
     api.emulator.clear_faults();
     assert_eq!(api.validate(&key).await.status, 200);

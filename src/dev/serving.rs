@@ -32,13 +32,7 @@ impl Tasks {
     pub(in crate::dev) fn new(stop: &CancellationToken) -> (Self, DropGuard) {
         let stop = stop.child_token();
         let guard = stop.clone().drop_guard();
-        (
-            Self {
-                tracker: TaskTracker::new(),
-                stop,
-            },
-            guard,
-        )
+        (Self { tracker: TaskTracker::new(), stop }, guard)
     }
 
     /// Starts a task of this server.
@@ -46,8 +40,7 @@ impl Tasks {
     where
         F: Future<Output: Send> + Send + 'static,
     {
-        self.tracker
-            .spawn(self.stop.clone().run_until_cancelled_owned(task));
+        self.tracker.spawn(self.stop.clone().run_until_cancelled_owned(task));
     }
 
     /// The next connection, or none once the server is to stop.
@@ -75,14 +68,9 @@ impl Tasks {
     {
         let mut builder = auto::Builder::new(self);
         builder.http1().timer(TokioTimer::new()).max_headers(MAX_HEADERS);
-        builder
-            .http2()
-            .timer(TokioTimer::new())
-            .max_header_list_size(MAX_HEAD);
+        builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_HEAD);
         // A connection that breaks is the client's business: there is nobody here to tell.
-        let _ = builder
-            .serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer))
-            .await;
+        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer)).await;
     }
 
     /// Waits until every task has ended.
