@@ -1,9 +1,10 @@
 //! Health and metrics, on a port of their own. Nothing here changes anything.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::watch;
 
 use crate::body::{self, Body};
 use crate::gateway::Gateway;
@@ -14,23 +15,29 @@ use crate::upstream::forwarded::Peer;
 
 /// Whether Keyward is ready, and if not, why.
 #[derive(Debug)]
-pub struct Readiness(Mutex<Result<(), String>>);
+pub struct Readiness(watch::Sender<Result<(), String>>);
 
 impl Default for Readiness {
     fn default() -> Self {
-        Self(Mutex::new(Err("starting".to_owned())))
+        Self(watch::Sender::new(Err("starting".to_owned())))
     }
 }
 
 impl Readiness {
     /// Ready, or not for this reason.
     pub fn set(&self, state: Result<(), String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.0.send_replace(state);
     }
 
     /// As it was set last.
     pub fn get(&self) -> Result<(), String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
+    }
+
+    /// Waits until ready.
+    pub async fn ready(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(Result::is_ok).await;
     }
 }
 

@@ -4,7 +4,6 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -102,8 +101,9 @@ pub(super) fn dev(args: Dev) -> Result<()> {
         let readiness = server.readiness();
         let address = server.address().to_string();
         let serving = tokio::spawn(server.run(stop.clone(), kill));
-        while readiness.get().is_err() && !stop.is_cancelled() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::select! {
+            () = readiness.ready() => {}
+            () = stop.cancelled() => {}
         }
         let keys = Keys::make(&emulator);
         print(&keys.welcome(&address, &environment_url, &upstream, &emulator.access_token()))?;

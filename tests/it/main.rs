@@ -1,0 +1,6 @@
+//! Keyward over real sockets: the emulator is the Scalekit, the echo or a scripted socket is the upstream.
+#![allow(missing_docs, unreachable_pub)]
+
+mod support;
+
+mod admission;

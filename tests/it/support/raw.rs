@@ -1,0 +1,252 @@
+//! Raw sockets: a client that sends what it is told and reads HTTP/1.1 answers, and an upstream that keeps every byte it gets
+//! and answers by a script.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use super::{LIMIT, listen};
+
+/// A client's connection.
+pub struct Client {
+    pub stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+/// An answer, or as much of it as came before the connection closed.
+#[derive(Debug, Default)]
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+    pub trailers: Vec<(String, String)>,
+    /// Whether the answer came to its end.
+    pub whole: bool,
+}
+
+impl Reply {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(own, _)| own.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+    }
+
+    pub fn code(&self) -> Option<&str> {
+        self.header("keyward-error")
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error} in {}", self.text()))
+    }
+}
+
+impl Client {
+    pub async fn connect(address: SocketAddr) -> Self {
+        let stream =
+            timeout(LIMIT, TcpStream::connect(address)).await.expect("a connection in time").unwrap();
+        Self { stream, buffer: Vec::new() }
+    }
+
+    /// Sends bytes; that the peer has closed meanwhile is for the reading side to see.
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref()).await;
+    }
+
+    /// Reads one answer, skipping 1xx but 101.
+    pub async fn reply(&mut self) -> Reply {
+        timeout(LIMIT, self.read_reply()).await.expect("an answer in time")
+    }
+
+    /// Reads until the peer closes; gives everything that came.
+    pub async fn rest(&mut self) -> Vec<u8> {
+        let read = async { while self.fill().await {} };
+        timeout(LIMIT, read).await.expect("the end in time");
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Reads until this many bytes of a body or tunnel are there.
+    pub async fn bytes(&mut self, count: usize) -> Vec<u8> {
+        let read = async { while self.buffer.len() < count && self.fill().await {} };
+        timeout(LIMIT, read).await.expect("the bytes in time");
+        let count = count.min(self.buffer.len());
+        self.buffer.drain(..count).collect()
+    }
+
+    /// Reads a head alone; what follows stays for `bytes` and `rest`.
+    pub async fn head(&mut self) -> Reply {
+        timeout(LIMIT, self.read_head()).await.expect("a head in time").unwrap_or_default()
+    }
+
+    async fn fill(&mut self) -> bool {
+        let mut chunk = [0; 16 * 1024];
+        match self.stream.read(&mut chunk).await {
+            Ok(0) | Err(_) => false,
+            Ok(count) => {
+                self.buffer.extend_from_slice(&chunk[..count]);
+                true
+            }
+        }
+    }
+
+    async fn line(&mut self) -> Option<String> {
+        loop {
+            if let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\r\n") {
+                let line: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                return Some(String::from_utf8_lossy(&line[..end]).into_owned());
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    async fn fields(&mut self) -> Option<Vec<(String, String)>> {
+        let mut fields = Vec::new();
+        loop {
+            let line = self.line().await?;
+            if line.is_empty() {
+                return Some(fields);
+            }
+            let (name, value) = line.split_once(':')?;
+            fields.push((name.to_owned(), value.trim().to_owned()));
+        }
+    }
+
+    async fn read_head(&mut self) -> Option<Reply> {
+        loop {
+            let line = self.line().await?;
+            let status = line.split(' ').nth(1)?.parse().ok()?;
+            let headers = self.fields().await?;
+            if status >= 200 || status == 101 {
+                return Some(Reply { status, headers, ..Reply::default() });
+            }
+        }
+    }
+
+    async fn read_reply(&mut self) -> Reply {
+        let Some(mut reply) = self.read_head().await else { return Reply::default() };
+        if matches!(reply.status, 101 | 204 | 304) {
+            reply.whole = true;
+        } else if reply.header("transfer-encoding") == Some("chunked") {
+            reply.whole = self.read_chunks(&mut reply).await.is_some();
+        } else if let Some(length) =
+            reply.header("content-length").and_then(|length| length.parse::<usize>().ok())
+        {
+            while self.buffer.len() < length && self.fill().await {}
+            reply.whole = self.buffer.len() >= length;
+            let length = length.min(self.buffer.len());
+            reply.body = self.buffer.drain(..length).collect();
+        } else {
+            while self.fill().await {}
+            reply.body = std::mem::take(&mut self.buffer);
+            reply.whole = true;
+        }
+        reply
+    }
+
+    async fn read_chunks(&mut self, reply: &mut Reply) -> Option<()> {
+        loop {
+            let size = usize::from_str_radix(self.line().await?.split(';').next()?, 16).ok()?;
+            if size == 0 {
+                reply.trailers = self.fields().await?;
+                return Some(());
+            }
+            while self.buffer.len() < size + 2 {
+                if !self.fill().await {
+                    reply.body.append(&mut self.buffer);
+                    return None;
+                }
+            }
+            reply.body.extend(self.buffer.drain(..size));
+            self.buffer.drain(..2);
+        }
+    }
+}
+
+/// An upstream that keeps the bytes of each connection, and once `until` has come answers with `answer`.
+#[derive(Clone)]
+pub struct Scripted {
+    pub address: SocketAddr,
+    shared: Arc<(Mutex<Vec<Vec<u8>>>, Notify)>,
+}
+
+impl Scripted {
+    /// Answers each time a whole head has come.
+    pub async fn answering(answer: impl Into<Vec<u8>>) -> Self {
+        Self::start(answer.into(), false).await
+    }
+
+    /// Answers the first head and closes.
+    pub async fn closing_after(answer: impl Into<Vec<u8>>) -> Self {
+        Self::start(answer.into(), true).await
+    }
+
+    async fn start(answer: Vec<u8>, close: bool) -> Self {
+        let (listener, address) = listen().await;
+        let scripted = Self { address, shared: Arc::default() };
+        let own = scripted.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let index = {
+                    let mut all = own.shared.0.lock().unwrap();
+                    all.push(Vec::new());
+                    all.len() - 1
+                };
+                tokio::spawn(own.clone().connection(stream, index, answer.clone(), close));
+            }
+        });
+        scripted
+    }
+
+    async fn connection(self, mut stream: TcpStream, index: usize, answer: Vec<u8>, close: bool) {
+        let (mut chunk, mut answered) = ([0; 16 * 1024], 0);
+        while let Ok(count @ 1..) = stream.read(&mut chunk).await {
+            let heads = {
+                let mut all = self.shared.0.lock().unwrap();
+                all[index].extend_from_slice(&chunk[..count]);
+                all[index].windows(4).filter(|window| window == b"\r\n\r\n").count()
+            };
+            self.shared.1.notify_waiters();
+            while answered < heads {
+                answered += 1;
+                if stream.write_all(&answer).await.is_err() || close {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The bytes of each connection so far.
+    pub fn received(&self) -> Vec<Vec<u8>> {
+        self.shared.0.lock().unwrap().clone()
+    }
+
+    /// All bytes so far, as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.received().concat()).into_owned()
+    }
+
+    /// Waits until the bytes so far satisfy a condition.
+    pub async fn until(&self, condition: impl Fn(&str) -> bool) {
+        let wait = async {
+            loop {
+                let changed = self.shared.1.notified();
+                if condition(&self.text()) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("not so in time: {}", self.text()));
+    }
+
+    pub fn url(&self) -> Option<String> {
+        Some(format!("http://{}", self.address))
+    }
+}
