@@ -26,7 +26,7 @@ impl Default for Readiness {
 impl Readiness {
     /// Ready, or not for this reason.
     pub fn set(&self, state: Result<(), String>) {
-        self.0.send_replace(state);
+        let _before = self.0.send_replace(state);
     }
 
     /// As it was set last.
