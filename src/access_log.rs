@@ -36,6 +36,36 @@ pub enum Format {
     Text,
 }
 
+/// What is written of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// Nothing.
+    Off,
+    /// All that is known, field by field.
+    Fields,
+    /// What a person wants to see.
+    Short,
+}
+
+impl Settings {
+    /// What is written of each request.
+    pub fn line(self) -> Line {
+        match (self.access, self.is_json()) {
+            (false, _) => Line::Off,
+            (true, true) => Line::Fields,
+            (true, false) => Line::Short,
+        }
+    }
+
+    fn is_json(self) -> bool {
+        match self.format {
+            Format::Auto => !std::io::stdout().is_terminal(),
+            Format::Json => true,
+            Format::Text => false,
+        }
+    }
+}
+
 /// Lines that wait for a slow reader of standard output; more are dropped and counted.
 const LINES_WAITING: usize = 16 * 1024;
 /// What a caller can put into a line, in characters for each field.
@@ -43,31 +73,36 @@ const LONGEST_TEXT: usize = 512;
 
 /// Sends the log to standard output, without ever waiting for who reads it. Dropped, the guard writes what is left.
 pub fn start(settings: Settings, metrics: Arc<Metrics>) -> WorkerGuard {
-    let terminal = std::io::stdout().is_terminal();
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
     let (writer, guard) = builder.finish(std::io::stdout());
     let dropped = writer.error_counter();
     metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
-    let json = match settings.format {
-        Format::Auto => !terminal,
-        Format::Json => true,
-        Format::Text => false,
-    };
     let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writer);
     // A second start in one process, as in tests, keeps the first.
-    if json {
+    if settings.is_json() {
         let log = log.json().flatten_event(true).with_current_span(false).with_span_list(false);
         let _ = tracing::subscriber::set_global_default(log.finish());
     } else {
-        let _ = tracing::subscriber::set_global_default(log.compact().with_ansi(terminal).finish());
+        let ansi = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let log = log.compact().with_target(false).with_timer(Clock).with_ansi(ansi);
+        let _ = tracing::subscriber::set_global_default(log.finish());
     }
     guard
+}
+
+/// The time of day in UTC, which is enough for people who watch.
+struct Clock;
+
+impl tracing_subscriber::fmt::time::FormatTime for Clock {
+    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
+        write!(w, "{}", jiff::Timestamp::now().strftime("%H:%M:%S%.3f"))
+    }
 }
 
 /// What is known of a request so far. Dropped, it writes the line and counts.
 pub struct Record {
     metrics: Arc<Metrics>,
-    access: bool,
+    line: Line,
     began: Instant,
     method: Method,
     path: Option<PathAndQuery>,
@@ -103,13 +138,13 @@ impl Record {
         request: &Request<B>,
         client: Option<IpAddr>,
         request_id: HeaderValue,
-        access: bool,
+        line: Line,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.requests_in_flight.inc();
         Self {
             metrics,
-            access,
+            line,
             began: Instant::now(),
             method: request.method().clone(),
             path: request.uri().path_and_query().cloned(),
@@ -168,6 +203,27 @@ impl Record {
         self.reason.or_else(|| (!self.whole).then_some("caller_gone"))
     }
 
+    fn write_short(&self, elapsed: Duration) {
+        let ids = self.identity.iter().flat_map(|identity| [Some(&identity.org_id), identity.user_id.as_ref()]);
+        let ids = ids.flatten().map(|id| format!(" {}", String::from_utf8_lossy(id.as_bytes()))).collect::<String>();
+        let reason = self.reason().map_or_else(String::new, |reason| format!(" {reason}"));
+        let time = |what, time: Option<Duration>| {
+            time.map_or_else(String::new, |time| format!(", {what} {:.1} ms", time.as_secs_f64() * 1e3))
+        };
+        tracing::info!(
+            target: "access",
+            "{} {} {} {}{reason}{ids} in {:.1} ms{}{}{}",
+            self.status.unwrap_or(499),
+            self.method,
+            shortened(self.path.as_ref().map_or("", PathAndQuery::path)),
+            self.decision(),
+            elapsed.as_secs_f64() * 1e3,
+            time("validation", self.validation),
+            time("upstream", self.upstream),
+            self.cause.as_ref().map_or_else(String::new, |cause| format!(": {cause}")),
+        );
+    }
+
     fn write(&self, elapsed: Duration) {
         let path = self.path.as_ref().map_or("", PathAndQuery::path);
         let identity = self.identity.as_deref();
@@ -216,8 +272,10 @@ impl Drop for Record {
             self.metrics.upstream_seconds.get_or_create(&route).observe(upstream.as_secs_f64());
         }
         self.metrics.requests_in_flight.dec();
-        if self.access {
-            self.write(elapsed);
+        match self.line {
+            Line::Off => {}
+            Line::Fields => self.write(elapsed),
+            Line::Short => self.write_short(elapsed),
         }
     }
 }

@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use self::answer::Answer;
 use self::watch::Watch;
-use crate::access_log::Record;
+use crate::access_log::{self, Record};
 use crate::body::Body;
 use crate::credential::{self, ApiKey};
 use crate::hop;
@@ -40,8 +40,8 @@ pub struct Settings {
     pub head: message::Limits,
     /// How often the key of an open stream is asked about again.
     pub revalidate_every: Duration,
-    /// Whether requests are logged.
-    pub access_log: bool,
+    /// What is written of each request.
+    pub access_log: access_log::Line,
 }
 
 /// Everything that a request passes.
@@ -74,8 +74,8 @@ impl Gateway {
         let believed = self.trusted.believes(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
         let client = self.trusted.client(peer, request.headers());
-        let (access, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let mut record = Record::begin(&request, client, request_id.clone(), access, metrics);
+        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
+        let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = Caller::of(&request);
         let arrival = Arrival { peer, believed, client };
         let mut response = match self.pass(request, arrival, &mut record).await {

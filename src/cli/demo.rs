@@ -68,7 +68,8 @@ const CLIENT: &str = "dev";
 
 pub(super) fn dev(args: Dev) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let log = access_log::Settings { format: Format::Auto, access: true };
+    // For people, piped or not.
+    let log = access_log::Settings { format: Format::Text, access: true };
     let _log = access_log::start(log, Arc::clone(&metrics));
     runtime()?.block_on(async {
         let stop_all = CancellationToken::new();
@@ -128,6 +129,9 @@ drain_timeout = "2s"
 
 [admin]
 listen = "{}"
+
+[log]
+format = "text"
 
 [upstreams.service]
 url = {upstream:?}
@@ -229,7 +233,7 @@ curl -i http://{address}/v1/orders
 
 pub(super) fn emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let _log = access_log::start(access_log::Settings { format: Format::Auto, access: false }, metrics);
+    let _log = access_log::start(access_log::Settings { format: Format::Text, access: false }, metrics);
     runtime()?.block_on(async {
         let (stop, _) = signals::watch()?;
         let emulator = Emulator::new(Settings {

@@ -112,7 +112,7 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
         validator,
         credential,
         identity,
-        gateway: gateway::Settings { realm, head, revalidate_every, access_log: log.access },
+        gateway: gateway::Settings { realm, head, revalidate_every, access_log: log.line() },
         log,
         upstreams,
         routes: routes?,
