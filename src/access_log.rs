@@ -204,8 +204,12 @@ impl Record {
     }
 
     fn write_short(&self, elapsed: Duration) {
-        let ids = self.identity.iter().flat_map(|identity| [Some(&identity.org_id), identity.user_id.as_ref()]);
-        let ids = ids.flatten().map(|id| format!(" {}", String::from_utf8_lossy(id.as_bytes()))).collect::<String>();
+        let ids =
+            self.identity.iter().flat_map(|identity| [Some(&identity.org_id), identity.user_id.as_ref()]);
+        let ids = ids
+            .flatten()
+            .map(|id| format!(" {}", String::from_utf8_lossy(id.as_bytes())))
+            .collect::<String>();
         let reason = self.reason().map_or_else(String::new, |reason| format!(" {reason}"));
         let time = |what, time: Option<Duration>| {
             time.map_or_else(String::new, |time| format!(", {what} {:.1} ms", time.as_secs_f64() * 1e3))

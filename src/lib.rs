@@ -1,34 +1,35 @@
-//! Keyward, a validating reverse-proxy sidecar. The modules stand in dependency order: each uses only those above it.
+//! Keyward, a validating reverse-proxy sidecar: checks Scalekit API keys and forwards the caller's identity in headers.
+//! The modules stand in dependency order: each uses only those above it. `gateway` is the request path.
 
-// Words: no I/O, no clock.
+// Words: no async, no clock.
 pub mod body;
+pub mod secret;
+pub mod metrics;
+pub mod rejection;
 pub mod credential;
+pub mod message;
 pub mod hop;
 pub mod identity;
-pub mod message;
-pub mod metrics;
 pub mod policy;
-pub mod rejection;
-pub mod secret;
 
 // The outside world.
+pub mod tls;
 pub mod origin;
 pub mod scalekit;
-pub mod tls;
-pub mod upstream;
 pub mod validator;
+pub mod upstream;
 
 // The request path.
+pub mod route;
 pub mod access_log;
 pub mod gateway;
-pub mod route;
 
 // The process.
+pub mod listener;
 pub mod admin;
 pub mod config;
-pub mod listener;
 pub mod server;
 
 // Tools.
-pub mod cli;
 pub mod dev;
+pub mod cli;

@@ -1,0 +1,115 @@
+//! What keeps the source in order.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// The modules as `lib.rs` lists them.
+fn modules() -> Vec<String> {
+    let lib = read("src/lib.rs");
+    lib.lines()
+        .filter_map(|line| line.strip_prefix("pub mod "))
+        .map(|line| line.trim_end_matches(';').to_owned())
+        .collect()
+}
+
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
+
+/// The names that follow `crate::`, those in `crate::{…}` included.
+fn used(source: &str) -> Vec<String> {
+    let word = |text: &str| -> String {
+        text.trim_start().chars().take_while(|char| char.is_ascii_alphanumeric() || *char == '_').collect()
+    };
+    let mut names = Vec::new();
+    for rest in source.split("crate::").skip(1) {
+        let Some(list) = rest.strip_prefix('{') else {
+            names.push(word(rest));
+            continue;
+        };
+        let mut depth = 0;
+        let mut start = 0;
+        for (at, char) in list.char_indices() {
+            match char {
+                '{' => depth += 1,
+                '}' if depth == 0 => {
+                    names.push(word(&list[start..at]));
+                    break;
+                }
+                '}' => depth -= 1,
+                ',' if depth == 0 => {
+                    names.push(word(&list[start..at]));
+                    start = at + 1;
+                }
+                _ => {}
+            }
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+#[test]
+fn a_module_uses_only_those_above_it() {
+    let modules = modules();
+    assert!(modules.len() > 20, "the list of lib.rs is read: {modules:?}");
+    for (index, module) in modules.iter().enumerate() {
+        let mut files = vec![root().join(format!("src/{module}.rs"))];
+        let folder = root().join("src").join(module);
+        if folder.is_dir() {
+            files.extend(rust_files(&folder));
+        }
+        for file in files {
+            // Tests may use what they like.
+            let source = fs::read_to_string(&file).unwrap();
+            let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
+            for name in used(source) {
+                let place = modules.iter().position(|other| *other == name);
+                let place = place.unwrap_or_else(|| panic!("{}: crate::{name} is no module", file.display()));
+                assert!(place <= index, "{} uses {name}, which stands below {module}", file.display());
+            }
+        }
+    }
+}
+
+#[test]
+fn lists_in_braces_are_read() {
+    let source = "use crate::{a, b::{self, c}, d};\nuse crate::e::F; pub(in crate::g)";
+    assert_eq!(used(source), ["a", "b", "d", "e", "g"]);
+}
+
+#[test]
+fn the_architecture_paper_lists_the_modules_in_their_order() {
+    let paper = read("ARCHITECTURE.md");
+    let listed: Vec<&str> =
+        paper.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    assert_eq!(listed, modules());
+}
+
+#[test]
+fn every_file_says_what_it_is() {
+    for folder in ["src", "tests/it"] {
+        for file in rust_files(&root().join(folder)) {
+            let source = fs::read_to_string(&file).unwrap();
+            assert!(source.starts_with("//! "), "{} begins without a word about itself", file.display());
+        }
+    }
+}
