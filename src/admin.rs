@@ -7,7 +7,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use crate::body::{self, Body};
-use crate::gateway::Gateway;
+use crate::gateway::Current;
 use crate::listener::Handler;
 use crate::metrics::Metrics;
 use crate::route::{Auth, Route};
@@ -48,7 +48,7 @@ pub struct Admin {
     /// For `/metrics`.
     pub metrics: Arc<Metrics>,
     /// For `/routes`.
-    pub gateway: Arc<Gateway>,
+    pub current: Arc<Current>,
 }
 
 impl Handler for Admin {
@@ -75,13 +75,14 @@ impl Admin {
                 Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
             },
             "/metrics" => {
-                self.gateway.validator.observe();
+                self.current.gateway().validator.observe();
                 self.metrics.ready.set(self.readiness.get().is_ok().into());
                 let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
                 answer(StatusCode::OK, kind, self.metrics.encode())
             }
             "/routes" => {
-                let routes: Vec<_> = self.gateway.routes.routes().iter().map(route).collect();
+                let gateway = self.current.gateway();
+                let routes: Vec<_> = gateway.routes.routes().iter().map(route).collect();
                 answer(
                     StatusCode::OK,
                     "application/json",

@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::access_log;
 use crate::config::{self, Config, Environment};
 use crate::metrics::Metrics;
-use crate::server::Server;
+use crate::server::{Server, reload};
 
 /// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
 #[derive(Parser)]
@@ -62,7 +62,8 @@ Environment:
 Each may be given as NAME_FILE instead: a file that holds the value, read again when needed.
 
 Signals:
-  SIGTERM, SIGINT  drain, then stop; a second one stops at once";
+  SIGTERM, SIGINT  drain, then stop; a second one stops at once
+  SIGHUP           read the route file again, as happens by itself when it changes";
 
 #[derive(Args)]
 struct ConfigFile {
@@ -105,8 +106,10 @@ fn run(file: &ConfigFile) -> Result<()> {
         tracing::warn!("{warning}");
     }
     runtime()?.block_on(async {
-        let server = Server::bind(config, metrics)?;
+        let mut server = Server::bind(config, metrics)?;
         let (stop, kill) = signals::watch()?;
+        let (path, environment, hup) = (file.config.clone(), Environment::process(), signals::hangup()?);
+        server.reload_from(reload::Source { path, environment, hup });
         server.run(stop, kill).await;
         Ok(())
     })

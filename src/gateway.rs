@@ -5,7 +5,7 @@ mod answer;
 mod watch;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body::Body as _;
@@ -57,7 +57,7 @@ pub struct Gateway {
     /// The routes.
     pub routes: RouteTable,
     /// The upstreams by name; each route's is there.
-    pub upstreams: HashMap<Arc<str>, Upstream>,
+    pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
     /// Asks Scalekit.
     pub validator: Arc<Validator>,
     /// What is counted.
@@ -216,6 +216,26 @@ impl Gateway {
             }
         });
         response
+    }
+}
+
+/// The gateway that new requests take. A request keeps the one that it began with.
+pub struct Current(RwLock<Arc<Gateway>>);
+
+impl Current {
+    /// Begins with this one.
+    pub fn new(gateway: Gateway) -> Self {
+        Self(RwLock::new(Arc::new(gateway)))
+    }
+
+    /// The one in force.
+    pub fn gateway(&self) -> Arc<Gateway> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Another one, from now on.
+    pub fn replace(&self, gateway: Gateway) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(gateway);
     }
 }
 

@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::Body;
 use crate::metrics::Metrics;
-use crate::tls::{self, KeyPair, TlsError};
+use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
 use crate::upstream::forwarded::Peer;
 
 /// One listener.
@@ -101,6 +101,7 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Listener {
     socket: Socket,
     settings: Settings,
+    certificate: Option<Arc<ServerCertificate>>,
     tls: Option<TlsAcceptor>,
     metrics: Arc<Metrics>,
 }
@@ -124,13 +125,14 @@ impl Listener {
     /// # Errors
     /// When the address or the certificate cannot be had.
     pub fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, ListenError> {
-        let tls = match &settings.tls {
-            Some(pair) => Some(TlsAcceptor::from(Arc::new(tls::server(pair)?))),
+        let certificate = settings.tls.as_ref().map(ServerCertificate::read).transpose()?;
+        let tls = match &certificate {
+            Some(certificate) => Some(TlsAcceptor::from(Arc::new(tls::server(Arc::clone(certificate))?))),
             None => None,
         };
         let socket = bind(&settings.listen)
             .map_err(|error| ListenError::Bind { listen: settings.listen.clone(), error })?;
-        Ok(Self { socket, settings, tls, metrics })
+        Ok(Self { socket, settings, certificate, tls, metrics })
     }
 
     /// Where it listens, with the port that was taken.
@@ -141,6 +143,11 @@ impl Listener {
             }
             Socket::Unix(_, path) => Listen::Unix(path.clone()),
         }
+    }
+
+    /// The certificate, if it speaks TLS.
+    pub fn certificate(&self) -> Option<Arc<ServerCertificate>> {
+        self.certificate.clone()
     }
 
     /// Serves connections, each a task in `tasks`, until `phases.stopping`.

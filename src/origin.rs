@@ -43,6 +43,13 @@ pub struct Settings {
     pub idle_timeout: Duration,
 }
 
+impl Settings {
+    /// Whether files beside these settings matter.
+    pub fn reads_files(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.roots.is_some() || tls.identity.is_some())
+    }
+}
+
 /// Where to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {

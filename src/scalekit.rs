@@ -21,7 +21,7 @@ use crate::secret::SecretSource;
 use crate::tls::TlsError;
 
 /// How to reach an environment, and as whom.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// `https://…` of the environment, without a slash at the end. For messages.
     pub environment_url: String,

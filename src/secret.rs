@@ -27,7 +27,7 @@ impl fmt::Debug for Secret {
 
 /// Where a secret comes from. A file is read anew each time the secret is needed, so that a rotated secret
 /// works without a restart.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// Given directly, by the environment.
     Value(Secret),

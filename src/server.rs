@@ -1,10 +1,14 @@
 //! The process: binds, starts, and ends everything. Owns every task.
 
+pub mod reload;
+
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::{Request, Response};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -12,8 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
 use crate::config::Config;
-use crate::gateway::Gateway;
-use crate::identity;
+use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
 use crate::metrics::Metrics;
 use crate::scalekit::{Fault, Scalekit};
@@ -21,6 +24,7 @@ use crate::tls::TlsError;
 use crate::upstream::Upstream;
 use crate::upstream::forwarded::Peer;
 use crate::validator::Validator;
+use crate::{identity, scalekit, validator};
 
 /// Why Keyward does not start.
 #[derive(Debug, thiserror::Error)]
@@ -45,15 +49,70 @@ pub enum StartError {
 pub struct Server {
     public: Listener,
     admin: Listener,
-    gateway: Arc<Gateway>,
+    shared: Arc<Shared>,
+    fixed: Fixed,
+    /// Files beside the route file that are watched.
+    files: Vec<PathBuf>,
+    reload: Option<reload::Source>,
     scalekit: Arc<Scalekit>,
-    metrics: Arc<Metrics>,
     readiness: Arc<Readiness>,
-    drain_delay: Duration,
-    drain_timeout: Duration,
     phases: Phases,
+}
+
+/// The gateway in force, and what outlives it.
+struct Shared {
+    current: Arc<Current>,
+    parts: Parts,
+}
+
+/// What outlives a configuration.
+struct Parts {
+    validator: Arc<Validator>,
+    metrics: Arc<Metrics>,
+    tunnels: TaskTracker,
+    closing: CancellationToken,
     /// Pooled connections and flights: they end with the process.
     background: TaskTracker,
+}
+
+/// What cannot change without a restart.
+struct Fixed {
+    listener: listener::Settings,
+    admin: Listen,
+    scalekit: scalekit::Settings,
+    validator: validator::Settings,
+    drain_delay: Duration,
+    drain_timeout: Duration,
+}
+
+impl Fixed {
+    fn of(config: &Config) -> Self {
+        Self {
+            listener: config.listener.clone(),
+            admin: config.admin.clone(),
+            scalekit: config.scalekit.clone(),
+            validator: config.validator.clone(),
+            drain_delay: config.drain_delay,
+            drain_timeout: config.drain_timeout,
+        }
+    }
+
+    /// The sections that differ.
+    fn differences(&self, config: &Config) -> Vec<&'static str> {
+        let drain = (self.drain_delay, self.drain_timeout) == (config.drain_delay, config.drain_timeout);
+        [
+            (
+                self.listener == config.listener && drain,
+                "[server] and [limits] but trusted_proxies, realm and uri",
+            ),
+            (self.admin == config.admin, "[admin]"),
+            (self.scalekit == config.scalekit, "[scalekit]"),
+            (self.validator == config.validator, "[scalekit], [negative_cache] and [throttle]"),
+        ]
+        .into_iter()
+        .filter_map(|(same, section)| (!same).then_some(section))
+        .collect()
+    }
 }
 
 /// Between two probes while not ready.
@@ -67,48 +126,47 @@ impl Server {
     /// When a port is taken or a certificate cannot be used.
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
-        let tls = |what: String| move |error| StartError::Tls { what, error };
-        let admin = listener::Settings { listen: config.admin, tls: None, ..config.listener };
-        let public = Listener::bind(config.listener, Arc::clone(&metrics))?;
+        let (fixed, files) = (Fixed::of(&config), reload::files(&config));
+        let admin = listener::Settings { listen: fixed.admin.clone(), tls: None, ..fixed.listener };
+        let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())
-            .map_err(tls("scalekit".to_owned()))?;
-        let validator =
-            Validator::new(config.validator, Arc::clone(&scalekit), Arc::clone(&metrics), background.clone())
-                .map_err(|_| StartError::Randomness)?;
-        let mut upstreams = HashMap::new();
-        for settings in &config.upstreams {
-            let upstream = Upstream::new(settings, background.clone())
-                .map_err(tls(format!("upstreams.{}", settings.name)))?;
-            upstreams.insert(Arc::clone(&settings.name), upstream);
-        }
-        let gateway = Arc::new(Gateway {
-            settings: config.gateway,
-            credential: config.credential,
-            identity: Arc::new(identity::Headers::new(config.identity)),
-            trusted: config.trusted,
-            routes: config.routes,
-            upstreams,
+            .map_err(|error| StartError::Tls { what: "scalekit".to_owned(), error })?;
+        let validator = Validator::new(
+            config.validator.clone(),
+            Arc::clone(&scalekit),
+            Arc::clone(&metrics),
+            background.clone(),
+        )
+        .map_err(|_| StartError::Randomness)?;
+        let parts = Parts {
             validator,
-            metrics: Arc::clone(&metrics),
+            metrics,
             tunnels: TaskTracker::new(),
             closing: phases.closing.clone(),
-        });
-        metrics.reload_successful.set(1);
-        metrics.reload_time.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+            background,
+        };
+        let gateway = parts.gateway(config, None)?;
+        parts.metrics.reload_successful.set(1);
+        parts.metrics.reload_time.set(unix_seconds());
+        let shared = Arc::new(Shared { current: Arc::new(Current::new(gateway)), parts });
         Ok(Self {
             public,
             admin,
-            gateway,
+            shared,
+            fixed,
+            files,
+            reload: None,
             scalekit,
-            metrics,
             readiness: Arc::default(),
-            drain_delay: config.drain_delay,
-            drain_timeout: config.drain_timeout,
             phases,
-            background,
         })
+    }
+
+    /// Reads the configuration again when it changes.
+    pub fn reload_from(&mut self, source: reload::Source) {
+        self.reload = Some(source);
     }
 
     /// Where the public listener is, with the port that was taken.
@@ -129,47 +187,55 @@ impl Server {
     /// Serves until `stop`, then drains: not ready at once, accepting for `drain_delay`, and `drain_timeout` for what is open.
     /// `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
-        let Self { gateway, phases, .. } = self;
+        let Self { shared, phases, fixed, .. } = self;
+        let (drain_delay, drain_timeout) = (fixed.drain_delay, fixed.drain_timeout);
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
-            routes = gateway.routes.routes().len(),
+            routes = shared.current.gateway().routes.routes().len(),
             "listening"
         );
-        let keeper = {
-            let scalekit = Arc::clone(&self.scalekit);
-            async move { scalekit.keep_access_token().await }
-        };
-        let prober = become_ready(Arc::clone(&self.scalekit), Arc::clone(&self.readiness));
-        // Both go on through the drain: requests need verdicts to the last.
-        let keeper = self.background.spawn(keeper);
-        let prober = self.background.spawn(prober);
+        let background = &shared.parts.background;
+        // These go on through the drain: requests need verdicts to the last.
+        let scalekit = Arc::clone(&self.scalekit);
+        let keeper = background.spawn(async move { scalekit.keep_access_token().await });
+        let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
+        if let Some(source) = self.reload {
+            let certificate = self.public.certificate();
+            let watch = reload::watch(source, Arc::clone(&shared), fixed, certificate, self.files);
+            until_stop.push(background.spawn(watch));
+        }
 
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
-        connections.spawn(self.public.serve(Arc::clone(&gateway), phases.clone(), connections.clone()));
+        connections.spawn(self.public.serve(
+            Arc::clone(&shared.current),
+            phases.clone(),
+            connections.clone(),
+        ));
         let admin = Admin {
             readiness: Arc::clone(&self.readiness),
-            metrics: Arc::clone(&self.metrics),
-            gateway: Arc::clone(&gateway),
+            metrics: Arc::clone(&shared.parts.metrics),
+            current: Arc::clone(&shared.current),
         };
         let admin_phases = Phases::default();
         admin_tasks.spawn(self.admin.serve(Arc::new(admin), admin_phases.clone(), admin_tasks.clone()));
 
         stop.cancelled().await;
-        prober.abort();
+        until_stop.iter().for_each(JoinHandle::abort);
         self.readiness.set(Err("draining".to_owned()));
-        tracing::info!(delay = ?self.drain_delay, timeout = ?self.drain_timeout, "draining");
+        tracing::info!(delay = ?drain_delay, timeout = ?drain_timeout, "draining");
         phases.draining.cancel();
+        let tunnels = &shared.parts.tunnels;
         let drained = async {
-            sleep(self.drain_delay).await;
+            sleep(drain_delay).await;
             phases.stopping.cancel();
             connections.close();
-            gateway.tunnels.close();
+            tunnels.close();
             let open = async {
                 connections.wait().await;
-                gateway.tunnels.wait().await;
+                tunnels.wait().await;
             };
-            timeout(self.drain_timeout, open).await.is_ok()
+            timeout(drain_timeout, open).await.is_ok()
         };
         let whole = tokio::select! {
             whole = drained => whole,
@@ -180,7 +246,7 @@ impl Server {
         if !whole {
             tracing::warn!(
                 connections = connections.len(),
-                tunnels = gateway.tunnels.len(),
+                tunnels = tunnels.len(),
                 "closing what is still open"
             );
             connections.close();
@@ -193,10 +259,49 @@ impl Server {
     }
 }
 
-impl Handler for Gateway {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
-        self.handle(request, peer).await
+impl Parts {
+    /// A gateway for this configuration, with what can be kept of the one before.
+    fn gateway(&self, config: Config, before: Option<&Gateway>) -> Result<Gateway, StartError> {
+        let mut upstreams = HashMap::new();
+        for settings in &config.upstreams {
+            // One with certificates of its own is made anew, as they may have changed.
+            let kept = before
+                .and_then(|before| before.upstreams.get(&settings.name))
+                .filter(|upstream| upstream.settings == *settings && !settings.origin.reads_files());
+            let upstream = match kept {
+                Some(upstream) => Arc::clone(upstream),
+                None => {
+                    let what = || format!("upstreams.{}", settings.name);
+                    let upstream = Upstream::new(settings, self.background.clone());
+                    Arc::new(upstream.map_err(|error| StartError::Tls { what: what(), error })?)
+                }
+            };
+            upstreams.insert(Arc::clone(&settings.name), upstream);
+        }
+        Ok(Gateway {
+            settings: config.gateway,
+            credential: config.credential,
+            identity: Arc::new(identity::Headers::new(config.identity)),
+            trusted: config.trusted,
+            routes: config.routes,
+            upstreams,
+            validator: Arc::clone(&self.validator),
+            metrics: Arc::clone(&self.metrics),
+            tunnels: self.tunnels.clone(),
+            closing: self.closing.clone(),
+        })
     }
+}
+
+impl Handler for Current {
+    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+        let gateway = self.gateway();
+        gateway.handle(request, peer).await
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Probes Scalekit until it can be used. A later outage does not take a replica out: its peers would go with it.

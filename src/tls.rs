@@ -1,10 +1,12 @@
 //! TLS settings, made in one place: rustls with ring, TLS 1.2 and 1.3, and no switch that turns verification off.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// A certificate chain and its key, in PEM files that are read again when they change.
@@ -80,22 +82,60 @@ pub fn client(
     Ok(config)
 }
 
+/// The public listener's certificate, which can be read again while connections are made.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    pair: KeyPair,
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+impl ServerCertificate {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// When a file cannot be used.
+    pub fn read(pair: &KeyPair) -> Result<Arc<Self>, TlsError> {
+        let current = RwLock::new(Arc::new(certified(pair)?));
+        Ok(Arc::new(Self { pair: pair.clone(), current }))
+    }
+
+    /// Reads the files again; new connections get what they hold.
+    ///
+    /// # Errors
+    /// When a file cannot be used. What was read before stays in use.
+    pub fn refresh(&self) -> Result<(), TlsError> {
+        let new = Arc::new(certified(&self.pair)?);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
 /// For the public listener, with ALPN `h2` and `http/1.1`.
 ///
 /// # Errors
-/// When a file cannot be used.
-pub fn server(pair: &KeyPair) -> Result<ServerConfig, TlsError> {
-    let (chain, key) = read_pair(pair)?;
-    let unusable = |error| TlsError::Unusable { path: pair.certificate.clone(), error };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
+/// None that a certificate causes.
+pub fn server(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsError> {
+    let path = certificate.pair.certificate.clone();
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(unusable)?
+        .map_err(|error| TlsError::Unusable { path, error })?
         .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(unusable)?;
+        .with_cert_resolver(certificate);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
+}
+
+/// A chain and the key that belongs to it.
+fn certified(pair: &KeyPair) -> Result<CertifiedKey, TlsError> {
+    let (chain, key) = read_pair(pair)?;
+    CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
+        .map_err(|error| TlsError::Unusable { path: pair.certificate.clone(), error })
 }
 
 fn read_pair(pair: &KeyPair) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), TlsError> {

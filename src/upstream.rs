@@ -36,8 +36,9 @@ pub struct Settings {
 
 /// A service behind Keyward.
 pub struct Upstream {
+    /// What it was made from.
+    pub settings: Settings,
     origin: Arc<Origin>,
-    response_timeout: Duration,
 }
 
 /// Why there is no answer of the upstream's.
@@ -55,10 +56,7 @@ impl Upstream {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Self, TlsError> {
-        Ok(Self {
-            origin: Origin::new(&settings.origin, tasks)?,
-            response_timeout: settings.response_timeout,
-        })
+        Ok(Self { origin: Origin::new(&settings.origin, tasks)?, settings: settings.clone() })
     }
 
     /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer.
@@ -103,11 +101,11 @@ impl Upstream {
     ) -> Result<Response<Body>, Failure> {
         let mut sending = std::pin::pin!(sending);
         loop {
-            let deadline = progress.last() + self.response_timeout;
+            let deadline = progress.last() + self.settings.response_timeout;
             tokio::select! {
                 sent = &mut sending => return sent.map_err(|error| Failure::sending(&error, progress)),
                 () = sleep_until(deadline) => {
-                    if progress.last() + self.response_timeout <= Instant::now() {
+                    if progress.last() + self.settings.response_timeout <= Instant::now() {
                         let rejection = Rejection::UpstreamTimeout;
                         return Err(Failure { rejection, cause: "no answer in time".into() });
                     }

@@ -1,0 +1,111 @@
+//! Takes a changed configuration into force without losing a request: on SIGHUP, and when one of its files changes, also by
+//! Kubernetes' swap of symlinks. What is wrong leaves what runs as it is.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::{Fixed, Shared, unix_seconds};
+use crate::config::{self, Config, Environment};
+use crate::tls::ServerCertificate;
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Where the configuration came from, and what asks to read it again.
+pub struct Source {
+    /// The route file.
+    pub path: PathBuf,
+    /// The environment.
+    pub environment: Environment,
+    /// Notified on SIGHUP.
+    pub hup: Arc<Notify>,
+}
+
+/// What tells one state of a file from another.
+type Mark = Option<(SystemTime, u64, u64)>;
+
+/// Watches and reloads until it is dropped.
+pub(super) async fn watch(
+    source: Source,
+    shared: Arc<Shared>,
+    fixed: Fixed,
+    certificate: Option<Arc<ServerCertificate>>,
+    mut files: Vec<PathBuf>,
+) {
+    files.push(source.path.clone());
+    let mut seen = marks(&files);
+    loop {
+        let asked = tokio::select! {
+            () = source.hup.notified() => true,
+            () = sleep(LOOK_EVERY) => false,
+        };
+        let now = marks(&files);
+        if !asked && now == seen {
+            continue;
+        }
+        seen = now;
+        match reload(&source, &shared, &fixed, certificate.as_deref()) {
+            Ok(named) => {
+                files = named;
+                files.push(source.path.clone());
+                seen = marks(&files);
+                shared.parts.metrics.reload_successful.set(1);
+                shared.parts.metrics.reload_time.set(unix_seconds());
+                tracing::info!(routes = shared.current.gateway().routes.routes().len(), "reloaded");
+            }
+            Err(problem) => {
+                shared.parts.metrics.reload_successful.set(0);
+                tracing::error!("not reloaded, so what runs goes on: {problem}");
+            }
+        }
+    }
+}
+
+/// The files that the new configuration names, or why it is not in force.
+fn reload(
+    source: &Source,
+    shared: &Shared,
+    fixed: &Fixed,
+    certificate: Option<&ServerCertificate>,
+) -> Result<Vec<PathBuf>, String> {
+    let config = config::load(&source.path, &source.environment).map_err(|problems| problems.to_string())?;
+    let changed = fixed.differences(&config);
+    if !changed.is_empty() {
+        return Err(format!("{} cannot change without a restart", changed.join(", ")));
+    }
+    if let Some(certificate) = certificate {
+        certificate.refresh().map_err(|error| error.to_string())?;
+    }
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let files = files(&config);
+    let before = shared.current.gateway();
+    let gateway = shared.parts.gateway(config, Some(&before)).map_err(|error| error.to_string())?;
+    shared.current.replace(gateway);
+    Ok(files)
+}
+
+/// The files beside the route file whose content matters.
+pub(super) fn files(config: &Config) -> Vec<PathBuf> {
+    let pairs = config.listener.tls.iter();
+    let pairs = pairs.chain(
+        config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
+    );
+    let roots = config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.roots.clone());
+    pairs.flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]).chain(roots).collect()
+}
+
+fn marks(files: &[PathBuf]) -> Vec<Mark> {
+    let mark = |path: &Path| {
+        // Follows symlinks, so that a swapped one shows.
+        let metadata = std::fs::metadata(path).ok()?;
+        Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
+    };
+    files.iter().map(|path| mark(path)).collect()
+}
