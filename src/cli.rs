@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand};
+use tokio::sync::Notify;
 
 use crate::access_log;
 use crate::config::{self, Config, Environment};
@@ -75,7 +76,7 @@ struct ConfigFile {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let done = match Cli::parse().command {
-        Command::Run(file) => run(&file),
+        Command::Run(file) => run(file),
         Command::Dev(args) => demo::dev(args),
         Command::Check(file) => check(&file),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
@@ -97,8 +98,10 @@ impl ConfigFile {
     }
 }
 
-fn run(file: &ConfigFile) -> Result<()> {
-    let config = file.load()?;
+fn run(file: ConfigFile) -> Result<()> {
+    let hup = Arc::new(Notify::new());
+    let source = reload::Source::new(file.config, Environment::process(), Arc::clone(&hup));
+    let config = source.load()?;
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(config.log, Arc::clone(&metrics));
     raise_file_limit();
@@ -107,9 +110,8 @@ fn run(file: &ConfigFile) -> Result<()> {
     }
     runtime()?.block_on(async {
         let mut server = Server::bind(config, metrics)?;
-        let (stop, kill) = signals::watch()?;
-        let (path, environment, hup) = (file.config.clone(), Environment::process(), signals::hangup()?);
-        server.reload_from(reload::Source { path, environment, hup });
+        server.reload_from(source);
+        let (stop, kill) = signals::watch(Some(hup))?;
         server.run(stop, kill).await;
         Ok(())
     })

@@ -98,7 +98,7 @@ pub(super) fn dev(args: Dev) -> Result<()> {
             ("SCALEKIT_CLIENT_SECRET", CLIENT),
         ]);
         let server = Server::bind(config::parse(&file, "dev", &environment)?, metrics)?;
-        let (stop, kill) = signals::watch()?;
+        let (stop, kill) = signals::watch(None)?;
         let readiness = server.readiness();
         let address = server.address().to_string();
         let serving = tokio::spawn(server.run(stop.clone(), kill));
@@ -235,7 +235,7 @@ pub(super) fn emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(access_log::Settings { format: Format::Text, access: false }, metrics);
     runtime()?.block_on(async {
-        let (stop, _) = signals::watch()?;
+        let (stop, _) = signals::watch(None)?;
         let emulator = Emulator::new(Settings {
             client_id: args.client_id.clone(),
             client_secret: args.client_secret,

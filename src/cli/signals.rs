@@ -7,17 +7,22 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// What the first and the second signal cancel. Must be called within a runtime.
-pub(super) fn watch() -> Result<(CancellationToken, CancellationToken)> {
-    let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
+/// What the first and the second signal cancel, while SIGHUP notifies `hup`. Without that, SIGHUP ends the process, as is
+/// usual. Must be called within a runtime.
+pub(super) fn watch(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, CancellationToken)> {
+    let wait = |kind| signal(kind).context("cannot wait for signals");
+    let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
+    let mut hangup = hup.as_ref().map(|_| wait(SignalKind::hangup())).transpose()?;
     let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
     let both = (stop.clone(), kill.clone());
     tokio::spawn(async move {
         for token in [stop, kill] {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
+            loop {
+                tokio::select! {
+                    _ = terminate.recv() => break,
+                    _ = interrupt.recv() => break,
+                    () = next(hangup.as_mut()) => hup.iter().for_each(|hup| hup.notify_one()),
+                }
             }
             token.cancel();
         }
@@ -25,15 +30,10 @@ pub(super) fn watch() -> Result<(CancellationToken, CancellationToken)> {
     Ok(both)
 }
 
-/// What SIGHUP notifies. Must be called within a runtime.
-pub(super) fn hangup() -> Result<Arc<Notify>> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot wait for signals")?;
-    let notify = Arc::new(Notify::new());
-    let notified = Arc::clone(&notify);
-    tokio::spawn(async move {
-        while hangup.recv().await.is_some() {
-            notified.notify_one();
-        }
-    });
-    Ok(notify)
+async fn next(signal: Option<&mut tokio::signal::unix::Signal>) {
+    match signal {
+        // The stream of a signal does not end.
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
 }

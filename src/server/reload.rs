@@ -10,20 +10,34 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::{Fixed, Shared, unix_seconds};
-use crate::config::{self, Config, Environment};
+use crate::config::{self, Config, Environment, Problems};
 use crate::tls::ServerCertificate;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Where the configuration came from, and what asks to read it again.
+/// Where the configuration comes from, and what asks to read it again.
 pub struct Source {
-    /// The route file.
-    pub path: PathBuf,
-    /// The environment.
-    pub environment: Environment,
-    /// Notified on SIGHUP.
-    pub hup: Arc<Notify>,
+    path: PathBuf,
+    environment: Environment,
+    hup: Arc<Notify>,
+    /// How the route file was before it was first read.
+    first: Mark,
+}
+
+impl Source {
+    /// A route file and the environment; `hup` is notified on SIGHUP.
+    pub fn new(path: PathBuf, environment: Environment, hup: Arc<Notify>) -> Self {
+        Self { first: mark(&path), path, environment, hup }
+    }
+
+    /// Reads it as it is now.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(&self) -> Result<Config, Problems> {
+        config::load(&self.path, &self.environment)
+    }
 }
 
 /// What tells one state of a file from another.
@@ -37,8 +51,9 @@ pub(super) async fn watch(
     certificate: Option<Arc<ServerCertificate>>,
     mut files: Vec<PathBuf>,
 ) {
-    files.push(source.path.clone());
     let mut seen = marks(&files);
+    files.push(source.path.clone());
+    seen.push(source.first);
     loop {
         let asked = tokio::select! {
             () = source.hup.notified() => true,
@@ -73,7 +88,7 @@ fn reload(
     fixed: &Fixed,
     certificate: Option<&ServerCertificate>,
 ) -> Result<Vec<PathBuf>, String> {
-    let config = config::load(&source.path, &source.environment).map_err(|problems| problems.to_string())?;
+    let config = source.load().map_err(|problems| problems.to_string())?;
     let changed = fixed.differences(&config);
     if !changed.is_empty() {
         return Err(format!("{} cannot change without a restart", changed.join(", ")));
@@ -102,10 +117,11 @@ pub(super) fn files(config: &Config) -> Vec<PathBuf> {
 }
 
 fn marks(files: &[PathBuf]) -> Vec<Mark> {
-    let mark = |path: &Path| {
-        // Follows symlinks, so that a swapped one shows.
-        let metadata = std::fs::metadata(path).ok()?;
-        Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
-    };
     files.iter().map(|path| mark(path)).collect()
+}
+
+/// Follows symlinks, so that a swapped one shows.
+fn mark(path: &Path) -> Mark {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }

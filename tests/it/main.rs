@@ -4,4 +4,5 @@
 mod support;
 
 mod admission;
+mod reload;
 mod tidy;

@@ -1,0 +1,220 @@
+//! A changed configuration takes effect without losing a request, and a bad one not at all.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use keyward::config::Environment;
+use keyward::dev::echo::Echo;
+use keyward::dev::emulator::Emulator;
+use keyward::listener::Listen;
+use keyward::metrics::Metrics;
+use keyward::server::{Server, reload};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::raw::Client;
+use crate::support::{LIMIT, listen};
+
+struct Reloading {
+    folder: PathBuf,
+    file: PathBuf,
+    echo: Echo,
+    echo_address: SocketAddr,
+    address: SocketAddr,
+    hup: Arc<Notify>,
+    metrics: Arc<Metrics>,
+    ends: CancellationToken,
+}
+
+impl Drop for Reloading {
+    fn drop(&mut self) {
+        self.ends.cancel();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn text(echo: SocketAddr, routes: &[&str], more: &str) -> String {
+    let route =
+        |path: &&str| format!("[[routes]]\npath = \"{path}\"\nupstream = \"echo\"\nauth = \"none\"\n");
+    let routes: String = routes.iter().map(route).collect();
+    format!(
+        "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+         [log]\naccess = false\n{more}\n[upstreams.echo]\nurl = \"http://{echo}\"\n{routes}"
+    )
+}
+
+impl Reloading {
+    async fn start(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("keyward-reload-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        let (emulator, echo, ends) =
+            (Emulator::new(Default::default()), Echo::new(), CancellationToken::new());
+        let (emulator_listener, emulator_address) = listen().await;
+        let (echo_listener, echo_address) = listen().await;
+        let (until, until_too, echo_too) = (ends.clone(), ends.clone(), echo.clone());
+        tokio::spawn(async move { emulator.serve(emulator_listener, until).await });
+        tokio::spawn(async move { echo_too.serve(echo_listener, until_too).await });
+        let file = folder.join("keyward.toml");
+        std::fs::write(&file, text(echo_address, &["/a"], "")).unwrap();
+        let url = format!("http://{emulator_address}");
+        let environment = Environment::of([
+            ("SCALEKIT_ENVIRONMENT_URL", &*url),
+            ("SCALEKIT_CLIENT_ID", "dev"),
+            ("SCALEKIT_CLIENT_SECRET", "dev"),
+        ]);
+        let (metrics, hup) = (Arc::new(Metrics::default()), Arc::new(Notify::new()));
+        let source = reload::Source::new(file.clone(), environment, Arc::clone(&hup));
+        let mut server = Server::bind(source.load().unwrap(), Arc::clone(&metrics)).unwrap();
+        server.reload_from(source);
+        let Listen::Tcp(address) = server.address() else { panic!("TCP") };
+        tokio::spawn(server.run(ends.clone(), ends.clone()));
+        Self { folder, file, echo, echo_address, address, hup, metrics, ends }
+    }
+
+    fn write(&self, routes: &[&str], more: &str) {
+        self.write_text(&text(self.echo_address, routes, more));
+    }
+
+    /// As careful editors do: whole or not at all.
+    fn write_text(&self, text: &str) {
+        let new = self.folder.join("new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, &self.file).unwrap();
+    }
+
+    async fn status(&self, path: &str) -> u16 {
+        let mut client = Client::connect(self.address).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        client.reply().await.status
+    }
+
+    /// Asks again until a path has a status.
+    async fn until(&self, path: &str, status: u16) {
+        let wait = async { while self.status(path).await != status {} };
+        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
+    }
+
+    async fn until_reload_fails(&self) {
+        let wait = async {
+            while self.metrics.reload_successful.get() == 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(LIMIT, wait).await.expect("the reload is refused");
+    }
+}
+
+#[tokio::test]
+async fn a_sighup_takes_changed_routes_into_force_and_keeps_connections() {
+    let keyward = Reloading::start("hup").await;
+    assert_eq!((keyward.status("/a").await, keyward.status("/b").await), (200, 404));
+    let mut client = Client::connect(keyward.address).await;
+    client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(client.reply().await.status, 200);
+    let connections = keyward.echo.counts().connections;
+    keyward.write(&["/b"], "");
+    keyward.hup.notify_one();
+    keyward.until("/b", 200).await;
+    assert_eq!(keyward.status("/a").await, 404);
+    client.send("GET /b HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(client.reply().await.status, 200, "a connection from before the reload goes on");
+    assert_eq!(keyward.echo.counts().connections, connections, "the pool of an unchanged upstream is kept");
+}
+
+#[tokio::test]
+async fn a_changed_file_and_a_swapped_symlink_are_noticed() {
+    let keyward = Reloading::start("watch").await;
+    keyward.write(&["/b"], "");
+    keyward.until("/b", 200).await;
+    // As Kubernetes does it: the file is a link into a folder, and the folder's link is swapped.
+    let link = |generation: &str, path: &str| {
+        let folder = keyward.folder.join(generation);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("keyward.toml"), text(keyward.echo_address, &[path], "")).unwrap();
+        let new = keyward.folder.join("data-new");
+        std::os::unix::fs::symlink(generation, &new).unwrap();
+        std::fs::rename(new, keyward.folder.join("data")).unwrap();
+    };
+    link("one", "/c");
+    std::fs::remove_file(&keyward.file).unwrap();
+    std::os::unix::fs::symlink(Path::new("data/keyward.toml"), &keyward.file).unwrap();
+    keyward.until("/c", 200).await;
+    link("two", "/d");
+    keyward.until("/d", 200).await;
+}
+
+#[tokio::test]
+async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
+    let keyward = Reloading::start("bad").await;
+    for bad in ["version = 1\n[[routes", "version = 1\n[sever]\n", ""] {
+        keyward.write_text(bad);
+        keyward.hup.notify_one();
+        keyward.until_reload_fails().await;
+        assert_eq!(keyward.status("/a").await, 200);
+        assert!(keyward.metrics.encode().contains("keyward_config_last_reload_successful 0"));
+        keyward.write(&["/a"], "");
+        keyward.hup.notify_one();
+        timeout(LIMIT, async {
+            while keyward.metrics.reload_successful.get() == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("a good file is taken again");
+    }
+    std::fs::remove_file(&keyward.file).unwrap();
+    keyward.until_reload_fails().await;
+    assert_eq!(keyward.status("/a").await, 200);
+}
+
+#[tokio::test]
+async fn what_cannot_change_without_a_restart_is_refused_whole() {
+    let keyward = Reloading::start("fixed").await;
+    keyward.write(&["/b"], "[negative_cache]\nttl = \"9s\"");
+    keyward.hup.notify_one();
+    keyward.until_reload_fails().await;
+    assert_eq!(
+        (keyward.status("/a").await, keyward.status("/b").await),
+        (200, 404),
+        "nothing of it is in force"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reloads_under_load_lose_no_request() {
+    let keyward = Arc::new(Reloading::start("load").await);
+    let (done, answered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut clients = tokio::task::JoinSet::new();
+    for _ in 0..4 {
+        let (keyward, done, answered) = (Arc::clone(&keyward), Arc::clone(&done), Arc::clone(&answered));
+        clients.spawn(async move {
+            let mut client = Client::connect(keyward.address).await;
+            while !done.load(Ordering::Relaxed) {
+                client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
+                assert_eq!(client.reply().await.status, 200);
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for round in 0..20_u64 {
+        let before = answered.load(Ordering::Relaxed);
+        let path = format!("/x{round}");
+        keyward.write(&["/a", &path], "");
+        keyward.hup.notify_one();
+        keyward.until(&path, 200).await;
+        timeout(LIMIT, async {
+            while answered.load(Ordering::Relaxed) < before + 20 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("requests go on");
+    }
+    done.store(true, Ordering::Relaxed);
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+}
