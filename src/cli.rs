@@ -93,8 +93,9 @@ pub fn main() -> ExitCode {
 }
 
 impl ConfigFile {
+    /// To look at, not to run.
     fn load(&self) -> Result<Config> {
-        Ok(config::load(&self.config, &Environment::process())?)
+        Ok(config::load(&self.config, &Environment::process().without_scalekit())?)
     }
 }
 

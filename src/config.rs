@@ -5,8 +5,10 @@ mod explain;
 mod file;
 mod reader;
 mod routes;
+mod scalekit;
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +19,7 @@ use crate::listener::Listen;
 use crate::route::RouteTable;
 use crate::secret::{Secret, SecretSource};
 use crate::upstream::forwarded::Trusted;
-use crate::{access_log, credential, gateway, identity, listener, scalekit, upstream, validator};
+use crate::{access_log, credential, gateway, identity, listener, upstream, validator};
 
 /// Everything that `keyward run` needs to know.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ pub struct Config {
     /// `[admin] listen`.
     pub admin: Listen,
     /// `[scalekit]`.
-    pub scalekit: scalekit::Settings,
+    pub scalekit: crate::scalekit::Settings,
     /// `[scalekit]`, `[negative_cache]`, `[throttle]`.
     pub validator: validator::Settings,
     /// `[credential]`.
@@ -68,26 +70,36 @@ impl std::error::Error for Problems {}
 
 /// The environment variables that count.
 #[derive(Default)]
-pub struct Environment(HashMap<String, String>);
+pub struct Environment {
+    variables: HashMap<String, String>,
+    /// Whether what Scalekit needs may be missing.
+    incomplete: bool,
+}
 
 impl Environment {
     /// Those of this process. One that is not UTF-8 counts as absent.
     pub fn process() -> Self {
-        Self(
-            std::env::vars_os()
-                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-                .collect(),
-        )
+        let text =
+            |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+        Self { variables: std::env::vars_os().filter_map(text).collect(), incomplete: false }
     }
 
-    /// These, for tests.
+    /// These, for tests and for `keyward dev`.
     pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
-        Self(variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into())
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        Self { variables, incomplete: false }
+    }
+
+    /// The same, where a file is to be looked at and not run: that a variable for Scalekit is missing, as on a machine without
+    /// secrets, is a warning.
+    #[must_use]
+    pub fn without_scalekit(self) -> Self {
+        Self { incomplete: true, ..self }
     }
 
     /// An empty one counts as absent, as Compose files and charts set those.
     fn get(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     /// `NAME`, or `NAME_FILE`.
@@ -143,3 +155,6 @@ pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config
         Problems(problems.into_iter().map(line).collect())
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,17 +8,14 @@ use hyper::header::HeaderName;
 use ipnet::IpNet;
 use toml::de::DeTable;
 
-use super::reader::{
-    Found, Problem, Section, boolean, choice, did_you_mean, duration, integer, list, size, text,
-};
-use super::{Config, Environment, routes};
+use super::reader::{Found, Problem, Section, boolean, choice, duration, integer, list, size, text};
+use super::{Config, Environment, routes, scalekit};
 use crate::access_log::Format;
 use crate::credential::Alphabet;
 use crate::listener::Listen;
-use crate::secret::SecretSource;
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Trusted;
-use crate::{access_log, credential, gateway, identity, listener, message, scalekit, validator};
+use crate::{access_log, credential, gateway, identity, listener, message, validator};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -80,7 +77,8 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
         .unwrap_or_else(|| Listen::Tcp(std::net::SocketAddr::from(([127, 0, 0, 1], 4481))));
     admin.finish();
     let mut validator = validator::Settings::default();
-    let scalekit = scalekit(file.section("scalekit"), &mut validator, found, environment);
+    let scalekit =
+        scalekit::read(file.section("scalekit"), &mut validator, found, environment, &mut warnings);
     let mut negative = file.section("negative_cache");
     validator.negative_ttl = negative.take("ttl", duration(Duration::ZERO)).unwrap_or(validator.negative_ttl);
     validator.negative_entries =
@@ -99,8 +97,8 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
     }
     let credential = credential(file.section("credential"));
     let identity = identity(file.section("identity"), found);
-    let upstreams = routes::upstreams(file.section("upstreams"), found);
-    let routes = routes::routes(file.sections("routes"), &upstreams, found, &mut warnings);
+    let (upstreams, names) = routes::upstreams(file.section("upstreams"));
+    let routes = routes::routes(file.sections("routes"), &names, found, &mut warnings);
     file.finish();
     Some(Config {
         listener,
@@ -118,113 +116,6 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
         routes: routes?,
         warnings,
     })
-}
-
-fn scalekit(
-    mut section: Section<'_, '_>,
-    validator: &mut validator::Settings,
-    found: &Found,
-    environment: &Environment,
-) -> Option<scalekit::Settings> {
-    // A secret in the file would be in version control, in a ConfigMap, in a backup.
-    for secret in ["client_secret", "access_token"] {
-        if section.has(secret) {
-            section.take(secret, |_| -> Result<(), String> {
-                let advice = "a secret does not belong in this file; set SCALEKIT_CLIENT_SECRET, or client_secret_file";
-                Err(advice.to_owned())
-            });
-        }
-    }
-    let transport = choice(&[("rest", true), ("grpc", false)]);
-    if section.take("transport", transport) == Some(false) {
-        section.problem("transport", "this version speaks \"rest\" alone");
-    }
-    validator.timeout = section.take("timeout", duration(10 * MILLISECOND)).unwrap_or(validator.timeout);
-    let number = |section: &mut Section<'_, '_>, key, least, default: usize| {
-        section.take(key, integer(least, 1_000_000)).map_or(default, |number| number as usize)
-    };
-    validator.max_in_flight_per_key =
-        number(&mut section, "max_in_flight_per_key", 1, validator.max_in_flight_per_key);
-    validator.max_in_flight = number(&mut section, "max_in_flight", 1, validator.max_in_flight);
-    validator.max_waiting = number(&mut section, "max_waiting", 0, validator.max_waiting);
-    let per_minute = section.take("validations_per_minute", integer(0, 100_000_000)).unwrap_or(0);
-    validator.max_per_minute = (per_minute > 0).then_some(per_minute as u32);
-    let roots = section.take("ca_file", |value| readable(&text(value)?));
-
-    let url =
-        credential_of(&mut section, found, environment, "SCALEKIT_ENVIRONMENT_URL", "environment_url", None);
-    let client_id = credential_of(
-        &mut section,
-        found,
-        environment,
-        "SCALEKIT_CLIENT_ID",
-        "client_id",
-        Some("client_id_file"),
-    );
-    let client_secret = credential_of(
-        &mut section,
-        found,
-        environment,
-        "SCALEKIT_CLIENT_SECRET",
-        "",
-        Some("client_secret_file"),
-    );
-    let place = section.place();
-    section.finish();
-    // Where it comes from a file, it was read just now.
-    let url = url?.read().ok()?.expose().trim_end_matches('/').to_owned();
-    let origin = match scalekit::origin_settings(&url, roots) {
-        Ok(origin) => origin,
-        Err(problem) => {
-            found.add(Some(place), "scalekit.environment_url", problem);
-            return None;
-        }
-    };
-    Some(scalekit::Settings {
-        environment_url: url,
-        origin,
-        client_id: client_id?,
-        client_secret: client_secret?,
-        timeout: validator.timeout,
-    })
-}
-
-/// What the environment or the file says, the environment first. A file that it names must be readable now.
-fn credential_of(
-    section: &mut Section<'_, '_>,
-    found: &Found,
-    environment: &Environment,
-    variable: &str,
-    key: &'static str,
-    file_key: Option<&'static str>,
-) -> Option<SecretSource> {
-    let value = if key.is_empty() { None } else { section.take(key, text) };
-    let value = value.map(|value| SecretSource::Value(crate::secret::Secret::new(value)));
-    let file =
-        file_key.and_then(|key| section.take(key, text)).map(|path| SecretSource::File(PathBuf::from(path)));
-    let source = match environment.secret(variable) {
-        Ok(source) => source.or(value).or(file),
-        Err(problem) => {
-            found.add(None, variable, problem);
-            return None;
-        }
-    };
-    let Some(source) = source else {
-        let in_file = if key.is_empty() { file_key.unwrap_or_default() } else { key };
-        found.add(
-            None,
-            variable,
-            format!("is not set, nor {variable}_FILE, nor scalekit.{in_file} in the file"),
-        );
-        return None;
-    };
-    match source.read() {
-        Ok(_) => Some(source),
-        Err(error) => {
-            found.add(None, variable, error.to_string());
-            None
-        }
-    }
 }
 
 fn credential(mut section: Section<'_, '_>) -> credential::Settings {
@@ -379,12 +270,8 @@ pub(super) fn listen(value: &super::reader::Value<'_>) -> Result<Listen, String>
             Err("a unix socket is written unix:/absolute/path".to_owned())
         };
     }
-    given.parse().map(Listen::Tcp).map_err(|_| {
-        format!(
-            "should be an IP address and a port, such as \"0.0.0.0:4480\", or \"unix:/path\"{}",
-            did_you_mean(&given, std::iter::empty())
-        )
-    })
+    let problem = "should be an IP address and a port, such as \"0.0.0.0:4480\", or \"unix:/path\"";
+    given.parse().map(Listen::Tcp).map_err(|_| problem.to_owned())
 }
 
 fn trusted(value: &super::reader::Value<'_>) -> Result<Trusted, String> {

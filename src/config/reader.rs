@@ -37,8 +37,10 @@ pub(super) struct Section<'a, 'd> {
     found: &'a Found,
     path: String,
     at: usize,
+    missing: bool,
     table: DeTable<'d>,
-    known: Vec<&'static str>,
+    /// The keys that were asked for, and where those are that were there.
+    known: Vec<(&'static str, Option<usize>)>,
 }
 
 /// A value as it stands in the file.
@@ -46,7 +48,7 @@ pub(super) type Value<'d> = DeValue<'d>;
 
 impl<'a, 'd> Section<'a, 'd> {
     pub(super) fn new(found: &'a Found, path: impl Into<String>, at: usize, table: DeTable<'d>) -> Self {
-        Self { found, path: path.into(), at, table, known: Vec::new() }
+        Self { found, path: path.into(), at, missing: false, table, known: Vec::new() }
     }
 
     /// The value of a key, read by `read`, whose error becomes a problem; `None` also when there is none.
@@ -73,7 +75,7 @@ impl<'a, 'd> Section<'a, 'd> {
         read: impl FnOnce(&Value<'d>) -> Result<T, String>,
     ) -> Option<T> {
         if !self.has(key) {
-            self.known.push(key);
+            self.known.push((key, None));
             self.problem(key, format!("is missing; for example {key} = {example}"));
             return None;
         }
@@ -84,7 +86,7 @@ impl<'a, 'd> Section<'a, 'd> {
     pub(super) fn section(&mut self, key: &'static str) -> Section<'a, 'd> {
         let path = self.key(key);
         match self.raw(key) {
-            None => Section::new(self.found, path, self.at, DeTable::new()),
+            None => Section { missing: true, ..Section::new(self.found, path, self.at, DeTable::new()) },
             Some((at, DeValue::Table(table))) => Section::new(self.found, path, at, table),
             Some((at, other)) => {
                 self.found.add(Some(at), path.clone(), expected("a table", &other));
@@ -93,10 +95,17 @@ impl<'a, 'd> Section<'a, 'd> {
         }
     }
 
-    /// The tables of an array of tables.
+    /// The tables of an array of tables, and a problem when there are none.
     pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'a, 'd>> {
         let path = self.key(key);
-        let Some((at, value)) = self.raw(key) else { return Vec::new() };
+        let Some((at, value)) = self.raw(key) else {
+            self.found.add(
+                None,
+                path.clone(),
+                format!("there are none, so nothing would be forwarded; write [[{path}]]"),
+            );
+            return Vec::new();
+        };
         let DeValue::Array(array) = value else {
             self.found.add(Some(at), path.clone(), format!("write [[{path}]] for each"));
             return Vec::new();
@@ -148,6 +157,11 @@ impl<'a, 'd> Section<'a, 'd> {
         self.table.keys().any(|name| name.get_ref() == key)
     }
 
+    /// Whether the section is not in the file.
+    pub(super) fn is_missing(&self) -> bool {
+        self.missing
+    }
+
     pub(super) fn place(&self) -> usize {
         self.at
     }
@@ -156,18 +170,20 @@ impl<'a, 'd> Section<'a, 'd> {
         &self.path
     }
 
-    /// A problem with a key of this section.
+    /// A problem with a key of this section, at its value if it has one.
     pub(super) fn problem(&self, key: &str, text: impl Into<String>) {
-        self.found.add(Some(self.at), self.key(key), text);
+        let place = self.known.iter().rev().find(|(known, _)| *known == key).and_then(|(_, place)| *place);
+        self.found.add(Some(place.unwrap_or(self.at)), self.key(key), text);
     }
 
     /// Complains about what nobody took.
     pub(super) fn finish(self) {
         for name in self.table.keys() {
             let key = name.get_ref().as_ref();
-            let hint = did_you_mean(key, self.known.iter().copied());
+            let hint = did_you_mean(key, self.known.iter().map(|(key, _)| *key));
+            let known: Vec<&str> = self.known.iter().map(|(key, _)| *key).collect();
             let text = match hint.is_empty() {
-                true => format!("is not known here; known are {}", self.known.join(", ")),
+                true => format!("is not known here; known are {}", known.join(", ")),
                 false => format!("is not known here{hint}"),
             };
             self.found.add(Some(name.span().start), self.key(key), text);
@@ -175,14 +191,18 @@ impl<'a, 'd> Section<'a, 'd> {
     }
 
     fn key(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        match (self.path.as_str(), key) {
+            ("", key) => key.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
     }
 
     fn raw(&mut self, key: &'static str) -> Option<(usize, DeValue<'d>)> {
-        self.known.push(key);
-        let name = self.table.keys().find(|name| name.get_ref() == key)?.clone();
-        let value: Spanned<DeValue<'d>> = self.table.remove(&name)?;
-        Some((value.span().start, value.into_inner()))
+        let name = self.table.keys().find(|name| name.get_ref() == key).cloned();
+        let value: Option<Spanned<DeValue<'d>>> = name.and_then(|name| self.table.remove(&name));
+        self.known.push((key, value.as_ref().map(|value| value.span().start)));
+        value.map(|value| (value.span().start, value.into_inner()))
     }
 }
 

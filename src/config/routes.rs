@@ -13,26 +13,22 @@ use crate::route::{Auth, Clash, Pattern, Route, RouteTable};
 use crate::tls::KeyPair;
 use crate::upstream;
 
-pub(super) fn upstreams(section: Section<'_, '_>, found: &Found) -> Vec<upstream::Settings> {
-    let at = section.place();
-    let mut upstreams = Vec::new();
-    let mut any = false;
+/// The upstreams that can be used, and the names of all.
+pub(super) fn upstreams(section: Section<'_, '_>) -> (Vec<upstream::Settings>, Vec<Arc<str>>) {
+    if section.is_missing() {
+        section.problem("", "is missing; for example [upstreams.api] with url = \"http://127.0.0.1:8080\"");
+    }
+    let (mut upstreams, mut names) = (Vec::new(), Vec::new());
     for (name, section) in section.named_sections() {
-        any = true;
+        let name: Arc<str> = name.into();
+        names.push(Arc::clone(&name));
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
         if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
             section.problem("", "a name is 1 to 64 letters, digits, '-' and '_'");
         }
-        upstreams.extend(upstream(name.into(), section));
+        upstreams.extend(upstream(name, section));
     }
-    if !any {
-        found.add(
-            Some(at),
-            "upstreams",
-            "is missing; for example [upstreams.api] with url = \"http://127.0.0.1:8080\"",
-        );
-    }
-    upstreams
+    (upstreams, names)
 }
 
 fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Settings> {
@@ -115,19 +111,15 @@ fn target(url: &str) -> Result<Target, String> {
 
 pub(super) fn routes(
     sections: Vec<Section<'_, '_>>,
-    upstreams: &[upstream::Settings],
+    upstreams: &[Arc<str>],
     found: &Found,
     warnings: &mut Vec<String>,
 ) -> Option<RouteTable> {
-    if sections.is_empty() {
-        found.add(None, "routes", "there is none, so nothing would be forwarded; write [[routes]]");
-        return None;
-    }
     let places: Vec<usize> = sections.iter().map(Section::place).collect();
     let read: Vec<Option<Route>> = sections.into_iter().map(|section| route(section, upstreams)).collect();
     for upstream in upstreams {
-        if !read.iter().flatten().any(|route| route.upstream == upstream.name) {
-            warnings.push(format!("upstreams.{} is used by no route", upstream.name));
+        if !read.iter().flatten().any(|route| route.upstream == *upstream) {
+            warnings.push(format!("upstreams.{} is used by no route", upstream));
         }
     }
     let mut routes: Vec<Route> = read.into_iter().collect::<Option<_>>()?;
@@ -160,16 +152,16 @@ fn tell_labels_apart(routes: &mut [Route]) {
     }
 }
 
-fn route(mut section: Section<'_, '_>, upstreams: &[upstream::Settings]) -> Option<Route> {
+fn route(mut section: Section<'_, '_>, upstreams: &[Arc<str>]) -> Option<Route> {
     let pattern = section.require("path", "\"/v1/*\"", |value| Ok(Pattern::parse(&text(value)?)?));
     let host = section.take("host", |value| host(&text(value)?));
     let methods = section.take("methods", |value| list(value)?.iter().map(|name| method(name)).collect());
-    let names = || upstreams.iter().map(|upstream| &*upstream.name);
+    let names = || upstreams.iter().map(|name| &**name);
     let upstream = section.require("upstream", "\"api\"", |value| {
         let given = text(value)?;
-        let known = upstreams.iter().find(|upstream| *upstream.name == *given);
+        let known = upstreams.iter().find(|name| ***name == *given);
         let unknown = || format!("no upstream is named \"{given}\"{}", did_you_mean(&given, names()));
-        known.map(|upstream| Arc::clone(&upstream.name)).ok_or_else(unknown)
+        known.cloned().ok_or_else(unknown)
     });
     let public = section.take("auth", choice(&[("key", false), ("none", true)])).unwrap_or(false);
     let preflight = section.take("preflight", boolean).unwrap_or(false);
