@@ -4,4 +4,6 @@
 mod support;
 
 mod admission;
+mod pressure;
+mod streams;
 mod tidy;
