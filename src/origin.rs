@@ -19,7 +19,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{COOKIE, HOST, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::Instant;
@@ -310,6 +310,7 @@ fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
 
 fn for_http1(mut request: Request<Body>) -> Request<Body> {
     *request.version_mut() = Version::HTTP_11;
+    join_cookies(request.headers_mut());
     if let Some(authority) = request.uri().authority() {
         // Prepared for HTTP/2, and then not sent on it.
         if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
@@ -319,6 +320,16 @@ fn for_http1(mut request: Request<Body>) -> Request<Body> {
         *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
     }
     request
+}
+
+/// HTTP/2 may send cookies one by one, which HTTP/1.1 knows as one header alone (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
 }
 
 fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {

@@ -92,8 +92,8 @@ impl Upstream {
         Ok(response)
     }
 
-    /// Waits for the head of the answer. The time limit runs from the last progress of the request's body, so that it
-    /// never cuts an upload.
+    /// Waits for the head of the answer. The time limit runs while it is the upstream's turn, so that it never cuts
+    /// an upload.
     async fn answered(
         &self,
         sending: impl Future<Output = Result<Response<Body>, SendError>>,

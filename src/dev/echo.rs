@@ -19,8 +19,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue, TRAILER};
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use serde::Serialize;
@@ -302,7 +303,9 @@ fn with_trailers(mut response: Response<Body>) -> Response<Body> {
     let trailers = [("x-echo", "done"), ("grpc-status", "0")]
         .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     let trailers = HeaderMap::from_iter(trailers);
-    response.map(|body| body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed_unsync())
+    // A body of known length has no trailers in HTTP/1.1.
+    let trailers = stream::once(std::future::ready(Ok(Frame::trailers(trailers))));
+    response.map(|body| StreamBody::new(body.into_stream().chain(trailers)).boxed_unsync())
 }
 
 fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {

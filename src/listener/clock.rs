@@ -93,7 +93,7 @@ impl Drop for Busy {
     }
 }
 
-/// An answer's body, which keeps its connection busy.
+/// A body under way, which keeps its connection busy.
 pub(super) struct BusyBody {
     body: Body,
     _busy: Busy,

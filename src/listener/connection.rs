@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
@@ -18,7 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use super::clock::{Busy, BusyBody, Clock, Silent, Timed};
 use super::{Accepted, Handler, Phases, Settings};
-use crate::body::{Body, BodyError};
+use crate::body::{self, Body, BodyError};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
 use crate::upstream::forwarded::Peer;
@@ -120,8 +121,13 @@ impl Server {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
                 let busy = Busy::begin(&clock, version);
+                // An upload may outlast its answer.
+                let sending = (!request.body().is_end_stream()).then(|| Busy::begin(&clock, version));
                 async move {
-                    let request = request.map(|body| body.map_err(BodyError::from).boxed_unsync());
+                    let request = request.map(|body| {
+                        let body = body.map_err(BodyError::from).boxed_unsync();
+                        sending.map_or_else(body::empty, |busy| BusyBody::wrap(body, busy))
+                    });
                     let mut response = handler.answer(request, peer).await;
                     if draining.is_cancelled() && version < Version::HTTP_2 && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

@@ -21,6 +21,10 @@ use crate::tls::{self, TlsError};
 /// No more often, or Scalekit's front closes the connection (contract section 4).
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(10);
+/// What an HTTP/2 origin may send of one answer before it is read.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// And of all answers: so much that those that nobody reads leave room for the others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * super::STREAMS as u32;
 
 pub(super) struct Dialer {
     address: Address,
@@ -88,6 +92,8 @@ impl Dialer {
         if http2 {
             let (sender, connection) = http2::Builder::new(Tasks(tasks.clone()))
                 .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
                 .keep_alive_interval(PING_EVERY)
                 .keep_alive_timeout(PONG_WITHIN)
                 .handshake(io)

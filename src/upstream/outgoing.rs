@@ -22,16 +22,27 @@ use crate::identity::Headers;
 pub(super) struct Progress {
     began: Instant,
     last_ms: AtomicU64,
+    /// Whether the next of the body is the caller's to send.
+    waiting: AtomicBool,
     broken: AtomicBool,
 }
 
 impl Progress {
     pub(super) fn begin() -> Self {
-        Self { began: Instant::now(), last_ms: AtomicU64::new(0), broken: AtomicBool::new(false) }
+        Self {
+            began: Instant::now(),
+            last_ms: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            broken: AtomicBool::new(false),
+        }
     }
 
-    /// When the body last moved.
+    /// Since when it is the upstream's turn: to take more of the body, or to answer. While the caller's next bytes are
+    /// awaited, since now.
     pub(super) fn last(&self) -> Instant {
+        if self.waiting.load(Ordering::Relaxed) {
+            return Instant::now();
+        }
         self.began + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
@@ -59,6 +70,14 @@ impl Outgoing {
     }
 }
 
+impl Drop for Outgoing {
+    /// Nothing more is sent: whatever is awaited now is the upstream's.
+    fn drop(&mut self) {
+        self.progress.moved();
+        self.progress.waiting.store(false, Ordering::Relaxed);
+    }
+}
+
 impl http_body::Body for Outgoing {
     type Data = Bytes;
     type Error = BodyError;
@@ -71,6 +90,7 @@ impl http_body::Body for Outgoing {
         if polled.is_ready() {
             self.progress.moved();
         }
+        self.progress.waiting.store(polled.is_pending(), Ordering::Relaxed);
         polled.map(|frame| {
             frame.map(|frame| match frame {
                 Ok(mut frame) => {

@@ -5,4 +5,6 @@ mod support;
 
 mod admission;
 mod reload;
+mod pressure;
+mod streams;
 mod tidy;

@@ -1,5 +1,6 @@
 //! A stage: emulator, echo upstream and Keyward between them, each on a port of its own.
 
+pub mod http;
 pub mod raw;
 
 use std::net::SocketAddr;
@@ -98,6 +99,16 @@ impl Drop for Stage {
     }
 }
 
+/// Waits until a condition holds that nothing signals.
+pub async fn soon(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(LIMIT, wait).await.expect("it becomes so in time");
+}
+
 pub async fn listen() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -171,6 +182,11 @@ impl Stage {
     /// A new connection to Keyward.
     pub async fn connect(&self) -> Client {
         Client::connect(self.address).await
+    }
+
+    /// A new connection to Keyward, by hyper.
+    pub async fn caller(&self, speaks: http::Speaks) -> http::Caller {
+        http::Caller::connect(self.address, speaks).await
     }
 
     /// One GET on a connection of its own.

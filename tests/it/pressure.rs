@@ -1,0 +1,127 @@
+//! Who does not read is not sent more: back-pressure passes through Keyward both ways, and stays with whom it concerns.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::{Method, Response};
+use keyward::body::{self, BodyError};
+use tokio::io::AsyncWriteExt;
+use tokio::time::{sleep, timeout};
+
+use crate::support::http::{Speaks, data, upstream};
+use crate::support::{LIMIT, Setup, Stage, listen};
+
+/// What the sockets on the way hold, and much less than what is offered.
+const BOUND: u64 = 48 * 1024 * 1024;
+const OFFERED: u64 = 256 * 1024 * 1024;
+const PIECE: Bytes = Bytes::from_static(&[b'.'; 64 * 1024]);
+
+/// Waits until a count has stood still for a while.
+async fn settled(count: &AtomicU64) -> u64 {
+    let wait = async {
+        let (mut last, mut still) = (count.load(Relaxed), 0);
+        while still < 25 || last == 0 {
+            sleep(Duration::from_millis(20)).await;
+            let now = count.load(Relaxed);
+            still = if now == last { still + 1 } else { 0 };
+            last = now;
+        }
+        last
+    };
+    timeout(LIMIT, wait).await.expect("the transfer stops")
+}
+
+/// Bytes as fast as they are taken, counted as they are.
+fn offered(count: &Arc<AtomicU64>) -> body::Body {
+    let count = Arc::clone(count);
+    let frames = (0..OFFERED / PIECE.len() as u64).map(move |_| {
+        count.fetch_add(PIECE.len() as u64, Relaxed);
+        data(PIECE)
+    });
+    StreamBody::new(stream::iter(frames)).boxed_unsync()
+}
+
+async fn stage(url: String) -> Stage {
+    Stage::with(Setup { instead: Some(url), ..Setup::default() }).await
+}
+
+#[tokio::test]
+async fn an_upstream_that_does_not_read_stops_the_upload() {
+    let address = upstream(|request| async move {
+        let _unread = request;
+        std::future::pending::<Result<Response<body::Body>, BodyError>>().await
+    })
+    .await;
+    for (speaks, scheme) in [(Speaks::Http1, "http"), (Speaks::Http1, "h2c"), (Speaks::Http2, "http")] {
+        let stage = stage(format!("{scheme}://{address}")).await;
+        let mut caller = stage.caller(speaks).await;
+        let count = Arc::default();
+        let request = caller.request(Method::POST, "/public/x", "", offered(&count));
+        let sending = tokio::spawn(async move { caller.send(request).await.map(drop) });
+        let stopped = settled(&count).await;
+        assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
+        sending.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_stops_the_download() {
+    let count = Arc::<AtomicU64>::default();
+    let counted = Arc::clone(&count);
+    let address = upstream(move |_| std::future::ready(Ok(Response::new(offered(&counted))))).await;
+    for (speaks, scheme) in [(Speaks::Http1, "http"), (Speaks::Http1, "h2c"), (Speaks::Http2, "http")] {
+        let stage = stage(format!("{scheme}://{address}")).await;
+        count.store(0, Relaxed);
+        let mut caller = stage.caller(speaks).await;
+        let response = caller.get("/public/x", "").await.unwrap();
+        let stopped = settled(&count).await;
+        assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
+        drop(response);
+    }
+}
+
+#[tokio::test]
+async fn callers_that_do_not_read_hold_up_nobody_else_on_the_same_http2_upstream() {
+    let count = Arc::<AtomicU64>::default();
+    let counted = Arc::clone(&count);
+    let address = upstream(move |request| {
+        let stalls = request.uri().path() == "/public/stalls";
+        let body = if stalls { offered(&counted) } else { body::full(PIECE.repeat(16)) };
+        std::future::ready(Ok(Response::new(body)))
+    })
+    .await;
+    let stage = stage(format!("h2c://{address}")).await;
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut client = stage.connect().await;
+        client.send("GET /public/stalls HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        assert_eq!(client.head().await.status, 200);
+        stalled.push(client);
+    }
+    settled(&count).await;
+    let reply = stage.get("/public/x", "").await;
+    assert_eq!((reply.status, reply.body.len(), reply.whole), (200, 1 << 20, true));
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_everything_in_the_end() {
+    let (listener, address) = listen().await;
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 33554432\r\n\r\n").await.unwrap();
+        for _ in 0..512 {
+            stream.write_all(&PIECE).await.unwrap();
+        }
+        std::future::pending::<()>().await;
+    });
+    let stage = stage(format!("http://{address}")).await;
+    let mut client = stage.connect().await;
+    client.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.head().await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(client.bytes(33_554_432).await.len(), 33_554_432);
+}

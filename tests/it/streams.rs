@@ -1,0 +1,256 @@
+//! Bodies stream both ways, whatever HTTP either side speaks, and how they end is seen at the other side.
+
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use hyper::body::Frame;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Response};
+use keyward::body;
+use keyward::dev::emulator::faults::{Effect, Fault, Target};
+use tokio::time::{Instant, timeout};
+
+use crate::support::http::{PAIRS, Speaks, data, drain, fed, long, upstream};
+use crate::support::raw::Scripted;
+use crate::support::{LIMIT, Setup, Stage, soon};
+
+const MIB: usize = 1024 * 1024;
+
+async fn stage(upstream: &'static str) -> (Stage, String) {
+    let stage = Stage::with(Setup { upstream, ..Setup::default() }).await;
+    let key = stage.key();
+    (stage, key)
+}
+
+#[tokio::test]
+async fn long_bodies_pass_whole_both_ways() {
+    for (speaks, line) in PAIRS {
+        let size = if (speaks, line) == PAIRS[0] { 96 * MIB } else { 16 * MIB };
+        let (stage, key) = stage(line).await;
+        let mut caller = stage.caller(speaks).await;
+        let request = caller.request(Method::POST, "/v1", &key, long(size));
+        assert_eq!(caller.send(request).await.unwrap().status(), 200);
+        assert_eq!(stage.last().body_bytes, size as u64, "{speaks:?} {line}");
+        let response = caller.get(&format!("/bytes/{size}"), &key).await.unwrap();
+        assert_eq!(drain(response).await.unwrap().0, size, "{speaks:?} {line}");
+    }
+}
+
+#[tokio::test]
+async fn every_pair_of_protocols_carries_method_authority_and_identity() {
+    for (speaks, line) in PAIRS {
+        let (stage, key) = stage(line).await;
+        let mut caller = stage.caller(speaks).await;
+        let response = caller.get("/v1/a?b=c", &key).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let received = response.into_body().collect().await.unwrap().to_bytes();
+        let received: serde_json::Value = serde_json::from_slice(&received).unwrap();
+        let version = if line.is_empty() { "HTTP/1.1" } else { "HTTP/2.0" };
+        assert_eq!((&received["version"], &received["path"]), (&version.into(), &"/v1/a?b=c".into()));
+        assert_eq!(stage.last().header("x-org-id"), Some("org_1"));
+        assert_eq!(stage.last().header("authorization"), None);
+    }
+}
+
+#[tokio::test]
+async fn the_authority_towards_http2_is_the_callers_host() {
+    let (seen, mut authority) = tokio::sync::mpsc::unbounded_channel();
+    let address = upstream(move |request| {
+        seen.send((request.uri().to_string(), request.headers().get("host").cloned())).unwrap();
+        async { Ok(Response::new(body::empty())) }
+    })
+    .await;
+    let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        stage.caller(speaks).await.get("/public/x?y", "").await.unwrap();
+        assert_eq!(authority.recv().await.unwrap(), ("http://api.test/public/x?y".into(), None));
+    }
+}
+
+#[tokio::test]
+async fn the_first_event_comes_at_once_and_leaving_ends_the_upstreams_stream() {
+    for (speaks, line) in PAIRS {
+        let (stage, key) = stage(line).await;
+        let mut caller = stage.caller(speaks).await;
+        let began = Instant::now();
+        let mut response = caller.get("/events?every=1h", &key).await.unwrap();
+        let event = timeout(LIMIT, response.frame()).await.unwrap().unwrap().unwrap();
+        assert!(event.data_ref().unwrap().starts_with(b"id: 0"));
+        assert!(began.elapsed() < Duration::from_secs(1), "{speaks:?} {line}: {:?}", began.elapsed());
+        assert_eq!(stage.echo.counts().open, 1);
+        drop((response, caller));
+        soon(|| stage.echo.counts().open == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_http2_caller_that_cancels_one_stream_ends_that_one_upstream() {
+    let (stage, key) = stage("http = \"2\"").await;
+    let mut caller = stage.caller(Speaks::Http2).await;
+    let cancelled = caller.get("/events?every=1h", &key).await.unwrap();
+    let _open = caller.get("/events?every=1h", &key).await.unwrap();
+    assert_eq!(stage.echo.counts().open, 2);
+    drop(cancelled);
+    soon(|| stage.echo.counts().open == 1).await;
+    assert_eq!(caller.get("/v1", &key).await.unwrap().status(), 200);
+}
+
+#[tokio::test]
+async fn trailers_pass_both_ways() {
+    for (speaks, line) in PAIRS {
+        let (stage, key) = stage(line).await;
+        let mut caller = stage.caller(speaks).await;
+        let (feed, content) = fed();
+        let mut request = caller.request(Method::POST, "/trailers", &key, content);
+        request.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
+        request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+        let trailers =
+            HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+        tokio::spawn(async move {
+            feed.send(data("abc")).await.unwrap();
+            feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
+        });
+        let (_, trailers) = drain(caller.send(request).await.unwrap()).await.unwrap();
+        assert_eq!(stage.last().trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
+        assert_eq!(trailers.get("x-echo").unwrap(), "done", "{speaks:?} {line}");
+        assert_eq!(trailers.get("grpc-status").unwrap(), "0", "{speaks:?} {line}");
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_is_answered_early_is_answered_at_once() {
+    let address = upstream(|_unread| async {
+        let mut response = Response::new(body::full("too much"));
+        *response.status_mut() = hyper::StatusCode::PAYLOAD_TOO_LARGE;
+        Ok(response)
+    })
+    .await;
+    for scheme in ["http", "h2c"] {
+        let stage =
+            Stage::with(Setup { instead: Some(format!("{scheme}://{address}")), ..Setup::default() }).await;
+        for speaks in [Speaks::Http1, Speaks::Http2] {
+            let mut caller = stage.caller(speaks).await;
+            let (feed, content) = fed();
+            let request = caller.request(Method::POST, "/public/x", "", content);
+            feed.try_send(data("the beginning")).unwrap();
+            let response = caller.send(request).await.unwrap();
+            assert_eq!(response.status(), 413, "{scheme} {speaks:?}");
+            assert_eq!(drain(response).await.unwrap().0, 8, "{scheme} {speaks:?}");
+            drop(feed);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_after_an_early_answer_for_as_long_as_it_takes() {
+    let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly").await;
+    let stage = Stage::with(Setup {
+        server: "header_timeout = \"200ms\"\nidle_timeout = \"200ms\"",
+        instead: upstream.url(),
+        ..Setup::default()
+    })
+    .await;
+    let mut client = stage.connect().await;
+    client.send("POST /public/x HTTP/1.1\r\nhost: a\r\ncontent-length: 6\r\n\r\n").await;
+    assert_eq!(client.reply().await.text(), "early");
+    for byte in ["a", "b", "c", "d", "e", "f"] {
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        client.send(byte).await;
+    }
+    upstream.until(|text| text.ends_with("\r\n\r\nabcdef")).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_within_its_upload_is_seen_to_break_off() {
+    for (speaks, line) in PAIRS {
+        let (stage, key) = stage(line).await;
+        let mut caller = stage.caller(speaks).await;
+        let (feed, content) = fed();
+        let request = caller.request(Method::POST, "/v1", &key, content);
+        let sending = tokio::spawn(async move { caller.send(request).await.map(drop) });
+        feed.send(data("abc")).await.unwrap();
+        soon(|| stage.echo.counts().body_bytes == 3).await;
+        feed.send(Err("gone".into())).await.unwrap();
+        sending.await.unwrap().unwrap_err();
+        soon(|| stage.echo.counts().broken_bodies == 1).await;
+        assert_eq!(stage.echo.received(), [], "{speaks:?} {line}: an upload without its end is none");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_dies_within_its_answer_is_seen_to_be_cut() {
+    for (speaks, line) in PAIRS {
+        let (stage, key) = stage(line).await;
+        let response = stage.caller(speaks).await.get("/cut/100000", &key).await.unwrap();
+        assert_eq!(response.status(), 200);
+        drain(response).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn no_100_continue_comes_before_the_verdict() {
+    let stage = Stage::start().await;
+    let key = stage.key();
+    let head = |key: &str| {
+        format!(
+            "POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\nexpect: 100-continue\r\n\
+             content-length: 3\r\n\r\n"
+        )
+    };
+    let mut client = stage.connect().await;
+    client.send(head("0123456789ABCDEFGHIJabcdefghij")).await;
+    let all = String::from_utf8(client.rest().await).unwrap();
+    assert!(all.starts_with("HTTP/1.1 401 "), "{all}");
+
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang));
+    let before = stage.emulator.counts().validations;
+    client = stage.connect().await;
+    client.send(head(&key)).await;
+    stage.emulator.validations_begun(before + 1).await;
+    timeout(Duration::from_millis(100), client.bytes(1)).await.unwrap_err();
+    stage.emulator.clear_faults();
+    let interim = "HTTP/1.1 100 Continue\r\n\r\n";
+    assert_eq!(client.bytes(interim.len()).await, interim.as_bytes());
+    client.send("abc").await;
+    assert_eq!(client.reply().await.status, 200);
+    assert_eq!(stage.last().body.as_deref(), Some("abc"));
+}
+
+#[tokio::test]
+async fn the_response_timeout_cuts_neither_an_upload_that_pauses_nor_a_body() {
+    for (speaks, line) in [
+        (Speaks::Http1, "response_timeout = \"150ms\""),
+        (Speaks::Http2, "response_timeout = \"150ms\"\nhttp = \"2\""),
+    ] {
+        let (stage, key) = stage(line).await;
+        let mut caller = stage.caller(speaks).await;
+        let (feed, content) = fed();
+        let request = caller.request(Method::POST, "/v1", &key, content);
+        tokio::spawn(async move {
+            for part in ["abc", "def"] {
+                feed.send(data(part)).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(400)).await;
+            }
+        });
+        assert_eq!(caller.send(request).await.unwrap().status(), 200, "{line}");
+        assert_eq!(stage.last().body.as_deref(), Some("abcdef"));
+        let response = caller.get("/stream/4", &key).await.unwrap();
+        assert_eq!(drain(response).await.unwrap().0, 4 * "line 0\n".len());
+        let response = caller.get("/slow/60000", &key).await.unwrap();
+        assert_eq!(response.status(), 504);
+        assert_eq!(response.headers()["keyward-error"], "upstream_timeout");
+        soon(|| stage.echo.counts().open == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn cookies_that_http2_splits_are_one_header_for_http1() {
+    let (stage, key) = stage("").await;
+    let mut caller = stage.caller(Speaks::Http2).await;
+    let mut request = caller.request(Method::GET, "/v1", &key, body::empty());
+    for crumb in ["a=1", "b=2"] {
+        request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
+    }
+    caller.send(request).await.unwrap();
+    assert_eq!(stage.last().header_values("cookie"), ["a=1; b=2"]);
+}

@@ -1,0 +1,162 @@
+//! Clients and upstreams by hyper, for what raw bytes say badly: HTTP/2, TLS, and bodies that come when the test wants.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper::{HeaderMap, Method, Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use keyward::body::{Body, BodyError};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{LIMIT, listen};
+
+/// Which HTTP a caller speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// Every pair of what the caller speaks and a line for `[upstreams.echo]` that says what the upstream does.
+pub const PAIRS: [(Speaks, &str); 4] = [
+    (Speaks::Http1, ""),
+    (Speaks::Http1, "http = \"2\""),
+    (Speaks::Http2, ""),
+    (Speaks::Http2, "http = \"2\""),
+];
+
+/// A caller with one connection.
+pub enum Caller {
+    Http1(http1::SendRequest<Body>),
+    Http2(http2::SendRequest<Body>),
+}
+
+impl Caller {
+    pub async fn connect(address: SocketAddr, speaks: Speaks) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap(), speaks).await
+    }
+
+    pub async fn over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, speaks: Speaks) -> Self {
+        match speaks {
+            Speaks::Http1 => {
+                let (sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
+                tokio::spawn(connection);
+                Self::Http1(sender)
+            }
+            Speaks::Http2 => {
+                let (sender, connection) =
+                    http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
+                tokio::spawn(connection);
+                Self::Http2(sender)
+            }
+        }
+    }
+
+    /// A request to `api.test`, with a key unless that is empty.
+    pub fn request(&self, method: Method, path: &str, key: &str, body: Body) -> Request<Body> {
+        let mut request = Request::builder().method(method);
+        request = match self {
+            Self::Http1(_) => request.uri(path).header("host", "api.test"),
+            Self::Http2(_) => request.uri(format!("http://api.test{path}")),
+        };
+        if !key.is_empty() {
+            request = request.header("authorization", format!("Bearer {key}"));
+        }
+        request.body(body).unwrap()
+    }
+
+    pub async fn send(&mut self, request: Request<Body>) -> hyper::Result<Response<Incoming>> {
+        let sent = async {
+            match self {
+                Self::Http1(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await
+                }
+                Self::Http2(sender) => {
+                    sender.ready().await?;
+                    sender.send_request(request).await
+                }
+            }
+        };
+        timeout(LIMIT, sent).await.expect("an answer in time")
+    }
+
+    pub async fn get(&mut self, path: &str, key: &str) -> hyper::Result<Response<Incoming>> {
+        let request = self.request(Method::GET, path, key, keyward::body::empty());
+        self.send(request).await
+    }
+}
+
+/// Puts frames into a body. Dropped, the body has come to its end.
+pub type Feed = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
+
+/// A body that is what is fed to it, frame by frame.
+pub fn fed() -> (Feed, Body) {
+    let (feed, frames) = mpsc::channel(1);
+    let frames = stream::unfold(frames, |mut frames: mpsc::Receiver<_>| async {
+        frames.recv().await.map(|frame| (frame, frames))
+    });
+    (feed, StreamBody::new(frames).boxed_unsync())
+}
+
+pub fn data(bytes: impl Into<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+    Ok(Frame::data(bytes.into()))
+}
+
+/// A body of so many bytes, in pieces.
+pub fn long(bytes: usize) -> Body {
+    const PIECE: usize = 64 * 1024;
+    let frames = stream::iter((0..bytes.div_ceil(PIECE)).map(move |piece| {
+        let size = PIECE.min(bytes - piece * PIECE);
+        data(Bytes::from_static(&[b'.'; PIECE]).slice(..size))
+    }));
+    StreamBody::new(frames).boxed_unsync()
+}
+
+/// Reads to the end: how many bytes, and the trailers.
+pub async fn drain(response: Response<Incoming>) -> Result<(usize, HeaderMap), hyper::Error> {
+    let (mut body, mut bytes, mut trailers) = (response.into_body(), 0, HeaderMap::new());
+    while let Some(frame) = timeout(LIMIT, body.frame()).await.expect("the body in time") {
+        match frame?.into_data() {
+            Ok(data) => bytes += data.len(),
+            Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
+        }
+    }
+    Ok((bytes, trailers))
+}
+
+/// An upstream that does what a test wants, over HTTP/1.1 and h2c.
+pub async fn upstream<F, R>(answer: F) -> SocketAddr
+where
+    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Response<Body>, BodyError>> + Send + 'static,
+{
+    let (listener, address) = listen().await;
+    let answer = Arc::new(answer);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, Arc::clone(&answer)));
+        }
+    });
+    address
+}
+
+pub async fn serve<F, R>(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, answer: Arc<F>)
+where
+    F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
+    R: Future<Output = Result<Response<Body>, BodyError>> + Send + 'static,
+{
+    let service = service_fn(move |request| answer(request));
+    // How a connection ends is for the client to see.
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}
