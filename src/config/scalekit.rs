@@ -43,7 +43,7 @@ pub(super) fn read(
     let url = section.take("environment_url", text).map(value);
     let url = sources.find("SCALEKIT_ENVIRONMENT_URL", "environment_url", url, "https://environment.invalid");
     let id = section.take("client_id", text).map(value);
-    let id = id.or(section.take("client_id_file", text).map(file));
+    let id = id.or_else(|| section.take("client_id_file", text).map(file));
     let client_id = sources.find("SCALEKIT_CLIENT_ID", "client_id", id, "missing");
     let secret = section.take("client_secret_file", text).map(file);
     let client_secret = sources.find("SCALEKIT_CLIENT_SECRET", "client_secret_file", secret, "missing");
