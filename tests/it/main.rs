@@ -4,6 +4,7 @@
 mod support;
 
 mod admission;
+mod deploy;
 mod reload;
 mod pressure;
 mod streams;
