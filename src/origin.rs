@@ -137,6 +137,7 @@ struct Idle {
 struct Shared {
     sender: http2::SendRequest<Body>,
     streams: Arc<()>,
+    opened: Instant,
     used: Instant,
 }
 
@@ -204,10 +205,10 @@ impl Origin {
         self.exchange(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
     }
 
-    /// Forgets the connections: what is under way on them goes on, what comes gets new ones.
-    pub fn forget(&self) {
-        lock(&self.idle).clear();
-        lock(&self.shared).clear();
+    /// Forgets the connections that gave nothing since a moment: what is under way on them goes on, what comes gets others.
+    pub fn forget(&self, silent_since: Instant) {
+        lock(&self.idle).retain(|idle| idle.since >= silent_since);
+        lock(&self.shared).retain(|connection| connection.opened >= silent_since);
     }
 
     async fn exchange(
@@ -256,7 +257,8 @@ impl Origin {
             dial::Dialed::Http2(sender) => {
                 let streams = Arc::new(());
                 let first = Sender::Http2(sender.clone(), Arc::clone(&streams));
-                lock(&self.shared).push(Shared { sender, streams, used: Instant::now() });
+                let opened = Instant::now();
+                lock(&self.shared).push(Shared { sender, streams, opened, used: opened });
                 Ok((first, false))
             }
         }

@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::body;
 use crate::metrics::Metrics;
-use crate::origin::{self, Address, Origin};
+use crate::origin::{self, Address, Origin, SendError};
 use crate::secret::SecretSource;
 use crate::tls::TlsError;
 
@@ -41,6 +41,12 @@ pub enum Fault {
     /// No answer: it cannot be reached, or the connection broke.
     #[error("Scalekit cannot be reached: {0}")]
     Unreachable(String),
+    /// Nobody there whose certificate can be trusted, or who speaks TLS at all.
+    #[error(
+        "no trusted TLS connection to Scalekit: {0}; check SCALEKIT_ENVIRONMENT_URL, and scalekit.ca_file if a private \
+         authority signs for it"
+    )]
+    Tls(String),
     /// No answer in time.
     #[error("Scalekit did not answer in time")]
     Timeout,
@@ -64,9 +70,6 @@ pub enum Fault {
     /// A 200 that breaks the contract.
     #[error("Scalekit's answer breaks the contract: {0}")]
     Broken(&'static str),
-    /// The own budget of calls in a minute is used up.
-    #[error("the budget of validations a minute is used up (scalekit.validations_per_minute)")]
-    Budget(Duration),
     /// A secret cannot be read.
     #[error("{0}")]
     Secret(String),
@@ -77,6 +80,7 @@ impl Fault {
     pub fn label(&self) -> &'static str {
         match self {
             Self::Unreachable(_) => "unreachable",
+            Self::Tls(_) => "tls",
             Self::Timeout => "timeout",
             Self::Down(_) => "down",
             Self::Throttled(_) => "throttled",
@@ -84,24 +88,39 @@ impl Fault {
             Self::Permission => "permission",
             Self::WrongEndpoint(_) => "wrong_endpoint",
             Self::Broken(_) => "broken_answer",
-            Self::Budget(_) => "budget",
             Self::Secret(_) => "secret",
         }
     }
 
     /// Whether Scalekit is down or slow, rather than saying something.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Timeout | Self::Down(_))
+        matches!(self, Self::Unreachable(_) | Self::Tls(_) | Self::Timeout | Self::Down(_))
     }
 
     /// Whether Scalekit asks for fewer calls.
     pub fn is_throttling(&self) -> bool {
-        matches!(self, Self::Throttled(_) | Self::Budget(_))
+        matches!(self, Self::Throttled(_))
+    }
+
+    /// How long Scalekit asks to be left alone: what it says, within reason.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled(wait) => wait.map(|wait| wait.min(LONGEST_HOLD)),
+            _ => None,
+        }
     }
 
     /// Whether another try may help at once.
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::Down(502..=504))
+    }
+
+    /// Whether it stays so until somebody mends it.
+    pub fn is_lasting(&self) -> bool {
+        matches!(
+            self,
+            Self::Credentials | Self::Permission | Self::WrongEndpoint(_) | Self::Broken(_) | Self::Secret(_)
+        )
     }
 }
 
@@ -122,6 +141,9 @@ struct Answer {
     headers: HeaderMap,
     body: Bytes,
 }
+
+/// A `Retry-After` beyond this is passed on, but not waited out: it may be a mistake, and nothing is served meanwhile.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// Twenty claims of 256 characters, escaped to the utmost, and as much again.
 const MAX_ANSWER: usize = 256 * 1024;
@@ -170,7 +192,7 @@ impl Scalekit {
         if let Some(value) = authorization {
             headers.insert(hyper::header::AUTHORIZATION, value);
         }
-        let response = self.origin.send(request).await.map_err(|error| Fault::Unreachable(error.chain()))?;
+        let response = self.origin.send(request).await.map_err(|error| unreachable(&error))?;
         let (head, mut frames) = response.into_parts();
         let mut body = BytesMut::new();
         while let Some(frame) = frames.frame().await {
@@ -185,6 +207,15 @@ impl Scalekit {
     }
 }
 
+fn unreachable(error: &SendError) -> Fault {
+    match error {
+        SendError::Connect(io) if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
+            Fault::Tls(io.to_string())
+        }
+        _ => Fault::Unreachable(error.chain()),
+    }
+}
+
 impl Answer {
     /// What an answer means that is a failure whatever was asked.
     fn fault(&self) -> Fault {
@@ -195,6 +226,13 @@ impl Answer {
             500.. => Fault::Down(self.status.as_u16()),
             status => Fault::WrongEndpoint(format!("HTTP {status}")),
         }
+    }
+
+    /// Whether it says that it is JSON.
+    fn is_json(&self) -> bool {
+        let value = self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let kind = value.split(';').next().unwrap_or_default().trim();
+        kind.eq_ignore_ascii_case("application/json")
     }
 
     /// `Retry-After` in seconds (RFC 9110 section 10.2.3); a date is not understood.

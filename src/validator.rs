@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use self::breaker::Breaker;
+use self::breaker::{Breaker, Ended};
 use self::flights::{Arrival, Board};
 use self::throttle::{Allowance, Throttle};
 use crate::credential::{ApiKey, Digester, KeyDigest};
@@ -76,11 +76,16 @@ pub struct Validator {
     tasks: TaskTracker,
 }
 
-type Answer = Result<Verdict, Fault>;
+type Answer = Result<Verdict, Rejection>;
 
-/// One validation and those aboard: each holds a receiver.
+/// One validation.
 #[derive(Clone)]
-struct Flight(watch::Sender<Option<Answer>>);
+struct Flight {
+    /// Each request aboard holds a receiver.
+    landed: watch::Sender<Option<Answer>>,
+    /// Whose request made it necessary: a bad key is counted against this address, once for each call.
+    client: Option<IpAddr>,
+}
 
 /// Says what went wrong with Scalekit once in a while, however many requests it hits.
 #[derive(Default)]
@@ -136,7 +141,7 @@ impl Validator {
         client: Option<IpAddr>,
     ) -> Result<Arc<Identity>, Rejection> {
         let (digest, now) = (self.digester.digest(key), Instant::now());
-        if self.negative.as_ref().is_some_and(|negative| negative.contains_key(&digest)) {
+        if self.is_known_bad(&digest) {
             self.metrics.negative_hits.inc();
             return Err(Rejection::InvalidKey);
         }
@@ -146,19 +151,14 @@ impl Validator {
                 Rejection::Throttled(wait)
             })?;
         }
-        match self.ask(key, digest, now).await? {
+        match self.ask(key, digest, client, now).await? {
             Verdict::Valid(identity) => {
                 if let Some(throttle) = &self.throttle {
                     throttle.good(digest);
                 }
                 Ok(identity)
             }
-            Verdict::Invalid => {
-                if let (Some(throttle), Some(client)) = (&self.throttle, client) {
-                    throttle.bad(client, now);
-                }
-                Err(Rejection::InvalidKey)
-            }
+            Verdict::Invalid => Err(Rejection::InvalidKey),
         }
     }
 
@@ -177,16 +177,17 @@ impl Validator {
         self: &Arc<Self>,
         key: &ApiKey,
         digest: KeyDigest,
+        client: Option<IpAddr>,
         now: Instant,
     ) -> Result<Verdict, Rejection> {
-        self.breaker.admit(now).map_err(Rejection::ValidationUnavailable)?;
+        self.breaker.check(now).map_err(Rejection::ValidationUnavailable)?;
         let _waiting = Waiting::begin(self)?;
         let mut answer = {
             let mut board = lock(&self.board);
-            let arrival = board.arrive(digest, || Flight(watch::Sender::new(None)));
+            let arrival = board.arrive(digest, || Flight { landed: watch::Sender::new(None), client });
             let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
             // Aboard while the board is locked: a flight that nobody is aboard of is not sent.
-            let answer = flight.0.subscribe();
+            let answer = flight.landed.subscribe();
             drop(board);
             if let Arrival::Departs(flight) = arrival {
                 // SECURITY: detached, so that one caller who leaves takes the answer from nobody, and resets no stream.
@@ -196,11 +197,7 @@ impl Validator {
         };
         let landed = timeout_at(now + self.settings.timeout, answer.wait_for(Option::is_some)).await;
         match landed {
-            Ok(Ok(landed)) => match &*landed {
-                Some(Ok(verdict)) => Ok(verdict.clone()),
-                Some(Err(fault)) => Err(rejection(fault)),
-                None => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
-            },
+            Ok(Ok(landed)) => landed.clone().unwrap_or(Err(Rejection::ValidationUnavailable(RETRY_AFTER))),
             // The flight crashed, or took too long.
             Ok(Err(_)) | Err(_) => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
         }
@@ -211,47 +208,79 @@ impl Validator {
         let crash = Crash { validator: &self, digest };
         let mut next = Some(flight);
         while let Some(flight) = next {
-            if let Ok(_permit) = self.in_flight.acquire().await
-                && !flight.0.is_closed()
-            {
-                let answer = self.call(&key, digest).await;
-                flight.0.send_replace(Some(answer));
+            let permit = tokio::select! {
+                biased;
+                () = flight.landed.closed() => None,
+                permit = self.in_flight.acquire() => permit.ok(),
+            };
+            // Without a permit nobody is left waiting: it is not sent.
+            if permit.is_some() {
+                let answer = self.call(&key, digest, flight.client).await;
+                flight.landed.send_replace(Some(answer));
             }
+            drop(permit);
             next = lock(&self.board).land(&digest);
         }
         std::mem::forget(crash);
     }
 
-    async fn call(&self, key: &ApiKey, digest: KeyDigest) -> Answer {
-        if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
-            lock(budget).take(limit, Instant::now()).map_err(Fault::Budget)?;
+    /// Asks Scalekit, unless what became known while this flight waited makes it needless.
+    async fn call(&self, key: &ApiKey, digest: KeyDigest, client: Option<IpAddr>) -> Answer {
+        if self.is_known_bad(&digest) {
+            return Ok(Verdict::Invalid);
         }
         let began = Instant::now();
+        self.breaker.admit(began).map_err(Rejection::ValidationUnavailable)?;
+        self.spend(began)?;
         let answer = self.scalekit.validate(key).await;
-        self.metrics.validation_seconds.observe(began.elapsed().as_secs_f64());
+        let ended = Instant::now();
+        self.metrics.validation_seconds.observe((ended - began).as_secs_f64());
         let outcome = match &answer {
             Ok(Verdict::Valid(_)) => "valid",
             Ok(Verdict::Invalid) => "invalid",
             Err(fault) => fault.label(),
         };
         self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
-        let open = self.breaker.record(answer.as_ref().is_err_and(Fault::is_outage), Instant::now());
+        let open = self.breaker.record(Ended::of(&answer), began, ended);
         self.metrics.breaker_open.set(open.into());
-        match (&answer, &self.negative) {
-            // Only what is definite, for as long as the answer is young.
-            (Ok(Verdict::Invalid), Some(negative)) => negative.insert(digest, ()),
-            (Err(fault), _) => lock(&self.alarm).raise(fault),
-            (Ok(_), _) => {}
+        match answer {
+            Ok(Verdict::Invalid) => {
+                // Only what is definite, for as long as the answer is young.
+                if let Some(negative) = &self.negative {
+                    negative.insert(digest, ());
+                }
+                if let (Some(throttle), Some(client)) = (&self.throttle, client) {
+                    throttle.bad(client, ended);
+                }
+                Ok(Verdict::Invalid)
+            }
+            Ok(valid) => Ok(valid),
+            Err(fault) => {
+                lock(&self.alarm).raise(fault.label(), &fault);
+                let wait = match fault {
+                    Fault::Throttled(Some(wait)) => wait,
+                    _ => RETRY_AFTER,
+                };
+                Err(Rejection::ValidationUnavailable(wait))
+            }
         }
-        answer
     }
-}
 
-fn rejection(fault: &Fault) -> Rejection {
-    match fault {
-        Fault::Throttled(Some(wait)) => Rejection::ValidationUnavailable(*wait),
-        Fault::Budget(wait) => Rejection::Overloaded(*wait),
-        _ => Rejection::ValidationUnavailable(RETRY_AFTER),
+    /// Takes one call out of the budget.
+    fn spend(&self, now: Instant) -> Result<(), Rejection> {
+        let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) else {
+            return Ok(());
+        };
+        let taken = lock(budget).take(limit, now);
+        taken.map_err(|wait| {
+            let spent = "the budget of validations a minute is used up (scalekit.validations_per_minute)";
+            lock(&self.alarm).raise("budget", &spent);
+            Rejection::Overloaded(wait)
+        })
+    }
+
+    fn is_known_bad(&self, digest: &KeyDigest) -> bool {
+        self.negative.as_ref().is_some_and(|negative| negative.contains_key(digest))
     }
 }
 
@@ -291,17 +320,17 @@ impl Drop for Crash<'_> {
 }
 
 impl Alarm {
-    fn raise(&mut self, fault: &Fault) {
+    fn raise(&mut self, label: &'static str, cause: &dyn std::fmt::Display) {
         let now = Instant::now();
         match self.last {
-            Some((label, at)) if label == fault.label() && now - at < ALARM_EVERY => self.suppressed += 1,
+            Some((last, at)) if last == label && now - at < ALARM_EVERY => self.suppressed += 1,
             _ => {
                 tracing::error!(
-                    error.kind = fault.label(),
+                    error.kind = label,
                     suppressed = self.suppressed,
-                    "no verdict, so requests get 503: {fault}"
+                    "no verdict, so requests get 503: {cause}"
                 );
-                *self = Self { last: Some((fault.label(), now)), suppressed: 0 };
+                *self = Self { last: Some((label, now)), suppressed: 0 };
             }
         }
     }

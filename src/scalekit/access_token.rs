@@ -9,7 +9,7 @@ use hyper::Method;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::{Fault, Scalekit};
 use crate::metrics::Outcome;
@@ -19,7 +19,7 @@ use crate::secret::SecretSource;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Between two fetches while they fail and nobody waits, at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-const FETCH_TIMEOUT: Duration = Duration::from_secs(10);
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The token as it is now, for those who need it.
 pub struct AccessToken {
@@ -66,25 +66,26 @@ impl AccessToken {
         }
     }
 
-    /// A good token; waits for one if there is none. The caller sets the time limit.
-    pub async fn bearer(&self) -> Bearer {
-        if let Some(bearer) = self.current() {
-            return bearer;
+    /// A good token; waits for one if there is none.
+    ///
+    /// # Errors
+    /// Why there is none in time, or will be none before somebody mends something.
+    pub async fn bearer(&self, deadline: Instant) -> Result<Bearer, Fault> {
+        match self.current() {
+            Some(bearer) => Ok(bearer),
+            None => self.after(0, deadline).await,
         }
-        self.after(0).await
     }
 
     /// Another token than this one, which Scalekit refused.
-    pub async fn renewed(&self, refused: &Bearer) -> Bearer {
+    ///
+    /// # Errors
+    /// As `bearer`.
+    pub async fn renewed(&self, refused: &Bearer, deadline: Instant) -> Result<Bearer, Fault> {
         match self.current() {
-            Some(bearer) if bearer.serial > refused.serial => bearer,
-            _ => self.after(refused.serial).await,
+            Some(bearer) if bearer.serial > refused.serial => Ok(bearer),
+            _ => self.after(refused.serial, deadline).await,
         }
-    }
-
-    /// Why there is no token or no newer one, if the last fetch failed.
-    pub fn trouble(&self) -> Option<Fault> {
-        self.state.borrow().fault.clone()
     }
 
     /// Whether a good token is there.
@@ -96,7 +97,7 @@ impl AccessToken {
         self.state.borrow().bearer.clone().filter(Bearer::is_good)
     }
 
-    async fn after(&self, serial: u64) -> Bearer {
+    async fn after(&self, serial: u64, deadline: Instant) -> Result<Bearer, Fault> {
         let mut state = self.state.subscribe();
         self.refused.fetch_max(serial, Ordering::Relaxed);
         loop {
@@ -104,11 +105,17 @@ impl AccessToken {
                 && bearer.serial > serial
                 && bearer.is_good()
             {
-                return bearer.clone();
+                return Ok(bearer.clone());
             }
             self.wanted.notify_one();
             // The sender lives as long as `self`.
-            let _ = state.changed().await;
+            let changed = timeout_at(deadline, state.changed()).await;
+            match (changed, &state.borrow().fault) {
+                // A fetch that was made while this waited was refused: the next one will be, too.
+                (Ok(_), Some(fault)) if fault.is_lasting() => return Err(fault.clone()),
+                (Ok(_), _) => {}
+                (Err(_), fault) => return Err(fault.clone().unwrap_or(Fault::Timeout)),
+            }
         }
     }
 }
@@ -132,7 +139,7 @@ impl Scalekit {
             };
             let outcome = Outcome { outcome: fetched.as_ref().map_or_else(Fault::label, |_| "fetched") };
             self.metrics.token_fetches.get_or_create(&outcome).inc();
-            let next = match fetched {
+            let (next, pause) = match fetched {
                 Ok((value, lifetime)) => {
                     failures = 0;
                     let expiry = SystemTime::now() + lifetime;
@@ -141,7 +148,7 @@ impl Scalekit {
                     let bearer = Bearer { value, expires: started + lifetime, serial };
                     own.state.send_replace(State { bearer: Some(bearer), fault: None });
                     // Not all replicas at once: between 72 and 80 % of its life.
-                    started + lifetime.mul_f64(0.8 - 0.08 * fastrand::f64())
+                    (started + lifetime.mul_f64(0.8 - 0.08 * fastrand::f64()), PAUSE)
                 }
                 Err(fault) => {
                     // A fault that lasts is said again now and then, not each time.
@@ -149,9 +156,11 @@ impl Scalekit {
                         tracing::error!(error.kind = fault.label(), "cannot get an access token: {fault}");
                     }
                     failures = failures.saturating_add(1);
+                    let asked = fault.retry_after().unwrap_or_default();
                     own.state.send_modify(|state| state.fault = Some(fault));
                     let backoff = PAUSE.mul_f64(0.25) * 2_u32.saturating_pow(failures.min(8) - 1);
-                    started + backoff.min(LONGEST_PAUSE).mul_f64(1.0 - 0.2 * fastrand::f64())
+                    let next = started + backoff.min(LONGEST_PAUSE).mul_f64(1.0 - 0.2 * fastrand::f64());
+                    (next, (PAUSE.mul_f64(0.25) * failures.min(4)).max(asked))
                 }
             };
             // Who waited while the fetch was under way has what they wanted, unless it failed or was refused since.
@@ -168,7 +177,6 @@ impl Scalekit {
                 () = sleep_until(next) => {}
                 () = wanted => {}
             }
-            let pause = if failures > 0 { PAUSE.mul_f64(0.25) * failures.min(4) } else { PAUSE };
             sleep_until(started + pause).await;
         }
     }

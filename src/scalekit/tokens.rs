@@ -86,19 +86,15 @@ impl Scalekit {
     pub async fn validate(&self, key: &ApiKey) -> Result<Verdict, Fault> {
         let deadline = Instant::now() + self.timeout;
         self.retries.deposit();
-        for tried in 1.. {
-            let Ok(answered) = timeout_at(deadline, self.validate_once(key)).await else {
-                // Whatever was connected may lead nowhere: the next call starts anew.
-                self.origin.forget();
-                return Err(self.access_token.trouble().unwrap_or(Fault::Timeout));
-            };
-            match answered {
-                Err(fault) if fault.is_passing() && tried < TRIES && self.retries.withdraw() => {
-                    self.metrics.validation_retries.inc();
-                    sleep(Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64())).await;
-                    if Instant::now() >= deadline {
+        for tried in 1..=TRIES {
+            match self.validate_once(key, deadline).await {
+                Err(fault) if fault.is_passing() && tried < TRIES => {
+                    let pause = Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64());
+                    if Instant::now() + pause >= deadline || !self.retries.withdraw() {
                         return Err(fault);
                     }
+                    self.metrics.validation_retries.inc();
+                    sleep(pause).await;
                 }
                 answered => return answered,
             }
@@ -106,18 +102,23 @@ impl Scalekit {
         Err(Fault::Timeout)
     }
 
-    async fn validate_once(&self, key: &ApiKey) -> Result<Verdict, Fault> {
-        let bearer = self.access_token.bearer().await;
+    async fn validate_once(&self, key: &ApiKey, deadline: Instant) -> Result<Verdict, Fault> {
+        let bearer = self.access_token.bearer(deadline).await?;
         let body = serde_json::to_vec(&ValidateToken { token: key.expose() });
         let body = Bytes::from(body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?);
-        let call = |authorization| {
-            let body = body.clone();
-            self.call(Method::POST, "/api/v1/tokens:validate", "application/json", Some(authorization), body)
+        let call = async |authorization| {
+            let (began, path) = (Instant::now(), "/api/v1/tokens:validate");
+            let call = self.call(Method::POST, path, "application/json", Some(authorization), body.clone());
+            timeout_at(deadline, call).await.unwrap_or_else(|_| {
+                // Whatever was connected may lead nowhere: the next call starts anew.
+                self.origin.forget(began);
+                Err(Fault::Timeout)
+            })
         };
         let mut answer = call(bearer.value.clone()).await?;
         if answer.status.as_u16() == 401 {
             // It speaks of our access token, never of the key.
-            let bearer = self.access_token.renewed(&bearer).await;
+            let bearer = self.access_token.renewed(&bearer, deadline).await?;
             answer = call(bearer.value).await?;
         }
         read(&answer, key.expose(), SystemTime::now())
@@ -128,7 +129,9 @@ fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fa
     match answer.status.as_u16() {
         200 => read_valid(&answer.body, presented, now),
         404 | 400 => match serde_json::from_slice::<ErrorBody>(&answer.body) {
-            Ok(error) if error.is_about_the_key(answer.status.as_u16()) => Ok(Verdict::Invalid),
+            Ok(error) if answer.is_json() && error.is_about_the_key(answer.status.as_u16()) => {
+                Ok(Verdict::Invalid)
+            }
             _ => Err(answer.fault()),
         },
         _ => Err(answer.fault()),
@@ -198,6 +201,7 @@ fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, 
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::{CONTENT_TYPE, HeaderValue};
     use hyper::{HeaderMap, StatusCode};
 
     use super::*;
@@ -205,9 +209,13 @@ mod tests {
     const KEY: &str = "0123456789ABCDEFGHIJabcdefxY9Z";
 
     fn ask(status: u16, body: &str) -> Result<Verdict, Fault> {
+        ask_as(status, "application/json", body)
+    }
+
+    fn ask_as(status: u16, content_type: &'static str, body: &str) -> Result<Verdict, Fault> {
         let answer = Answer {
             status: StatusCode::from_u16(status).unwrap(),
-            headers: HeaderMap::new(),
+            headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]),
             body: Bytes::copy_from_slice(body.as_bytes()),
         };
         read(&answer, KEY, SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
@@ -290,6 +298,12 @@ mod tests {
             (409, r#"{"code":6}"#),
         ] {
             assert!(matches!(ask(status, body), Err(Fault::WrongEndpoint(_))), "{status} {body}");
+        }
+        let invalid = format!(r#"{{"code":5,"message":"Token not found","details":{with_info}}}"#);
+        assert_eq!(ask_as(404, "Application/JSON; charset=utf-8", &invalid), Ok(Verdict::Invalid));
+        for content_type in ["text/html", "application/jsonx", ""] {
+            let answer = ask_as(404, content_type, &invalid);
+            assert!(matches!(answer, Err(Fault::WrongEndpoint(_))), "{content_type}");
         }
     }
 

@@ -1,11 +1,18 @@
 //! Keyward over real sockets: the emulator is the Scalekit, the echo or a scripted socket is the upstream.
 #![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
+mod rig;
 mod support;
 
 mod admission;
 mod deploy;
-mod reload;
+mod flights;
+mod hostile;
+mod outage;
+mod own_token;
 mod pressure;
+mod reload;
+mod reval;
 mod streams;
 mod tidy;
+mod verdicts;

@@ -1,0 +1,206 @@
+//! The validator alone before an emulator, for what needs thousands of requests or an exact order of events.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use keyward::config::{self, Environment};
+use keyward::credential::{self, ApiKey};
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward::dev::emulator::store::Issue;
+use keyward::dev::emulator::{self, Emulator};
+use keyward::identity::Identity;
+use keyward::listener::Listen;
+use keyward::metrics::Metrics;
+use keyward::rejection::Rejection;
+use keyward::scalekit::{self, Scalekit};
+use keyward::secret::{Secret, SecretSource};
+use keyward::server::Server;
+use keyward::validator::{self, Validator};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+
+use crate::support::raw::Client;
+use crate::support::{LIMIT, listen};
+
+pub struct Rig {
+    pub emulator: Emulator,
+    pub validator: Arc<Validator>,
+    pub scalekit: Arc<Scalekit>,
+    pub metrics: Arc<Metrics>,
+    _ends: DropGuard,
+}
+
+/// What a rig is made from.
+pub struct Plan {
+    pub validator: validator::Settings,
+    pub emulator: emulator::Settings,
+    pub client_secret: SecretSource,
+    /// Faults from before the first call.
+    pub faults: Vec<Fault>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            validator: validator::Settings::default(),
+            emulator: emulator::Settings::default(),
+            client_secret: SecretSource::Value(Secret::new("dev")),
+            faults: Vec::new(),
+        }
+    }
+}
+
+impl Rig {
+    pub async fn start(validator: validator::Settings) -> Self {
+        Self::with(Plan { validator, ..Plan::default() }).await
+    }
+
+    pub async fn with(plan: Plan) -> Self {
+        let ends = CancellationToken::new();
+        let emulator = Emulator::new(plan.emulator);
+        for fault in plan.faults {
+            emulator.set_fault(fault);
+        }
+        let (listener, address) = listen().await;
+        let (own, until) = (emulator.clone(), ends.clone());
+        tokio::spawn(async move { own.serve(listener, until).await });
+        let url = format!("http://{address}");
+        let settings = scalekit::Settings {
+            origin: scalekit::origin_settings(&url, None).unwrap(),
+            environment_url: url,
+            client_id: SecretSource::Value(Secret::new("dev")),
+            client_secret: plan.client_secret,
+            timeout: plan.validator.timeout,
+        };
+        let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
+        let scalekit = Scalekit::new(&settings, Arc::clone(&metrics), tasks.clone()).unwrap();
+        let (own, until) = (Arc::clone(&scalekit), ends.clone());
+        tokio::spawn(until.run_until_cancelled_owned(async move { own.keep_access_token().await }));
+        let validator =
+            Validator::new(plan.validator, Arc::clone(&scalekit), Arc::clone(&metrics), tasks).unwrap();
+        Self { emulator, validator, scalekit, metrics, _ends: ends.drop_guard() }
+    }
+
+    pub fn key(&self) -> String {
+        self.emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key
+    }
+
+    pub async fn ask(&self, key: &str) -> Result<Arc<Identity>, Rejection> {
+        self.ask_from(key, None).await
+    }
+
+    pub async fn ask_from(&self, key: &str, client: Option<IpAddr>) -> Result<Arc<Identity>, Rejection> {
+        timeout(LIMIT, self.validator.validate(&parse(key), client)).await.expect("a verdict in time")
+    }
+
+    /// A request that goes on by itself.
+    pub fn spawn(&self, key: &str) -> tokio::task::JoinHandle<Result<Arc<Identity>, Rejection>> {
+        let (validator, key) = (Arc::clone(&self.validator), parse(key));
+        tokio::spawn(async move { validator.validate(&key, None).await })
+    }
+
+    /// Waits until so many requests are without a verdict.
+    pub async fn waiting(&self, count: i64) {
+        until(|| self.metrics.validations_waiting.get() == count).await;
+    }
+
+    pub fn fault(&self, target: Target, effect: Effect) {
+        self.emulator.set_fault(Fault::new(target, effect));
+    }
+
+    pub fn status(&self, target: Target, status: u16) {
+        self.fault(target, Effect::Answer(Answer::status(status)));
+    }
+}
+
+pub fn parse(key: &str) -> ApiKey {
+    ApiKey::parse(key, &credential::Settings::default()).unwrap()
+}
+
+/// A key that nobody has.
+pub fn unknown(number: usize) -> String {
+    format!("0000000000000000000000{number:08}")
+}
+
+/// Waits for what gives no signal of its own.
+pub async fn until(condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(LIMIT, wait).await.expect("it becomes so in time");
+}
+
+/// A file of a test's own.
+pub fn scratch(name: &str, content: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("keyward-{name}-{}", std::process::id()));
+    std::fs::write(&path, content).unwrap();
+    path
+}
+
+/// Keyward before any Scalekit at all, right or wrong; what matters is what it says of it.
+pub struct Probing {
+    pub admin: SocketAddr,
+    pub address: SocketAddr,
+    _ends: DropGuard,
+}
+
+impl Probing {
+    pub fn start(url: &str, secret: &str, scalekit: &str) -> Self {
+        let file = format!(
+            "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [log]\naccess = false\n[scalekit]\ntimeout = \"400ms\"\n{scalekit}\n[upstreams.none]\nurl = \"http://127.0.0.1:9\"\n\
+             [[routes]]\npath = \"/*\"\nupstream = \"none\""
+        );
+        let environment = Environment::of([
+            ("SCALEKIT_ENVIRONMENT_URL", url),
+            ("SCALEKIT_CLIENT_ID", "dev"),
+            ("SCALEKIT_CLIENT_SECRET", secret),
+        ]);
+        let config =
+            config::parse(&file, "probe.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
+        let server = Server::bind(config, Arc::default()).unwrap();
+        let (Listen::Tcp(address), Listen::Tcp(admin)) = (server.address(), server.admin_address()) else {
+            panic!("TCP")
+        };
+        let ends = CancellationToken::new();
+        tokio::spawn(server.run(ends.clone(), ends.clone()));
+        Self { admin, address, _ends: ends.drop_guard() }
+    }
+
+    pub async fn readyz(&self) -> (u16, String) {
+        let mut client = Client::connect(self.admin).await;
+        client.send("GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        let reply = client.reply().await;
+        (reply.status, reply.text())
+    }
+
+    /// What is said once there is something to say.
+    pub async fn reason(&self) -> String {
+        loop {
+            match self.readyz().await {
+                (503, reason) if !reason.contains("asking Scalekit") && !reason.contains("starting") => {
+                    return reason;
+                }
+                (200, _) => return "ready".to_owned(),
+                _ => sleep(Duration::from_millis(5)).await,
+            }
+        }
+    }
+
+    pub async fn ready(&self) {
+        while self.readyz().await.0 != 200 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub async fn get(&self, key: &str) -> crate::support::raw::Reply {
+        let mut client = Client::connect(self.address).await;
+        client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
+        client.reply().await
+    }
+}

@@ -1,0 +1,249 @@
+//! Whose fault it is: every row of contract section 5, what the caller is told, and that nothing is remembered of a key but
+//! a definite "invalid".
+
+use bytes::Bytes;
+use keyward::dev::emulator::access::Permission;
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+
+use crate::support::raw::Reply;
+use crate::support::{Setup, Stage};
+
+fn instead(status: u16, body: impl Into<Bytes>) -> Effect {
+    Effect::Answer(Answer { body: Some(body.into()), ..Answer::status(status) })
+}
+
+fn validate(effect: Effect) -> Fault {
+    Fault::new(Target::Validate, effect)
+}
+
+/// The answer to a good key under this fault; after it the key must be good at once, as nothing is remembered.
+#[track_caller]
+fn our_fault(reply: &Reply, after: &Reply, row: &str) {
+    assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")), "{row}");
+    assert_eq!(reply.header("retry-after"), Some("1"), "{row}");
+    assert_eq!(reply.header("www-authenticate"), None, "{row}: nobody is told that their key is bad");
+    assert_eq!(after.status, 200, "{row}: asked again at once");
+}
+
+async fn check_our_fault(stage: &Stage, effect: Effect) {
+    let (row, key) = (format!("{effect:?}"), stage.key());
+    let forwarded = stage.forwarded();
+    stage.emulator.set_fault(validate(effect));
+    let reply = stage.get("/v1", &key).await;
+    stage.emulator.clear_faults();
+    assert_eq!(stage.forwarded(), forwarded, "{row}: nothing got through");
+    let after = stage.get("/v1", &key).await;
+    our_fault(&reply, &after, &row);
+}
+
+async fn check_bad_key(stage: &Stage, effect: Effect) {
+    let (row, key) = (format!("{effect:?}"), stage.key());
+    let before = stage.emulator.counts().validations;
+    stage.emulator.set_fault(validate(effect));
+    let reply = stage.get("/v1", &key).await;
+    stage.emulator.clear_faults();
+    let after = stage.get("/v1", &key).await;
+    for reply in [&reply, &after] {
+        assert_eq!((reply.status, reply.code()), (401, Some("invalid_key")), "{row}");
+    }
+    assert_eq!(stage.emulator.counts().validations, before + 1, "{row}: remembered");
+}
+
+#[tokio::test]
+async fn a_200_that_is_no_whole_valid_identity_is_a_503_and_is_not_remembered() {
+    let stage = Stage::start().await;
+    for body in [
+        "",
+        "{}",
+        "null",
+        "<html>welcome</html>",
+        r#"{"token_info":null}"#,
+        r#"{"token_info":{"organization_id":""}}"#,
+        r#"{"token_info":{"user_id":"usr_1"}}"#,
+        r#"{"token_info":{"organization_id":"org_1","token_suffix":"!!!!"}}"#,
+        r#"{"token_info":{"organization_id":"org_1","token_suffix":"x"}}"#,
+        r#"{"token_info":{"organization_id":"org_1","expiry":"2001-01-01T00:00:00Z"}}"#,
+        r#"{"token_info":{"organization_id":"org_1","expiry":"tomorrow"}}"#,
+        r#"{"token_info":{"organization_id":"org 1"}}"#,
+        r#"{"token_info":{"organization_id":"org_1","user_id":"a\u0000b"}}"#,
+    ] {
+        check_our_fault(&stage, instead(200, body)).await;
+    }
+    check_our_fault(&stage, Effect::Garbage).await;
+}
+
+#[tokio::test]
+async fn a_valid_answer_for_what_is_a_token_id_lets_nobody_in() {
+    let stage = Stage::start().await;
+    let key = stage.key();
+    let body = format!(r#"{{"token_info":{{"organization_id":"org_1","token_id":"{key}"}}}}"#);
+    stage.emulator.set_fault(validate(instead(200, body)));
+    let reply = stage.get("/v1", &key).await;
+    stage.emulator.clear_faults();
+    our_fault(&reply, &stage.get("/v1", &key).await, "token_id");
+}
+
+#[tokio::test]
+async fn only_scalekits_own_not_found_and_invalid_argument_make_a_key_bad() {
+    let stage = Stage::start().await;
+    for effect in [
+        Effect::Answer(Answer::status(404)),
+        Effect::Answer(Answer::status(400)),
+        instead(404, r#"{"code":5,"message":"token not found","details":[]}"#),
+        instead(404, r#"{"code":5,"message":"Not Found","details":[{"error_code":"NOT_FOUND"}]}"#),
+        instead(400, r#"{"code":3,"message":"x"}"#),
+    ] {
+        check_bad_key(&stage, effect).await;
+    }
+    let html = |status| Answer { content_type: Some("text/html".into()), ..Answer::status(status) };
+    for effect in [
+        instead(404, r#"{"code":5,"message":"Not Found","details":[]}"#),
+        instead(404, r#"{"code":5,"message":"Not Found"}"#),
+        instead(404, "<html>404</html>"),
+        instead(404, ""),
+        instead(404, "{}"),
+        instead(404, r#"{"code":16,"message":"x"}"#),
+        instead(400, "bad request"),
+        instead(400, r#"{"code":9,"message":"x"}"#),
+        Effect::Answer(html(404)),
+        Effect::Answer(html(400)),
+        // Whatever else has no meaning for a key.
+        instead(204, ""),
+        instead(302, ""),
+        instead(409, r#"{"code":6,"message":"x"}"#),
+        instead(410, r#"{"code":5,"message":"x"}"#),
+        instead(422, r#"{"code":3,"message":"x"}"#),
+    ] {
+        check_our_fault(&stage, effect).await;
+    }
+    assert_eq!(stage.forwarded(), 15);
+}
+
+#[tokio::test]
+async fn a_real_bad_key_is_a_401_whether_unknown_expired_or_revoked() {
+    let stage = Stage::start().await;
+    let revoked = stage.key();
+    stage.emulator.revoke(&revoked);
+    let expired = stage.issue(keyward::dev::emulator::store::Issue {
+        expiry: Some("2001-01-01T00:00:00Z".parse().unwrap()),
+        ..Default::default()
+    });
+    let mut bodies = Vec::new();
+    for key in [&*revoked, &expired.key, "0123456789ABCDEFGHIJabcdefghij", "short"] {
+        let reply = stage.get("/v1", key).await;
+        assert_eq!((reply.status, reply.code()), (401, Some("invalid_key")));
+        let mut body = reply.json();
+        body["request_id"].take();
+        bodies.push(body);
+    }
+    assert!(bodies.windows(2).all(|pair| pair[0] == pair[1]), "one answer for all: {bodies:?}");
+}
+
+#[tokio::test]
+async fn a_401_speaks_of_keywards_own_token_which_is_renewed_and_the_call_made_once_more() {
+    let stage = Stage::start().await;
+    let (key, before) = (stage.key(), stage.emulator.counts());
+    stage.emulator.expire_access_tokens();
+    assert_eq!(stage.get("/v1", &key).await.status, 200);
+    let counts = stage.emulator.counts();
+    assert_eq!(counts.validations - before.validations, 2);
+    assert_eq!(counts.token_fetches - before.token_fetches, 1);
+}
+
+#[tokio::test]
+async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
+    let stage = Stage::start().await;
+    for body in [None, Some(r#"{"code":5,"message":"Token not found","details":[1]}"#), Some("")] {
+        let before = stage.emulator.counts();
+        let answer = Answer { body: body.map(Bytes::from), ..Answer::status(401) };
+        let effect = Effect::Answer(answer);
+        check_our_fault(&stage, effect).await;
+        let counts = stage.emulator.counts();
+        assert_eq!(
+            counts.validations - before.validations,
+            3,
+            "asked, replayed; then asked about the good key"
+        );
+        assert_eq!(counts.token_fetches - before.token_fetches, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_403_is_keywards_missing_permission_and_renewing_its_token_is_not_tried() {
+    let stage = Stage::start().await;
+    let before = stage.emulator.counts();
+    check_our_fault(&stage, Effect::Answer(Answer::status(403))).await;
+    check_our_fault(&stage, instead(403, r#"{"code":5,"message":"Token not found","details":[1]}"#)).await;
+    stage.emulator.set_permissions(&[Permission::Write]);
+    let key = stage.key();
+    let reply = stage.get("/v1", &key).await;
+    stage.emulator.set_permissions(&[Permission::Read]);
+    our_fault(&reply, &stage.get("/v1", &key).await, "the real refusal");
+    let counts = stage.emulator.counts();
+    assert_eq!(counts.token_fetches, before.token_fetches);
+    assert_eq!(counts.validations - before.validations, 6);
+}
+
+#[tokio::test]
+async fn a_429_is_a_503_that_is_not_retried() {
+    let stage = Stage::start().await;
+    let before = stage.emulator.counts().validations;
+    check_our_fault(&stage, Effect::Answer(Answer::status(429))).await;
+    check_our_fault(&stage, instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#)).await;
+    assert_eq!(stage.emulator.counts().validations - before, 4);
+}
+
+#[tokio::test]
+async fn a_429s_retry_after_is_passed_on_and_until_then_nothing_is_asked() {
+    let stage = Stage::start().await;
+    let (key, other) = (stage.key(), stage.key());
+    let before = stage.emulator.counts().validations;
+    let answer = Answer { retry_after: Some(7), ..Answer::status(429) };
+    stage.emulator.set_fault(validate(Effect::Answer(answer)).times(1));
+    for key in [&key, &other, &key] {
+        let reply = stage.get("/v1", key).await;
+        assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")));
+        assert_eq!(reply.header("retry-after"), Some("7"));
+    }
+    assert_eq!(stage.emulator.counts().validations - before, 1);
+}
+
+#[tokio::test]
+async fn an_outage_is_a_503_whatever_form_it_takes() {
+    let stage = Stage::start().await;
+    let not_found = r#"{"code":5,"message":"Token not found","details":[1]}"#;
+    for effect in [
+        Effect::Answer(Answer::status(500)),
+        Effect::Answer(Answer::status(501)),
+        Effect::Answer(Answer::status(502)),
+        Effect::Answer(Answer::status(503)),
+        Effect::Answer(Answer::status(504)),
+        instead(500, not_found),
+        instead(503, "<html>maintenance</html>"),
+        Effect::Reset,
+        Effect::Truncated,
+        Effect::Refuse,
+    ] {
+        check_our_fault(&stage, effect).await;
+    }
+}
+
+#[tokio::test]
+async fn no_answer_in_time_is_a_503_before_and_after_the_decision() {
+    let stage = Stage::with(Setup { scalekit: "timeout = \"150ms\"", ..Setup::default() }).await;
+    for effect in [Effect::Hang, Effect::HangAfter] {
+        check_our_fault(&stage, effect).await;
+    }
+}
+
+#[tokio::test]
+async fn an_outage_while_a_bad_key_is_asked_about_is_not_its_fault_either() {
+    let stage = Stage::start().await;
+    let bad = "0123456789ABCDEFGHIJabcdefghij";
+    for effect in [Effect::Truncated, Effect::Garbage, Effect::ContentType("text/html".into())] {
+        stage.emulator.set_fault(validate(effect.clone()));
+        assert_eq!(stage.get("/v1", bad).await.code(), Some("validation_unavailable"), "{effect:?}");
+        stage.emulator.clear_faults();
+    }
+    assert_eq!(stage.get("/v1", bad).await.code(), Some("invalid_key"));
+}
