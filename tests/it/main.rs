@@ -1,5 +1,5 @@
 //! Keyward over real sockets: the emulator is the Scalekit, the echo or a scripted socket is the upstream.
-#![allow(missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod rig;
 mod support;
