@@ -120,9 +120,9 @@ impl Emulator {
         Issued { key, token_id: token.token_id.clone() }
     }
 
-    /// An access token of the client's own, as the token endpoint would grant it.
+    /// An access token of the client's own, short enough for a command line.
     pub fn access_token(&self) -> String {
-        self.shared.access.issue().access_token
+        self.shared.access.issue_short()
     }
 
     /// Revokes a key, named by itself or by its id. False: there is no such key.

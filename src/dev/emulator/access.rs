@@ -61,6 +61,22 @@ pub(super) struct GrantError {
     pub(super) description: &'static str,
 }
 
+impl Client {
+    fn accept(&mut self, access_token: String) {
+        let now = Instant::now();
+        // A lifetime beyond what the clock can count is as good as a day.
+        let expiry = now.checked_add(self.lifetime).unwrap_or(now + Duration::from_secs(86_400));
+        self.live.retain(|_, expiry| *expiry > now);
+        while self.live.len() >= MAX_LIVE
+            && let Some(oldest) =
+                self.live.iter().min_by_key(|(_, expiry)| **expiry).map(|(token, _)| token.clone())
+        {
+            self.live.remove(&oldest);
+        }
+        self.live.insert(access_token, expiry);
+    }
+}
+
 impl Access {
     pub(super) fn new(id: String, secret: String, permissions: Vec<Permission>, lifetime: Duration) -> Self {
         Self(Mutex::new(Client { id, secret, permissions, lifetime, live: HashMap::new() }))
@@ -90,18 +106,15 @@ impl Access {
         let expires_in = client.lifetime.as_secs();
         let scopes: Vec<_> = client.permissions.iter().map(ToString::to_string).collect();
         let access_token = key::access_token(&client.id, Timestamp::now(), expires_in, &scopes);
-        let now = Instant::now();
-        // A lifetime beyond what the clock can count is as good as a day.
-        let expiry = now.checked_add(client.lifetime).unwrap_or(now + Duration::from_secs(86_400));
-        client.live.retain(|_, expiry| *expiry > now);
-        while client.live.len() >= MAX_LIVE
-            && let Some(oldest) =
-                client.live.iter().min_by_key(|(_, expiry)| **expiry).map(|(token, _)| token.clone())
-        {
-            client.live.remove(&oldest);
-        }
-        client.live.insert(access_token.clone(), expiry);
+        client.accept(access_token.clone());
         Grant { access_token, expires_in }
+    }
+
+    /// A new access token that people can read: one is as good as another to who presents it.
+    pub(super) fn issue_short(&self) -> String {
+        let access_token = format!("dev_{:016x}", fastrand::u64(..));
+        self.client().accept(access_token.clone());
+        access_token
     }
 
     /// Whether the bearer of these headers may do this. Of several authorization values the first counts: an
