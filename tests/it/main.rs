@@ -9,3 +9,4 @@ mod reload;
 mod pressure;
 mod streams;
 mod tidy;
+mod wire;
