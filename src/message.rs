@@ -1,6 +1,6 @@
 //! What HTTP asks of a request's head and hyper does not check. Everything of that kind is here, with its reason.
 
-use hyper::header::{HOST, HeaderValue};
+use hyper::header::{HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Request, Uri, Version};
 
@@ -41,7 +41,18 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
     if uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         return Err(Rejection::MalformedRequest("The target's scheme is neither http nor https."));
     }
+    if !is_framed_once(request.headers()) {
+        return Err(Rejection::MalformedRequest("The only Transfer-Encoding understood is 'chunked', once."));
+    }
     host(uri, request.headers(), request.version())
+}
+
+/// SECURITY: hyper looks at the end of the list alone, and takes `gzip, chunked` and `x, chunked`. The other codings would be
+/// lost on the way, and what is in front of and behind Keyward could differ on where the body ends.
+fn is_framed_once(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+        && codings.next().is_none()
 }
 
 /// RFC 9112 section 3.2: exactly one valid Host, and the target's authority before it. hyper takes none and two
@@ -149,6 +160,26 @@ mod tests {
             ":80", "a?b", "ä", "a%41",
         ] {
             check_host(Version::HTTP_11, "/", &[bad], None);
+        }
+    }
+
+    #[test]
+    fn chunked_once_is_the_only_transfer_coding() {
+        for (values, good) in [
+            (&["chunked"][..], true),
+            (&["Chunked"], true),
+            (&[], true),
+            (&["gzip, chunked"], false),
+            (&["chunked", "chunked"], false),
+            (&["x", "chunked"], false),
+            (&["chunked, chunked"], false),
+            (&[""], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(TRANSFER_ENCODING, HeaderValue::from_static(value));
+            }
+            assert_eq!(is_framed_once(&headers), good, "{values:?}");
         }
     }
 

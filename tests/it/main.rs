@@ -16,3 +16,4 @@ mod reval;
 mod streams;
 mod tidy;
 mod verdicts;
+mod wire;

@@ -169,7 +169,18 @@ impl Client {
     }
 }
 
-/// An upstream that keeps the bytes of each connection, and once `until` has come answers with `answer`.
+/// What an upstream does once a request's head has come.
+#[derive(Clone, Debug)]
+pub enum Act {
+    /// Sends these bytes, and waits for the next head.
+    Say(Vec<u8>),
+    /// Sends these bytes and closes.
+    Last(Vec<u8>),
+    /// Breaks the connection.
+    Reset,
+}
+
+/// An upstream that keeps the bytes of each connection, and acts by a script each time a whole head has come.
 #[derive(Clone)]
 pub struct Scripted {
     pub address: SocketAddr,
@@ -179,18 +190,19 @@ pub struct Scripted {
 impl Scripted {
     /// Answers each time a whole head has come.
     pub async fn answering(answer: impl Into<Vec<u8>>) -> Self {
-        Self::start(answer.into(), false).await
+        Self::acting([Act::Say(answer.into())]).await
     }
 
-    /// Answers the first head and closes.
+    /// Answers the first head of each connection and closes.
     pub async fn closing_after(answer: impl Into<Vec<u8>>) -> Self {
-        Self::start(answer.into(), true).await
+        Self::acting([Act::Last(answer.into())]).await
     }
 
-    async fn start(answer: Vec<u8>, close: bool) -> Self {
+    /// Does this, head by head over all connections, and the last of it again and again.
+    pub async fn acting(script: impl Into<Vec<Act>>) -> Self {
         let (listener, address) = listen().await;
         let scripted = Self { address, shared: Arc::default() };
-        let own = scripted.clone();
+        let (own, script) = (scripted.clone(), Arc::new(Mutex::new(script.into())));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let index = {
@@ -198,25 +210,32 @@ impl Scripted {
                     all.push(Vec::new());
                     all.len() - 1
                 };
-                tokio::spawn(own.clone().connection(stream, index, answer.clone(), close));
+                tokio::spawn(own.clone().connection(stream, index, Arc::clone(&script)));
             }
         });
         scripted
     }
 
-    async fn connection(self, mut stream: TcpStream, index: usize, answer: Vec<u8>, close: bool) {
-        let (mut chunk, mut answered) = ([0; 16 * 1024], 0);
+    async fn connection(self, mut stream: TcpStream, index: usize, script: Arc<Mutex<Vec<Act>>>) {
+        let (mut chunk, mut done) = ([0; 16 * 1024], 0);
         while let Ok(count @ 1..) = stream.read(&mut chunk).await {
             let heads = {
                 let mut all = self.shared.0.lock().unwrap();
                 all[index].extend_from_slice(&chunk[..count]);
-                all[index].windows(4).filter(|window| window == b"\r\n\r\n").count()
+                heads(&all[index])
             };
             self.shared.1.notify_waiters();
-            while answered < heads {
-                answered += 1;
-                if stream.write_all(&answer).await.is_err() || close {
-                    return;
+            while done < heads {
+                done += 1;
+                let act = {
+                    let mut script = script.lock().unwrap();
+                    if script.len() > 1 { script.remove(0) } else { script[0].clone() }
+                };
+                match act {
+                    Act::Say(answer) if stream.write_all(&answer).await.is_ok() => {}
+                    Act::Say(_) => return,
+                    Act::Last(answer) => return drop(stream.write_all(&answer).await),
+                    Act::Reset => return stream.set_zero_linger().unwrap(),
                 }
             }
         }
@@ -249,4 +268,40 @@ impl Scripted {
     pub fn url(&self) -> Option<String> {
         Some(format!("http://{}", self.address))
     }
+}
+
+/// How many heads have come whole; what follows one is its body as far as its framing says so.
+fn heads(bytes: &[u8]) -> usize {
+    let (mut rest, mut heads) = (bytes, 0);
+    while let Some(end) = find(rest, b"\r\n\r\n") {
+        heads += 1;
+        let head = String::from_utf8_lossy(&rest[..end]).to_ascii_lowercase();
+        rest = &rest[end + 4..];
+        let field =
+            |name: &str| head.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+        let length: usize = field("content-length:").map_or(0, |length| length.parse().unwrap());
+        let body = if field("transfer-encoding:").is_some() { chunked(rest) } else { Some(length) };
+        match body {
+            Some(length) if length <= rest.len() => rest = &rest[length..],
+            _ => break,
+        }
+    }
+    heads
+}
+
+/// The length of a chunked body, once it is whole.
+fn chunked(bytes: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        let line = find(bytes.get(at..)?, b"\r\n")?;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[at..at + line]).unwrap(), 16).unwrap();
+        if size == 0 {
+            return Some(at + line + find(&bytes[at + line..], b"\r\n\r\n")? + 4);
+        }
+        at += line + 2 + size + 2;
+    }
+}
+
+fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
+    bytes.windows(wanted.len()).position(|window| window == wanted)
 }

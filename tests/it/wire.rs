@@ -1,0 +1,81 @@
+//! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the caller got.
+
+mod framing;
+mod identity;
+
+use std::fmt::Write as _;
+
+use crate::support::raw::{Client, Scripted};
+use crate::support::{Setup, Stage};
+
+/// What an upstream answers that has nothing against anybody.
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+/// A request that must never be seen where it is hidden in another one.
+const SMUGGLED: &str = "GET /public/smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
+
+/// Keyward before a scripted upstream.
+struct Wire {
+    stage: Stage,
+    upstream: Scripted,
+    key: String,
+}
+
+impl Wire {
+    /// Before an upstream that answers everything with `OK`.
+    async fn start() -> Self {
+        Self::with(Scripted::answering(OK).await, Setup::default()).await
+    }
+
+    async fn with(upstream: Scripted, setup: Setup) -> Self {
+        let stage = Stage::with(Setup { instead: upstream.url(), ..setup }).await;
+        let key = stage.key();
+        Self { stage, upstream, key }
+    }
+
+    /// A head with `lines` and a good key.
+    fn head(&self, line: &str, lines: &str) -> String {
+        format!("{line} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n{lines}\r\n", self.key)
+    }
+
+    /// Everything that comes back until Keyward closes.
+    async fn all(&self, request: impl AsRef<[u8]>) -> String {
+        let mut client = self.stage.connect().await;
+        client.send(request).await;
+        rest(&mut client).await
+    }
+
+    /// What the upstream received since the last time, in lower case.
+    fn fresh(&self, seen: &mut usize) -> String {
+        let text = self.upstream.text();
+        let fresh = text[*seen..].to_ascii_lowercase();
+        *seen = text.len();
+        fresh
+    }
+}
+
+async fn rest(client: &mut Client) -> String {
+    String::from_utf8_lossy(&client.rest().await).into_owned()
+}
+
+/// The status of each answer in what came back.
+fn statuses(text: &str) -> Vec<u16> {
+    let after = |version| text.split(version).skip(1);
+    after("HTTP/1.1 ").chain(after("HTTP/1.0 ")).map(|rest| rest[..3].parse().unwrap()).collect()
+}
+
+/// All values of a header, in any spelling that a backend could take for it.
+fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+    let fold =
+        |name: &str| name.to_ascii_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "-");
+    head.lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(own, _)| fold(own) == name)
+        .map(|(_, value)| value.trim())
+        .collect()
+}
+
+fn chunked(data: &str) -> String {
+    let mut body = String::new();
+    write!(body, "{:x}\r\n{data}\r\n0\r\n\r\n", data.len()).unwrap();
+    body
+}
