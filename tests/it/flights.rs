@@ -1,1 +1,250 @@
-//! To come.
+//! Sharing: no request is ever answered by a validation that began before it arrived, over all interleavings of the
+//! bookkeeping, and at random over the whole.
+
+mod model;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use keyward::dev::emulator::faults::{Answer, Effect, Target};
+use keyward::rejection::Rejection;
+use keyward::validator::Settings;
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+
+use crate::rig::{Rig, unknown};
+use crate::support::{LIMIT, Stage};
+
+fn at_once(max_in_flight_per_key: usize) -> Settings {
+    Settings { max_in_flight_per_key, timeout: Duration::from_secs(60), ..Settings::default() }
+}
+
+#[tokio::test]
+async fn fifty_requests_of_one_key_at_once_cost_the_flights_in_the_air_and_one_more() {
+    let rig = Rig::start(at_once(4)).await;
+    let key = rig.key();
+    rig.fault(Target::Validate, Effect::Hang);
+    let requests: Vec<_> = (0..50).map(|_| rig.spawn(&key)).collect();
+    rig.waiting(50).await;
+    rig.emulator.validations_begun(4).await;
+    rig.emulator.clear_faults();
+    for request in requests {
+        assert!(request.await.unwrap().is_ok());
+    }
+    let counts = rig.emulator.counts();
+    assert_eq!((counts.validations, counts.validations_open_max), (5, 4));
+}
+
+#[tokio::test]
+async fn sharing_lets_nobody_in_who_came_after_the_revocation() {
+    let rig = Rig::start(at_once(2)).await;
+    let key = rig.key();
+    rig.fault(Target::Validate, Effect::HangAfter);
+    let early = [rig.spawn(&key), rig.spawn(&key), rig.spawn(&key)];
+    rig.waiting(3).await;
+    rig.emulator.validations_begun(2).await;
+    crate::rig::until(|| rig.emulator.counts().validations_decided == 2).await;
+    assert!(rig.emulator.revoke(&key));
+    let late = [rig.spawn(&key), rig.spawn(&key)];
+    rig.waiting(5).await;
+    rig.emulator.clear_faults();
+    let [first, second, third] = early;
+    assert!(first.await.unwrap().is_ok() && second.await.unwrap().is_ok(), "they were asked about before");
+    for request in late.into_iter().chain([third]) {
+        assert_eq!(request.await.unwrap().unwrap_err(), Rejection::InvalidKey);
+    }
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_takes_the_answer_from_nobody() {
+    let rig = Rig::start(at_once(1)).await;
+    let key = rig.key();
+    rig.fault(Target::Validate, Effect::Hang);
+    let leaves = rig.spawn(&key);
+    rig.emulator.validations_begun(1).await;
+    let (leaves_too, stays) = (rig.spawn(&key), rig.spawn(&key));
+    rig.waiting(3).await;
+    leaves.abort();
+    leaves_too.abort();
+    rig.waiting(1).await;
+    assert_eq!(rig.emulator.counts().validations_open, 1, "no call is reset");
+    rig.emulator.clear_faults();
+    assert!(stays.await.unwrap().is_ok());
+    assert_eq!(rig.emulator.counts().validations, 2);
+}
+
+#[tokio::test]
+async fn a_flight_that_nobody_waits_for_is_not_sent() {
+    let rig = Rig::start(Settings { max_in_flight: 1, ..at_once(1) }).await;
+    let (key, other) = (rig.key(), rig.key());
+    rig.fault(Target::Validate, Effect::Hang);
+    let stays = rig.spawn(&key);
+    rig.emulator.validations_begun(1).await;
+    // One boards the next flight of this key, one waits with its own for a place.
+    let leave = [rig.spawn(&key), rig.spawn(&other)];
+    rig.waiting(3).await;
+    leave.iter().for_each(tokio::task::JoinHandle::abort);
+    rig.waiting(1).await;
+    rig.emulator.clear_faults();
+    assert!(stays.await.unwrap().is_ok());
+    assert!(rig.ask(&key).await.is_ok() && rig.ask(&other).await.is_ok(), "the next ones fly");
+    assert_eq!(rig.emulator.counts().validations, 3);
+    assert_eq!(rig.emulator.validations_of(&other), 1);
+}
+
+#[tokio::test]
+async fn a_flight_that_fails_tells_everybody_aboard() {
+    let rig = Rig::start(at_once(1)).await;
+    let key = rig.key();
+    rig.fault(Target::Validate, Effect::Hang);
+    rig.status(Target::Validate, 500);
+    let requests: Vec<_> = (0..4).map(|_| rig.spawn(&key)).collect();
+    rig.waiting(4).await;
+    rig.emulator.validations_begun(1).await;
+    rig.emulator.clear_faults();
+    let answers: Vec<_> = futures_util::future::join_all(requests).await;
+    let failed = answers.iter().filter(|answer| answer.as_ref().unwrap().is_err()).count();
+    assert_eq!(failed, 1, "the one in the air failed; those who boarded the next are served by it");
+    assert_eq!(rig.emulator.counts().validations, 2);
+}
+
+/// Panics where a flight reports a fault.
+struct Panicking(AtomicBool);
+
+impl tracing::Subscriber for Panicking {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && metadata.target() == "keyward::validator"
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        assert!(self.0.swap(true, Ordering::Relaxed), "a flight crashes, as this test wants it to");
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_flight_that_crashes_wakes_everybody_and_leaves_the_way_free() {
+    let rig = Rig::start(at_once(1)).await;
+    let key = rig.key();
+    rig.fault(Target::Validate, Effect::Hang);
+    rig.fault(Target::Validate, Effect::Answer(Answer::status(403)));
+    let requests: Vec<_> = (0..3).map(|_| rig.spawn(&key)).collect();
+    rig.waiting(3).await;
+    rig.emulator.validations_begun(1).await;
+    let _panicking = tracing::subscriber::set_default(Panicking(AtomicBool::new(false)));
+    rig.emulator.clear_faults();
+    for request in requests {
+        let answer = timeout(LIMIT, request).await.expect("nobody waits in vain").unwrap();
+        assert_eq!(answer.unwrap_err(), Rejection::ValidationUnavailable(Duration::from_secs(1)));
+    }
+    assert_eq!(rig.emulator.counts().validations, 1, "the panic was in the first flight");
+    assert!(rig.ask(&key).await.is_ok());
+}
+
+#[tokio::test]
+async fn at_random_nobody_gets_in_who_came_after_the_revocation() {
+    let mut random = fastrand::Rng::with_seed(0x6b65_7977_6172_6421);
+    let (mut served, mut refused) = (0, 0);
+    for round in 0..12 {
+        let limit = random.usize(1..=4);
+        let rig = Rig::start(at_once(limit)).await;
+        let key = rig.key();
+        rig.fault(Target::Validate, Effect::LatencyAfter(Duration::from_millis(random.u64(2..25))));
+        let revoke_at = random.usize(20..60);
+        let mut requests = JoinSet::new();
+        let mut leaving = Vec::new();
+        for number in 0..80 {
+            if number == revoke_at {
+                assert!(rig.emulator.revoke(&key));
+            }
+            let (validator, key) = (Arc::clone(&rig.validator), crate::rig::parse(&key));
+            let handle =
+                requests.spawn(async move { (number, validator.validate(&key, None).await.map(|_| ())) });
+            if random.u8(..4) == 0 {
+                leaving.push(handle);
+            }
+            if random.u8(..3) == 0 {
+                sleep(Duration::from_millis(random.u64(0..4))).await;
+            }
+            if random.u8(..6) == 0
+                && let Some(handle) = leaving.pop()
+            {
+                handle.abort();
+            }
+        }
+        while let Some(ended) = requests.join_next().await {
+            match ended {
+                Ok((number, Ok(()))) => {
+                    assert!(number < revoke_at, "round {round}: {number} came after {revoke_at}, and got in");
+                    served += 1;
+                }
+                Ok((number, Err(rejection))) => {
+                    assert_eq!(rejection, Rejection::InvalidKey, "round {round}: {number}");
+                    refused += 1;
+                }
+                Err(error) => assert!(error.is_cancelled(), "{error}"),
+            }
+        }
+        assert!(rig.emulator.counts().validations_open_max <= limit as u64);
+        assert_eq!(rig.metrics.validations_waiting.get(), 0);
+    }
+    assert!(served > 150 && refused > 250, "both were tried: {served} {refused}");
+}
+
+#[tokio::test]
+async fn a_bad_key_in_fifty_requests_at_once_costs_no_second_wave() {
+    let rig = Rig::start(at_once(4)).await;
+    rig.fault(Target::Validate, Effect::Hang);
+    let requests: Vec<_> = (0..50).map(|_| rig.spawn(&unknown(1))).collect();
+    rig.waiting(50).await;
+    rig.emulator.validations_begun(4).await;
+    rig.emulator.clear_faults();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap_err(), Rejection::InvalidKey);
+    }
+    assert_eq!(rig.emulator.counts().validations, 4, "those who waited were answered from memory");
+}
+
+#[tokio::test]
+async fn through_the_whole_proxy_a_revocation_holds_from_the_next_request_on_with_sharing_on() {
+    let stage = Stage::start().await;
+    let key = stage.key();
+    stage.emulator.set_fault("validate:latency-after=20ms".parse().unwrap());
+    let revoked = Arc::new(AtomicBool::new(false));
+    let mut clients = JoinSet::new();
+    let begun = stage.emulator.counts().validations;
+    for _ in 0..16 {
+        let (mut client, revoked) = (stage.connect().await, Arc::clone(&revoked));
+        let request = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
+        clients.spawn(async move {
+            for _ in 0..200 {
+                let late = revoked.load(Ordering::SeqCst);
+                client.send(&request).await;
+                match (client.reply().await.status, late) {
+                    (200, false) => {}
+                    (401, _) => return,
+                    (status, late) => panic!("{status}, late: {late}"),
+                }
+            }
+            panic!("never refused");
+        });
+    }
+    stage.emulator.validations_begun(begun + 20).await;
+    stage.emulator.revoke(&key);
+    revoked.store(true, Ordering::SeqCst);
+    while let Some(client) = clients.join_next().await {
+        client.unwrap();
+    }
+}

@@ -1,0 +1,178 @@
+//! The bookkeeping of sharing, checked over every interleaving of a few requests and a revocation; and the same check
+//! applied to plain join-in-flight sharing, which it must find wrong.
+
+use std::sync::Arc as StdArc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use keyward::validator::flights::{Arrival, Board};
+use loom::sync::{Arc, Condvar, Mutex};
+use loom::thread;
+
+/// What is checked: one key's arrivals and landings.
+trait Sharing: Send {
+    fn arrive(&mut self, flight: usize) -> Arrival<usize>;
+    fn land(&mut self) -> Option<usize>;
+}
+
+impl Sharing for Board<(), usize> {
+    fn arrive(&mut self, flight: usize) -> Arrival<usize> {
+        Board::arrive(self, (), || flight)
+    }
+
+    fn land(&mut self) -> Option<usize> {
+        Board::land(self, &())
+    }
+}
+
+/// What everybody else does: whoever comes while a call is under way takes its answer.
+#[derive(Default)]
+struct JoinInFlight(Option<usize>);
+
+impl Sharing for JoinInFlight {
+    fn arrive(&mut self, flight: usize) -> Arrival<usize> {
+        match self.0 {
+            Some(flight) => Arrival::Boards(flight),
+            None => {
+                self.0 = Some(flight);
+                Arrival::Departs(flight)
+            }
+        }
+    }
+
+    fn land(&mut self) -> Option<usize> {
+        self.0 = None;
+        None
+    }
+}
+
+/// The moments of a run, in the order in which they came.
+#[derive(Default)]
+struct History {
+    now: usize,
+    revoked: Option<usize>,
+    /// By flight: when its call began.
+    began: Vec<Option<usize>>,
+    /// By flight: the verdict, once it has landed.
+    verdict: Vec<Option<bool>>,
+    in_the_air: usize,
+    most_in_the_air: usize,
+}
+
+impl History {
+    fn tick(&mut self) -> usize {
+        self.now += 1;
+        self.now
+    }
+}
+
+struct World {
+    sharing: Mutex<Box<dyn Sharing>>,
+    history: Mutex<History>,
+    landed: Condvar,
+}
+
+impl World {
+    fn request(&self, number: usize) -> bool {
+        let arrived = self.history.lock().unwrap().tick();
+        let arrival = self.sharing.lock().unwrap().arrive(number);
+        let (Arrival::Departs(flight) | Arrival::Boards(flight)) = arrival;
+        if let Arrival::Departs(flight) = arrival {
+            self.fly(flight);
+        }
+        let mut history = self.history.lock().unwrap();
+        while history.verdict[flight].is_none() {
+            history = self.landed.wait(history).unwrap();
+        }
+        let fresh = history.began[flight].is_some_and(|began| began > arrived);
+        // What the customer sees of it: a revocation that was over when the request came.
+        let served_late =
+            history.verdict[flight] == Some(true) && history.revoked.is_some_and(|at| at < arrived);
+        fresh && !served_late
+    }
+
+    /// This flight, and those that leave when it lands.
+    fn fly(&self, first: usize) {
+        let mut next = Some(first);
+        while let Some(flight) = next {
+            {
+                let mut history = self.history.lock().unwrap();
+                let began = history.tick();
+                assert!(history.began[flight].replace(began).is_none(), "a flight leaves once");
+                history.in_the_air += 1;
+                history.most_in_the_air = history.most_in_the_air.max(history.in_the_air);
+            }
+            // Scalekit decides at some moment after it was asked, and answers at another.
+            let verdict = self.history.lock().unwrap().revoked.is_none();
+            {
+                let mut history = self.history.lock().unwrap();
+                history.in_the_air -= 1;
+                history.verdict[flight] = Some(verdict);
+            }
+            self.landed.notify_all();
+            next = self.sharing.lock().unwrap().land();
+        }
+    }
+
+    fn revoke(&self) {
+        let mut history = self.history.lock().unwrap();
+        history.revoked = Some(history.tick());
+    }
+}
+
+/// How many runs there were, and how many requests were answered by a call from before they came.
+fn explore(
+    requests: usize,
+    at_once: usize,
+    switches: usize,
+    sharing: impl Fn() -> Box<dyn Sharing> + Send + Sync + 'static,
+) -> (usize, usize) {
+    let (runs, stale) = (StdArc::new(AtomicUsize::new(0)), StdArc::new(AtomicUsize::new(0)));
+    let (counted, counted_stale) = (StdArc::clone(&runs), StdArc::clone(&stale));
+    let mut builder = loom::model::Builder::new();
+    // Forced switches in a run; waiting for a lock or an answer is none. Serving a stale answer needs one.
+    builder.preemption_bound = Some(switches);
+    builder.check(move || {
+        let world = Arc::new(World {
+            sharing: Mutex::new(sharing()),
+            history: Mutex::new(History {
+                began: vec![None; requests],
+                verdict: vec![None; requests],
+                ..History::default()
+            }),
+            landed: Condvar::new(),
+        });
+        let others: Vec<_> = (1..requests)
+            .map(|number| {
+                let world = Arc::clone(&world);
+                thread::spawn(move || world.request(number))
+            })
+            .collect();
+        let revoker = {
+            let world = Arc::clone(&world);
+            thread::spawn(move || world.revoke())
+        };
+        let mut answers = vec![world.request(0)];
+        answers.extend(others.into_iter().map(|request| request.join().unwrap()));
+        revoker.join().unwrap();
+        counted.fetch_add(1, Ordering::Relaxed);
+        counted_stale.fetch_add(answers.iter().filter(|fresh| !**fresh).count(), Ordering::Relaxed);
+        assert!(world.history.lock().unwrap().most_in_the_air <= at_once);
+    });
+    (runs.load(Ordering::Relaxed), stale.load(Ordering::Relaxed))
+}
+
+#[test]
+fn in_every_interleaving_the_answer_used_came_from_a_call_that_began_after_the_request() {
+    for (requests, at_once, switches) in [(2, 1, 3), (3, 1, 2), (3, 2, 2)] {
+        let (runs, stale) = explore(requests, at_once, switches, move || Box::new(Board::new(at_once)));
+        assert!(runs > 50, "{runs} interleavings of {requests} requests were tried");
+        assert_eq!(stale, 0, "{requests} requests, {at_once} at once");
+        eprintln!("{requests} requests, {at_once} at once: {runs} interleavings");
+    }
+}
+
+#[test]
+fn the_same_check_finds_plain_join_in_flight_sharing_wrong() {
+    let (runs, stale) = explore(2, 1, 1, || Box::<JoinInFlight>::default());
+    assert!(stale > 0, "in {runs} interleavings no request was served on an older call");
+}
