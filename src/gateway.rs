@@ -28,7 +28,7 @@ use crate::policy::{Permit, Requirement};
 use crate::rejection::{Caller, Rejection};
 use crate::route::{Auth, Route, RouteTable};
 use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
-use crate::upstream::{Failure, Upstream, tunnel};
+use crate::upstream::{Failure, Upstream, outgoing, tunnel};
 use crate::validator::Validator;
 
 /// What holds for every route.
@@ -38,6 +38,8 @@ pub struct Settings {
     pub realm: String,
     /// The most of a request's head.
     pub head: message::Limits,
+    /// The most of a request's body.
+    pub body: outgoing::Limits,
     /// How often the key of an open stream is asked about again.
     pub revalidate_every: Duration,
     /// What is written of each request.
@@ -184,7 +186,7 @@ impl Gateway {
         };
         let caller = upgrade.map(|_| hyper::upgrade::on(&mut request));
         let began = Instant::now();
-        let answered = upstream.forward(request, permit, upgrade, &self.identity).await;
+        let answered = upstream.forward(request, permit, upgrade, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
         let mut response = answered.map_err(|Failure { rejection, cause }| {
             record.cause = Some(cause);

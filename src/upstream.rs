@@ -4,7 +4,7 @@
 pub mod forwarded;
 pub mod tunnel;
 
-mod outgoing;
+pub mod outgoing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use hyper::{Request, Response, StatusCode};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
-use self::outgoing::{Outgoing, Progress};
+use self::outgoing::{Limits, Outgoing, Progress};
 use crate::body::Body;
 use crate::hop::{self, WebSocket};
 use crate::identity::Headers;
@@ -69,10 +69,12 @@ impl Upstream {
         _permit: &Permit,
         upgrade: Option<WebSocket>,
         identity: &Arc<Headers>,
+        limits: Limits,
     ) -> Result<Response<Body>, Failure> {
         let progress = Arc::new(Progress::begin());
-        let mut request =
-            request.map(|body| Outgoing::wrap(body, Arc::clone(identity), Arc::clone(&progress)));
+        let (head, body) = request.into_parts();
+        let body = Outgoing::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
+        let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
             set_upgrade(request.headers_mut());
             self.answered(self.origin.send_upgrade(request), &progress).await?
@@ -122,15 +124,19 @@ impl Failure {
 
     fn sending(error: &SendError, progress: &Progress) -> Self {
         match (progress.broken(), error) {
-            (true, _) => Self {
-                rejection: Rejection::MalformedRequest("The request's body broke off."),
-                cause: "the caller's body broke off".into(),
-            },
-            (false, SendError::NoUpgrade) => {
-                Self::unreachable("it speaks HTTP/2 alone, which has no upgrade")
+            (Some(rejection), _) => {
+                Self { rejection: rejection.clone(), cause: "the caller's body broke off".into() }
             }
-            (false, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.chain()),
+            (None, SendError::NoUpgrade) => Self::unreachable("it speaks HTTP/2 alone, which has no upgrade"),
+            (None, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.chain()),
         }
+    }
+}
+
+impl From<Rejection> for Failure {
+    fn from(rejection: Rejection) -> Self {
+        let cause = rejection.code().to_owned();
+        Self { rejection, cause }
     }
 }
 

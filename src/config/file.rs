@@ -15,7 +15,7 @@ use crate::credential::Alphabet;
 use crate::listener::Listen;
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Trusted;
-use crate::{access_log, credential, gateway, identity, listener, message, validator};
+use crate::{access_log, credential, gateway, identity, listener, message, upstream, validator};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -49,6 +49,10 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
     let head = message::Limits {
         max_uri: limits.take("uri", size(256, 64 * 1024)).unwrap_or(16 * 1024),
         max_headers,
+    };
+    let body = upstream::outgoing::Limits {
+        max_bytes: limits.take("body", size(0, 1 << 50)).map(|bytes| bytes as u64),
+        timeout: limits.take("body_timeout", duration(MILLISECOND)),
     };
     let log = log(file.section("log"));
     let listener = listener::Settings {
@@ -110,7 +114,7 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
         validator,
         credential,
         identity,
-        gateway: gateway::Settings { realm, head, revalidate_every, access_log: log.line() },
+        gateway: gateway::Settings { realm, head, body, revalidate_every, access_log: log.line() },
         log,
         upstreams,
         routes: routes?,

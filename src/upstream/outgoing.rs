@@ -1,8 +1,9 @@
-//! A request's body on its way to the upstream: streamed as it comes, its trailers without what is Keyward's to say, and
-//! watched, so that waiting for an answer begins when sending ends.
+//! A request's body on its way to the upstream: streamed as it comes, within its limits, its trailers without what is
+//! Keyward's to say, and watched, so that waiting for an answer begins when sending ends.
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,11 +13,21 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::body::{Body, BodyError};
 use crate::hop;
 use crate::identity::Headers;
+use crate::rejection::Rejection;
+
+/// Limits of a request's body; none by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The most bytes.
+    pub max_bytes: Option<u64>,
+    /// How long the caller may send nothing while the upstream waits.
+    pub timeout: Option<Duration>,
+}
 
 /// How far sending has come.
 pub(super) struct Progress {
@@ -24,7 +35,8 @@ pub(super) struct Progress {
     last_ms: AtomicU64,
     /// Whether the next of the body is the caller's to send.
     waiting: AtomicBool,
-    broken: AtomicBool,
+    /// Why the body ended before its end, if that is the caller's doing.
+    broken: OnceLock<Rejection>,
 }
 
 impl Progress {
@@ -33,7 +45,7 @@ impl Progress {
             began: Instant::now(),
             last_ms: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
-            broken: AtomicBool::new(false),
+            broken: OnceLock::new(),
         }
     }
 
@@ -46,9 +58,14 @@ impl Progress {
         self.began + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
-    /// Whether the caller's side of the body failed.
-    pub(super) fn broken(&self) -> bool {
-        self.broken.load(Ordering::Relaxed)
+    /// What the caller did wrong with the body, if anything.
+    pub(super) fn broken(&self) -> Option<&Rejection> {
+        self.broken.get()
+    }
+
+    fn breaks(&self, rejection: Rejection) {
+        // The first reason stands.
+        let _ = self.broken.set(rejection);
     }
 
     fn moved(&self) {
@@ -61,12 +78,44 @@ pub(super) struct Outgoing {
     body: Body,
     identity: Arc<Headers>,
     progress: Arc<Progress>,
+    /// Bytes that may still come.
+    left: u64,
+    timeout: Option<Duration>,
+    /// Runs while the caller's next bytes are awaited, if there is a limit.
+    patience: Option<Pin<Box<Sleep>>>,
 }
 
 impl Outgoing {
     /// A body that ends at once stays as it is.
-    pub(super) fn wrap(body: Body, identity: Arc<Headers>, progress: Arc<Progress>) -> Body {
-        if body.is_end_stream() { body } else { Self { body, identity, progress }.boxed_unsync() }
+    ///
+    /// # Errors
+    /// `BodyTooLarge` where its length is announced, and over the limit.
+    pub(super) fn wrap(
+        body: Body,
+        limits: Limits,
+        identity: Arc<Headers>,
+        progress: Arc<Progress>,
+    ) -> Result<Body, Rejection> {
+        let left = limits.max_bytes.unwrap_or(u64::MAX);
+        if body.size_hint().lower() > left {
+            return Err(Rejection::BodyTooLarge);
+        }
+        if body.is_end_stream() {
+            return Ok(body);
+        }
+        Ok(Self { body, identity, progress, left, timeout: limits.timeout, patience: None }.boxed_unsync())
+    }
+
+    /// Whether the caller has been silent for too long.
+    fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(timeout) = self.timeout else { return false };
+        self.patience.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).is_ready()
+    }
+
+    fn breaks(&self, rejection: Rejection) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let code = rejection.code();
+        self.progress.breaks(rejection);
+        Poll::Ready(Some(Err(code.into())))
     }
 }
 
@@ -87,24 +136,30 @@ impl http_body::Body for Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        if polled.is_ready() {
-            self.progress.moved();
-        }
         self.progress.waiting.store(polled.is_pending(), Ordering::Relaxed);
-        polled.map(|frame| {
-            frame.map(|frame| match frame {
-                Ok(mut frame) => {
-                    if let Some(trailers) = frame.trailers_mut() {
-                        strip_trailers(trailers, &self.identity);
-                    }
-                    Ok(frame)
+        if polled.is_pending() {
+            return if self.is_late(cx) { self.breaks(Rejection::BodyTimeout) } else { Poll::Pending };
+        }
+        self.progress.moved();
+        self.patience = None;
+        match polled {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+                let Some(left) = self.left.checked_sub(length) else {
+                    return self.breaks(Rejection::BodyTooLarge);
+                };
+                self.left = left;
+                if let Some(trailers) = frame.trailers_mut() {
+                    strip_trailers(trailers, &self.identity);
                 }
-                Err(error) => {
-                    self.progress.broken.store(true, Ordering::Relaxed);
-                    Err(error)
-                }
-            })
-        })
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                self.progress.breaks(Rejection::MalformedRequest("The request's body broke off."));
+                Poll::Ready(Some(Err(error)))
+            }
+            other => other,
+        }
     }
 
     fn is_end_stream(&self) -> bool {

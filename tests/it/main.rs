@@ -8,6 +8,7 @@ mod admission;
 mod deploy;
 mod flights;
 mod hostile;
+mod limits;
 mod outage;
 mod own_token;
 mod pressure;

@@ -1,0 +1,57 @@
+//! Bodies within their limits pass, others get an answer that says so, and nobody else notices.
+
+use crate::support::raw::Scripted;
+use crate::support::{Setup, Stage};
+
+const POST: &str = "POST /public/x HTTP/1.1\r\nhost: a\r\n";
+
+async fn stage(sections: &'static str) -> Stage {
+    Stage::with(Setup { sections, ..Setup::default() }).await
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_413_announced_or_not() {
+    let stage = stage("[limits]\nbody = 8").await;
+    for (body, status) in [
+        ("content-length: 8\r\n\r\n12345678", 200),
+        ("content-length: 9\r\n\r\n123456789", 413),
+        ("content-length: 4000000000\r\n\r\n", 413),
+        ("transfer-encoding: chunked\r\n\r\n4\r\n1234\r\n4\r\n5678\r\n0\r\n\r\n", 200),
+        ("transfer-encoding: chunked\r\n\r\n4\r\n1234\r\n5\r\n56789\r\n0\r\n\r\n", 413),
+    ] {
+        let reply = stage.ask(format!("{POST}{body}")).await;
+        assert_eq!(reply.status, status, "{body}");
+        if status == 413 {
+            assert_eq!((reply.code(), reply.header("connection")), (Some("body_too_large"), Some("close")));
+        }
+    }
+    assert_eq!(stage.get("/public/x", "none").await.status, 200);
+}
+
+#[tokio::test]
+async fn an_announced_body_over_the_limit_never_reaches_the_upstream() {
+    let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+    let setup = Setup { sections: "[limits]\nbody = 8", instead: upstream.url(), ..Setup::default() };
+    let stage = Stage::with(setup).await;
+    assert_eq!(stage.ask(format!("{POST}content-length: 9\r\n\r\n123456789")).await.status, 413);
+    assert!(upstream.received().is_empty());
+}
+
+#[tokio::test]
+async fn a_caller_who_pauses_within_a_body_for_too_long_gets_408() {
+    let stage = stage("[limits]\nbody_timeout = \"50ms\"").await;
+    let reply = stage.ask(format!("{POST}content-length: 8\r\n\r\n1234")).await;
+    assert_eq!((reply.status, reply.code()), (408, Some("body_timeout")));
+    let mut client = stage.connect().await;
+    client.send(format!("{POST}content-length: 8\r\n\r\n1234")).await;
+    client.send("5678").await;
+    assert_eq!(client.reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn without_a_limit_nothing_is_too_long() {
+    let stage = stage("").await;
+    let body = "x".repeat(1024 * 1024);
+    let reply = stage.ask(format!("{POST}content-length: {}\r\n\r\n{body}", body.len())).await;
+    assert_eq!((reply.status, stage.last().body_bytes), (200, 1024 * 1024));
+}
