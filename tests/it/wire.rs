@@ -1,6 +1,8 @@
 //! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the caller got.
 
+mod bodies;
 mod framing;
+mod heads;
 mod identity;
 
 use std::fmt::Write as _;

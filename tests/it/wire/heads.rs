@@ -1,0 +1,250 @@
+//! Request lines, hosts, names, values and credentials that HTTP does not allow: refused, and nothing forwarded.
+
+use super::{SMUGGLED, Wire, rest, statuses, values};
+
+/// Sends each head with a request behind it, and expects no answer but one refusal.
+async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
+    for head in heads {
+        let all = wire.all(with(head) + SMUGGLED).await;
+        assert!(matches!(statuses(&all)[..], [400..=499] | []), "{head:?}: {all}");
+        assert!(!all.contains(&wire.key), "{head:?}: {all}");
+        assert_eq!(wire.upstream.text(), "", "{head:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_request_line_that_is_none_is_refused() {
+    let wire = Wire::start().await;
+    let lines = [
+        "GET /public/x",
+        "GET /public/x ",
+        "GET /public/x HTTP/2.0",
+        "GET /public/x HTTP/3",
+        "GET /public/x HTTP/1.2",
+        "GET /public/x HTTP/0.9",
+        "GET /public/x HTTP/1",
+        "GET /public/x HTTP/11",
+        "GET /public/x HTTP/01.1",
+        "GET /public/x http/1.1",
+        "GET /public/x HTTP/1.1 ",
+        "GET /public/x HTTP/1.1 x",
+        "GET /public/x XHTTP/1.1",
+        "GET  /public/x HTTP/1.1",
+        "GET /public/x  HTTP/1.1",
+        "GET\t/public/x\tHTTP/1.1",
+        "GET\x0b/public/x HTTP/1.1",
+        " GET /public/x HTTP/1.1",
+        "GET /public /x HTTP/1.1",
+        "GET /public/\0x HTTP/1.1",
+        "GET /public/\x7fx HTTP/1.1",
+        "GET /public/x\rHTTP/1.1",
+        "GET /public/x HTTP/1.1\rx: y",
+        "G\0T /public/x HTTP/1.1",
+        "G@T /public/x HTTP/1.1",
+        "GET: /public/x HTTP/1.1",
+        "/public/x HTTP/1.1",
+        "HTTP/1.1 200 OK",
+        "PRI * HTTP/1.1",
+    ];
+    check(&wire, &lines, |line| format!("{line}\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+}
+
+#[tokio::test]
+async fn a_target_that_is_no_path_of_a_route_is_refused() {
+    let wire = Wire::start().await;
+    let key = wire.key.clone();
+    let lines = [
+        "OPTIONS *",
+        "GET *",
+        "GET public/x",
+        "GET \\public\\x",
+        "GET ?/public/x",
+        "GET #/public/x",
+        "GET a.test:80",
+        "GET http:/public/x",
+        "GET http:///public/x",
+        "GET http://u:p@a/public/x",
+        "GET http://a:99999/public/x",
+        "GET ftp://a/public/x",
+        "GET file:///public/x",
+        "GET javascript:x",
+        "CONNECT a.test:443",
+        "CONNECT a.test",
+        "CONNECT /public/x",
+        "CONNECT http://a/public/x",
+        "TRACE /public/x",
+        "TRACE http://a/public/x",
+    ];
+    check(&wire, &lines, |line| {
+        format!("{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn no_two_or_a_malformed_host_is_refused() {
+    let wire = Wire::start().await;
+    let hosts = [
+        "",
+        "host:\r\n",
+        "host: a\r\nhost: a\r\n",
+        "host: a\r\nHOST: b\r\n",
+        "host: a, b\r\n",
+        "host: a b\r\n",
+        "host: u@a\r\n",
+        "host: a/x\r\n",
+        "host: a?x\r\n",
+        "host: a#x\r\n",
+        "host: a\\x\r\n",
+        "host: a:x\r\n",
+        "host: a:80:80\r\n",
+        "host: a:99999\r\n",
+        "host: :80\r\n",
+        "host: [::1\r\n",
+        "host: [a]\r\n",
+        "host: http://a\r\n",
+        "host: a\u{e9}\r\n",
+        "host: a%00\r\n",
+        "host: a\0\r\n",
+        "host: a\tb\r\n",
+        "host: <a>\r\n",
+        "host: a\r\n .b\r\n",
+        "host : a\r\n",
+        " host: a\r\n",
+        "h\u{f6}st: a\r\n",
+        "x-forwarded-host: a\r\n",
+    ];
+    check(&wire, &hosts, |host| format!("GET /public/x HTTP/1.1\r\nconnection: close\r\n{host}\r\n")).await;
+    check(&wire, &["GET /public/x HTTP/1.0", "GET http://a/public/x HTTP/1.1"], |line| {
+        format!("{line}\r\nconnection: close\r\n\r\n")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_targets_authority_is_the_host() {
+    let wire = Wire::start().await;
+    for line in ["GET http://b.test/public/x", "GET HTTP://b.test/public/x#y", "GET https://b.test/public/x"]
+    {
+        let mut seen = wire.upstream.text().len();
+        let all = wire.all(format!("{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        assert_eq!(statuses(&all), [200], "{line}");
+        let head = wire.fresh(&mut seen);
+        assert!(head.starts_with("get /public/x http/1.1\r\n"), "{head}");
+        assert_eq!(
+            (values(&head, "host"), values(&head, "x-forwarded-host")),
+            (vec!["b.test"], vec!["b.test"])
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_header_that_two_parsers_could_read_differently_is_refused() {
+    let wire = Wire::start().await;
+    let lines = [
+        "x-org-id : forged",
+        "x-org-id\t: forged",
+        "x-org-id\x0b: forged",
+        "x-org-id\0: forged",
+        "x-org-id\u{a0}: forged",
+        "x-org\0-id: forged",
+        "x-org-id\r: forged",
+        "x-org-id",
+        " x-org-id: forged",
+        "\tx-org-id: forged",
+        "\x0bx-org-id: forged",
+        ": forged",
+        ":",
+        "x org id: forged",
+        "x-org-id(: forged",
+        "\"x-org-id\": forged",
+        "x-org-id\\: forged",
+        "x/org/id: forged",
+        "x@org: forged",
+        "x=org: forged",
+        "x\u{ff0d}org: forged",
+        "x: a\r\n b",
+        "x: a\r\n\tx-org-id: forged",
+        "x: a\rx-org-id: forged",
+        "x: a\r\rx-org-id: forged",
+        "x: a\0b",
+        "x: a\x01b",
+        "x: a\x0bb",
+        "x: a\x0cb",
+        "x: a\x1bb",
+        "x: a\x7fb",
+    ];
+    check(&wire, &lines, |line| wire.head("GET /v1", &format!("a: b\r\n{line}\r\n"))).await;
+    check(&wire, &lines, |line| {
+        wire.head("GET /v1", "").replace("host: a\r\n", &format!("{line}\r\nhost: a\r\n"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_bare_line_feed_ends_a_line_and_hides_nothing() {
+    let wire = Wire::start().await;
+    let lines = "x: a\nx-org-id: forged\ny: b\nx_claim_admin: forged\nconnection: close\n";
+    assert_eq!(statuses(&wire.all(wire.head("GET /v1", lines)).await), [200]);
+    let head = wire.upstream.text();
+    assert!(!head.contains("forged"), "{head}");
+    assert_eq!(head.matches('\n').count(), head.matches("\r\n").count(), "{head}");
+}
+
+#[tokio::test]
+async fn odd_bytes_in_values_pass_as_they_are() {
+    let wire = Wire::start().await;
+    let mut client = wire.stage.connect().await;
+    for value in [&b"\xff\xfe\x80"[..], b"a\tb", b"\"a:b, c;\\", "é".as_bytes()] {
+        let head = wire.head("GET /v1", "x: ");
+        client.send([head.trim_end().as_bytes(), b" ", value, b"\r\n\r\n"].concat()).await;
+        assert_eq!(client.reply().await.status, 200);
+        let all = wire.upstream.received().concat();
+        assert!(all.windows(value.len()).any(|window| window == value), "{value:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_a_key_is_a_4xx_without_a_call() {
+    let wire = Wire::start().await;
+    let before = wire.stage.emulator.counts().validations;
+    let key = &wire.key;
+    let long = |length| "a".repeat(length);
+    for (value, expected) in [
+        (format!("Bearer {}", long(513)), &[401][..]),
+        (format!("Bearer {}", long(8 << 10)), &[401]),
+        (format!("Bearer {}", long(60 << 10)), &[401]),
+        (format!("Bearer {}", long(70 << 10)), &[431]),
+        (format!("Bearer {key}\0"), &[400]),
+        (format!("Bearer {key}\x01"), &[400]),
+        (format!("Bearer \x0b{key}"), &[400]),
+        (format!("Bearer\0{key}"), &[400]),
+        (format!("Bearer {key}\x7f"), &[400]),
+        (format!("Bearer\r\n {key}"), &[400]),
+        (format!("Bearer {key}\r\n x"), &[400]),
+        (format!("Bearer {key}\u{e9}"), &[401]),
+        (format!("Bearer\u{a0}{key}"), &[401]),
+        (format!("Bearer {key}\u{a0}"), &[401]),
+        (format!("Bearer \u{ff21}{key}"), &[401]),
+        (format!("Bearer\t{key}"), &[401]),
+        (format!("Bearer {key}\"}}"), &[401]),
+        (format!("Bearer {key},{key}"), &[401]),
+        (format!("Bearer {key}%00"), &[401]),
+        (format!("Bearer {key}="), &[401]),
+        (format!("Bearer \"{key}\""), &[401]),
+        (format!("Bearer, Bearer {key}"), &[401]),
+        (format!("Basic x, Bearer {key}"), &[401]),
+        (format!("Bearer: {key}"), &[401]),
+        (format!("Token {key}"), &[401]),
+        (key.clone(), &[401]),
+    ] {
+        let mut client = wire.stage.connect().await;
+        let head = "GET /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
+        client.send(format!("{head}authorization: {value}\r\n\r\n")).await;
+        let all = rest(&mut client).await;
+        assert_eq!(statuses(&all), expected, "{}", &value[..value.len().min(80)]);
+        assert!(!all.contains(key), "{all}");
+    }
+    assert_eq!(wire.stage.emulator.counts().validations, before);
+    assert_eq!(wire.upstream.text(), "");
+}
