@@ -3,9 +3,13 @@
 
 mod explain;
 mod file;
+mod headers;
 mod reader;
 mod routes;
 mod scalekit;
+mod upstreams;
+mod urls;
+mod values;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -140,6 +144,8 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Problems> 
 /// # Errors
 /// Everything that is wrong with it.
 pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config, Problems> {
+    // Some editors begin with a byte order mark, which is no column.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     file::read(text, environment).map_err(|mut problems| {
         problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
         let place = |at: usize| {

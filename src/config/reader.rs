@@ -2,11 +2,11 @@
 //! asked for is a problem too.
 
 use std::cell::RefCell;
-use std::fmt;
-use std::time::Duration;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+use super::values::{expected, shown, text};
 
 /// Something wrong, and where.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ impl Found {
         self.0.borrow_mut().push(Problem { at, key: key.into(), text: text.into() });
     }
 
+    pub(super) fn count(&self) -> usize {
+        self.0.borrow().len()
+    }
+
     pub(super) fn into_inner(self) -> Vec<Problem> {
         self.0.into_inner()
     }
@@ -36,10 +40,10 @@ impl Found {
 pub(super) struct Section<'a, 'd> {
     found: &'a Found,
     path: String,
+    /// Where it is, or else what it would be in.
     at: usize,
-    missing: bool,
     table: DeTable<'d>,
-    /// The keys that were asked for, and where those are that were there.
+    /// The keys that were asked for, and where the values of those are that were there.
     known: Vec<(&'static str, Option<usize>)>,
 }
 
@@ -47,8 +51,13 @@ pub(super) struct Section<'a, 'd> {
 pub(super) type Value<'d> = DeValue<'d>;
 
 impl<'a, 'd> Section<'a, 'd> {
-    pub(super) fn new(found: &'a Found, path: impl Into<String>, at: usize, table: DeTable<'d>) -> Self {
-        Self { found, path: path.into(), at, missing: false, table, known: Vec::new() }
+    /// A whole file.
+    pub(super) fn root(found: &'a Found, table: DeTable<'d>) -> Self {
+        Self::new(found, String::new(), 0, table)
+    }
+
+    fn new(found: &'a Found, path: String, at: usize, table: DeTable<'d>) -> Self {
+        Self { found, path, at, table, known: Vec::new() }
     }
 
     /// The value of a key, read by `read`, whose error becomes a problem; `None` also when there is none.
@@ -57,14 +66,8 @@ impl<'a, 'd> Section<'a, 'd> {
         key: &'static str,
         read: impl FnOnce(&Value<'d>) -> Result<T, String>,
     ) -> Option<T> {
-        let (at, value) = self.raw(key)?;
-        match read(&value) {
-            Ok(value) => Some(value),
-            Err(text) => {
-                self.found.add(Some(at), self.key(key), text);
-                None
-            }
-        }
+        let value = self.raw(key)?;
+        self.found.read(&value, || self.key(key), read)
     }
 
     /// As `take`, and a problem when there is none.
@@ -82,72 +85,116 @@ impl<'a, 'd> Section<'a, 'd> {
         self.take(key, read)
     }
 
-    /// A table within, empty when it is not there.
-    pub(super) fn section(&mut self, key: &'static str) -> Section<'a, 'd> {
+    /// The values of a list of strings, each read by `read`, whose errors become problems of their own. An empty list is one
+    /// too, if `empty` says what is wrong with it.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        empty: Option<&str>,
+        read: impl Fn(&str) -> Result<T, String>,
+    ) -> Option<Vec<T>> {
+        let value = self.raw(key)?;
         let path = self.key(key);
-        match self.raw(key) {
-            None => Section { missing: true, ..Section::new(self.found, path, self.at, DeTable::new()) },
-            Some((at, DeValue::Table(table))) => Section::new(self.found, path, at, table),
-            Some((at, other)) => {
-                self.found.add(Some(at), path.clone(), expected("a table", &other));
-                Section::new(self.found, path, at, DeTable::new())
+        let Some(items) = value.get_ref().as_array() else {
+            self.found.add(Some(start(&value)), path, expected("a list of strings", value.get_ref()));
+            return None;
+        };
+        if let (true, Some(problem)) = (items.is_empty(), empty) {
+            self.found.add(Some(start(&value)), path, problem);
+            return None;
+        }
+        let item =
+            |(index, item)| self.found.read(item, || format!("{path}[{index}]"), |value| read(&text(value)?));
+        // All of them, so that every problem is found, before any is missed.
+        items.iter().enumerate().map(item).collect::<Vec<_>>().into_iter().collect()
+    }
+
+    /// A table within; `None` where it is not there, or is something else, which is a problem.
+    pub(super) fn optional_section(&mut self, key: &'static str) -> Option<Section<'a, 'd>> {
+        let path = self.key(key);
+        let value = self.raw(key)?;
+        let at = start(&value);
+        match value.into_inner() {
+            DeValue::Table(table) => Some(Section::new(self.found, path, at, table)),
+            other => {
+                let hint = if other.is_array() { format!("; write [{path}] once") } else { String::new() };
+                self.found.add(Some(at), path, expected("a table", &other) + &hint);
+                None
             }
         }
     }
 
-    /// The tables of an array of tables, and a problem when there are none.
-    pub(super) fn sections(&mut self, key: &'static str) -> Vec<Section<'a, 'd>> {
-        let path = self.key(key);
-        let Some((at, value)) = self.raw(key) else {
-            self.found.add(
-                None,
-                path.clone(),
-                format!("there are none, so nothing would be forwarded; write [[{path}]]"),
-            );
-            return Vec::new();
+    /// A table within, empty when there is none.
+    pub(super) fn section(&mut self, key: &'static str) -> Section<'a, 'd> {
+        let section = self.optional_section(key);
+        section.unwrap_or_else(|| Section::new(self.found, self.key(key), self.at, DeTable::new()))
+    }
+
+    /// The tables of an array of tables, and a problem when there are none. `None` where the array could not be read.
+    pub(super) fn sections(&mut self, key: &'static str) -> Option<Vec<Section<'a, 'd>>> {
+        let (found, path) = (self.found, self.key(key));
+        let none = || format!("there are none, so nothing would be forwarded; write [[{path}]]");
+        let Some(value) = self.raw(key) else {
+            found.add(None, path.clone(), none());
+            return None;
         };
-        let DeValue::Array(array) = value else {
-            self.found.add(Some(at), path.clone(), format!("write [[{path}]] for each"));
-            return Vec::new();
-        };
-        let mut sections = Vec::new();
-        for (index, item) in array.into_iter().enumerate() {
-            let (path, at) = (format!("{path}[{index}]"), item.span().start);
-            match item.into_inner() {
-                DeValue::Table(table) => sections.push(Section::new(self.found, path, at, table)),
-                other => self.found.add(Some(at), path, expected("a table", &other)),
+        let at = Some(start(&value));
+        let items = match value.into_inner() {
+            DeValue::Array(items) => items,
+            DeValue::Table(_) => {
+                let text = format!("there can be several; write [[{path}]], in double brackets, for each");
+                found.add(at, path, text);
+                return None;
             }
+            other => {
+                found.add(
+                    at,
+                    path.clone(),
+                    expected("a list of tables", &other) + &format!("; write [[{path}]] for each"),
+                );
+                return None;
+            }
+        };
+        if items.is_empty() {
+            found.add(at, path.clone(), none());
+            return None;
+        }
+        let mut sections = Vec::new();
+        for (index, item) in items.into_iter().enumerate() {
+            let (path, at) = (format!("{path}[{index}]"), start(&item));
+            match item.into_inner() {
+                DeValue::Table(table) => sections.push(Section::new(found, path, at, table)),
+                other => found.add(Some(at), path, expected("a table", &other)),
+            }
+        }
+        Some(sections)
+    }
+
+    /// What is within, whatever the names, in the order of the file; `None` for what is no table. `example` is one.
+    pub(super) fn named_sections(self, example: &str) -> Vec<(String, Option<Section<'a, 'd>>)> {
+        let mut sections = Vec::new();
+        for (name, value) in in_order(self.table) {
+            let (path, at) = (dotted(&self.path, &name), start(&value));
+            let section = match value.into_inner() {
+                DeValue::Table(table) => Some(Section::new(self.found, path, at, table)),
+                other => {
+                    let problem = expected("a table", &other);
+                    self.found.add(Some(at), path, format!("{problem}; for example {example}"));
+                    None
+                }
+            };
+            sections.push((name, section));
         }
         sections
     }
 
-    /// The tables within, whatever their names, in the order of the file.
-    pub(super) fn named_sections(self) -> Vec<(String, Section<'a, 'd>)> {
-        let (found, path) = (self.found, self.path);
-        let mut sections = Vec::new();
-        for (name, value) in self.table {
-            let (path, at) = (format!("{path}.{}", name.get_ref()), name.span().start);
-            match value.into_inner() {
-                DeValue::Table(table) => {
-                    sections.push((at, name.into_inner().into_owned(), Section::new(found, path, at, table)));
-                }
-                other => found.add(Some(at), path, expected("a table", &other)),
-            }
-        }
-        sections.sort_by_key(|(at, ..)| *at);
-        sections.into_iter().map(|(_, name, section)| (name, section)).collect()
-    }
-
-    /// Names and texts, whatever the names.
-    pub(super) fn texts(self) -> Vec<(String, String)> {
+    /// The strings within, whatever their names, in the order of the file; each read by `read`, with its name.
+    pub(super) fn texts<T>(self, mut read: impl FnMut(&str, &str) -> Result<T, String>) -> Vec<(String, T)> {
         let mut pairs = Vec::new();
-        for (name, value) in self.table {
-            let at = value.span().start;
-            match text(value.get_ref()) {
-                Ok(value) => pairs.push((name.into_inner().into_owned(), value)),
-                Err(problem) => {
-                    self.found.add(Some(at), format!("{}.{}", self.path, name.get_ref()), problem)
-                }
+        for (name, value) in in_order(self.table) {
+            let key = || dotted(&self.path, &name);
+            if let Some(value) = self.found.read(&value, key, |value| read(&name, &text(value)?)) {
+                pairs.push((name, value));
             }
         }
         pairs
@@ -157,147 +204,104 @@ impl<'a, 'd> Section<'a, 'd> {
         self.table.keys().any(|name| name.get_ref() == key)
     }
 
-    /// Whether the section is not in the file.
-    pub(super) fn is_missing(&self) -> bool {
-        self.missing
+    /// Whether the value of a key is a list.
+    pub(super) fn has_list(&self, key: &str) -> bool {
+        self.table.iter().any(|(name, value)| name.get_ref() == key && value.get_ref().is_array())
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// Where the section is.
     pub(super) fn place(&self) -> usize {
         self.at
     }
 
-    pub(super) fn path(&self) -> &str {
-        &self.path
+    /// A problem with the section as a whole.
+    pub(super) fn problem_with_all(&self, text: impl Into<String>) {
+        self.found.add(Some(self.at), self.path.clone(), text);
     }
 
     /// A problem with a key of this section, at its value if it has one.
     pub(super) fn problem(&self, key: &str, text: impl Into<String>) {
-        let place = self.known.iter().rev().find(|(known, _)| *known == key).and_then(|(_, place)| *place);
-        self.found.add(Some(place.unwrap_or(self.at)), self.key(key), text);
+        self.found.add(Some(self.value_place(key).unwrap_or(self.at)), self.key(key), text);
+    }
+
+    /// Whether a key that was taken is in the file.
+    pub(super) fn had(&self, key: &str) -> bool {
+        self.value_place(key).is_some()
     }
 
     /// Complains about what nobody took.
     pub(super) fn finish(self) {
+        let known = || self.known.iter().map(|(key, _)| *key);
         for name in self.table.keys() {
             let key = name.get_ref().as_ref();
-            let hint = did_you_mean(key, self.known.iter().map(|(key, _)| *key));
-            let known: Vec<&str> = self.known.iter().map(|(key, _)| *key).collect();
-            let text = match hint.is_empty() {
-                true => format!("is not known here; known are {}", known.join(", ")),
-                false => format!("is not known here{hint}"),
+            let hint = match did_you_mean(key, known()) {
+                hint if hint.is_empty() => format!("; known are {}", known().collect::<Vec<_>>().join(", ")),
+                hint => hint,
             };
-            self.found.add(Some(name.span().start), self.key(key), text);
+            self.found.add(Some(name.span().start), self.key(key), format!("is not known here{hint}"));
         }
+    }
+
+    fn value_place(&self, key: &str) -> Option<usize> {
+        self.known.iter().rev().find(|(known, _)| *known == key).and_then(|(_, place)| *place)
     }
 
     fn key(&self, key: &str) -> String {
-        match (self.path.as_str(), key) {
-            ("", key) => key.to_owned(),
-            (path, "") => path.to_owned(),
-            (path, key) => format!("{path}.{key}"),
-        }
+        dotted(&self.path, key)
     }
 
-    fn raw(&mut self, key: &'static str) -> Option<(usize, DeValue<'d>)> {
+    fn raw(&mut self, key: &'static str) -> Option<Spanned<DeValue<'d>>> {
         let name = self.table.keys().find(|name| name.get_ref() == key).cloned();
-        let value: Option<Spanned<DeValue<'d>>> = name.and_then(|name| self.table.remove(&name));
-        self.known.push((key, value.as_ref().map(|value| value.span().start)));
-        value.map(|value| (value.span().start, value.into_inner()))
+        let value = name.and_then(|name| self.table.remove(&name));
+        self.known.push((key, value.as_ref().map(start)));
+        value
     }
 }
 
-/// `; did you mean "x"?` where one of the candidates is near.
+impl Found {
+    fn read<'d, T>(
+        &self,
+        value: &Spanned<DeValue<'d>>,
+        key: impl FnOnce() -> String,
+        read: impl FnOnce(&Value<'d>) -> Result<T, String>,
+    ) -> Option<T> {
+        read(value.get_ref()).map_err(|text| self.add(Some(start(value)), key(), text)).ok()
+    }
+}
+
+fn start(value: &Spanned<DeValue<'_>>) -> usize {
+    value.span().start
+}
+
+/// `toml` sorts by name; people read from top to bottom.
+fn in_order<'d>(table: DeTable<'d>) -> Vec<(String, Spanned<DeValue<'d>>)> {
+    let mut pairs: Vec<_> = table.into_iter().collect();
+    pairs.sort_by_key(|(name, _)| name.span().start);
+    pairs.into_iter().map(|(name, value)| (name.into_inner().into_owned(), value)).collect()
+}
+
+/// A key as it would be written, in quotes where TOML asks for them.
+fn dotted(path: &str, key: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { shown(key) };
+    if path.is_empty() { key } else { format!("{path}.{key}") }
+}
+
+/// `; did you mean "x"?` where one of the candidates is near: one slip away, or alike from the beginning.
 pub(super) fn did_you_mean<'c>(given: &str, candidates: impl Iterator<Item = &'c str>) -> String {
+    let given = given.to_lowercase();
+    let likeness = |candidate: &str| {
+        let candidate = candidate.to_lowercase();
+        let slip = candidate.len() > 2 && strsim::damerau_levenshtein(&given, &candidate) == 1;
+        if slip { 1.0 } else { strsim::jaro_winkler(&given, &candidate) }
+    };
     let near = candidates
-        .map(|candidate| (strsim::jaro_winkler(given, candidate), candidate))
+        .map(|candidate| (likeness(candidate), candidate))
         .filter(|(likeness, _)| *likeness > 0.8)
         .max_by(|one, two| one.0.total_cmp(&two.0));
-    near.map_or_else(String::new, |(_, candidate)| format!("; did you mean \"{candidate}\"?"))
-}
-
-fn expected(what: impl fmt::Display, found: &DeValue<'_>) -> String {
-    format!("should be {what}, not {}", article(found.type_str()))
-}
-
-fn article(kind: &str) -> String {
-    let article = if kind.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
-    format!("{article} {kind}")
-}
-
-pub(super) fn text(value: &Value<'_>) -> Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| expected("a string in quotes", value))
-}
-
-pub(super) fn boolean(value: &Value<'_>) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| expected("true or false", value))
-}
-
-pub(super) fn list(value: &Value<'_>) -> Result<Vec<String>, String> {
-    let array = value.as_array().ok_or_else(|| expected("a list of strings", value))?;
-    array.iter().map(|item| text(item.get_ref())).collect()
-}
-
-pub(super) fn integer(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<u64, String> {
-    move |value| {
-        let number = value.as_integer().ok_or_else(|| expected("a whole number", value))?;
-        let number = u64::from_str_radix(number.as_str(), number.radix()).ok();
-        number
-            .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| format!("should be from {least} to {most}"))
-    }
-}
-
-/// A duration of at least `least` and at most a day.
-pub(super) fn duration(least: Duration) -> impl FnOnce(&Value<'_>) -> Result<Duration, String> {
-    move |value| {
-        let example = "a duration in quotes, such as \"2s\", \"250ms\" or \"1m 30s\"";
-        let given = value.as_str().ok_or_else(|| expected(example, value))?;
-        let given = humantime::parse_duration(given).map_err(|_| format!("should be {example}"))?;
-        let range = least..=Duration::from_secs(86_400);
-        let shown = |limit| humantime::format_duration(limit);
-        range.contains(&given).then_some(given).ok_or_else(|| {
-            format!("should be from \"{}\" to \"{}\"", shown(*range.start()), shown(*range.end()))
-        })
-    }
-}
-
-/// A size in bytes, as a number or with a unit of 1,024.
-pub(super) fn size(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<usize, String> {
-    move |value| {
-        let example = "a size in quotes, such as \"64KiB\" or \"1MiB\"";
-        let bytes = match (value.as_integer(), value.as_str()) {
-            (Some(number), _) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
-            (None, Some(text)) => {
-                let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic()).trim_end();
-                let factor = match text[digits.len()..].trim() {
-                    "B" | "" => 1,
-                    "KiB" => 1 << 10,
-                    "MiB" => 1 << 20,
-                    "GiB" => 1 << 30,
-                    unit => {
-                        return Err(format!("has an unknown unit {unit:?}; known are B, KiB, MiB and GiB"));
-                    }
-                };
-                digits.parse().ok().and_then(|number: u64| number.checked_mul(factor))
-            }
-            (None, None) => return Err(expected(example, value)),
-        };
-        let bytes = bytes.ok_or_else(|| format!("should be {example}"))?;
-        let in_range = (least..=most).contains(&bytes);
-        let bytes = usize::try_from(bytes).ok().filter(|_| in_range);
-        bytes.ok_or_else(|| format!("should be from {least} to {most} bytes"))
-    }
-}
-
-/// One of a few words.
-pub(super) fn choice<T: Copy>(choices: &[(&str, T)]) -> impl FnOnce(&Value<'_>) -> Result<T, String> {
-    move |value| {
-        let given = text(value)?;
-        let known = || choices.iter().map(|(word, _)| *word);
-        let chosen = choices.iter().find(|(word, _)| *word == given).map(|(_, choice)| *choice);
-        chosen.ok_or_else(|| {
-            let words: Vec<String> = known().map(|word| format!("\"{word}\"")).collect();
-            format!("should be {}{}", words.join(" or "), did_you_mean(&given, known()))
-        })
-    }
+    near.map_or_else(String::new, |(_, candidate)| format!("; did you mean {candidate:?}?"))
 }

@@ -1,133 +1,49 @@
-//! Upstreams and routes.
+//! `[[routes]]`.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::{Method, Uri};
+use hyper::Method;
 
-use super::file::readable;
-use super::reader::{Found, Section, boolean, choice, did_you_mean, duration, list, text};
-use crate::origin::{self, Address, Protocol, Tls};
+use super::reader::{Found, Section, did_you_mean};
+use super::urls::host;
+use super::values::{boolean, choice, shown, text};
 use crate::policy::{Requirement, Scope};
 use crate::route::{Auth, Clash, Pattern, Route, RouteTable};
-use crate::tls::KeyPair;
-use crate::upstream;
 
-/// The upstreams that can be used, and the names of all.
-pub(super) fn upstreams(section: Section<'_, '_>) -> (Vec<upstream::Settings>, Vec<Arc<str>>) {
-    if section.is_missing() {
-        section.problem("", "is missing; for example [upstreams.api] with url = \"http://127.0.0.1:8080\"");
-    }
-    let (mut upstreams, mut names) = (Vec::new(), Vec::new());
-    for (name, section) in section.named_sections() {
-        let name: Arc<str> = name.into();
-        names.push(Arc::clone(&name));
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
-            section.problem("", "a name is 1 to 64 letters, digits, '-' and '_'");
-        }
-        upstreams.extend(upstream(name, section));
-    }
-    (upstreams, names)
-}
-
-fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Settings> {
-    let target = section.require("url", "\"http://127.0.0.1:8080\"", |value| target(&text(value)?));
-    let protocols = choice(&[("auto", Protocol::Auto), ("1", Protocol::Http1), ("2", Protocol::Http2)]);
-    let protocol = section.take("http", protocols);
-    let connect_timeout = time(&mut section, "connect_timeout", 1000);
-    let idle_timeout = time(&mut section, "idle_timeout", 4000);
-    let response_timeout = time(&mut section, "response_timeout", 30_000);
-    let file = |value: &super::reader::Value<'_>| readable(&text(value)?);
-    let roots = section.take("ca_file", file);
-    let server_name = section.take("server_name", text);
-    let certificate = section.take("client_certificate", file);
-    let key = section.take("client_key", file);
-    if certificate.is_some() != key.is_some() {
-        section.problem("client_certificate", "and client_key belong together");
-    }
-    let identity = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
-    let target = target.map(|mut target| {
-        match &mut target.tls {
-            Some(tls) => *tls = Tls { roots, server_name: server_name.map(Into::into), identity },
-            None if roots.is_some() || server_name.is_some() || identity.is_some() => {
-                section.problem(
-                    "url",
-                    "is not https://, which ca_file, server_name and client_certificate are for",
-                );
-            }
-            None => {}
-        }
-        match (target.protocol, protocol) {
-            (Protocol::Http2, Some(Protocol::Http1)) => {
-                section.problem("http", "cannot be \"1\" with h2c://")
-            }
-            (Protocol::Auto, Some(protocol)) => target.protocol = protocol,
-            _ => {}
-        }
-        target
-    });
-    section.finish();
-    let Target { address, tls, protocol } = target?;
-    let origin = origin::Settings { address, tls, protocol, connect_timeout, idle_timeout };
-    Some(upstream::Settings { name, origin, response_timeout })
-}
-
-fn time(section: &mut Section<'_, '_>, key: &'static str, default_ms: u64) -> Duration {
-    section.take(key, duration(Duration::from_millis(1))).unwrap_or_else(|| Duration::from_millis(default_ms))
-}
-
-struct Target {
-    address: Address,
-    tls: Option<Tls>,
-    protocol: Protocol,
-}
-
-fn target(url: &str) -> Result<Target, String> {
-    const FORMS: &str = "should be http://host:port, https://host, h2c://host:port or unix:/path";
-    if let Some(path) = url.strip_prefix("unix:") {
-        let path = path.strip_prefix("//").unwrap_or(path);
-        let absolute = path.starts_with('/');
-        let target = Target { address: Address::Unix(path.into()), tls: None, protocol: Protocol::Auto };
-        return absolute.then_some(target).ok_or_else(|| FORMS.to_owned());
-    }
-    let uri: Uri = url.parse().map_err(|_| FORMS.to_owned())?;
-    let authority = uri.authority().filter(|authority| !authority.host().is_empty()).ok_or(FORMS)?;
-    if authority.as_str().contains('@') {
-        return Err("has user information, which Keyward does not send".to_owned());
-    }
-    if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err("has a path; Keyward forwards the path as the caller sent it".to_owned());
-    }
-    let (tls, protocol, port) = match uri.scheme_str() {
-        Some("http") => (None, Protocol::Auto, 80),
-        Some("https") => (Some(Tls::default()), Protocol::Auto, 443),
-        Some("h2c") => (None, Protocol::Http2, 80),
-        _ => return Err(FORMS.to_owned()),
-    };
-    let host = authority.host().trim_matches(['[', ']']);
-    Ok(Target { address: Address::Tcp(host.into(), authority.port_u16().unwrap_or(port)), tls, protocol })
-}
-
-pub(super) fn routes(
-    sections: Vec<Section<'_, '_>>,
+/// The routes; `None` where there is a problem with one. Without any upstream, which is a problem already, each is accepted.
+pub(super) fn read(
+    sections: Option<Vec<Section<'_, '_>>>,
     upstreams: &[Arc<str>],
     found: &Found,
     warnings: &mut Vec<String>,
 ) -> Option<RouteTable> {
+    let sections = sections?;
     let places: Vec<usize> = sections.iter().map(Section::place).collect();
-    let read: Vec<Option<Route>> = sections.into_iter().map(|section| route(section, upstreams)).collect();
-    for upstream in upstreams {
-        if !read.iter().flatten().any(|route| route.upstream == *upstream) {
-            warnings.push(format!("upstreams.{} is used by no route", upstream));
+    let mut whole = true;
+    // With their places in the file.
+    let mut routes: Vec<(usize, Route)> = Vec::new();
+    for (index, section) in sections.into_iter().enumerate() {
+        let before = found.count();
+        let route = route(index, section, upstreams, warnings);
+        match route.filter(|_| found.count() == before) {
+            Some(route) => routes.push((index, route)),
+            None => whole = false,
         }
     }
-    let mut routes: Vec<Route> = read.into_iter().collect::<Option<_>>()?;
+    if whole {
+        for upstream in upstreams {
+            if !routes.iter().any(|(_, route)| route.upstream == *upstream) {
+                warnings.push(format!("upstreams.{upstream} is used by no route"));
+            }
+        }
+    }
+    let (numbers, mut routes): (Vec<usize>, Vec<Route>) = routes.into_iter().unzip();
     tell_labels_apart(&mut routes);
     match RouteTable::new(routes) {
-        Ok(table) => Some(table),
+        Ok(table) => whole.then_some(table),
         Err(clashes) => {
             for Clash(first, second) in clashes {
+                let (first, second) = (numbers[first], numbers[second]);
                 let text = format!(
                     "has the same host, path and a method in common with routes[{first}], so that they cannot be told \
                      apart; list different methods"
@@ -152,31 +68,39 @@ fn tell_labels_apart(routes: &mut [Route]) {
     }
 }
 
-fn route(mut section: Section<'_, '_>, upstreams: &[Arc<str>]) -> Option<Route> {
-    let pattern = section.require("path", "\"/v1/*\"", |value| Ok(Pattern::parse(&text(value)?)?));
+fn route(
+    index: usize,
+    mut section: Section<'_, '_>,
+    upstreams: &[Arc<str>],
+    warnings: &mut Vec<String>,
+) -> Option<Route> {
+    let pattern = section.require("path", "\"/v1/*\"", |value| pattern(&text(value)?));
     let host = section.take("host", |value| host(&text(value)?));
-    let methods = section.take("methods", |value| list(value)?.iter().map(|name| method(name)).collect());
-    let names = || upstreams.iter().map(|name| &**name);
-    let upstream = section.require("upstream", "\"api\"", |value| {
-        let given = text(value)?;
-        let known = upstreams.iter().find(|name| ***name == *given);
-        let unknown = || format!("no upstream is named \"{given}\"{}", did_you_mean(&given, names()));
-        known.cloned().ok_or_else(unknown)
-    });
+    let none = "would take no request; leave it out to take every method";
+    let methods = section.list("methods", Some(none), method);
+    if let Some(again) = methods.as_deref().and_then(first_repeated) {
+        section.problem("methods", format!("lists {again} twice"));
+    }
+    let example = format!("{:?}", upstreams.first().map_or("api", |name| name));
+    let upstream = section.require("upstream", &example, |value| upstream(&text(value)?, upstreams));
     let public = section.take("auth", choice(&[("key", false), ("none", true)])).unwrap_or(false);
     let preflight = section.take("preflight", boolean).unwrap_or(false);
-    let name = section.take("name", |value| {
-        let name = text(value)?;
-        let plain = (1..=128).contains(&name.len())
-            && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
-        plain.then_some(name).ok_or_else(|| "should be 1 to 128 characters of printable ASCII".to_owned())
-    });
-    if public && section.has("require") {
-        section.problem("require", "asks for a key, and auth = \"none\" for none; remove one");
+    let name = section.take("name", |value| name(text(value)?));
+    let requirement = section.optional_section("require").map(requirement);
+    if public && requirement.is_some() {
+        section.problem(
+            "require",
+            "asks something of the key, and auth = \"none\" takes no key; remove one of them",
+        );
     }
-    let requirement = requirement(section.section("require"));
     section.finish();
     let pattern = pattern?;
+    if pattern.to_string().contains("/:") {
+        warnings.push(format!("routes[{index}].path is matched as it stands: {pattern} has no parameters"));
+    }
+    if public && preflight {
+        warnings.push(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
+    }
     let label = name.unwrap_or_else(|| format!("{}{pattern}", host.as_deref().unwrap_or_default()));
     Some(Route {
         label: label.into(),
@@ -184,44 +108,73 @@ fn route(mut section: Section<'_, '_>, upstreams: &[Arc<str>]) -> Option<Route> 
         pattern,
         methods,
         upstream: upstream?,
-        auth: if public { Auth::Public } else { Auth::Key(requirement) },
+        auth: if public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
         preflight,
     })
 }
 
 fn requirement(mut section: Section<'_, '_>) -> Requirement {
+    if section.is_empty() {
+        section.problem_with_all("asks for nothing; leave it out, and every good key passes");
+    }
     let scopes = choice(&[("user", Scope::User), ("organization", Scope::Organization)]);
-    let requirement = Requirement {
-        scope: section.take("scope", scopes),
-        roles: section.take("roles", list).unwrap_or_default(),
-        claims: section.section("claims").texts().into_iter().collect(),
-    };
+    let scope = section.take("scope", scopes);
+    let none = "asks for no role; leave it out, or name the roles that a key must have";
+    let roles = section.list("roles", Some(none), |role| match role {
+        "" => Err("is empty, and no role is".to_owned()),
+        role => Ok(role.to_owned()),
+    });
+    let claims = section.optional_section("claims");
+    if let Some(claims) = claims.as_ref().filter(|claims| claims.is_empty()) {
+        claims.problem_with_all("asks for no claim; leave it out, or name the claims that a key must have");
+    }
+    let claims = claims.map(|claims| claims.texts(|_, value| Ok(value.to_owned()))).unwrap_or_default();
     section.finish();
-    requirement
+    Requirement { scope, roles: roles.unwrap_or_default(), claims: claims.into_iter().collect() }
 }
 
-fn host(given: &str) -> Result<Box<str>, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-    if given.contains(':') && !given.starts_with('[') {
-        return Err("is matched without a port; remove it".to_owned());
+fn pattern(given: &str) -> Result<Pattern, String> {
+    if given.contains(['{', '}', '<', '>']) {
+        return Err("should have no parameters; \"/v1/orders/*\" takes all below /v1/orders".to_owned());
     }
-    let literal = given.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let valid = match literal {
-        Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
-        None => !given.is_empty() && given.bytes().all(plain),
-    };
-    let name = given.to_ascii_lowercase();
-    valid
-        .then(|| name.strip_suffix('.').unwrap_or(&name).into())
-        .ok_or_else(|| "should be one host name; there are no patterns".to_owned())
+    if given == "*" {
+        return Err("a path begins with '/'; did you mean \"/*\"?".to_owned());
+    }
+    Ok(Pattern::parse(given)?)
+}
+
+fn upstream(given: &str, known: &[Arc<str>]) -> Result<Arc<str>, String> {
+    if known.is_empty() {
+        return Ok(given.into());
+    }
+    let found = known.iter().find(|name| ***name == *given).cloned();
+    found.ok_or_else(|| {
+        let names = || known.iter().map(|name| &**name);
+        let hint = match did_you_mean(given, names()) {
+            hint if hint.is_empty() => format!("; known are {}", names().collect::<Vec<_>>().join(", ")),
+            hint => hint,
+        };
+        format!("no upstream is named {}{hint}", shown(given))
+    })
 }
 
 fn method(given: &str) -> Result<Method, String> {
     let upper = given.to_ascii_uppercase();
+    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     match Method::from_bytes(given.as_bytes()) {
         Ok(Method::TRACE | Method::CONNECT) => Err(format!("{given} is never forwarded")),
-        Ok(_) if given != upper => Err(format!("methods are in capitals; did you mean \"{upper}\"?")),
+        Ok(_) if given != upper => Err(format!("methods are in capitals; did you mean {}?", shown(&upper))),
         Ok(method) => Ok(method),
-        Err(_) => Err(format!("{given:?} is not a method")),
+        Err(_) => Err(format!("{} is not a method{}", shown(given), did_you_mean(&upper, known.into_iter()))),
     }
+}
+
+fn name(given: String) -> Result<String, String> {
+    let plain =
+        (1..=128).contains(&given.len()) && given.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    plain.then_some(given).ok_or_else(|| "should be 1 to 128 characters of printable ASCII".to_owned())
+}
+
+fn first_repeated(methods: &[Method]) -> Option<&Method> {
+    methods.iter().enumerate().find(|(at, method)| methods[..*at].contains(method)).map(|(_, method)| method)
 }

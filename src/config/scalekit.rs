@@ -4,10 +4,30 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Environment;
-use super::file::readable;
-use super::reader::{Found, Section, choice, duration, integer, text};
+use super::reader::{Found, Section, Value};
+use super::urls::url;
+use super::values::{choice, duration, integer, roots, text};
 use crate::secret::{Secret, SecretSource};
 use crate::{scalekit, validator};
+
+const URL: Wanted = Wanted {
+    variable: "SCALEKIT_ENVIRONMENT_URL",
+    value_key: Some("environment_url"),
+    file_key: None,
+    placeholder: "https://environment.invalid",
+};
+const CLIENT_ID: Wanted = Wanted {
+    variable: "SCALEKIT_CLIENT_ID",
+    value_key: Some("client_id"),
+    file_key: Some("client_id_file"),
+    placeholder: "missing",
+};
+const CLIENT_SECRET: Wanted = Wanted {
+    variable: "SCALEKIT_CLIENT_SECRET",
+    value_key: None,
+    file_key: Some("client_secret_file"),
+    placeholder: "missing",
+};
 
 pub(super) fn read(
     mut section: Section<'_, '_>,
@@ -24,11 +44,15 @@ pub(super) fn read(
             });
         }
     }
+    let mut find = |wanted: &Wanted| wanted.find(&mut section, found, environment, warnings);
+    let (url, client_id, client_secret) = (find(&URL), find(&CLIENT_ID), find(&CLIENT_SECRET));
+    let roots = section.take("ca_file", roots);
     if section.take("transport", choice(&[("rest", true), ("grpc", false)])) == Some(false) {
-        section.problem("transport", "this version speaks \"rest\" alone");
+        section.problem("transport", "is not in this version, which speaks \"rest\" alone");
     }
-    validator.timeout =
-        section.take("timeout", duration(Duration::from_millis(10))).unwrap_or(validator.timeout);
+    if let Some(timeout) = section.take("timeout", duration(Duration::from_millis(10))) {
+        validator.timeout = timeout;
+    }
     let mut number = |key, least, default: usize| {
         section.take(key, integer(least, 1_000_000)).map_or(default, |number| number as usize)
     };
@@ -37,80 +61,141 @@ pub(super) fn read(
     validator.max_waiting = number("max_waiting", 0, validator.max_waiting);
     let per_minute = section.take("validations_per_minute", integer(0, 100_000_000)).unwrap_or(0);
     validator.max_per_minute = (per_minute > 0).then_some(per_minute as u32);
-    let roots = section.take("ca_file", |value| readable(&text(value)?));
 
-    let mut sources = Sources { found, environment, warnings };
-    let url = section.take("environment_url", text).map(value);
-    let url = sources.find("SCALEKIT_ENVIRONMENT_URL", "environment_url", url, "https://environment.invalid");
-    let id = section.take("client_id", text).map(value);
-    let id = id.or_else(|| section.take("client_id_file", text).map(file));
-    let client_id = sources.find("SCALEKIT_CLIENT_ID", "client_id", id, "missing");
-    let secret = section.take("client_secret_file", text).map(file);
-    let client_secret = sources.find("SCALEKIT_CLIENT_SECRET", "client_secret_file", secret, "missing");
-    // Where it comes from a file, it was read just now.
-    let url = url.and_then(|url| url.read().ok()).map(|url| url.expose().trim_end_matches('/').to_owned());
-    let origin = url.as_ref().and_then(|url| match scalekit::origin_settings(url, roots) {
-        Ok(origin) => Some(origin),
-        Err(problem) => {
-            section.problem("environment_url", problem);
-            None
-        }
+    let origin = url.and_then(|(source, place)| {
+        // Where it comes from a file, it was read just now.
+        let url = source.read().ok()?.expose().trim_end_matches('/').to_owned();
+        let settings = url_is_one(&url).and_then(|()| Ok(scalekit::origin_settings(&url, roots)?));
+        settings.map_err(|problem| place.problem(&section, found, problem)).ok().map(|origin| (url, origin))
     });
     section.finish();
+    let (environment_url, origin) = origin?;
     Some(scalekit::Settings {
-        environment_url: url?,
-        origin: origin?,
-        client_id: client_id?,
-        client_secret: client_secret?,
+        environment_url,
+        origin,
+        client_id: client_id?.0,
+        client_secret: client_secret?.0,
         timeout: validator.timeout,
     })
 }
 
-fn value(text: String) -> SecretSource {
-    SecretSource::Value(Secret::new(text))
+fn url_is_one(given: &str) -> Result<(), String> {
+    url(given, "a URL, as in \"https://acme.scalekit.com\"").map(|_| ())
 }
 
-fn file(path: String) -> SecretSource {
-    SecretSource::File(PathBuf::from(path))
+/// Something that the environment or the file has to say.
+struct Wanted {
+    variable: &'static str,
+    value_key: Option<&'static str>,
+    file_key: Option<&'static str>,
+    /// Where it may be missing.
+    placeholder: &'static str,
 }
 
-struct Sources<'a> {
-    found: &'a Found,
-    environment: &'a Environment,
-    warnings: &'a mut Vec<String>,
+/// Who said it.
+enum Place {
+    Variable(String),
+    Key(&'static str),
 }
 
-impl Sources<'_> {
-    /// What the environment or the file says, the environment first. A file that it names must be readable now.
+impl Wanted {
+    /// The environment comes first. A file that is named must be readable now.
     fn find(
-        &mut self,
-        variable: &str,
-        key: &str,
-        in_file: Option<SecretSource>,
-        placeholder: &str,
-    ) -> Option<SecretSource> {
-        let source = match self.environment.secret(variable) {
-            Ok(source) => source.or(in_file),
+        &self,
+        section: &mut Section<'_, '_>,
+        found: &Found,
+        environment: &Environment,
+        warnings: &mut Vec<String>,
+    ) -> Option<(SecretSource, Place)> {
+        let value = self.value_key.and_then(|key| Some((section.take(key, visible)?, Place::Key(key))));
+        let file = self.file_key.and_then(|key| Some((section.take(key, file)?, Place::Key(key))));
+        if let (Some(value), Some(file)) = (self.value_key, self.file_key)
+            && section.had(value)
+            && section.had(file)
+        {
+            section.problem(file, format!("and {value} are both set; set one"));
+        }
+        let (source, place) = match environment.secret(self.variable) {
+            Ok(None) => match value.or(file) {
+                Some(given) => given,
+                None => return self.missing(section, found, environment, warnings),
+            },
+            Ok(Some(SecretSource::Value(value))) if !is_visible(value.expose()) => {
+                found.add(
+                    None,
+                    self.variable,
+                    "has white space or a character in it that is not visible ASCII",
+                );
+                return None;
+            }
+            Ok(Some(source @ SecretSource::Value(_))) => (source, Place::Variable(self.variable.to_owned())),
+            Ok(Some(source @ SecretSource::File(_))) => {
+                (source, Place::Variable(format!("{}_FILE", self.variable)))
+            }
             Err(problem) => {
-                self.found.add(None, variable, problem);
+                found.add(None, self.variable, problem);
                 return None;
             }
         };
-        let Some(source) = source else {
-            let problem = format!("is not set, nor {variable}_FILE, nor scalekit.{key} in the file");
-            if self.environment.incomplete {
-                self.warnings.push(format!("{variable} {problem}; `keyward run` needs it"));
-                return Some(SecretSource::Value(Secret::new(placeholder)));
-            }
-            self.found.add(None, variable, problem);
-            return None;
-        };
         match source.read() {
-            Ok(_) => Some(source),
+            Ok(_) => Some((source, place)),
             Err(error) => {
-                self.found.add(None, variable, error.to_string());
+                place.problem(section, found, error.to_string());
                 None
             }
         }
     }
+
+    fn missing(
+        &self,
+        section: &Section<'_, '_>,
+        found: &Found,
+        environment: &Environment,
+        warnings: &mut Vec<String>,
+    ) -> Option<(SecretSource, Place)> {
+        let keys: Vec<&str> = self.value_key.into_iter().chain(self.file_key).collect();
+        if keys.iter().any(|key| section.had(key)) {
+            // What the file says of it is a problem already.
+            return None;
+        }
+        let variable = self.variable;
+        let keys: Vec<String> = keys.iter().map(|key| format!("scalekit.{key}")).collect();
+        let problem = format!("is not set, nor {variable}_FILE, nor {} in the file", keys.join(", nor "));
+        if environment.incomplete {
+            warnings.push(format!("{variable} {problem}; `keyward run` needs it"));
+            let placeholder = SecretSource::Value(Secret::new(self.placeholder));
+            return Some((placeholder, Place::Variable(variable.to_owned())));
+        }
+        found.add(None, variable, problem);
+        None
+    }
+}
+
+impl Place {
+    fn problem(&self, section: &Section<'_, '_>, found: &Found, text: String) {
+        match self {
+            Self::Variable(name) => found.add(None, name, text),
+            Self::Key(key) => section.problem(key, text),
+        }
+    }
+}
+
+fn is_visible(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn visible(value: &Value<'_>) -> Result<SecretSource, String> {
+    let given = text(value)?;
+    is_visible(&given)
+        .then(|| SecretSource::Value(Secret::new(given)))
+        .ok_or_else(|| "should be visible ASCII, without spaces".to_owned())
+}
+
+/// SECURITY: a path is shown when it cannot be read, and a secret in its place must not be.
+fn file(value: &Value<'_>) -> Result<SecretSource, String> {
+    let path = text(value)?;
+    if !["/", "./", "../"].iter().any(|start| path.starts_with(start)) {
+        return Err("should be the path of a file that holds it, beginning with '/' or './'".to_owned());
+    }
+    Ok(SecretSource::File(PathBuf::from(path)))
 }

@@ -1,0 +1,134 @@
+//! `[identity]`: which headers say who calls. No name may be one that HTTP, a proxy or Keyward gives another meaning, and
+//! no claim may reach one.
+
+use std::collections::HashMap;
+
+use hyper::header::HeaderName;
+
+use super::reader::Section;
+use super::values::{expected, shown, size, text};
+use crate::identity::Settings;
+
+pub(super) fn read(mut section: Section<'_, '_>) -> Settings {
+    let mut settings = Settings::default();
+    if let Some(prefix) = section.take("claim_prefix", |value| claim_prefix(&text(value)?)) {
+        settings.claim_prefix = prefix;
+    }
+    let prefix = settings.claim_prefix.clone();
+    let names: [(&'static str, &mut HeaderName); 6] = [
+        ("org_id", &mut settings.org_id),
+        ("org_external_id", &mut settings.org_external_id),
+        ("user_id", &mut settings.user_id),
+        ("user_external_id", &mut settings.user_external_id),
+        ("roles", &mut settings.roles),
+        ("token_id", &mut settings.token_id),
+    ];
+    let mut taken: HashMap<HeaderName, &str> = HashMap::new();
+    for (key, name) in names {
+        if let Some(given) = section.take(key, |value| own_header(&text(value)?)) {
+            *name = given;
+        }
+        if name.as_str().starts_with(&prefix) {
+            // A default name is not what somebody wrote.
+            let blamed = if section.had(key) { key } else { "claim_prefix" };
+            section.problem(blamed, format!("would let a claim set {key}: {name} begins with {prefix}"));
+        }
+        if let Some(other) = taken.insert(name.clone(), key) {
+            let (blamed, other) = if section.had(key) { (key, other) } else { (other, key) };
+            section.problem(blamed, format!("is the header of {other} already"));
+        }
+    }
+    settings.claims = claims(&mut section);
+    if let Some(bytes) = section.take("max_bytes", size(64, 1024 * 1024)) {
+        settings.max_bytes = bytes;
+    }
+    let (claims, mut headers) = (&settings.claims, HashMap::new());
+    let pairs = section.section("claim_headers").texts(|claim, header| {
+        let name = own_header(header)?;
+        if !name.as_str().starts_with(&prefix) || name.as_str() == prefix {
+            return Err(format!("should begin with {prefix}, as every claim's header does"));
+        }
+        if claims.as_ref().is_some_and(|claims| !claims.iter().any(|passed| passed == claim)) {
+            return Err("is for a claim that identity.claims does not let pass".to_owned());
+        }
+        match headers.insert(name.clone(), claim.to_owned()) {
+            Some(other) => Err(format!("is the header of {} already", shown(&other))),
+            None => Ok(name),
+        }
+    });
+    settings.claim_headers = pairs.into_iter().collect();
+    section.finish();
+    settings
+}
+
+/// `None` for all of them.
+fn claims(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
+    if section.has_list("claims") {
+        return section.list("claims", None, |claim| Ok(claim.to_owned()));
+    }
+    section.take("claims", |value| match value.as_str() {
+        Some("all") => Ok(()),
+        Some(_) => Err("should be \"all\", or a list of claims".to_owned()),
+        None => Err(expected("\"all\" or a list of claims", value)),
+    });
+    None
+}
+
+fn claim_prefix(given: &str) -> Result<String, String> {
+    let prefix = own_header(given)?.as_str().to_owned();
+    if !prefix.ends_with('-') || prefix.len() < 3 {
+        return Err("should be some letters and a '-' at the end, as in \"X-Claim-\"".to_owned());
+    }
+    // SECURITY: a claim is named by whoever makes a key. With "Transfer-" for a prefix, one named "encoding" would frame
+    // the request.
+    match RESERVED.iter().chain(&RESERVED_STARTS).find(|name| name.starts_with(&prefix)) {
+        Some(name) => Err(format!("would let a claim set {name}, which has a meaning of its own")),
+        None => Ok(prefix),
+    }
+}
+
+/// A header that may carry an identity: none that HTTP, a proxy or Keyward itself gives a meaning.
+fn own_header(given: &str) -> Result<HeaderName, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let name = HeaderName::try_from(given).ok().filter(|name| name.as_str().bytes().all(plain));
+    let name = name.ok_or_else(|| {
+        "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
+            .to_owned()
+    })?;
+    let reserved = RESERVED.contains(&name.as_str())
+        || RESERVED_STARTS.iter().any(|start| name.as_str().starts_with(start));
+    if reserved { Err(format!("should be another name: {given} has a meaning of its own")) } else { Ok(name) }
+}
+
+const RESERVED: [&str; 27] = [
+    "authorization",
+    "baggage",
+    "cache-control",
+    "connection",
+    "cookie",
+    "date",
+    "expect",
+    "forwarded",
+    "host",
+    "http2-settings",
+    "keep-alive",
+    "max-forwards",
+    "origin",
+    "pragma",
+    "range",
+    "referer",
+    "set-cookie",
+    "te",
+    "traceparent",
+    "tracestate",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "user-agent",
+    "via",
+    "x-real-ip",
+    "x-request-id",
+];
+
+const RESERVED_STARTS: [&str; 9] =
+    ["accept", "access-control-", "content-", "grpc-", "if-", "keyward-", "proxy-", "sec-", "x-forwarded-"];
