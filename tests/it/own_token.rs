@@ -184,9 +184,9 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
         })
         .collect();
     timeout(LIMIT, futures_util::future::join_all(probes)).await.expect("in time");
-    let keyward = Probing::start(&url, "not the secret", "");
+    let keyward = Probing::start(&url, "not-the-secret", "");
     assert!(keyward.reason().await.contains("check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET"));
-    emulator.set_client_secret("not the secret");
+    emulator.set_client_secret("not-the-secret");
     timeout(LIMIT, keyward.ready()).await.unwrap();
 }
 
