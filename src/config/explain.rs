@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use hyper::header::HeaderName;
 use hyper::{Method, Request, Uri};
 
 use super::Config;
@@ -74,14 +75,17 @@ fn passes(config: &Config, route: &Route) -> String {
         let users = if requirement.scope == Some(Scope::Organization) { "never" } else { "for a user's key" };
         let _ = writeln!(text, "            {user}, {user_external}, {roles} ({users})");
         let _ = writeln!(text, "            {org_external} (where there is one)");
-        let claims = match &config.identity.claims {
-            None => "each claim".to_owned(),
-            Some(names) => format!("of these claims: {}", names.join(", ")),
+        let _ = match &config.identity.claims {
+            None => writeln!(text, "            {}<name> (for each claim)", headers.claim_prefix()),
+            Some(claims) if claims.is_empty() => Ok(()),
+            Some(claims) => {
+                let names: Vec<_> = claims.iter().filter_map(|claim| headers.claim_header(claim)).collect();
+                let names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
+                writeln!(text, "            {} (for claims)", names.join(", "))
+            }
         };
-        let _ = writeln!(text, "            {}<name> ({claims})", headers.claim_prefix());
     }
-    let _ = writeln!(text, "removes     Authorization, and all of these names where the caller sends them");
-    text
+    text + "removes     Authorization, and every identity header that the caller sends\n"
 }
 
 fn methods(route: &Route) -> String {

@@ -81,6 +81,12 @@ fn route(
     if let Some(again) = methods.as_deref().and_then(first_repeated) {
         section.problem("methods", format!("lists {again} twice"));
     }
+    for method in methods.iter().flatten().map(Method::as_str).filter(|method| !METHODS.contains(method)) {
+        let hint = did_you_mean(method, METHODS.into_iter());
+        if !hint.is_empty() {
+            warnings.push(format!("routes[{index}].methods has {method:?}{hint}"));
+        }
+    }
     let example = format!("{:?}", upstreams.first().map_or("api", |name| name));
     let upstream = section.require("upstream", &example, |value| upstream(&text(value)?, upstreams));
     let public = section.take("auth", choice(&[("key", false), ("none", true)])).unwrap_or(false);
@@ -158,14 +164,17 @@ fn upstream(given: &str, known: &[Arc<str>]) -> Result<Arc<str>, String> {
     })
 }
 
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
 fn method(given: &str) -> Result<Method, String> {
     let upper = given.to_ascii_uppercase();
-    let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     match Method::from_bytes(given.as_bytes()) {
         Ok(Method::TRACE | Method::CONNECT) => Err(format!("{given} is never forwarded")),
         Ok(_) if given != upper => Err(format!("methods are in capitals; did you mean {}?", shown(&upper))),
         Ok(method) => Ok(method),
-        Err(_) => Err(format!("{} is not a method{}", shown(given), did_you_mean(&upper, known.into_iter()))),
+        Err(_) => {
+            Err(format!("{} is not a method{}", shown(given), did_you_mean(&upper, METHODS.into_iter())))
+        }
     }
 }
 

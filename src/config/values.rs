@@ -86,9 +86,12 @@ pub(super) fn size(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<u
                 if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
                     return Err(format!("should be {EXAMPLE}"));
                 }
-                let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
-                let factor =
-                    factor.or_else(|| unit.is_empty().then_some(1)).ok_or_else(|| unknown(number, unit))?;
+                let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
+                let factor = match factor {
+                    Some(factor) => *factor,
+                    None if unit.is_empty() => 1,
+                    None => return Err(unknown(number, unit)),
+                };
                 number.parse().ok().and_then(|number: u64| number.checked_mul(factor))
             }
             (None, None) => return Err(expected(EXAMPLE, value)),

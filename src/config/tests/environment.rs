@@ -1,0 +1,136 @@
+//! What the environment adds, and what becomes of secrets.
+
+use super::*;
+
+#[test]
+fn a_secret_in_the_file_is_refused_and_not_repeated() {
+    for line in [
+        "client_secret = \"hunter2hunter2\"",
+        "client_secret = [\"hunter2hunter2\"]",
+        "client_secret = hunter2hunter2",
+        "client_secret = \"hunter2hunter2",
+        "client_secret = 'hunter2hunter2' 'hunter2hunter2'",
+        "access_token = \"hunter2hunter2\"",
+        "client_secret_file = \"hunter2hunter2\"",
+        "clientSecret = \"hunter2hunter2\"",
+        "client_id = \"hunter2 hunter2\"",
+    ] {
+        let found = problems(&format!("version = 1\n[scalekit]\n{line}\n{REST}"));
+        assert!(found.contains("f:3:") && !found.contains("hunter2"), "{line}: {found}");
+    }
+    let secret = [("SCALEKIT_CLIENT_SECRET", "hunter2 hunter2"), ("SCALEKIT_CLIENT_ID", "hunter2\n")];
+    let found =
+        parse(&format!("version = 1\n{REST}"), "f", &Environment::of(secret)).unwrap_err().to_string();
+    assert!(
+        found.contains("f: SCALEKIT_CLIENT_SECRET: has white space") && !found.contains("hunter2"),
+        "{found}"
+    );
+}
+
+#[test]
+fn what_scalekit_needs_and_has_not_is_named() {
+    let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::default()).unwrap_err().to_string();
+    for variable in ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"] {
+        assert!(found.contains(&format!("f: {variable}: is not set, nor {variable}_FILE")), "{found}");
+    }
+}
+
+#[test]
+fn the_environment_comes_before_the_file_and_a_file_before_nothing() {
+    let folder = Folder::new("environment");
+    let secret = folder.write("secret", "from-a-file\n");
+    let text = format!(
+        "version = 1\n[scalekit]\nenvironment_url = \"https://file.test/\"\nclient_id_file = \"{secret}\"\n\
+         client_secret_file = \"{secret}\"\n{REST}"
+    );
+    let read = |environment: &Environment| parse(&text, "f", environment).unwrap().scalekit;
+    let from_file = read(&Environment::default());
+    assert_eq!(from_file.environment_url, "https://file.test");
+    assert_eq!(from_file.client_id.read().unwrap().expose(), "from-a-file");
+    assert_eq!(from_file.client_secret.read().unwrap().expose(), "from-a-file");
+    let from_environment = read(&environment());
+    assert_eq!(from_environment.environment_url, "https://acme.scalekit.com");
+    assert_eq!(from_environment.client_id.read().unwrap().expose(), "skc_1");
+    assert_eq!(from_environment.client_secret.read().unwrap().expose(), "not-a-real-secret");
+    // An empty variable is as good as none.
+    let other = folder.write("other", " another ");
+    let empty = [
+        ("SCALEKIT_CLIENT_ID", ""),
+        ("SCALEKIT_CLIENT_SECRET", ""),
+        ("SCALEKIT_CLIENT_SECRET_FILE", &*other),
+    ];
+    let with_file = read(&Environment::of(empty));
+    assert_eq!(with_file.client_id.read().unwrap().expose(), "from-a-file");
+    assert_eq!(with_file.client_secret.read().unwrap().expose(), "another");
+}
+
+#[test]
+fn a_secret_file_that_cannot_be_used_is_named() {
+    let folder = Folder::new("secrets");
+    let empty = folder.write("empty", " \n");
+    let lines = folder.write("lines", "one\ntwo");
+    let good = folder.write("good", "good");
+    for (name, value, expected) in [
+        ("SCALEKIT_CLIENT_SECRET_FILE", "/no/such", "cannot read the secret file /no/such: No such file"),
+        ("SCALEKIT_CLIENT_SECRET_FILE", folder.path(), "cannot read the secret file"),
+        ("SCALEKIT_CLIENT_ID_FILE", &empty, "is empty"),
+        ("SCALEKIT_ENVIRONMENT_URL_FILE", &lines, "holds more than one line"),
+        ("SCALEKIT_ENVIRONMENT_URL_FILE", &good, "should be a URL, as in"),
+    ] {
+        let mut environment = environment();
+        environment.variables.remove(name.strip_suffix("_FILE").unwrap());
+        environment.variables.insert(name.to_owned(), value.to_owned());
+        let found = parse(&format!("version = 1\n{REST}"), "f", &environment).unwrap_err().to_string();
+        assert!(found.contains(&format!("f: {name}: ")) && found.contains(expected), "{found}");
+    }
+    let text = format!("version = 1\n[scalekit]\nclient_secret_file = \"{empty}\"\n{REST}");
+    let mut without = environment();
+    without.variables.remove("SCALEKIT_CLIENT_SECRET");
+    let found = parse(&text, "f", &without).unwrap_err().to_string();
+    assert!(found.contains("f:3:22: scalekit.client_secret_file: the secret file"), "{found}");
+    let mut both = environment();
+    both.variables.insert("SCALEKIT_CLIENT_SECRET_FILE".to_owned(), good);
+    let found = parse(&text, "f", &both).unwrap_err().to_string();
+    assert!(found.contains("SCALEKIT_CLIENT_SECRET and SCALEKIT_CLIENT_SECRET_FILE are both set"), "{found}");
+}
+
+#[test]
+fn a_file_can_be_looked_at_where_nothing_is_known_of_scalekit() {
+    let config =
+        parse(&format!("version = 1\n{REST}"), "f", &Environment::default().without_scalekit()).unwrap();
+    assert_eq!(config.warnings.len(), 3);
+    assert!(config.warnings[0].starts_with("SCALEKIT_ENVIRONMENT_URL is not set"), "{:?}", config.warnings);
+    let wrong = format!("version = 1\n[scalekit]\nenvironment_url = 3\n{REST}");
+    let found = parse(&wrong, "f", &Environment::default().without_scalekit()).unwrap_err().to_string();
+    assert!(found.contains("1 problem:\n  f:3:19: scalekit.environment_url: should be a string"), "{found}");
+}
+
+#[test]
+fn only_a_loopback_environment_may_be_in_clear_text() {
+    let url = |url| {
+        let environment = Environment::of([
+            ("SCALEKIT_ENVIRONMENT_URL", url),
+            ("SCALEKIT_CLIENT_ID", "a"),
+            ("SCALEKIT_CLIENT_SECRET", "b"),
+        ]);
+        parse(&format!("version = 1\n{REST}"), "f", &environment)
+            .map(|_| ())
+            .map_err(|problems| problems.to_string())
+    };
+    for good in
+        ["https://a.test", "https://a.test/", "http://127.0.0.1:1", "http://localhost:1", "http://[::1]:1"]
+    {
+        assert_eq!(url(good), Ok(()), "{good}");
+    }
+    for bad in [
+        "http://a.test",
+        "a.test",
+        "ftp://a.test",
+        "https://u:p@a.test",
+        "https://a.test/x",
+        "https://a.test?x",
+        "",
+    ] {
+        assert!(url(bad).is_err(), "{bad}");
+    }
+}
