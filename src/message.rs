@@ -1,6 +1,6 @@
 //! What HTTP asks of a request's head and hyper does not check. Everything of that kind is here, with its reason.
 
-use hyper::header::{HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Request, Uri, Version};
 
@@ -47,12 +47,17 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
     host(uri, request.headers(), request.version())
 }
 
-/// SECURITY: hyper looks at the end of the list alone, and takes `gzip, chunked` and `x, chunked`. The other codings would be
-/// lost on the way, and what is in front of and behind Keyward could differ on where the body ends.
-fn is_framed_once(headers: &HeaderMap) -> bool {
+/// Whether a head says once how its body is framed: by `Transfer-Encoding: chunked`, a `Content-Length`, or nothing.
+///
+/// SECURITY: hyper looks at the end of the list of codings alone, and takes `gzip, chunked` and `x, chunked`. The others would
+/// be lost on the way, and Keyward's neighbours could differ with it on where the body ends. Of a request it drops a length
+/// beside a coding; of an answer it keeps both, and the caller would see the one that it did not go by.
+pub fn is_framed_once(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    codings.next().is_none_or(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    let Some(coding) = codings.next() else { return true };
+    coding.as_bytes().eq_ignore_ascii_case(b"chunked")
         && codings.next().is_none()
+        && !headers.contains_key(CONTENT_LENGTH)
 }
 
 /// RFC 9112 section 3.2: exactly one valid Host, and the target's authority before it. hyper takes none and two
@@ -180,6 +185,8 @@ mod tests {
                 headers.append(TRANSFER_ENCODING, HeaderValue::from_static(value));
             }
             assert_eq!(is_framed_once(&headers), good, "{values:?}");
+            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("3"));
+            assert_eq!(is_framed_once(&headers), values.is_empty(), "{values:?} and a length");
         }
     }
 

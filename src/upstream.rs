@@ -18,6 +18,7 @@ use self::outgoing::{Limits, Outgoing, Progress};
 use crate::body::Body;
 use crate::hop::{self, WebSocket};
 use crate::identity::Headers;
+use crate::message;
 use crate::origin::{self, Origin, SendError};
 use crate::policy::Permit;
 use crate::rejection::{KEYWARD_ERROR, Rejection};
@@ -85,6 +86,11 @@ impl Upstream {
         // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
         if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
             return Err(Failure::unreachable("it switched protocols unasked"));
+        }
+        if !message::is_framed_once(response.headers()) {
+            return Err(Failure::unreachable(
+                "its answer is framed twice, or in a coding that Keyward does not know",
+            ));
         }
         hop::strip(response.headers_mut());
         response.headers_mut().remove(KEYWARD_ERROR);

@@ -4,6 +4,7 @@ mod bodies;
 mod framing;
 mod heads;
 mod identity;
+mod upstreams;
 
 use std::fmt::Write as _;
 

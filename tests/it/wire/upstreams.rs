@@ -1,0 +1,250 @@
+//! An upstream that misbehaves costs its own request alone: the caller sees a 5xx or a cut, never a made-up end, nothing is
+//! sent twice, and no dirty connection is used again.
+
+use super::{OK, Wire, values};
+use crate::support::raw::{Act, Reply, Scripted};
+use crate::support::{Setup, listen};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Seen {
+    /// A 502 of Keyward's own.
+    Refused,
+    /// A head, and a body that visibly breaks off.
+    Cut,
+    /// The whole answer, with this status and body.
+    Whole(u16, &'static str),
+}
+
+fn seen(reply: &Reply) -> Seen {
+    let known =
+        |text: String| ["", "ok"].into_iter().find(|known| *known == text).unwrap_or("something else");
+    match (reply.status, reply.code()) {
+        (502, Some("upstream_unreachable")) => Seen::Refused,
+        (status, None) if reply.whole => Seen::Whole(status, known(reply.text())),
+        (0 | 200, None) => Seen::Cut,
+        (status, code) => panic!("{status} {code:?} {}", reply.text()),
+    }
+}
+
+/// What this one answer comes to; then the upstream behaves, and the next request is served on a new connection.
+async fn check(method: &str, act: Act, expected: Seen) {
+    let wire = Wire::with(Scripted::acting([act.clone(), Act::Say(OK.into())]).await, Setup::default()).await;
+    let shown = match &act {
+        Act::Say(bytes) | Act::Last(bytes) => {
+            String::from_utf8_lossy(&bytes[..bytes.len().min(160)]).into_owned()
+        }
+        Act::Reset => "reset".into(),
+    };
+    let head = wire.head(&format!("{method} /v1"), "content-length: 3\r\nconnection: close\r\n") + "abc";
+    let mut client = wire.stage.connect().await;
+    client.send(head).await;
+    let reply = if method == "HEAD" { client.head().await } else { client.reply().await };
+    if method == "HEAD" {
+        assert_eq!((reply.status, client.rest().await.len()), (200, 0), "{shown}");
+    } else {
+        assert_eq!(seen(&reply), expected, "{method} {shown}");
+    }
+    let framings = [reply.header("content-length"), reply.header("transfer-encoding")];
+    assert!(framings.iter().flatten().count() < 2, "{method} {shown}: {:?}", reply.headers);
+    assert_eq!(
+        wire.upstream.text().matches(&format!("{method} /v1")).count(),
+        1,
+        "{method} {shown}: sent once"
+    );
+    let next = wire.stage.get("/v1/next", &wire.key).await;
+    assert_eq!((next.status, next.text().as_str()), (200, "ok"), "{method} {shown}");
+    let connections = wire.upstream.received();
+    assert_eq!(connections.len(), 2, "{method} {shown}: a new connection");
+    assert!(String::from_utf8_lossy(&connections[1]).starts_with("GET /v1/next "), "{method} {shown}");
+}
+
+fn answer(fields: &str, body: &str) -> String {
+    format!("HTTP/1.1 200 OK\r\n{fields}\r\n{body}")
+}
+
+#[tokio::test]
+async fn what_is_no_http_answer_is_a_502() {
+    let twice = "content-length: 2\r\n".repeat(2).replacen('2', "3", 1);
+    for text in [
+        "",
+        "garbage",
+        "garbage\r\n\r\n",
+        "<html>hello</html>\r\n\r\n",
+        "\0\x01\x02\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 2",
+        "HTTP/2.0 200 OK\r\n\r\n",
+        "HTTP/0.9 200 OK\r\n\r\n",
+        "HTTP/1.1 20 OK\r\n\r\n",
+        "HTTP/1.1 2000 OK\r\n\r\n",
+        "HTTP/1.1 099 OK\r\n\r\n",
+        "HTTP/1.1 abc OK\r\n\r\n",
+        "HTTP/1.1 -20 OK\r\n\r\n",
+        "http/1.1 200 OK\r\n\r\n",
+        "ICY 200 OK\r\n\r\n",
+        "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nok",
+        &answer(&twice, "ok"),
+        &answer("content-length: 2, 3\r\n", "ok"),
+        &answer("content-length: +2\r\n", "ok"),
+        &answer("content-length: -2\r\n", "ok"),
+        &answer("content-length: 0x2\r\n", "ok"),
+        &answer("content-length: two\r\n", "ok"),
+        &answer("content-length: 99999999999999999999999\r\n", "ok"),
+        &answer("content-length: 2\r\ntransfer-encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        &answer("transfer-encoding: chunked\r\ncontent-length: 9\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        &answer("transfer-encoding: chunked\r\ncontent-length: 1\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        &answer("transfer-encoding: gzip, chunked\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        &answer("transfer-encoding: chunked, chunked\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        &answer("transfer-encoding: gzip\r\n", "ok"),
+        &answer("transfer-encoding: chunked, identity\r\n", "2\r\nok\r\n0\r\n\r\n"),
+        &answer("x\0: y\r\ncontent-length: 2\r\n", "ok"),
+        &answer("x: \0\r\ncontent-length: 2\r\n", "ok"),
+        &answer("x: a\rb\r\ncontent-length: 2\r\n", "ok"),
+        &answer("x\r\ncontent-length: 2\r\n", "ok"),
+        &answer(": x\r\ncontent-length: 2\r\n", "ok"),
+        &answer(&format!("x: {}\r\ncontent-length: 2\r\n", "y".repeat(1 << 20)), "ok"),
+        &answer(&("x: y\r\n".repeat(2000) + "content-length: 2\r\n"), "ok"),
+    ] {
+        for method in ["GET", "POST"] {
+            check(method, Act::Last(text.into()), Seen::Refused).await;
+        }
+    }
+    check("POST", Act::Reset, Seen::Refused).await;
+    check("GET", Act::Reset, Seen::Refused).await;
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_cut_for_the_caller_too() {
+    let chunked = "transfer-encoding: chunked\r\n";
+    for text in [
+        answer("content-length: 9\r\n", "ok"),
+        answer("content-length: 9\r\n", ""),
+        answer(chunked, ""),
+        answer(chunked, "2\r\nok\r\n"),
+        answer(chunked, "9\r\nok"),
+        answer(chunked, "2\r\nok\r\n0\r\n"),
+        answer(chunked, "2\r\nok\r\nx\r\n"),
+        answer(chunked, "2\r\nokay\r\n0\r\n\r\n"),
+        answer(chunked, "2\nok\n0\n\n"),
+        answer(chunked, "+2\r\nok\r\n0\r\n\r\n"),
+        answer(chunked, "10000000000000002\r\nok\r\n0\r\n\r\n"),
+        answer(chunked, &format!("2;{}\r\nok\r\n0\r\n\r\n", "x".repeat(1 << 20))),
+    ] {
+        for method in ["GET", "POST"] {
+            check(method, Act::Last(text.clone().into()), Seen::Cut).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_with_something_behind_it_ends_its_connection() {
+    let queued = format!("{OK}HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned");
+    for (text, expected) in [
+        (queued.clone(), Seen::Whole(200, "ok")),
+        (format!("{OK}garbage"), Seen::Whole(200, "ok")),
+        (format!("{OK}\r\n\r\nx"), Seen::Whole(200, "ok")),
+        (
+            queued.replace("200 OK\r\ncontent-length: 2\r\n\r\nok", "204 No Content\r\n\r\n"),
+            Seen::Whole(204, ""),
+        ),
+        ("HTTP/1.1 204 No Content\r\ncontent-length: 8\r\n\r\npoisoned".into(), Seen::Whole(204, "")),
+        (
+            "HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n".into(),
+            Seen::Whole(204, ""),
+        ),
+        ("HTTP/1.1 304 Not Modified\r\ncontent-length: 8\r\n\r\npoisoned".into(), Seen::Whole(304, "")),
+        (
+            format!("{}x", answer("transfer-encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n")),
+            Seen::Whole(200, "ok"),
+        ),
+        (answer("content-length: 2\r\nconnection: close\r\n", "ok"), Seen::Whole(200, "ok")),
+        ("HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok".into(), Seen::Whole(200, "ok")),
+    ] {
+        for method in ["GET", "POST"] {
+            check(method, Act::Say(text.clone().into()), expected).await;
+        }
+    }
+    check("HEAD", Act::Say(answer("content-length: 8\r\n", "poisoned").into()), Seen::Whole(200, "")).await;
+    check("HEAD", Act::Say(queued.into()), Seen::Whole(200, "")).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_hangs_is_a_504_and_its_connection_is_closed() {
+    let upstream = "response_timeout = \"150ms\"";
+    for part in ["", "HTTP/1.1 200 OK\r\ncontent-", "HTTP/1.1 100 Continue\r\n\r\n"] {
+        let acts = [Act::Say(part.into()), Act::Say(part.into()), Act::Say(OK.into())];
+        let wire = Wire::with(Scripted::acting(acts).await, Setup { upstream, ..Setup::default() }).await;
+        for head in [wire.head("POST /v1", "content-length: 3\r\n") + "abc", wire.head("GET /v1", "")] {
+            let reply = wire.stage.ask(head).await;
+            assert_eq!((reply.status, reply.code()), (504, Some("upstream_timeout")), "{part:?}");
+        }
+        assert_eq!(wire.stage.get("/v1", &wire.key).await.text(), "ok", "{part:?}");
+        let connections = wire.upstream.received();
+        assert_eq!(connections.len(), 3, "{part:?}");
+        assert_eq!(wire.upstream.text().matches("POST /v1").count(), 1, "{part:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let stage =
+        crate::support::Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() })
+            .await;
+    for _ in 0..3 {
+        let reply = stage.get("/public/x", "").await;
+        assert_eq!((reply.status, reply.code()), (502, Some("upstream_unreachable")));
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
+    for act in [Act::Last(Vec::new()), Act::Reset] {
+        for (line, body, status) in [
+            ("GET /v1", "", 200),
+            ("HEAD /v1", "", 200),
+            ("DELETE /v1", "", 200),
+            ("PUT /v1", "abc", 502),
+            ("POST /v1", "abc", 502),
+            ("POST /v1", "", 502),
+            ("PATCH /v1", "", 502),
+        ] {
+            let acts = [Act::Say(OK.into()), act.clone(), Act::Say(OK.into())];
+            let wire = Wire::with(Scripted::acting(acts).await, Setup::default()).await;
+            assert_eq!(wire.stage.get("/v1/first", &wire.key).await.status, 200);
+            let lines = format!("content-length: {}\r\nconnection: close\r\n", body.len());
+            let mut client = wire.stage.connect().await;
+            client.send(wire.head(line, &lines) + body).await;
+            assert_eq!(client.head().await.status, status, "{act:?} {line}");
+            let times = wire.upstream.text().matches(&format!("{line} HTTP")).count();
+            assert_eq!(times, if status == 200 { 2 } else { 1 }, "{act:?} {line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_removed() {
+    let fields = "keyward-error: invalid_key\r\nKEYWARD-ERROR: x\r\nconnection: keep-alive, X-Private\r\nx-private: 1\r\n\
+                  keep-alive: timeout=5\r\nproxy-connection: x\r\nproxy-authenticate: Basic\r\nupgrade: h2c\r\nte: x\r\n\
+                  x-request-id: forged\r\nx-kept: 1\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 2\r\n";
+    let wire = Wire::with(Scripted::answering(answer(fields, "ok")).await, Setup::default()).await;
+    let mut client = wire.stage.connect().await;
+    client.send(wire.head("GET /v1", "connection: close\r\n")).await;
+    let all = super::rest(&mut client).await.to_ascii_lowercase();
+    for name in [
+        "keyward-error",
+        "x-private",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "upgrade",
+        "te",
+    ] {
+        assert_eq!(values(&all, name), [] as [&str; 0], "{name}: {all}");
+    }
+    assert_eq!((values(&all, "x-kept"), values(&all, "set-cookie")), (vec!["1"], vec!["a=1", "b=2"]));
+    assert!(!all.contains("forged"), "{all}");
+}
