@@ -1,1 +1,338 @@
-//! To come.
+//! Scalekit slow, dead, restarting or overrun: who waits how long, what is tried again, and how soon it is used again.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward::metrics::Outcome;
+use keyward::rejection::Rejection;
+use keyward::scalekit::origin_settings;
+use keyward::validator::Settings;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::rig::{Plan, Rig, unknown, until};
+use crate::support::{LIMIT, Setup, Stage, listen};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn unavailable() -> Rejection {
+    Rejection::ValidationUnavailable(SECOND)
+}
+
+fn short(millis: u64) -> Settings {
+    Settings { timeout: Duration::from_millis(millis), ..Settings::default() }
+}
+
+#[tokio::test]
+async fn a_dead_scalekit_under_load_costs_few_calls_refuses_nobody_and_is_used_again_soon() {
+    let stage = Stage::start().await;
+    let keys: Vec<_> = (0..8).map(|_| stage.key()).collect();
+    let (down, recovered) = (Arc::new(AtomicU64::new(0)), watch::Sender::new(false));
+    let mut callers = JoinSet::new();
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(503))));
+    let before = stage.emulator.counts().validations;
+    for key in keys {
+        let (mut client, down, recovered) = (stage.connect().await, Arc::clone(&down), recovered.clone());
+        let request = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
+        callers.spawn(async move {
+            loop {
+                client.send(&request).await;
+                let reply = client.reply().await;
+                match (reply.status, reply.code()) {
+                    (503, Some("validation_unavailable")) => {
+                        assert_eq!(reply.header("retry-after"), Some("1"));
+                        down.fetch_add(1, Ordering::Relaxed);
+                    }
+                    (200, None) => {
+                        recovered.send_replace(true);
+                        return;
+                    }
+                    other => panic!("{other:?}"),
+                }
+                sleep(Duration::from_millis(5)).await;
+            }
+        });
+    }
+    sleep(SECOND * 5 / 2).await;
+    assert_eq!(stage.ask_admin("/readyz").await.status, 200, "an outage takes no replica out");
+    assert_eq!(stage.metrics.breaker_open.get(), 1);
+    let (calls, requests) = (stage.emulator.counts().validations - before, down.load(Ordering::Relaxed));
+    // Eight at once, four more before the fifth has failed, three probes, and what the budget pays in tries.
+    assert!(calls <= 8 + 4 + 3 + 12, "{calls} calls for {requests} requests");
+    assert!(requests > 500, "refused at once: {requests}");
+    stage.emulator.clear_faults();
+    let cleared = Instant::now();
+    recovered.subscribe().wait_for(|recovered| *recovered).await.unwrap();
+    while let Some(caller) = callers.join_next().await {
+        caller.unwrap();
+    }
+    assert!(cleared.elapsed() < 2 * SECOND, "{:?}", cleared.elapsed());
+    assert_eq!(stage.metrics.breaker_open.get(), 0);
+}
+
+#[tokio::test]
+async fn after_five_timeouts_in_a_row_nobody_waits_for_a_scalekit_that_hangs() {
+    let rig = Rig::start(short(150)).await;
+    rig.ask(&rig.key()).await.unwrap();
+    rig.fault(Target::Validate, Effect::Hang);
+    let keys: Vec<_> = (0..5).map(|_| rig.key()).collect();
+    let requests: Vec<_> = keys.iter().map(|key| rig.spawn(key)).collect();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap_err(), unavailable());
+    }
+    until(|| rig.metrics.breaker_open.get() == 1).await;
+    let (began, calls) = (Instant::now(), rig.emulator.counts().validations);
+    for number in 0..200 {
+        assert!(matches!(rig.ask(&unknown(number)).await, Err(Rejection::ValidationUnavailable(_))));
+    }
+    assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
+    assert_eq!(rig.emulator.counts().validations, calls);
+}
+
+#[tokio::test]
+async fn those_who_waited_for_a_place_make_no_calls_to_a_scalekit_that_is_down() {
+    let rig = Rig::start(Settings { max_in_flight: 5, timeout: LIMIT, ..Settings::default() }).await;
+    rig.ask(&rig.key()).await.unwrap();
+    rig.fault(Target::Validate, Effect::Hang);
+    rig.status(Target::Validate, 500);
+    let requests: Vec<_> = (0..200).map(|number| rig.spawn(&unknown(number))).collect();
+    rig.waiting(200).await;
+    rig.emulator.validations_begun(6).await;
+    rig.emulator.clear_faults();
+    rig.status(Target::Validate, 500);
+    for request in requests {
+        assert!(matches!(request.await.unwrap(), Err(Rejection::ValidationUnavailable(_))));
+    }
+    let calls = rig.emulator.counts().validations - 1;
+    assert!(calls <= 10, "{calls}");
+}
+
+#[tokio::test]
+async fn one_deadline_covers_token_calls_and_retries() {
+    let rig = Rig::start(short(300)).await;
+    rig.ask(&rig.key()).await.unwrap();
+    for (target, effect) in [
+        (Target::Validate, Effect::Hang),
+        (Target::Validate, Effect::HangAfter),
+        (Target::Validate, Effect::Latency(Duration::from_millis(170))),
+    ] {
+        rig.fault(target, effect.clone());
+        if matches!(effect, Effect::Latency(_)) {
+            rig.status(Target::Validate, 503);
+        }
+        let began = Instant::now();
+        assert_eq!(rig.ask(&rig.key()).await.unwrap_err(), unavailable());
+        assert!(began.elapsed() < Duration::from_millis(450), "{effect:?}: {:?}", began.elapsed());
+        rig.emulator.clear_faults();
+    }
+    rig.fault(Target::Token, Effect::Hang);
+    rig.emulator.expire_access_tokens();
+    let began = Instant::now();
+    assert_eq!(rig.ask(&rig.key()).await.unwrap_err(), unavailable());
+    assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn only_what_may_pass_at_once_is_tried_again() {
+    let rig = Rig::start(Settings::default()).await;
+    rig.ask(&rig.key()).await.unwrap();
+    let status = |status| Effect::Answer(Answer::status(status));
+    for (effect, tries) in [
+        (Effect::Reset, 2),
+        (Effect::Truncated, 2),
+        (status(502), 2),
+        (status(503), 2),
+        (status(504), 2),
+        (status(500), 1),
+        (status(501), 1),
+        (status(403), 1),
+        (status(404), 1),
+        (status(429), 1),
+        (Effect::Garbage, 1),
+    ] {
+        let before = rig.emulator.counts().validations;
+        rig.emulator.set_fault(Fault::new(Target::Validate, effect.clone()).times(1));
+        let answer = rig.ask(&rig.key()).await;
+        assert_eq!(rig.emulator.counts().validations - before, tries, "{effect:?}");
+        assert_eq!(answer.is_ok(), tries == 2, "{effect:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_outage_does_not_double_the_load() {
+    let rig = Rig::start(Settings::default()).await;
+    rig.ask(&rig.key()).await.unwrap();
+    rig.fault(Target::Validate, Effect::Hang);
+    rig.status(Target::Validate, 503);
+    let requests: Vec<_> = (0..100).map(|number| rig.spawn(&unknown(number))).collect();
+    rig.waiting(100).await;
+    rig.emulator.validations_begun(101).await;
+    rig.emulator.clear_faults();
+    rig.status(Target::Validate, 503);
+    for request in requests {
+        assert!(request.await.unwrap().is_err());
+    }
+    let calls = rig.emulator.counts().validations - 1;
+    assert!((100..=110).contains(&calls), "{calls}");
+}
+
+#[tokio::test]
+async fn calls_at_once_are_capped_and_so_are_those_who_wait() {
+    let rig = Rig::start(Settings { max_in_flight: 3, max_waiting: 5, ..Settings::default() }).await;
+    let keys: Vec<_> = (0..8).map(|_| rig.key()).collect();
+    rig.fault(Target::Validate, Effect::Hang);
+    let requests: Vec<_> = keys.iter().map(|key| rig.spawn(key)).collect();
+    rig.waiting(8).await;
+    let began = Instant::now();
+    for number in 0..20 {
+        assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), Rejection::Overloaded(SECOND));
+    }
+    assert!(began.elapsed() < Duration::from_millis(100), "at once: {:?}", began.elapsed());
+    rig.emulator.validations_begun(3).await;
+    rig.emulator.clear_faults();
+    for request in requests {
+        assert!(request.await.unwrap().is_ok());
+    }
+    let counts = rig.emulator.counts();
+    assert_eq!((counts.validations, counts.validations_open_max), (8, 3));
+    assert!(rig.ask(&rig.key()).await.is_ok());
+}
+
+#[tokio::test]
+async fn beyond_the_cap_the_caller_is_told_that_keyward_is_overloaded() {
+    let scalekit = "max_in_flight = 1\nmax_waiting = 0";
+    let stage = Stage::with(Setup { scalekit, ..Setup::default() }).await;
+    let (key, before) = (stage.key(), stage.emulator.counts().validations);
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang));
+    let mut first = stage.connect().await;
+    first.send(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
+    stage.emulator.validations_begun(before + 1).await;
+    let reply = stage.get("/v1", &key).await;
+    assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    stage.emulator.clear_faults();
+    assert_eq!(first.reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn connections_that_scalekit_closed_are_nobodys_trouble() {
+    for http2 in [false, true] {
+        let rig = Rig::with(Plan { http2, ..Plan::default() }).await;
+        let keys: Vec<_> = (0..8).map(|_| rig.key()).collect();
+        for _ in 0..20 {
+            let requests: Vec<_> = keys.iter().map(|key| rig.spawn(key)).collect();
+            for request in requests {
+                request.await.unwrap().expect("good");
+            }
+            rig.emulator.close_connections();
+            // Until the ends of the connections are seen; what crosses them is tried again, within the budget.
+            sleep(Duration::from_millis(3)).await;
+        }
+        let failed = rig.metrics.validations.get_or_create(&Outcome { outcome: "unreachable" }).get();
+        assert_eq!(failed, 0, "http2: {http2}");
+    }
+}
+
+#[tokio::test]
+async fn a_call_that_times_out_costs_the_others_their_connection_once_at_most() {
+    let rig = Rig::with(Plan { validator: short(200), http2: true, ..Plan::default() }).await;
+    let (key, other) = (rig.key(), rig.key());
+    rig.ask(&key).await.unwrap();
+    rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang).times(2));
+    let first = rig.spawn(&key);
+    rig.emulator.validations_begun(2).await;
+    sleep(Duration::from_millis(100)).await;
+    let second = rig.spawn(&other);
+    first.await.unwrap().unwrap_err();
+    let timeouts = || rig.metrics.validations.get_or_create(&Outcome { outcome: "timeout" }).get();
+    until(|| timeouts() == 1).await;
+    rig.ask(&key).await.expect("a new connection");
+    second.await.unwrap().unwrap_err();
+    until(|| timeouts() == 2).await;
+    rig.ask(&key).await.expect("the same, which is younger than the call that failed");
+    assert_eq!(rig.emulator.counts().connections, 2);
+}
+
+/// A Scalekit that finds every key good, over HTTP/2; `going` makes its connections say GOAWAY.
+async fn going_away(
+    going: watch::Receiver<bool>,
+    release: Arc<Notify>,
+) -> (std::net::SocketAddr, Arc<AtomicU64>) {
+    let (listener, address) = listen().await;
+    let connections = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let number = counted.fetch_add(1, Ordering::SeqCst);
+            let (mut going, release) = (going.clone(), Arc::clone(&release));
+            tokio::spawn(async move {
+                let answer = service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+                    let release = Arc::clone(&release);
+                    async move {
+                        let token = request.uri().path() == "/oauth/token";
+                        let body = request.into_body().collect().await.unwrap().to_bytes();
+                        let held = String::from_utf8_lossy(&body).contains("0000held");
+                        if held {
+                            release.notified().await;
+                        }
+                        let body = if token {
+                            r#"{"access_token":"x","expires_in":3600}"#
+                        } else {
+                            r#"{"token_info":{"organization_id":"org_1"}}"#
+                        };
+                        Ok::<_, Infallible>(hyper::Response::new(Full::new(bytes::Bytes::from(body))))
+                    }
+                });
+                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), answer);
+                let mut connection = std::pin::pin!(connection);
+                let told = async {
+                    // Only the first connection goes away.
+                    if number > 0 {
+                        std::future::pending::<()>().await;
+                    }
+                    let _ = going.wait_for(|going| *going).await;
+                };
+                tokio::select! {
+                    _ = connection.as_mut() => return,
+                    () = told => connection.as_mut().graceful_shutdown(),
+                }
+                let _ = connection.await;
+            });
+        }
+    });
+    (address, connections)
+}
+
+#[tokio::test]
+async fn after_a_goaway_calls_go_to_a_new_connection_and_those_under_way_are_answered() {
+    let (going, release) = (watch::Sender::new(false), Arc::new(Notify::new()));
+    let (address, connections) = going_away(going.subscribe(), Arc::clone(&release)).await;
+    let rig = Rig::with(Plan { http2: true, instead: Some(address), ..Plan::default() }).await;
+    let held = "00000000000000000000000000held";
+    let under_way = rig.spawn(held);
+    rig.ask(&unknown(1)).await.unwrap();
+    assert_eq!(connections.load(Ordering::SeqCst), 1);
+    going.send_replace(true);
+    sleep(Duration::from_millis(20)).await;
+    for number in 0..10 {
+        rig.ask(&unknown(number)).await.expect("on a new connection");
+    }
+    assert_eq!(connections.load(Ordering::SeqCst), 2);
+    release.notify_one();
+    under_way.await.unwrap().expect("a GOAWAY lets end what is under way");
+    assert_eq!(rig.metrics.validation_retries.get(), 0, "what was never sent needs no retry");
+}
+
+#[test]
+fn idle_connections_are_dropped_before_scalekit_drops_them() {
+    let origin = origin_settings("https://acme.scalekit.com", None).unwrap();
+    assert!(origin.idle_timeout < Duration::from_secs(240));
+}

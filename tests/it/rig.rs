@@ -13,6 +13,7 @@ use keyward::dev::emulator::{self, Emulator};
 use keyward::identity::Identity;
 use keyward::listener::Listen;
 use keyward::metrics::Metrics;
+use keyward::origin::Protocol;
 use keyward::rejection::Rejection;
 use keyward::scalekit::{self, Scalekit};
 use keyward::secret::{Secret, SecretSource};
@@ -40,6 +41,10 @@ pub struct Plan {
     pub client_secret: SecretSource,
     /// Faults from before the first call.
     pub faults: Vec<Fault>,
+    /// HTTP/2, as over TLS with a real Scalekit.
+    pub http2: bool,
+    /// Where Scalekit is, if it is not the emulator.
+    pub instead: Option<SocketAddr>,
 }
 
 impl Default for Plan {
@@ -49,6 +54,8 @@ impl Default for Plan {
             emulator: emulator::Settings::default(),
             client_secret: SecretSource::Value(Secret::new("dev")),
             faults: Vec::new(),
+            http2: false,
+            instead: None,
         }
     }
 }
@@ -67,9 +74,13 @@ impl Rig {
         let (listener, address) = listen().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
-        let url = format!("http://{address}");
+        let url = format!("http://{}", plan.instead.unwrap_or(address));
+        let mut origin = scalekit::origin_settings(&url, None).unwrap();
+        if plan.http2 {
+            origin.protocol = Protocol::Http2;
+        }
         let settings = scalekit::Settings {
-            origin: scalekit::origin_settings(&url, None).unwrap(),
+            origin,
             environment_url: url,
             client_id: SecretSource::Value(Secret::new("dev")),
             client_secret: plan.client_secret,

@@ -152,12 +152,12 @@ async fn a_401_speaks_of_keywards_own_token_which_is_renewed_and_the_call_made_o
 
 #[tokio::test]
 async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
-    let stage = Stage::start().await;
-    for body in [None, Some(r#"{"code":5,"message":"Token not found","details":[1]}"#), Some("")] {
+    let bodies = [None, Some(r#"{"code":5,"message":"Token not found","details":[1]}"#), Some("")];
+    let checks = bodies.map(async |body| {
+        let stage = Stage::start().await;
         let before = stage.emulator.counts();
         let answer = Answer { body: body.map(Bytes::from), ..Answer::status(401) };
-        let effect = Effect::Answer(answer);
-        check_our_fault(&stage, effect).await;
+        check_our_fault(&stage, Effect::Answer(answer)).await;
         let counts = stage.emulator.counts();
         assert_eq!(
             counts.validations - before.validations,
@@ -165,7 +165,8 @@ async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
             "asked, replayed; then asked about the good key"
         );
         assert_eq!(counts.token_fetches - before.token_fetches, 1);
-    }
+    });
+    futures_util::future::join_all(checks).await;
 }
 
 #[tokio::test]
