@@ -1,10 +1,12 @@
-# Any Debian with Rust builds it, and any base with glibc and CA certificates runs it.
+# Any Debian with Rust builds it, any base with glibc and CA certificates runs it, on amd64 and arm64 alike:
+#   docker build -t keyward .
+# Where images have no HEALTHCHECK of their own accord (buildah, podman), add --format docker.
 ARG BUILD_IMAGE=docker.io/library/rust:1-slim-bookworm
 ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
-# The dependencies first: they are built again only when the lock file changes.
+# The dependencies first: they are built again only when one of these two files changes.
 COPY Cargo.toml Cargo.lock ./
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --release --locked && rm -r src
@@ -15,13 +17,16 @@ RUN touch src/main.rs src/lib.rs && cargo build --release --locked
 FROM ${RUNTIME_IMAGE}
 LABEL org.opencontainers.image.title="keyward" \
       org.opencontainers.image.description="A validating reverse-proxy sidecar for Scalekit API keys" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.licenses="MIT OR Apache-2.0"
 COPY --from=build /src/target/release/keyward /keyward
 # Nothing is written, so the root may be read-only. No shell is needed.
 USER 65532:65532
 ENV KEYWARD_CONFIG=/etc/keyward/keyward.toml
-EXPOSE 4480
+# The proxy, and the admin port, which is on loopback unless the route file says otherwise. Publish the first alone.
+EXPOSE 4480 4481
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=5s --timeout=3s --start-period=5s CMD ["/keyward", "healthcheck"]
+# Ready, not only alive. It stays ready when Scalekit fails later.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["/keyward", "healthcheck"]
 ENTRYPOINT ["/keyward"]
 CMD ["run"]
