@@ -1,6 +1,21 @@
-//! What `deploy/` ships is what Keyward reads.
+//! What `deploy/` and the image say is what Keyward does.
 
-use keyward::config::{self, Environment};
+use std::fs;
+use std::time::Duration;
+
+use keyward::config::{self, Config, Environment};
+use keyward::listener::Listen;
+
+fn read(path: &str) -> String {
+    fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// A route file, and what `keyward check` says of it.
+fn parsed(text: &str, name: &str) -> Config {
+    assert!(text.contains("[[routes]]"), "{text}");
+    let environment = Environment::default().without_scalekit();
+    config::parse(text, name, &environment).unwrap_or_else(|problems| panic!("{problems}"))
+}
 
 /// The text of a YAML block scalar: the lines below `start` that are indented deeper.
 fn block(yaml: &str, start: &str) -> String {
@@ -13,13 +28,44 @@ fn block(yaml: &str, start: &str) -> String {
         .collect()
 }
 
+fn in_kubernetes() -> Config {
+    parsed(&block(&read("deploy/kubernetes.yaml"), "keyward.toml: |"), "kubernetes.yaml")
+}
+
+/// The number of seconds after `key`.
+fn seconds(text: &str, key: &str) -> Duration {
+    let (_, rest) = text.split_once(key).unwrap_or_else(|| panic!("no {key}"));
+    let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    Duration::from_secs(digits.parse().unwrap())
+}
+
 #[test]
-fn the_route_files_in_the_manifests_are_valid() {
-    for (file, start) in [("compose.yaml", "content: |"), ("kubernetes.yaml", "keyward.toml: |")] {
-        let path = format!("{}/deploy/{file}", env!("CARGO_MANIFEST_DIR"));
-        let text = block(&std::fs::read_to_string(path).unwrap(), start);
-        assert!(text.contains("[[routes]]"), "{text}");
-        let environment = Environment::default().without_scalekit();
-        config::parse(&text, file, &environment).unwrap_or_else(|problems| panic!("{problems}"));
+fn compose_stops_a_container_after_its_drain() {
+    let config = parsed(&read("deploy/keyward.toml"), "keyward.toml");
+    let grace = seconds(&read("deploy/compose.yaml"), "stop_grace_period:");
+    assert!(grace > config.drain_delay + config.drain_timeout, "{grace:?}");
+}
+
+#[test]
+fn kubernetes_stops_a_pod_after_the_services_wait_and_the_drain() {
+    let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
+    let grace = seconds(&manifest, "terminationGracePeriodSeconds:");
+    let wait = seconds(&manifest, "sleep: {seconds:");
+    assert!(grace > wait + config.drain_delay + config.drain_timeout, "{grace:?}");
+}
+
+#[test]
+fn kubernetes_names_the_ports_that_keyward_listens_on() {
+    let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
+    for (listen, port, name) in [(config.listener.listen, 4480, "keyward"), (config.admin, 4481, "admin")] {
+        assert_eq!(listen, Listen::Tcp(([0, 0, 0, 0], port).into()));
+        assert!(manifest.contains(&format!("{{name: {name}, containerPort: {port}}}")), "{name}");
     }
+    assert!(manifest.contains("targetPort: 4480}"));
+}
+
+#[test]
+fn the_image_bears_the_version_of_the_package() {
+    let label = format!("org.opencontainers.image.version=\"{}\"", env!("CARGO_PKG_VERSION"));
+    assert!(read("Dockerfile").contains(&label), "no {label}");
 }
