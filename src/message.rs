@@ -42,22 +42,33 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
         return Err(Rejection::MalformedRequest("The target's scheme is neither http nor https."));
     }
     if !is_framed_once(request.headers()) {
-        return Err(Rejection::MalformedRequest("The only Transfer-Encoding understood is 'chunked', once."));
+        return Err(Rejection::MalformedRequest(
+            "The body is framed twice, or by another Transfer-Encoding than 'chunked'.",
+        ));
     }
     host(uri, request.headers(), request.version())
 }
 
-/// Whether a head says once how its body is framed: by `Transfer-Encoding: chunked`, a `Content-Length`, or nothing.
+/// Whether a head says once how its body is framed: by `Transfer-Encoding: chunked`, one `Content-Length`, or nothing.
 ///
 /// SECURITY: hyper looks at the end of the list of codings alone, and takes `gzip, chunked` and `x, chunked`. The others would
 /// be lost on the way, and Keyward's neighbours could differ with it on where the body ends. Of a request it drops a length
-/// beside a coding; of an answer it keeps both, and the caller would see the one that it did not go by.
+/// beside a coding; of an answer it keeps both, and the caller would see the one that it did not go by. Over HTTP/2 it passes
+/// on a length that is empty, or there twice.
 pub fn is_framed_once(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    let Some(coding) = codings.next() else { return true };
-    coding.as_bytes().eq_ignore_ascii_case(b"chunked")
-        && codings.next().is_none()
-        && !headers.contains_key(CONTENT_LENGTH)
+    let (mut codings, mut lengths) =
+        (headers.get_all(TRANSFER_ENCODING).iter(), headers.get_all(CONTENT_LENGTH).iter());
+    match (codings.next(), lengths.next()) {
+        (None, None) => true,
+        (Some(coding), None) => {
+            coding.as_bytes().eq_ignore_ascii_case(b"chunked") && codings.next().is_none()
+        }
+        (None, Some(length)) => {
+            let digits = length.as_bytes();
+            !digits.is_empty() && digits.iter().all(u8::is_ascii_digit) && lengths.next().is_none()
+        }
+        (Some(_), Some(_)) => false,
+    }
 }
 
 /// RFC 9112 section 3.2: exactly one valid Host, and the target's authority before it. hyper takes none and two
@@ -169,24 +180,30 @@ mod tests {
     }
 
     #[test]
-    fn chunked_once_is_the_only_transfer_coding() {
-        for (values, good) in [
-            (&["chunked"][..], true),
-            (&["Chunked"], true),
-            (&[], true),
-            (&["gzip, chunked"], false),
-            (&["chunked", "chunked"], false),
-            (&["x", "chunked"], false),
-            (&["chunked, chunked"], false),
-            (&[""], false),
+    fn a_body_is_framed_by_chunks_or_by_one_number() {
+        for (codings, lengths, good) in [
+            (&[][..], &[][..], true),
+            (&["chunked"], &[], true),
+            (&["Chunked"], &[], true),
+            (&[], &["3"], true),
+            (&["gzip, chunked"], &[], false),
+            (&["chunked, chunked"], &[], false),
+            (&["chunked", "chunked"], &[], false),
+            (&["x", "chunked"], &[], false),
+            (&[""], &[], false),
+            (&["chunked"], &["3"], false),
+            (&[], &["3", "3"], false),
+            (&[], &["3, 3"], false),
+            (&[], &["+3"], false),
+            (&[], &[""], false),
         ] {
             let mut headers = HeaderMap::new();
-            for value in values {
-                headers.append(TRANSFER_ENCODING, HeaderValue::from_static(value));
+            for (name, values) in [(TRANSFER_ENCODING, codings), (CONTENT_LENGTH, lengths)] {
+                for value in values {
+                    headers.append(&name, HeaderValue::from_static(value));
+                }
             }
-            assert_eq!(is_framed_once(&headers), good, "{values:?}");
-            headers.insert(CONTENT_LENGTH, HeaderValue::from_static("3"));
-            assert_eq!(is_framed_once(&headers), values.is_empty(), "{values:?} and a length");
+            assert_eq!(is_framed_once(&headers), good, "{codings:?} {lengths:?}");
         }
     }
 

@@ -86,6 +86,8 @@ async fn what_is_no_http_answer_is_a_502() {
         "HTTP/1.1 100 Continue\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nok",
         &answer(&twice, "ok"),
+        &answer("content-length: 2\r\ncontent-length: 2\r\n", "ok"),
+        &answer("content-length: 2, 2\r\n", "ok"),
         &answer("content-length: 2, 3\r\n", "ok"),
         &answer("content-length: +2\r\n", "ok"),
         &answer("content-length: -2\r\n", "ok"),
