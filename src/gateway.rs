@@ -28,6 +28,7 @@ use crate::policy::{Permit, Requirement};
 use crate::rejection::{Caller, Rejection};
 use crate::route::{Auth, Route, RouteTable};
 use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
+use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Failure, Upstream, outgoing, tunnel};
 use crate::validator::Validator;
 
@@ -208,8 +209,8 @@ impl Gateway {
         self.tunnels.spawn(async move {
             let cut = async {
                 tokio::select! {
-                    () = closing.cancelled() => "shutdown",
-                    () = watch::ended(watch) => "key_no_longer_valid",
+                    () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
+                    () = watch::ended(watch) => (CloseCode::PolicyViolation, "key_no_longer_valid"),
                 }
             };
             match tunnel::run(caller, upstream, cut).await {

@@ -3,6 +3,7 @@
 
 pub mod forwarded;
 pub mod tunnel;
+pub mod websocket;
 
 pub mod outgoing;
 

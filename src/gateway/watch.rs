@@ -52,13 +52,23 @@ pub(super) async fn ended(watch: Option<Watch>) {
     let _open = Counted::begin(&metrics.open_streams);
     let mut unconfirmed = None;
     loop {
-        let to_expiry =
-            watch.expiry.map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
-        sleep(to_expiry.map_or(watch.every, |left| left.min(watch.every))).await;
-        if watch.expiry.is_some_and(|expiry| expiry <= SystemTime::now()) {
-            break;
-        }
-        match watch.validator.validate(&watch.key, None).await {
+        let left = watch.expiry.map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
+        let expired = async {
+            match left {
+                Some(left) => sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        let asked = async {
+            // Streams that began together, as after a restart, are not asked about all at once.
+            sleep(watch.every.mul_f64(1.0 - 0.1 * fastrand::f64())).await;
+            watch.validator.validate(&watch.key, None).await
+        };
+        let answer = tokio::select! {
+            () = expired => break,
+            answer = asked => answer,
+        };
+        match answer {
             Ok(identity) => {
                 unconfirmed = None;
                 watch.expiry = identity.expiry;
@@ -68,14 +78,16 @@ pub(super) async fn ended(watch: Option<Watch>) {
                 }
             }
             Err(Rejection::InvalidKey) => break,
+            Err(_) if unconfirmed.is_some() => {}
             Err(rejection) => {
-                if unconfirmed.is_none() {
+                // Said of the first one alone; the gauge says how many there are.
+                if metrics.unconfirmed_streams.get() == 0 {
                     tracing::warn!(
                         keyward.reason = rejection.code(),
-                        "an open stream's key could not be asked about again; it stays open"
+                        "the keys of open streams cannot be asked about again; the streams stay open"
                     );
-                    unconfirmed = Some(Counted::begin(&metrics.unconfirmed_streams));
                 }
+                unconfirmed = Some(Counted::begin(&metrics.unconfirmed_streams));
             }
         }
     }

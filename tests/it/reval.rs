@@ -1,1 +1,204 @@
-//! To come.
+//! Streams outlive the request that opened them: closed within one interval of revocation and at expiry, so that the client
+//! can tell, and not by an outage.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward::dev::emulator::store::Issue;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::rig::until;
+use crate::support::raw::Client;
+use crate::support::{LIMIT, Setup, Stage};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// One interval, and what a busy machine adds.
+const SOON: Duration = Duration::from_millis(1400);
+
+async fn every_second() -> Stage {
+    Stage::with(Setup { sections: "[streams]\nrevalidate_every = \"1s\"", ..Setup::default() }).await
+}
+
+/// A request whose answer has begun.
+async fn open(stage: &Stage, path: &str, key: &str) -> Client {
+    let mut client = stage.connect().await;
+    client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
+    assert_eq!(client.head().await.status, 200);
+    client
+}
+
+#[tokio::test]
+async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can_tell() {
+    let stage = every_second().await;
+    let (key, other) = (stage.key(), stage.key());
+    let mut streams = Vec::new();
+    for path in ["/events?every=50ms", "/stream/1000", "/bytes/100000000000"] {
+        streams.push((path, open(&stage, path, &key).await));
+    }
+    let mut stays = open(&stage, "/events?every=50ms", &other).await;
+    // Read all along: who does not read is told at the next byte.
+    let reading = streams.into_iter().map(async |(path, mut client)| {
+        let (mut last, began) = (Vec::new(), Instant::now());
+        loop {
+            let bytes = client.bytes(1).await;
+            if bytes.is_empty() {
+                return (path, last, began.elapsed());
+            }
+            last.extend(bytes);
+            let more = last.len().saturating_sub(16);
+            last.drain(..more);
+            if path.starts_with("/bytes") {
+                // Slower than it could: a bulk transfer takes the machine from the others.
+                client.bytes(256 * 1024).await;
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    });
+    sleep(SECOND * 3 / 2).await;
+    let reading: Vec<_> = reading.collect();
+    assert_eq!(stage.metrics.open_streams.get(), 4, "a good key's stays open beyond one interval");
+    stage.emulator.revoke(&key);
+    let ended = timeout(LIMIT, futures_util::future::join_all(reading)).await.unwrap();
+    for (path, last, after) in ended {
+        assert!(after < SOON, "{path}: {after:?}");
+        assert!(!last.ends_with(b"0\r\n\r\n"), "{path}: cut, not ended");
+    }
+    assert!(!stays.bytes(1).await.is_empty());
+    assert_eq!((stage.metrics.streams_closed.get(), stage.metrics.open_streams.get()), (3, 1));
+    until(|| stage.echo.counts().open == 1).await;
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_its_key_expires_however_long_the_interval() {
+    let stage = Stage::start().await;
+    let expiry = jiff::Timestamp::now() + Duration::from_millis(600);
+    let key = stage.issue(Issue { expiry: Some(expiry), ..Issue::default() }).key;
+    let mut client = open(&stage, "/events?every=50ms", &key).await;
+    // Scalekit is not needed for that.
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang));
+    let all = client.rest().await;
+    let late = jiff::Timestamp::now().duration_since(expiry);
+    assert!(!late.is_negative() && late.as_millis() < 300, "{late:?}");
+    assert!(!all.is_empty() && !all.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn an_outage_closes_no_stream_and_can_be_seen() {
+    let stage = every_second().await;
+    let key = stage.key();
+    let mut client = open(&stage, "/events?every=20ms", &key).await;
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
+    let before = stage.emulator.counts().validations;
+    until(|| stage.metrics.unconfirmed_streams.get() == 1).await;
+    stage.emulator.validations_begun(before + 2).await;
+    assert!(!client.bytes(4096).await.is_empty(), "it is still open");
+    stage.emulator.clear_faults();
+    until(|| stage.metrics.unconfirmed_streams.get() == 0).await;
+    stage.emulator.revoke(&key);
+    client.rest().await;
+    assert_eq!(stage.metrics.streams_closed.get(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_is_closed_when_its_key_no_longer_meets_what_the_route_asks() {
+    let routes = r#"
+        [[routes]]
+        path = "/*"
+        upstream = "echo"
+        require = { roles = ["admin"] }"#;
+    let sections = "[streams]\nrevalidate_every = \"1s\"";
+    let stage = Stage::with(Setup { sections, routes, ..Setup::default() }).await;
+    let key =
+        stage.issue(Issue { user_id: "usr_1".into(), roles: vec!["admin".into()], ..Issue::default() }).key;
+    let mut client = open(&stage, "/events?every=50ms", &key).await;
+    let demoted = r#"{"token_info":{"organization_id":"org_1","user_id":"usr_1","roles":["reader"]}}"#;
+    let answer = Answer { body: Some(demoted.into()), ..Answer::status(200) };
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
+    let began = Instant::now();
+    client.rest().await;
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn over_http2_the_stream_is_reset_and_the_connection_stays() {
+    let stage = every_second().await;
+    let (key, other) = (stage.key(), stage.key());
+    let stream = TcpStream::connect(stage.address).await.unwrap();
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    let request = |path: &str, key: &str| {
+        let uri = format!("http://api.test{path}");
+        let request = hyper::Request::builder().uri(uri).header("authorization", format!("Bearer {key}"));
+        request.body(Empty::<bytes::Bytes>::new()).unwrap()
+    };
+    let mut body = sender.send_request(request("/events?every=50ms", &key)).await.unwrap().into_body();
+    body.frame().await.unwrap().unwrap();
+    stage.emulator.revoke(&key);
+    let began = Instant::now();
+    let error = loop {
+        match timeout(LIMIT, body.frame()).await.unwrap() {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => break error,
+            None => panic!("it ended as if it were whole"),
+        }
+    };
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    let cause = std::error::Error::source(&error).unwrap().to_string();
+    assert!(cause.contains("stream error received"), "{cause}");
+    assert_eq!(sender.send_request(request("/v1", &other)).await.unwrap().status(), 200);
+}
+
+async fn websocket(stage: &Stage, key: &str) -> Client {
+    let mut client = stage.connect().await;
+    let request = format!(
+        "GET /ws HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\nupgrade: websocket\r\nconnection: upgrade\r\n\
+         sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    client.send(request).await;
+    assert_eq!(client.head().await.status, 101);
+    // A message there and back; its mask is zero.
+    client.send([&[0x81, 0x80 | 5, 0, 0, 0, 0][..], b"hello"].concat()).await;
+    assert_eq!(client.bytes(7).await, [&[0x81, 5][..], b"hello"].concat());
+    client
+}
+
+#[tokio::test]
+async fn a_websocket_is_closed_with_1008_between_frames_and_without_a_word_within_one() {
+    let stage = every_second().await;
+    let key = stage.key();
+    let (mut between, mut within) = (websocket(&stage, &key).await, websocket(&stage, &key).await);
+    // A hundred bytes announced, of which none comes.
+    within.send([0x82, 0x80 | 100, 0, 0, 0, 0]).await;
+    assert_eq!(within.bytes(2).await, [0x82, 100]);
+    stage.emulator.revoke(&key);
+    let began = Instant::now();
+    assert_eq!(between.bytes(4).await, [0x88, 2, 0x03, 0xF0]);
+    assert_eq!(within.rest().await, [0_u8; 0]);
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    // What the client still says hurts nothing; its own Close ends it.
+    between.send([0x88, 0x80 | 2, 0, 0, 0, 0, 0x03, 0xF0]).await;
+    assert_eq!(between.rest().await, [0_u8; 0]);
+    drop((between, within));
+    until(|| stage.metrics.open_streams.get() == 0 && stage.echo.counts().open == 0).await;
+    assert_eq!(stage.metrics.streams_closed.get(), 2);
+}
+
+#[tokio::test]
+async fn a_websocket_outlives_an_outage_and_ends_at_expiry() {
+    let stage = every_second().await;
+    let expiry = jiff::Timestamp::now() + Duration::from_millis(1600);
+    let key = stage.issue(Issue { expiry: Some(expiry), ..Issue::default() }).key;
+    let mut client = websocket(&stage, &key).await;
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
+    until(|| stage.metrics.unconfirmed_streams.get() == 1).await;
+    client.send([&[0x81, 0x80 | 5, 0, 0, 0, 0][..], b"still"].concat()).await;
+    assert_eq!(client.bytes(7).await, [&[0x81, 5][..], b"still"].concat());
+    assert_eq!(client.bytes(4).await, [0x88, 2, 0x03, 0xF0]);
+    let late = jiff::Timestamp::now().duration_since(expiry);
+    assert!(!late.is_negative() && late.as_millis() < 300, "{late:?}");
+}

@@ -29,7 +29,6 @@ use crate::support::{LIMIT, listen};
 pub struct Rig {
     pub emulator: Emulator,
     pub validator: Arc<Validator>,
-    pub scalekit: Arc<Scalekit>,
     pub metrics: Arc<Metrics>,
     _ends: DropGuard,
 }
@@ -90,9 +89,8 @@ impl Rig {
         let scalekit = Scalekit::new(&settings, Arc::clone(&metrics), tasks.clone()).unwrap();
         let (own, until) = (Arc::clone(&scalekit), ends.clone());
         tokio::spawn(until.run_until_cancelled_owned(async move { own.keep_access_token().await }));
-        let validator =
-            Validator::new(plan.validator, Arc::clone(&scalekit), Arc::clone(&metrics), tasks).unwrap();
-        Self { emulator, validator, scalekit, metrics, _ends: ends.drop_guard() }
+        let validator = Validator::new(plan.validator, scalekit, Arc::clone(&metrics), tasks).unwrap();
+        Self { emulator, validator, metrics, _ends: ends.drop_guard() }
     }
 
     pub fn key(&self) -> String {
