@@ -102,7 +102,7 @@ pub(super) fn size(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<u
 }
 
 fn in_units(bytes: u64) -> String {
-    let unit = UNITS.iter().find(|(_, factor)| bytes.is_multiple_of(*factor));
+    let unit = UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
