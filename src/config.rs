@@ -117,6 +117,13 @@ impl Environment {
     }
 }
 
+/// `2s`, `250ms`, `1m 30s`: a duration as people write it.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    // humantime 2.4 panics where the seconds overflow by a carry, for which it takes more digits than this.
+    let short = text.bytes().filter(u8::is_ascii_digit).count() <= 15;
+    short.then(|| humantime::parse_duration(text).ok()).flatten()
+}
+
 /// A route file longer than this is a mistake in the path.
 const MAX_FILE: u64 = 1024 * 1024;
 

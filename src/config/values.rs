@@ -59,9 +59,7 @@ pub(super) fn duration(least: Duration) -> impl FnOnce(&Value<'_>) -> Result<Dur
             return Err(format!("has no unit; write \"{number}s\" for seconds, or \"{number}ms\""));
         }
         let given = value.as_str().ok_or_else(|| expected(EXAMPLE, value))?;
-        // humantime 2.4 panics where the seconds overflow by a carry, for which it takes more digits than this.
-        let short = given.bytes().filter(u8::is_ascii_digit).count() <= 15;
-        let given = short.then(|| humantime::parse_duration(given).ok()).flatten();
+        let given = super::parse_duration(given);
         let given = given.ok_or_else(|| format!("should be {EXAMPLE}"))?;
         let range = least..=Duration::from_secs(86_400);
         let limit = |limit: &Duration| humantime::format_duration(*limit);

@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serving::Tasks;
 use crate::body::{Body, BodyError, empty, full};
+use crate::config::parse_duration;
 
 mod streams;
 mod websocket;
@@ -284,7 +285,7 @@ fn special(path: &str) -> (&str, Option<u64>) {
 fn every(request: &Request<Incoming>) -> Duration {
     let query = request.uri().query().unwrap_or_default();
     let every = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "every");
-    every.and_then(|(_, every)| humantime::parse_duration(&every).ok()).unwrap_or(Duration::from_secs(1))
+    every.and_then(|(_, every)| parse_duration(&every)).unwrap_or(Duration::from_secs(1))
 }
 
 fn extra_headers(request: &Request<Incoming>) -> HeaderMap {

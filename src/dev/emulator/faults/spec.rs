@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Answer, Effect, Fault, Target};
+use crate::config::parse_duration;
 
 /// Reads a fault, or says what is wrong with it.
 pub(super) fn read(text: &str) -> Result<Fault, String> {
@@ -78,8 +79,7 @@ fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
 }
 
 fn duration(name: &str, value: &str) -> Result<Duration, String> {
-    humantime::parse_duration(value)
-        .map_err(|_| format!("`{name}` needs a duration such as 200ms, not `{value}`"))
+    parse_duration(value).ok_or_else(|| format!("`{name}` needs a duration such as 200ms, not `{value}`"))
 }
 
 fn content_type(value: &str) -> Result<String, String> {
