@@ -1,10 +1,12 @@
 //! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the caller got.
 
 mod bodies;
+mod floods;
 mod framing;
 mod h2;
 mod heads;
 mod identity;
+mod limits;
 mod upstreams;
 
 use std::fmt::Write as _;
