@@ -12,6 +12,7 @@ mod limits;
 mod outage;
 mod own_token;
 mod pressure;
+mod process;
 mod reload;
 mod reval;
 mod streams;

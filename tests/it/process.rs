@@ -1,0 +1,319 @@
+//! The program itself: what it prints, what it exits with, what signals do.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use keyward::dev::echo::Echo;
+use keyward::dev::emulator::store::Issue;
+use keyward::dev::emulator::{self, Emulator};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, Command};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::support::raw::{Client, Reply};
+use crate::support::{LIMIT, listen};
+
+fn keyward(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
+    command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs to the end: exit code, standard output, standard error.
+async fn run(arguments: &[&str]) -> (i32, String, String) {
+    let output = timeout(LIMIT, keyward(arguments).output()).await.expect("an end in time").unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// A program that runs, and what it has printed.
+struct Running {
+    child: Child,
+    printed: Arc<(Mutex<String>, Notify)>,
+}
+
+impl Running {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
+        let printed = Arc::new((Mutex::default(), Notify::new()));
+        Self::keep(child.stdout.take().unwrap(), Arc::clone(&printed));
+        Self::keep(child.stderr.take().unwrap(), Arc::clone(&printed));
+        Self { child, printed }
+    }
+
+    fn keep(stream: impl AsyncRead + Unpin + Send + 'static, printed: Arc<(Mutex<String>, Notify)>) {
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stream).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                let mut all = printed.0.lock().unwrap();
+                all.push_str(&line);
+                all.push('\n');
+                printed.1.notify_waiters();
+            }
+        });
+    }
+
+    fn text(&self) -> String {
+        self.printed.0.lock().unwrap().clone()
+    }
+
+    /// Waits until something has been printed.
+    async fn until(&self, text: &str) {
+        let wait = async {
+            loop {
+                let changed = self.printed.1.notified();
+                if self.text().contains(text) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("no {text:?} in {}", self.text()));
+    }
+
+    /// An address in the line that says where Keyward listens.
+    async fn address(&self, name: &str) -> SocketAddr {
+        self.until("\"listening\"").await;
+        let text = self.text();
+        let line = text.lines().find(|line| line.contains("\"listening\"")).unwrap();
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        line[name].as_str().unwrap().parse().unwrap()
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
+        rustix::process::kill_process(id, signal).unwrap();
+    }
+
+    async fn exit(&mut self) -> Option<i32> {
+        timeout(LIMIT, self.child.wait()).await.expect("an end in time").unwrap().code()
+    }
+}
+
+async fn ask(address: SocketAddr, path: &str, key: &str) -> Reply {
+    let mut client = Client::connect(address).await;
+    client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
+    client.reply().await
+}
+
+/// A folder for the files of one test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("keyward-process-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        let path = self.0.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn route_file(echo: SocketAddr, server: &str) -> String {
+    format!(
+        "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[admin]\nlisten = \"127.0.0.1:0\"\n[upstreams.echo]\n\
+         url = \"http://{echo}\"\n[[routes]]\npath = \"/public/*\"\nupstream = \"echo\"\nauth = \"none\"\n[[routes]]\n\
+         path = \"/*\"\nupstream = \"echo\"\n"
+    )
+}
+
+async fn echo(ends: &CancellationToken) -> SocketAddr {
+    let (listener, address) = listen().await;
+    let ends = ends.clone();
+    tokio::spawn(async move { Echo::new().serve(listener, ends).await });
+    address
+}
+
+fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
+    let mut command = keyward(&["run", "--config", file]);
+    command.env("SCALEKIT_ENVIRONMENT_URL", format!("http://{scalekit}"));
+    command.env("SCALEKIT_CLIENT_ID", "dev").env("SCALEKIT_CLIENT_SECRET_FILE", secret);
+    command
+}
+
+#[tokio::test]
+async fn scalekit_may_be_down_at_start_and_everything_heals_by_itself() {
+    let (folder, ends) = (Folder::new("down"), CancellationToken::new());
+    let secret = folder.write("secret", "dev\n");
+    let (listener, scalekit) = listen().await;
+    drop(listener);
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let (address, admin) = (running.address("server.address").await, running.address("admin.address").await);
+    let emulator = Emulator::new(emulator::Settings::default());
+    let key = emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key;
+    let reply = ask(address, "/v1?secret=query", &key).await;
+    assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")));
+    assert!(reply.header("retry-after").is_some());
+    assert_eq!(ask(address, "/public/x", &key).await.status, 200);
+    let reply = ask(admin, "/readyz", "").await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().contains("Scalekit cannot be reached"), "{}", reply.text());
+    assert_eq!(ask(admin, "/livez", "").await.status, 200);
+    let (healthy, _, said) = run(&["healthcheck", "--admin", &admin.to_string()]).await;
+    assert_eq!(healthy, 1);
+    assert!(said.contains("not ready: Scalekit cannot be reached"), "{said}");
+
+    let listener = tokio::net::TcpListener::bind(scalekit).await.unwrap();
+    let (serving, until) = (emulator.clone(), ends.clone());
+    tokio::spawn(async move { serving.serve(listener, until).await });
+    running.until("\"ready\"").await;
+    assert_eq!(ask(address, "/v1?secret=query", &key).await.status, 200);
+    assert_eq!(run(&["healthcheck", "--admin", &admin.to_string()]).await.0, 0);
+
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    running.until("\"stopped\"").await;
+    let text = running.text();
+    for secret in [&*key, "secret=query", "Bearer", "eyJ"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+    let access =
+        text.lines().find(|line| line.contains("\"http.response.status_code\":200")).expect("an access line");
+    let access: serde_json::Value = serde_json::from_str(access).unwrap();
+    for name in [
+        "timestamp",
+        "http.request.method",
+        "url.path",
+        "http.route",
+        "network.protocol.version",
+        "client.address",
+        "keyward.decision",
+        "keyward.route",
+        "http.server.request.duration",
+    ] {
+        assert!(!access[name].is_null(), "{name} in {access}");
+    }
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once_what_the_first_lets_finish() {
+    let (folder, ends) = (Folder::new("signals"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let (_listener, scalekit) = listen().await;
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"1h\""));
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let (address, admin) = (running.address("server.address").await, running.address("admin.address").await);
+    running.signal(rustix::process::Signal::TERM);
+    running.until("\"draining\"").await;
+    assert_eq!(ask(admin, "/readyz", "").await.status, 503);
+    let reply = ask(address, "/public/x", "").await;
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")), "still accepting");
+    running.signal(rustix::process::Signal::INT);
+    assert_eq!(running.exit().await, Some(0));
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why_and_starts_nothing() {
+    let (folder, ends) = (Folder::new("bad"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let (taken, address) = listen().await;
+    let good = route_file(echo(&ends).await, "");
+    let in_use = folder.write(
+        "in-use.toml",
+        &good.replace("listen = \"127.0.0.1:0\"", &format!("listen = \"{address}\"")).replacen(
+            &format!("[admin]\nlisten = \"{address}\""),
+            "[admin]\nlisten = \"127.0.0.1:0\"",
+            1,
+        ),
+    );
+    let bad = folder.write(
+        "bad.toml",
+        &good.replace("[server]", "[sever]").replace("upstream = \"echo\"\nauth", "upstream = \"eco\"\nauth"),
+    );
+    for (file, expected) in [
+        (in_use, vec![format!("cannot listen on {address}")]),
+        (bad, vec!["did you mean \"server\"".to_owned(), "did you mean \"echo\"".to_owned()]),
+        (folder.0.join("none.toml").to_str().unwrap().to_owned(), vec!["cannot be read".to_owned()]),
+    ] {
+        let mut running = Running::start(keyward_run(&file, address, &secret));
+        assert_eq!(running.exit().await, Some(1), "{file}");
+        for expected in expected {
+            running.until(&expected).await;
+        }
+        assert!(!running.text().contains("listening"), "{}", running.text());
+    }
+    drop(taken);
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn wrong_use_is_exit_code_2_and_help_is_0() {
+    assert_eq!(run(&["run"]).await.0, 2);
+    assert_eq!(run(&["fly"]).await.0, 2);
+    assert_eq!(run(&[]).await.0, 2);
+    let (code, help, _) = run(&["--help"]).await;
+    assert_eq!(code, 0);
+    for command in ["run", "dev", "check", "explain", "emulator", "healthcheck"] {
+        assert!(help.contains(command));
+        assert_eq!(run(&[command, "--help"]).await.0, 0);
+    }
+    assert_eq!(run(&["--version"]).await.1, format!("keyward {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[tokio::test]
+async fn check_and_explain_need_no_secrets() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/keyward.toml");
+    let (code, out, warnings) = run(&["check", "--config", file]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("/*") && out.contains("is fine"), "{out}");
+    assert!(warnings.contains("SCALEKIT_CLIENT_SECRET"), "{warnings}");
+    let (code, out, _) = run(&["explain", "--config", file, "GET", "/v1/orders"]).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("asks for    a key"), "{out}");
+    assert_eq!(run(&["explain", "--config", file, "G T", "/"]).await.0, 1);
+}
+
+#[tokio::test]
+async fn every_line_that_dev_prints_does_what_stands_above_it() {
+    if std::process::Command::new("curl").arg("--version").output().is_err() {
+        eprintln!("skipped: there is no curl here");
+        return;
+    }
+    let free = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--emulator", "127.0.0.1:0"];
+    let mut running = Running::start(keyward(&[&["dev"], &free[..]].concat()));
+    running.until("5  The revoked key").await;
+    running.until("\n\n").await;
+    let wait = async {
+        while running.text().lines().filter(|line| line.starts_with("curl ")).count() < 5 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(LIMIT, wait).await.expect("five lines");
+    let text = running.text();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("curl ")).collect();
+    assert_eq!(lines.len(), 5, "{text}");
+    for (line, (status, body)) in lines.iter().zip([
+        ("200", "\"x-org-id\",\"org_1001\""),
+        ("401", "\"code\":\"missing_credential\""),
+        ("200", "\"x-org-id\",\"org_1001\""),
+        ("200", "{}"),
+        ("401", "\"code\":\"invalid_key\""),
+    ]) {
+        let output = timeout(LIMIT, Command::new("sh").args(["-c", line]).output()).await.unwrap().unwrap();
+        let answer = String::from_utf8(output.stdout).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
+        assert!(answer.contains(body), "{line}: {answer}");
+        assert!(!answer.contains("somebody_else") && !answer.contains("gold"), "{answer}");
+    }
+    running.signal(rustix::process::Signal::INT);
+    assert_eq!(running.exit().await, Some(0));
+}
