@@ -4,8 +4,10 @@
 mod rig;
 mod support;
 
+mod admin;
 mod admission;
 mod deploy;
+mod drain;
 mod flights;
 mod hostile;
 mod limits;
@@ -17,5 +19,6 @@ mod reload;
 mod reval;
 mod streams;
 mod tidy;
+mod tunnel;
 mod verdicts;
 mod wire;

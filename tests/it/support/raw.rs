@@ -53,6 +53,11 @@ impl Client {
         Self { stream, buffer: Vec::new() }
     }
 
+    /// On a connection that is there.
+    pub fn over(stream: TcpStream) -> Self {
+        Self { stream, buffer: Vec::new() }
+    }
+
     /// Sends bytes; that the peer has closed meanwhile is for the reading side to see.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;
