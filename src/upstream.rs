@@ -90,8 +90,7 @@ impl Upstream {
                 "its answer is framed twice, or in a coding that Keyward does not know",
             ));
         }
-        hop::strip(response.headers_mut());
-        response.headers_mut().remove(KEYWARD_ERROR);
+        clean(response.headers_mut());
         if switched {
             set_upgrade(response.headers_mut());
         }
@@ -138,6 +137,12 @@ impl Failure {
             (false, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.chain()),
         }
     }
+}
+
+/// Removes from the headers of an answer, or from its trailers, what is not the upstream's to say to the caller.
+pub fn clean(headers: &mut HeaderMap) {
+    hop::strip(headers);
+    headers.remove(KEYWARD_ERROR);
 }
 
 fn set_upgrade(headers: &mut HeaderMap) {
