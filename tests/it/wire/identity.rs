@@ -11,7 +11,7 @@ use keyward::body;
 use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::dev::emulator::store::Issue;
 
-use super::{OK, Wire, values};
+use super::{OK, Wire, statuses, values};
 use crate::support::http::{PAIRS, Speaks, data, fed};
 use crate::support::raw::Scripted;
 use crate::support::{Setup, Stage};
@@ -196,8 +196,86 @@ async fn what_a_caller_says_of_the_target_elsewhere_opens_no_route() {
             let all =
                 wire.all(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{header}\r\n\r\n"));
             assert!(all.await.starts_with("HTTP/1.1 401 "), "{header}");
+            assert_eq!(wire.upstream.text(), "", "{header}");
         }
         assert_eq!(wire.upstream.text(), "");
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_a_stranger_names_elsewhere_does_not_reach_a_backend_that_believes_it() {
+    let wire = Wire::start().await;
+    let mut seen = 0;
+    for name in [
+        "x-original-url",
+        "X-Rewrite-URL",
+        "x_original.url",
+        "x-original-uri",
+        "x-forwarded-uri",
+        "X_Forwarded-Prefix",
+    ] {
+        let head =
+            format!("GET /public/x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{name}: /v1/forged\r\n\r\n");
+        assert!(wire.all(head).await.ends_with("ok"), "{name}");
+        assert!(!wire.fresh(&mut seen).contains("forged"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn no_spelling_of_a_path_leads_out_of_an_open_route() {
+    let wire = Wire::start().await;
+    for path in [
+        "/public/../v1",
+        "/public/..%2fv1",
+        "/public/..%2Fv1",
+        "/public/%2e%2e/v1",
+        "/public/%2E%2e%2fv1",
+        "/public/.%2e/v1",
+        "/public/..%5cv1",
+        "/public/..\\v1",
+        "/public\\..\\v1",
+        "/public/..;/v1",
+        "/public/..;x=y/v1",
+        "/public/%252e%252e/v1",
+        "/public/%252e%252e%252fv1",
+        "/public/..%252fv1",
+        "/public/..%255cv1",
+        "/public/%25%32%65%25%32%65/v1",
+        "/public/.;/../v1",
+        "/public/./../v1",
+        "/public/x/../../v1",
+        "/public//../v1",
+        "/public/..",
+        "/public/..?x",
+        "/public/%2e%2e%3b/v1",
+        "/public%2f..%2fv1",
+        "//public/../v1",
+        "/./v1",
+        "//v1",
+        "/%2e/v1",
+        "/\\v1",
+        "/;/v1",
+        "/public/..%00/v1",
+        "/public/..%0d/v1",
+        "/public/..%09/v1",
+        "/public/%u002e%u002e/v1",
+        "/public/..%c0%afv1",
+        "/public/%c0%ae%c0%ae/v1",
+        "/public/%e0%80%ae%e0%80%ae/v1",
+        "/public/%25c0%25ae./v1",
+        "/public;/../v1",
+        "/PUBLIC/x",
+        "/Public/x",
+        "/publi%63/x",
+        "/public%00/x",
+        "/public%20/x",
+        "/publicx",
+        "http://a/public/../v1",
+        "http://a//v1",
+    ] {
+        let all = wire.all(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        assert!(matches!(statuses(&all)[..], [400 | 401]), "{path}: {all}");
+        assert_eq!(wire.upstream.text(), "", "{path}");
     }
 }
 

@@ -1,7 +1,12 @@
 //! An upstream that misbehaves costs its own request alone: the caller sees a 5xx or a cut, never a made-up end, nothing is
 //! sent twice, and no dirty connection is used again.
 
+use hyper::Method;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use keyward::body;
+
 use super::{OK, Wire, values};
+use crate::support::http::{Speaks, drain};
 use crate::support::raw::{Act, Reply, Scripted};
 use crate::support::{Setup, listen};
 
@@ -249,4 +254,48 @@ async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_remove
     }
     assert_eq!((values(&all, "x-kept"), values(&all, "set-cookie")), (vec!["1"], vec!["a=1", "b=2"]));
     assert!(!all.contains("forged"), "{all}");
+}
+
+#[tokio::test]
+async fn a_connection_that_still_carries_a_body_takes_no_other_request() {
+    let wire = Wire::start().await;
+    let mut early = wire.stage.connect().await;
+    early.send(wire.head("POST /v1", "content-length: 6\r\n") + "abc").await;
+    assert_eq!(early.reply().await.text(), "ok");
+    for _ in 0..3 {
+        assert_eq!(wire.stage.get("/v1/next", &wire.key).await.text(), "ok");
+    }
+    let connections = wire.upstream.received();
+    assert_eq!(connections.len(), 2);
+    assert!(String::from_utf8_lossy(&connections[0]).ends_with("\r\n\r\nabc"));
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_was_closed_is_not_used_even_for_what_cannot_be_retried() {
+    let wire = Wire::with(Scripted::closing_after(OK).await, Setup::default()).await;
+    let mut client = wire.stage.connect().await;
+    for number in 0..50 {
+        client.send(wire.head("POST /v1", "content-length: 3\r\n") + "abc").await;
+        assert_eq!(client.reply().await.status, 200, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
+    let names = ["keyward-error", "connection", "content-length", "transfer-encoding", "keep-alive"];
+    let fields: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
+    let text = answer(
+        &format!("transfer-encoding: chunked\r\ntrailer: {}, x-sum\r\n", names.join(", ")),
+        &format!("2\r\nok\r\n0\r\n{fields}x-sum: 7\r\n\r\n"),
+    );
+    let wire = Wire::with(Scripted::answering(text).await, Setup::default()).await;
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        let mut caller = wire.stage.caller(speaks).await;
+        let mut request = caller.request(Method::GET, "/v1", &wire.key, body::empty());
+        request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+        let (bytes, trailers) = drain(caller.send(request).await.unwrap()).await.unwrap();
+        let expected =
+            HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+        assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
+    }
 }
