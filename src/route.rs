@@ -232,7 +232,8 @@ fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
     let once = decoded(path).ok_or(Rejection::AmbiguousPath)?;
     // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
     let twice = decoded_leniently(&once);
-    if once.iter().chain(twice.iter()).any(u8::is_ascii_control) {
+    if once.iter().chain(twice.iter()).any(u8::is_ascii_control) || is_overlong(&once) || is_overlong(&twice)
+    {
         return Err(Rejection::AmbiguousPath);
     }
     let mut readings = Vec::new();
@@ -258,6 +259,13 @@ fn has_dot_segment(path: &[u8]) -> bool {
         let name = segment.split(|&byte| byte == b';').next().unwrap_or(segment);
         matches!(name, b"." | b"..")
     })
+}
+
+/// SECURITY: UTF-8 forbids to write a character longer than need be (RFC 3629 section 3), but lenient decoders read `%C0%AE`
+/// as `.` and `%C0%AF` as `/`.
+fn is_overlong(path: &[u8]) -> bool {
+    path.windows(2)
+        .any(|pair| matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f]))
 }
 
 /// Percent-decoded; `None` for an escape that is none.
@@ -403,8 +411,24 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_or_control_escape_is_ambiguous() {
-        for path in ["/a%", "/a%2", "/a%zz", "/a%00", "/a%0d%0a", "/a%7f", "/a%2500", "", "*", "x/y"] {
+    fn a_broken_control_or_overlong_escape_is_ambiguous() {
+        for path in [
+            "/a%c0%af",
+            "/a/%C0%AE%c0%ae/b",
+            "/a%25c0%25af",
+            "/a%e0%80%af",
+            "/a%f0%80%80%af",
+            "/a%",
+            "/a%2",
+            "/a%zz",
+            "/a%00",
+            "/a%0d%0a",
+            "/a%7f",
+            "/a%2500",
+            "",
+            "*",
+            "x/y",
+        ] {
             check(Method::GET, "x", path, Err("ambiguous_path"));
         }
     }
@@ -440,7 +464,9 @@ mod tests {
             "/v1/orders//x",
             "/v1/100%25",
             "/v1/a\\b",
-            "/v1/%C3%A9",
+            "/v1/%C3%A9%E0%A0%80%F0%90%80%80",
+            "/v1/%C0",
+            "/v1/%E9",
             "/v1/...",
             "/v1/a..b",
         ] {

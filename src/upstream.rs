@@ -93,8 +93,7 @@ impl Upstream {
                 "its answer is framed twice, or in a coding that Keyward does not know",
             ));
         }
-        hop::strip(response.headers_mut());
-        response.headers_mut().remove(KEYWARD_ERROR);
+        clean(response.headers_mut());
         if switched {
             set_upgrade(response.headers_mut());
         }
@@ -145,6 +144,12 @@ impl From<Rejection> for Failure {
         let cause = rejection.code().to_owned();
         Self { rejection, cause }
     }
+}
+
+/// Removes from the headers of an answer, or from its trailers, what is not the upstream's to say to the caller.
+pub fn clean(headers: &mut HeaderMap) {
+    hop::strip(headers);
+    headers.remove(KEYWARD_ERROR);
 }
 
 fn set_upgrade(headers: &mut HeaderMap) {

@@ -7,10 +7,12 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
+use hyper::header::CONTENT_LENGTH;
 
 use super::watch::{self, Watch};
 use crate::access_log::Record;
 use crate::body::{Body, BodyError};
+use crate::upstream;
 
 pub(super) struct Answer {
     body: Body,
@@ -45,10 +47,15 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
-        match &polled {
+        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &mut polled {
             Poll::Ready(None) => self.record.ended(),
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    upstream::clean(trailers);
+                    // HTTP/1.1 keeps this one out of trailers by itself.
+                    trailers.remove(CONTENT_LENGTH);
+                }
                 self.record.sent += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if self.body.is_end_stream() {
                     self.record.ended();

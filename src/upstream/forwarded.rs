@@ -139,10 +139,14 @@ fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
     }
 }
 
-/// SECURITY: `X_Forwarded_For` is `X-Forwarded-For` to many backends; see `identity::Headers::owns`.
+/// SECURITY: `X_Forwarded_For` is `X-Forwarded-For` to many backends; see `identity::Headers::owns`. Some take the target from
+/// `X-Original-URL` or `X-Rewrite-URL`, so that a public route would open them all.
 fn is_forwarding(name: &str) -> bool {
+    let is = |own: &[u8]| name.len() == own.len() && folds_to(name, own);
     folds_to(name, b"x-forwarded-")
-        || (name.len() == REQUEST_ID.as_str().len() && folds_to(name, b"x-request-id"))
+        || folds_to(name, b"x-original-")
+        || is(b"x-rewrite-url")
+        || is(REQUEST_ID.as_str().as_bytes())
 }
 
 fn folds_to(name: &str, start: &[u8]) -> bool {
@@ -211,6 +215,9 @@ mod tests {
                 ("x.forwarded.host", "evil"),
                 ("x_request_id", "forged"),
                 ("x-request-id", "forged"),
+                ("x-original-url", "/v1/admin"),
+                ("x_original_uri", "/v1/admin"),
+                ("x-rewrite.url", "/v1/admin"),
                 ("forwarded", "for=6.6.6.6"),
                 ("x-forwarder", "kept"),
             ],

@@ -27,21 +27,17 @@ async fn the_body_of_a_refused_request_is_never_a_request() {
     let bad = "authorization: Bearer 0123456789ABCDEFGHIJabcdefghij\r\n";
     let good = format!("authorization: Bearer {}\r\n", wire.key);
     let many = good.clone() + &"x: y\r\n".repeat(101);
-    for (line, host, lines, status) in [
-        ("POST /v1", "a", "", 401),
-        ("POST /v1", "a", bad, 401),
-        ("GET /v1", "a", bad, 401),
+    #[rustfmt::skip]
+    let cases = [
+        ("POST /v1", "a", "", 401), ("POST /v1", "a", bad, 401), ("GET /v1", "a", bad, 401),
         ("HEAD /v1", "a", bad, 401),
         ("OPTIONS /v1", "a", "origin: x\r\naccess-control-request-method: PUT\r\n", 401),
-        ("POST /v1", "a", &*(good.clone() + &good), 400),
-        ("POST /v1/../x", "a", &good, 400),
-        ("POST /v1", "a b", &good, 400),
-        ("POST /v1/admin/x", "a", &good, 403),
-        ("PUT /v1/admin/x", "a", &good, 405),
-        ("TRACE /v1", "a", &good, 405),
-        ("POST /v1", "a", &many, 431),
+        ("POST /v1", "a", &*(good.clone() + &good), 400), ("POST /v1/../x", "a", &good, 400),
+        ("POST /v1", "a b", &good, 400), ("POST /v1/admin/x", "a", &good, 403),
+        ("PUT /v1/admin/x", "a", &good, 405), ("TRACE /v1", "a", &good, 405), ("POST /v1", "a", &many, 431),
         ("POST /v1", "a", "content-type: application/grpc\r\n", 200),
-    ] {
+    ];
+    for (line, host, lines, status) in cases {
         for (framing, body) in shapes() {
             for pause in [false, true] {
                 for version in ["1.1", "1.0"] {
@@ -131,16 +127,15 @@ async fn a_wanted_body_is_asked_for_after_the_verdict_and_interim_answers_are_no
 #[tokio::test]
 async fn an_upgrade_to_anything_but_websocket_is_not_forwarded() {
     let wire = Wire::start().await;
-    for lines in [
+    #[rustfmt::skip]
+    let cases = [
         "connection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n",
-        "connection: Upgrade\r\nupgrade: h2c\r\n",
-        "connection: upgrade\r\nupgrade: websocket, h2c\r\n",
-        "connection: upgrade\r\nupgrade: websocket\r\nupgrade: h2c\r\n",
-        "upgrade: h2c\r\n",
-        "upgrade: websocket\r\n",
-        "connection: upgrade\r\nupgrade: websocket/13\r\n",
+        "connection: Upgrade\r\nupgrade: h2c\r\n", "connection: upgrade\r\nupgrade: websocket, h2c\r\n",
+        "connection: upgrade\r\nupgrade: websocket\r\nupgrade: h2c\r\n", "upgrade: h2c\r\n",
+        "upgrade: websocket\r\n", "connection: upgrade\r\nupgrade: websocket/13\r\n",
         "connection: upgrade\r\nupgrade: TLS/1.0\r\n",
-    ] {
+    ];
+    for lines in cases {
         let mut seen = wire.upstream.text().len();
         let mut client = wire.stage.connect().await;
         client.send(wire.head("GET /v1", lines)).await;

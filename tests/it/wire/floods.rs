@@ -67,12 +67,9 @@ fn streams(count: u32, each: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
 async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
     let wire = Wire::start().await;
     let cancel = |stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+    #[rustfmt::skip]
     let bad = [
-        GET[0],
-        GET[1],
-        GET[2],
-        (":path", "/v1"),
-        ("authorization", "Bearer 0123456789ABCDEFGHIJabcdefghij"),
+        GET[0], GET[1], GET[2], (":path", "/v1"), ("authorization", "Bearer 0123456789ABCDEFGHIJabcdefghij"),
     ];
     for (name, head) in [
         ("public", head(1, "/public/reset", END_STREAM)),

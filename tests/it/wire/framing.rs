@@ -14,35 +14,21 @@ async fn try_framing(wire: &Wire, framing: &str, body: &str) -> (Vec<u16>, bool)
 #[tokio::test]
 async fn a_content_length_that_is_not_one_number_is_refused() {
     let wire = Wire::start().await;
-    for framing in [
-        "content-length: 3\r\ncontent-length: 4\r\n",
-        "content-length: 3\r\nx: y\r\nCONTENT-LENGTH: 0\r\n",
-        "content-length: 3, 3\r\n",
-        "content-length: 3,4\r\n",
-        "content-length: +3\r\n",
-        "content-length: -3\r\n",
-        "content-length: 0x3\r\n",
-        "content-length: 3 3\r\n",
-        "content-length: 3.0\r\n",
-        "content-length: 3e0\r\n",
-        "content-length: 3;\r\n",
-        "content-length: \"3\"\r\n",
-        "content-length: 1_0\r\n",
-        "content-length: three\r\n",
-        "content-length:\r\n",
-        "content-length: \u{b2}\r\n",
-        "content-length: 3\u{a0}\r\n",
-        "content-length: 18446744073709551615\r\n",
-        "content-length: 18446744073709551619\r\n",
-        "content-length: 99999999999999999999999999999\r\n",
-        "content-length : 3\r\n",
-        " content-length: 3\r\n",
-        "content-length: 3\r\n 0\r\n",
-        "content-length:\r\n 3\r\n",
-        "content-length: 3\x0b\r\n",
-        "content-length: 3\0\r\n",
+    #[rustfmt::skip]
+    let cases = [
+        "content-length: 3\r\ncontent-length: 4\r\n", "content-length: 3\r\nx: y\r\nCONTENT-LENGTH: 0\r\n",
+        "content-length: 3, 3\r\n", "content-length: 3,4\r\n", "content-length: +3\r\n",
+        "content-length: -3\r\n", "content-length: 0x3\r\n", "content-length: 3 3\r\n",
+        "content-length: 3.0\r\n", "content-length: 3e0\r\n", "content-length: 3;\r\n",
+        "content-length: \"3\"\r\n", "content-length: 1_0\r\n", "content-length: three\r\n",
+        "content-length:\r\n", "content-length: \u{b2}\r\n", "content-length: 3\u{a0}\r\n",
+        "content-length: 18446744073709551615\r\n", "content-length: 18446744073709551619\r\n",
+        "content-length: 99999999999999999999999999999\r\n", "content-length : 3\r\n",
+        " content-length: 3\r\n", "content-length: 3\r\n 0\r\n", "content-length:\r\n 3\r\n",
+        "content-length: 3\x0b\r\n", "content-length: 3\0\r\n",
         "content-length: 3\rtransfer-encoding: chunked\r\n",
-    ] {
+    ];
+    for framing in cases {
         let (statuses, forwarded) = try_framing(&wire, framing, "abc").await;
         assert!(matches!(statuses[..], [400 | 431] | []), "{framing:?}: {statuses:?}");
         assert!(!forwarded, "{framing:?}");
@@ -52,37 +38,25 @@ async fn a_content_length_that_is_not_one_number_is_refused() {
 #[tokio::test]
 async fn any_transfer_encoding_but_chunked_alone_is_refused() {
     let wire = Wire::start().await;
-    for framing in [
-        "transfer-encoding: x\r\n",
-        "transfer-encoding: identity\r\n",
-        "transfer-encoding: gzip, chunked\r\n",
-        "transfer-encoding: identity, chunked\r\n",
-        "transfer-encoding: chunked, chunked\r\n",
-        "transfer-encoding: chunked, identity\r\n",
-        "transfer-encoding: chunked, gzip\r\n",
-        "transfer-encoding: ,chunked\r\n",
-        "transfer-encoding: chunked,\r\n",
-        "transfer-encoding: chunked;q=1\r\n",
-        "transfer-encoding: \"chunked\"\r\n",
-        "transfer-encoding: 'chunked'\r\n",
-        "transfer-encoding: xchunked\r\n",
-        "transfer-encoding: chunked x\r\n",
-        "transfer-encoding: chunke\r\n",
-        "transfer-encoding:\r\n",
-        "transfer-encoding: \x0bchunked\r\n",
-        "transfer-encoding: chunked\x0b\r\n",
-        "transfer-encoding: chunked\0\r\n",
-        "transfer-encoding: chunked\u{a0}\r\n",
+    #[rustfmt::skip]
+    let cases = [
+        "transfer-encoding: x\r\n", "transfer-encoding: identity\r\n", "transfer-encoding: gzip, chunked\r\n",
+        "transfer-encoding: identity, chunked\r\n", "transfer-encoding: chunked, chunked\r\n",
+        "transfer-encoding: chunked, identity\r\n", "transfer-encoding: chunked, gzip\r\n",
+        "transfer-encoding: ,chunked\r\n", "transfer-encoding: chunked,\r\n",
+        "transfer-encoding: chunked;q=1\r\n", "transfer-encoding: \"chunked\"\r\n",
+        "transfer-encoding: 'chunked'\r\n", "transfer-encoding: xchunked\r\n",
+        "transfer-encoding: chunked x\r\n", "transfer-encoding: chunke\r\n", "transfer-encoding:\r\n",
+        "transfer-encoding: \x0bchunked\r\n", "transfer-encoding: chunked\x0b\r\n",
+        "transfer-encoding: chunked\0\r\n", "transfer-encoding: chunked\u{a0}\r\n",
         "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
         "transfer-encoding: x\r\ntransfer-encoding: chunked\r\n",
-        "transfer-encoding: chunked\r\ntransfer-encoding: x\r\n",
-        "transfer-encoding:\r\n chunked\r\n",
-        "transfer-encoding: chunked\r\n ,x\r\n",
-        "transfer-encoding : chunked\r\n",
-        " transfer-encoding: chunked\r\n",
-        "transfer-encoding: x\ntransfer-encoding: chunked\r\n",
+        "transfer-encoding: chunked\r\ntransfer-encoding: x\r\n", "transfer-encoding:\r\n chunked\r\n",
+        "transfer-encoding: chunked\r\n ,x\r\n", "transfer-encoding : chunked\r\n",
+        " transfer-encoding: chunked\r\n", "transfer-encoding: x\ntransfer-encoding: chunked\r\n",
         "x: y\rtransfer-encoding: chunked\r\n",
-    ] {
+    ];
+    for framing in cases {
         for more in ["", "content-length: 3\r\n"] {
             let (statuses, forwarded) =
                 try_framing(&wire, &format!("{more}{framing}"), &chunked("abc")).await;
@@ -130,44 +104,22 @@ async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let huge = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1 << 20));
     let many = format!("3\r\nabc\r\n0\r\n{}\r\n", "a: b\r\n".repeat(5000));
-    for body in [
-        "3\nabc\r\n0\r\n\r\n",
-        "3\rabc\r\n0\r\n\r\n",
-        "3\r\nabc\n0\r\n\r\n",
-        "3\r\nabc\r0\r\n\r\n",
-        "3\r\nabc0\r\n\r\n",
-        "3\r\nabc\r\n0\n\n",
-        "3\r\nabc\r\n0\n\r\n",
-        "3\r\nabcd\r\n0\r\n\r\n",
-        "3\r\nabcGET\r\n0\r\n\r\n",
-        "3;a\nb\r\nabc\r\n0\r\n\r\n",
-        "3;a\rb\r\nabc\r\n0\r\n\r\n",
-        "3;\n\r\nabc\r\n0\r\n\r\n",
-        "0x3\r\nabc\r\n0\r\n\r\n",
-        "+3\r\nabc\r\n0\r\n\r\n",
-        "-3\r\nabc\r\n0\r\n\r\n",
-        " 3\r\nabc\r\n0\r\n\r\n",
-        "3_0\r\nabc\r\n0\r\n\r\n",
-        "3 0\r\nabc\r\n0\r\n\r\n",
-        "3,\r\nabc\r\n0\r\n\r\n",
-        "3\x0b\r\nabc\r\n0\r\n\r\n",
-        "3\0\r\nabc\r\n0\r\n\r\n",
-        "\r\nabc\r\n0\r\n\r\n",
-        ";a\r\nabc\r\n0\r\n\r\n",
-        "g\r\nabc\r\n0\r\n\r\n",
-        "\u{ff13}\r\nabc\r\n0\r\n\r\n",
-        "10000000000000003\r\nabc\r\n0\r\n\r\n",
-        "ffffffffffffffffffff\r\nabc\r\n0\r\n\r\n",
-        "3\r\nabc\r\n0\r\nx : y\r\n\r\n",
-        "3\r\nabc\r\n0\r\n x: y\r\n\r\n",
-        "3\r\nabc\r\n0\r\nx\r\n\r\n",
-        "3\r\nabc\r\n0\r\nx: a\rb\r\n\r\n",
-        "3\r\nabc\r\n0\r\nx: a\0b\r\n\r\n",
-        "3\r\nabc\r\n0\r\nGET /public/smuggled HTTP/1.1\r\n\r\n",
-        "3\r\nabc\r\n-0\r\n\r\n",
-        &huge,
-        &many,
-    ] {
+    #[rustfmt::skip]
+    let cases = [
+        "3\nabc\r\n0\r\n\r\n", "3\rabc\r\n0\r\n\r\n", "3\r\nabc\n0\r\n\r\n", "3\r\nabc\r0\r\n\r\n",
+        "3\r\nabc0\r\n\r\n", "3\r\nabc\r\n0\n\n", "3\r\nabc\r\n0\n\r\n", "3\r\nabcd\r\n0\r\n\r\n",
+        "3\r\nabcGET\r\n0\r\n\r\n", "3;a\nb\r\nabc\r\n0\r\n\r\n", "3;a\rb\r\nabc\r\n0\r\n\r\n",
+        "3;\n\r\nabc\r\n0\r\n\r\n", "0x3\r\nabc\r\n0\r\n\r\n", "+3\r\nabc\r\n0\r\n\r\n",
+        "-3\r\nabc\r\n0\r\n\r\n", " 3\r\nabc\r\n0\r\n\r\n", "3_0\r\nabc\r\n0\r\n\r\n",
+        "3 0\r\nabc\r\n0\r\n\r\n", "3,\r\nabc\r\n0\r\n\r\n", "3\x0b\r\nabc\r\n0\r\n\r\n",
+        "3\0\r\nabc\r\n0\r\n\r\n", "\r\nabc\r\n0\r\n\r\n", ";a\r\nabc\r\n0\r\n\r\n", "g\r\nabc\r\n0\r\n\r\n",
+        "\u{ff13}\r\nabc\r\n0\r\n\r\n", "10000000000000003\r\nabc\r\n0\r\n\r\n",
+        "ffffffffffffffffffff\r\nabc\r\n0\r\n\r\n", "3\r\nabc\r\n0\r\nx : y\r\n\r\n",
+        "3\r\nabc\r\n0\r\n x: y\r\n\r\n", "3\r\nabc\r\n0\r\nx\r\n\r\n", "3\r\nabc\r\n0\r\nx: a\rb\r\n\r\n",
+        "3\r\nabc\r\n0\r\nx: a\0b\r\n\r\n", "3\r\nabc\r\n0\r\nGET /public/smuggled HTTP/1.1\r\n\r\n",
+        "3\r\nabc\r\n-0\r\n\r\n", &huge, &many,
+    ];
+    for body in cases {
         let head = wire.head("POST /v1", "transfer-encoding: chunked\r\n");
         let mut client = wire.stage.connect().await;
         client.send(head + body + SMUGGLED).await;

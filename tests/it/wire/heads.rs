@@ -1,6 +1,8 @@
 //! Request lines, hosts, names, values and credentials that HTTP does not allow: refused, and nothing forwarded.
 
-use super::{SMUGGLED, Wire, rest, statuses, values};
+use super::{OK, SMUGGLED, Wire, rest, statuses, values};
+use crate::support::Setup;
+use crate::support::raw::Scripted;
 
 /// Sends each head with a request behind it, and expects no answer but one refusal.
 async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
@@ -15,36 +17,17 @@ async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
 #[tokio::test]
 async fn a_request_line_that_is_none_is_refused() {
     let wire = Wire::start().await;
+    #[rustfmt::skip]
     let lines = [
-        "GET /public/x",
-        "GET /public/x ",
-        "GET /public/x HTTP/2.0",
-        "GET /public/x HTTP/3",
-        "GET /public/x HTTP/1.2",
-        "GET /public/x HTTP/0.9",
-        "GET /public/x HTTP/1",
-        "GET /public/x HTTP/11",
-        "GET /public/x HTTP/01.1",
-        "GET /public/x http/1.1",
-        "GET /public/x HTTP/1.1 ",
-        "GET /public/x HTTP/1.1 x",
-        "GET /public/x XHTTP/1.1",
-        "GET  /public/x HTTP/1.1",
-        "GET /public/x  HTTP/1.1",
-        "GET\t/public/x\tHTTP/1.1",
-        "GET\x0b/public/x HTTP/1.1",
-        " GET /public/x HTTP/1.1",
-        "GET /public /x HTTP/1.1",
-        "GET /public/\0x HTTP/1.1",
-        "GET /public/\x7fx HTTP/1.1",
-        "GET /public/x\rHTTP/1.1",
-        "GET /public/x HTTP/1.1\rx: y",
-        "G\0T /public/x HTTP/1.1",
-        "G@T /public/x HTTP/1.1",
-        "GET: /public/x HTTP/1.1",
-        "/public/x HTTP/1.1",
-        "HTTP/1.1 200 OK",
-        "PRI * HTTP/1.1",
+        "GET /public/x", "GET /public/x ", "GET /public/x HTTP/2.0", "GET /public/x HTTP/3",
+        "GET /public/x HTTP/1.2", "GET /public/x HTTP/0.9", "GET /public/x HTTP/1", "GET /public/x HTTP/11",
+        "GET /public/x HTTP/01.1", "GET /public/x http/1.1", "GET /public/x HTTP/1.1 ",
+        "GET /public/x HTTP/1.1 x", "GET /public/x XHTTP/1.1", "GET  /public/x HTTP/1.1",
+        "GET /public/x  HTTP/1.1", "GET\t/public/x\tHTTP/1.1", "GET\x0b/public/x HTTP/1.1",
+        " GET /public/x HTTP/1.1", "GET /public /x HTTP/1.1", "GET /public/\0x HTTP/1.1",
+        "GET /public/\x7fx HTTP/1.1", "GET /public/x\rHTTP/1.1", "GET /public/x HTTP/1.1\rx: y",
+        "G\0T /public/x HTTP/1.1", "G@T /public/x HTTP/1.1", "GET: /public/x HTTP/1.1", "/public/x HTTP/1.1",
+        "HTTP/1.1 200 OK", "PRI * HTTP/1.1",
     ];
     check(&wire, &lines, |line| format!("{line}\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
 }
@@ -53,27 +36,13 @@ async fn a_request_line_that_is_none_is_refused() {
 async fn a_target_that_is_no_path_of_a_route_is_refused() {
     let wire = Wire::start().await;
     let key = wire.key.clone();
+    #[rustfmt::skip]
     let lines = [
-        "OPTIONS *",
-        "GET *",
-        "GET public/x",
-        "GET \\public\\x",
-        "GET ?/public/x",
-        "GET #/public/x",
-        "GET a.test:80",
-        "GET http:/public/x",
-        "GET http:///public/x",
-        "GET http://u:p@a/public/x",
-        "GET http://a:99999/public/x",
-        "GET ftp://a/public/x",
-        "GET file:///public/x",
-        "GET javascript:x",
-        "CONNECT a.test:443",
-        "CONNECT a.test",
-        "CONNECT /public/x",
-        "CONNECT http://a/public/x",
-        "TRACE /public/x",
-        "TRACE http://a/public/x",
+        "OPTIONS *", "GET *", "GET public/x", "GET \\public\\x", "GET ?/public/x", "GET #/public/x",
+        "GET a.test:80", "GET http:/public/x", "GET http:///public/x", "GET http://u:p@a/public/x",
+        "GET http://a:99999/public/x", "GET ftp://a/public/x", "GET file:///public/x", "GET javascript:x",
+        "CONNECT a.test:443", "CONNECT a.test", "CONNECT /public/x", "CONNECT http://a/public/x",
+        "TRACE /public/x", "TRACE http://a/public/x",
     ];
     check(&wire, &lines, |line| {
         format!("{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n")
@@ -84,35 +53,14 @@ async fn a_target_that_is_no_path_of_a_route_is_refused() {
 #[tokio::test]
 async fn no_two_or_a_malformed_host_is_refused() {
     let wire = Wire::start().await;
+    #[rustfmt::skip]
     let hosts = [
-        "",
-        "host:\r\n",
-        "host: a\r\nhost: a\r\n",
-        "host: a\r\nHOST: b\r\n",
-        "host: a, b\r\n",
-        "host: a b\r\n",
-        "host: u@a\r\n",
-        "host: a/x\r\n",
-        "host: a?x\r\n",
-        "host: a#x\r\n",
-        "host: a\\x\r\n",
-        "host: a:x\r\n",
-        "host: a:80:80\r\n",
-        "host: a:99999\r\n",
-        "host: :80\r\n",
-        "host: [::1\r\n",
-        "host: [a]\r\n",
-        "host: http://a\r\n",
-        "host: a\u{e9}\r\n",
-        "host: a%00\r\n",
-        "host: a\0\r\n",
-        "host: a\tb\r\n",
-        "host: <a>\r\n",
-        "host: a\r\n .b\r\n",
-        "host : a\r\n",
-        " host: a\r\n",
-        "h\u{f6}st: a\r\n",
-        "x-forwarded-host: a\r\n",
+        "", "host:\r\n", "host: a\r\nhost: a\r\n", "host: a\r\nHOST: b\r\n", "host: a, b\r\n",
+        "host: a b\r\n", "host: u@a\r\n", "host: a/x\r\n", "host: a?x\r\n", "host: a#x\r\n", "host: a\\x\r\n",
+        "host: a:x\r\n", "host: a:80:80\r\n", "host: a:99999\r\n", "host: :80\r\n", "host: [::1\r\n",
+        "host: [a]\r\n", "host: http://a\r\n", "host: a\u{e9}\r\n", "host: a%00\r\n", "host: a\0\r\n",
+        "host: a\tb\r\n", "host: <a>\r\n", "host: a\r\n .b\r\n", "host : a\r\n", " host: a\r\n",
+        "h\u{f6}st: a\r\n", "x-forwarded-host: a\r\n",
     ];
     check(&wire, &hosts, |host| format!("GET /public/x HTTP/1.1\r\nconnection: close\r\n{host}\r\n")).await;
     check(&wire, &["GET /public/x HTTP/1.0", "GET http://a/public/x HTTP/1.1"], |line| {
@@ -141,38 +89,15 @@ async fn the_targets_authority_is_the_host() {
 #[tokio::test]
 async fn a_header_that_two_parsers_could_read_differently_is_refused() {
     let wire = Wire::start().await;
+    #[rustfmt::skip]
     let lines = [
-        "x-org-id : forged",
-        "x-org-id\t: forged",
-        "x-org-id\x0b: forged",
-        "x-org-id\0: forged",
-        "x-org-id\u{a0}: forged",
-        "x-org\0-id: forged",
-        "x-org-id\r: forged",
-        "x-org-id",
-        " x-org-id: forged",
-        "\tx-org-id: forged",
-        "\x0bx-org-id: forged",
-        ": forged",
-        ":",
-        "x org id: forged",
-        "x-org-id(: forged",
-        "\"x-org-id\": forged",
-        "x-org-id\\: forged",
-        "x/org/id: forged",
-        "x@org: forged",
-        "x=org: forged",
-        "x\u{ff0d}org: forged",
-        "x: a\r\n b",
-        "x: a\r\n\tx-org-id: forged",
-        "x: a\rx-org-id: forged",
-        "x: a\r\rx-org-id: forged",
-        "x: a\0b",
-        "x: a\x01b",
-        "x: a\x0bb",
-        "x: a\x0cb",
-        "x: a\x1bb",
-        "x: a\x7fb",
+        "x-org-id : forged", "x-org-id\t: forged", "x-org-id\x0b: forged", "x-org-id\0: forged",
+        "x-org-id\u{a0}: forged", "x-org\0-id: forged", "x-org-id\r: forged", "x-org-id", " x-org-id: forged",
+        "\tx-org-id: forged", "\x0bx-org-id: forged", ": forged", ":", "x org id: forged",
+        "x-org-id(: forged", "\"x-org-id\": forged", "x-org-id\\: forged", "x/org/id: forged",
+        "x@org: forged", "x=org: forged", "x\u{ff0d}org: forged", "x: a\r\n b", "x: a\r\n\tx-org-id: forged",
+        "x: a\rx-org-id: forged", "x: a\r\rx-org-id: forged", "x: a\0b", "x: a\x01b", "x: a\x0bb",
+        "x: a\x0cb", "x: a\x1bb", "x: a\x7fb",
     ];
     check(&wire, &lines, |line| wire.head("GET /v1", &format!("a: b\r\n{line}\r\n"))).await;
     check(&wire, &lines, |line| {
@@ -210,34 +135,23 @@ async fn what_cannot_be_a_key_is_a_4xx_without_a_call() {
     let before = wire.stage.emulator.counts().validations;
     let key = &wire.key;
     let long = |length| "a".repeat(length);
-    for (value, expected) in [
-        (format!("Bearer {}", long(513)), &[401][..]),
-        (format!("Bearer {}", long(8 << 10)), &[401]),
-        (format!("Bearer {}", long(60 << 10)), &[401]),
-        (format!("Bearer {}", long(70 << 10)), &[431]),
-        (format!("Bearer {key}\0"), &[400]),
-        (format!("Bearer {key}\x01"), &[400]),
-        (format!("Bearer \x0b{key}"), &[400]),
-        (format!("Bearer\0{key}"), &[400]),
-        (format!("Bearer {key}\x7f"), &[400]),
-        (format!("Bearer\r\n {key}"), &[400]),
-        (format!("Bearer {key}\r\n x"), &[400]),
-        (format!("Bearer {key}\u{e9}"), &[401]),
-        (format!("Bearer\u{a0}{key}"), &[401]),
-        (format!("Bearer {key}\u{a0}"), &[401]),
-        (format!("Bearer \u{ff21}{key}"), &[401]),
-        (format!("Bearer\t{key}"), &[401]),
-        (format!("Bearer {key}\"}}"), &[401]),
-        (format!("Bearer {key},{key}"), &[401]),
-        (format!("Bearer {key}%00"), &[401]),
-        (format!("Bearer {key}="), &[401]),
-        (format!("Bearer \"{key}\""), &[401]),
-        (format!("Bearer, Bearer {key}"), &[401]),
-        (format!("Basic x, Bearer {key}"), &[401]),
-        (format!("Bearer: {key}"), &[401]),
-        (format!("Token {key}"), &[401]),
-        (key.clone(), &[401]),
-    ] {
+    #[rustfmt::skip]
+    let cases = [
+        (format!("Bearer {}", long(513)), &[401][..]), (format!("Bearer {}", long(8 << 10)), &[401]),
+        (format!("Bearer {}", long(60 << 10)), &[401]), (format!("Bearer {}", long(70 << 10)), &[431]),
+        (format!("Bearer {key}\0"), &[400]), (format!("Bearer {key}\x01"), &[400]),
+        (format!("Bearer \x0b{key}"), &[400]), (format!("Bearer\0{key}"), &[400]),
+        (format!("Bearer {key}\x7f"), &[400]), (format!("Bearer\r\n {key}"), &[400]),
+        (format!("Bearer {key}\r\n x"), &[400]), (format!("Bearer {key}\u{e9}"), &[401]),
+        (format!("Bearer\u{a0}{key}"), &[401]), (format!("Bearer {key}\u{a0}"), &[401]),
+        (format!("Bearer \u{ff21}{key}"), &[401]), (format!("Bearer\t{key}"), &[401]),
+        (format!("Bearer {key}\"}}"), &[401]), (format!("Bearer {key},{key}"), &[401]),
+        (format!("Bearer {key}%00"), &[401]), (format!("Bearer {key}="), &[401]),
+        (format!("Bearer \"{key}\""), &[401]), (format!("Bearer, Bearer {key}"), &[401]),
+        (format!("Basic x, Bearer {key}"), &[401]), (format!("Bearer: {key}"), &[401]),
+        (format!("Token {key}"), &[401]), (key.clone(), &[401]),
+    ];
+    for (value, expected) in cases {
         let mut client = wire.stage.connect().await;
         let head = "GET /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n";
         client.send(format!("{head}authorization: {value}\r\n\r\n")).await;
@@ -247,4 +161,64 @@ async fn what_cannot_be_a_key_is_a_4xx_without_a_call() {
     }
     assert_eq!(wire.stage.emulator.counts().validations, before);
     assert_eq!(wire.upstream.text(), "");
+}
+
+#[tokio::test]
+async fn what_a_caller_says_of_the_target_elsewhere_opens_no_route() {
+    for server in ["", "trusted_proxies = [\"127.0.0.0/8\"]"] {
+        let wire = Wire::with(Scripted::answering(OK).await, Setup { server, ..Setup::default() }).await;
+        #[rustfmt::skip]
+        let cases = [
+            "x-forwarded-uri: /public/x", "x-forwarded-path: /public/x", "x-forwarded-prefix: /public",
+            "x-forwarded-method: OPTIONS", "x-forwarded-host: public.test", "x-original-url: /public/x",
+            "x-original-uri: /public/x", "x-rewrite-url: /public/x", "x-http-method-override: OPTIONS",
+            "forwarded: for=127.0.0.1;host=public",
+        ];
+        for header in cases {
+            let all =
+                wire.all(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{header}\r\n\r\n"));
+            assert!(all.await.starts_with("HTTP/1.1 401 "), "{header}");
+            assert_eq!(wire.upstream.text(), "", "{header}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_target_that_a_stranger_names_elsewhere_does_not_reach_a_backend_that_believes_it() {
+    let wire = Wire::start().await;
+    let mut seen = 0;
+    #[rustfmt::skip]
+    let cases = [
+        "x-original-url", "X-Rewrite-URL", "x_original.url", "x-original-uri", "x-forwarded-uri",
+        "X_Forwarded-Prefix",
+    ];
+    for name in cases {
+        let head =
+            format!("GET /public/x HTTP/1.1\r\nhost: a\r\nconnection: close\r\n{name}: /v1/forged\r\n\r\n");
+        assert!(wire.all(head).await.ends_with("ok"), "{name}");
+        assert!(!wire.fresh(&mut seen).contains("forged"), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn no_spelling_of_a_path_leads_out_of_an_open_route() {
+    let wire = Wire::start().await;
+    #[rustfmt::skip]
+    let cases = [
+        "/public/../v1", "/public/..%2fv1", "/public/..%2Fv1", "/public/%2e%2e/v1", "/public/%2E%2e%2fv1",
+        "/public/.%2e/v1", "/public/..%5cv1", "/public/..\\v1", "/public\\..\\v1", "/public/..;/v1",
+        "/public/..;x=y/v1", "/public/%252e%252e/v1", "/public/%252e%252e%252fv1", "/public/..%252fv1",
+        "/public/..%255cv1", "/public/%25%32%65%25%32%65/v1", "/public/.;/../v1", "/public/./../v1",
+        "/public/x/../../v1", "/public//../v1", "/public/..", "/public/..?x", "/public/%2e%2e%3b/v1",
+        "/public%2f..%2fv1", "//public/../v1", "/./v1", "//v1", "/%2e/v1", "/\\v1", "/;/v1",
+        "/public/..%00/v1", "/public/..%0d/v1", "/public/..%09/v1", "/public/%u002e%u002e/v1",
+        "/public/..%c0%afv1", "/public/%c0%ae%c0%ae/v1", "/public/%e0%80%ae%e0%80%ae/v1",
+        "/public/%25c0%25ae./v1", "/public;/../v1", "/PUBLIC/x", "/Public/x", "/publi%63/x", "/public%00/x",
+        "/public%20/x", "/publicx", "http://a/public/../v1", "http://a//v1",
+    ];
+    for path in cases {
+        let all = wire.all(format!("GET {path} HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")).await;
+        assert!(matches!(statuses(&all)[..], [400 | 401]), "{path}: {all}");
+        assert_eq!(wire.upstream.text(), "", "{path}");
+    }
 }

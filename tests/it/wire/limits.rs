@@ -19,21 +19,14 @@ async fn a_head_that_is_too_large_is_a_431_and_a_target_that_is_too_long_a_414()
     let target = |length: usize| format!("GET /public/{} HTTP/1.1\r\nhost: a\r\n", "x".repeat(length - 8));
     let field = |length: usize| format!("GET /public/x HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "y".repeat(length));
     let fields = |count: usize| format!("GET /public/x HTTP/1.1\r\nhost: a\r\n{}", "x: y\r\n".repeat(count));
-    for (head, expected) in [
-        (target(1024), 200),
-        (target(1025), 414),
-        (target(7000), 414),
-        (target(9000), 431),
-        (target(70_000), 431),
-        (field(7000), 200),
-        (field(9000), 431),
-        (field(1 << 20), 431),
-        (field(9000).replace("x: ", "x"), 431),
-        (fields(8), 200),
-        (fields(10), 431),
-        (fields(1000), 431),
+    #[rustfmt::skip]
+    let cases = [
+        (target(1024), 200), (target(1025), 414), (target(7000), 414), (target(9000), 431),
+        (target(70_000), 431), (field(7000), 200), (field(9000), 431), (field(1 << 20), 431),
+        (field(9000).replace("x: ", "x"), 431), (fields(8), 200), (fields(10), 431), (fields(1000), 431),
         ("x".repeat(9000), 431),
-    ] {
+    ];
+    for (head, expected) in cases {
         let all = wire.all(format!("{head}connection: close\r\n\r\n")).await;
         assert_eq!(statuses(&all), [expected], "{} bytes: {}", head.len(), &head[..head.len().min(60)]);
     }
@@ -62,14 +55,12 @@ async fn a_caller_that_is_slow_with_its_head_is_closed_and_others_are_not() {
     let mut patient = wire.stage.connect().await;
     patient.send(wire.head("GET /v1", "")).await;
     assert_eq!(patient.reply().await.status, 200);
-    for begin in [
-        "",
-        "G",
-        "GET /public/x HTTP/1.1\r\nhost: a\r\n",
-        "PRI * HT",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n",
+    #[rustfmt::skip]
+    let cases = [
+        "", "G", "GET /public/x HTTP/1.1\r\nhost: a\r\n", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n",
         "\r\n\r\n",
-    ] {
+    ];
+    for begin in cases {
         let mut client = wire.stage.connect().await;
         let began = Instant::now();
         client.send(begin).await;

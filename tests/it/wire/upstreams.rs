@@ -1,7 +1,12 @@
 //! An upstream that misbehaves costs its own request alone: the caller sees a 5xx or a cut, never a made-up end, nothing is
 //! sent twice, and no dirty connection is used again.
 
+use hyper::Method;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use keyward::body;
+
 use super::{OK, Wire, values};
+use crate::support::http::{Speaks, drain};
 use crate::support::raw::{Act, Reply, Scripted};
 use crate::support::{Setup, listen};
 
@@ -65,34 +70,19 @@ fn answer(fields: &str, body: &str) -> String {
 #[tokio::test]
 async fn what_is_no_http_answer_is_a_502() {
     let twice = "content-length: 2\r\n".repeat(2).replacen('2', "3", 1);
-    for text in [
-        "",
-        "garbage",
-        "garbage\r\n\r\n",
-        "<html>hello</html>\r\n\r\n",
-        "\0\x01\x02\r\n\r\n",
-        "HTTP/1.1 200 OK\r\n",
-        "HTTP/1.1 200 OK\r\ncontent-length: 2",
-        "HTTP/2.0 200 OK\r\n\r\n",
-        "HTTP/0.9 200 OK\r\n\r\n",
-        "HTTP/1.1 20 OK\r\n\r\n",
-        "HTTP/1.1 2000 OK\r\n\r\n",
-        "HTTP/1.1 099 OK\r\n\r\n",
-        "HTTP/1.1 abc OK\r\n\r\n",
-        "HTTP/1.1 -20 OK\r\n\r\n",
-        "http/1.1 200 OK\r\n\r\n",
-        "ICY 200 OK\r\n\r\n",
-        "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
+    #[rustfmt::skip]
+    let cases = [
+        "", "garbage", "garbage\r\n\r\n", "<html>hello</html>\r\n\r\n", "\0\x01\x02\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 2", "HTTP/2.0 200 OK\r\n\r\n",
+        "HTTP/0.9 200 OK\r\n\r\n", "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 2000 OK\r\n\r\n",
+        "HTTP/1.1 099 OK\r\n\r\n", "HTTP/1.1 abc OK\r\n\r\n", "HTTP/1.1 -20 OK\r\n\r\n",
+        "http/1.1 200 OK\r\n\r\n", "ICY 200 OK\r\n\r\n", "GET / HTTP/1.1\r\nhost: a\r\n\r\n",
         "HTTP/1.1 100 Continue\r\n\r\n",
         "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nok",
-        &answer(&twice, "ok"),
-        &answer("content-length: 2\r\ncontent-length: 2\r\n", "ok"),
-        &answer("content-length: 2, 2\r\n", "ok"),
-        &answer("content-length: 2, 3\r\n", "ok"),
-        &answer("content-length: +2\r\n", "ok"),
-        &answer("content-length: -2\r\n", "ok"),
-        &answer("content-length: 0x2\r\n", "ok"),
-        &answer("content-length: two\r\n", "ok"),
+        &answer(&twice, "ok"), &answer("content-length: 2\r\ncontent-length: 2\r\n", "ok"),
+        &answer("content-length: 2, 2\r\n", "ok"), &answer("content-length: 2, 3\r\n", "ok"),
+        &answer("content-length: +2\r\n", "ok"), &answer("content-length: -2\r\n", "ok"),
+        &answer("content-length: 0x2\r\n", "ok"), &answer("content-length: two\r\n", "ok"),
         &answer("content-length: 99999999999999999999999\r\n", "ok"),
         &answer("content-length: 2\r\ntransfer-encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n"),
         &answer("transfer-encoding: chunked\r\ncontent-length: 9\r\n", "2\r\nok\r\n0\r\n\r\n"),
@@ -101,14 +91,13 @@ async fn what_is_no_http_answer_is_a_502() {
         &answer("transfer-encoding: chunked, chunked\r\n", "2\r\nok\r\n0\r\n\r\n"),
         &answer("transfer-encoding: gzip\r\n", "ok"),
         &answer("transfer-encoding: chunked, identity\r\n", "2\r\nok\r\n0\r\n\r\n"),
-        &answer("x\0: y\r\ncontent-length: 2\r\n", "ok"),
-        &answer("x: \0\r\ncontent-length: 2\r\n", "ok"),
-        &answer("x: a\rb\r\ncontent-length: 2\r\n", "ok"),
-        &answer("x\r\ncontent-length: 2\r\n", "ok"),
+        &answer("x\0: y\r\ncontent-length: 2\r\n", "ok"), &answer("x: \0\r\ncontent-length: 2\r\n", "ok"),
+        &answer("x: a\rb\r\ncontent-length: 2\r\n", "ok"), &answer("x\r\ncontent-length: 2\r\n", "ok"),
         &answer(": x\r\ncontent-length: 2\r\n", "ok"),
         &answer(&format!("x: {}\r\ncontent-length: 2\r\n", "y".repeat(1 << 20)), "ok"),
         &answer(&("x: y\r\n".repeat(2000) + "content-length: 2\r\n"), "ok"),
-    ] {
+    ];
+    for text in cases {
         for method in ["GET", "POST"] {
             check(method, Act::Last(text.into()), Seen::Refused).await;
         }
@@ -120,20 +109,16 @@ async fn what_is_no_http_answer_is_a_502() {
 #[tokio::test]
 async fn an_answer_that_breaks_off_is_cut_for_the_caller_too() {
     let chunked = "transfer-encoding: chunked\r\n";
-    for text in [
-        answer("content-length: 9\r\n", "ok"),
-        answer("content-length: 9\r\n", ""),
-        answer(chunked, ""),
-        answer(chunked, "2\r\nok\r\n"),
-        answer(chunked, "9\r\nok"),
-        answer(chunked, "2\r\nok\r\n0\r\n"),
-        answer(chunked, "2\r\nok\r\nx\r\n"),
-        answer(chunked, "2\r\nokay\r\n0\r\n\r\n"),
-        answer(chunked, "2\nok\n0\n\n"),
-        answer(chunked, "+2\r\nok\r\n0\r\n\r\n"),
+    #[rustfmt::skip]
+    let cases = [
+        answer("content-length: 9\r\n", "ok"), answer("content-length: 9\r\n", ""), answer(chunked, ""),
+        answer(chunked, "2\r\nok\r\n"), answer(chunked, "9\r\nok"), answer(chunked, "2\r\nok\r\n0\r\n"),
+        answer(chunked, "2\r\nok\r\nx\r\n"), answer(chunked, "2\r\nokay\r\n0\r\n\r\n"),
+        answer(chunked, "2\nok\n0\n\n"), answer(chunked, "+2\r\nok\r\n0\r\n\r\n"),
         answer(chunked, "10000000000000002\r\nok\r\n0\r\n\r\n"),
         answer(chunked, &format!("2;{}\r\nok\r\n0\r\n\r\n", "x".repeat(1 << 20))),
-    ] {
+    ];
+    for text in cases {
         for method in ["GET", "POST"] {
             check(method, Act::Last(text.clone().into()), Seen::Cut).await;
         }
@@ -205,15 +190,12 @@ async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
 #[tokio::test]
 async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
     for act in [Act::Last(Vec::new()), Act::Reset] {
-        for (line, body, status) in [
-            ("GET /v1", "", 200),
-            ("HEAD /v1", "", 200),
-            ("DELETE /v1", "", 200),
-            ("PUT /v1", "abc", 502),
-            ("POST /v1", "abc", 502),
-            ("POST /v1", "", 502),
-            ("PATCH /v1", "", 502),
-        ] {
+        #[rustfmt::skip]
+        let cases = [
+            ("GET /v1", "", 200), ("HEAD /v1", "", 200), ("DELETE /v1", "", 200), ("PUT /v1", "abc", 502),
+            ("POST /v1", "abc", 502), ("POST /v1", "", 502), ("PATCH /v1", "", 502),
+        ];
+        for (line, body, status) in cases {
             let acts = [Act::Say(OK.into()), act.clone(), Act::Say(OK.into())];
             let wire = Wire::with(Scripted::acting(acts).await, Setup::default()).await;
             assert_eq!(wire.stage.get("/v1/first", &wire.key).await.status, 200);
@@ -236,17 +218,57 @@ async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_remove
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "connection: close\r\n")).await;
     let all = super::rest(&mut client).await.to_ascii_lowercase();
-    for name in [
-        "keyward-error",
-        "x-private",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "upgrade",
-        "te",
-    ] {
+    #[rustfmt::skip]
+    let cases = [
+        "keyward-error", "x-private", "keep-alive", "proxy-connection", "proxy-authenticate", "upgrade", "te",
+    ];
+    for name in cases {
         assert_eq!(values(&all, name), [] as [&str; 0], "{name}: {all}");
     }
     assert_eq!((values(&all, "x-kept"), values(&all, "set-cookie")), (vec!["1"], vec!["a=1", "b=2"]));
     assert!(!all.contains("forged"), "{all}");
+}
+
+#[tokio::test]
+async fn a_connection_that_still_carries_a_body_takes_no_other_request() {
+    let wire = Wire::start().await;
+    let mut early = wire.stage.connect().await;
+    early.send(wire.head("POST /v1", "content-length: 6\r\n") + "abc").await;
+    assert_eq!(early.reply().await.text(), "ok");
+    for _ in 0..3 {
+        assert_eq!(wire.stage.get("/v1/next", &wire.key).await.text(), "ok");
+    }
+    let connections = wire.upstream.received();
+    assert_eq!(connections.len(), 2);
+    assert!(String::from_utf8_lossy(&connections[0]).ends_with("\r\n\r\nabc"));
+}
+
+#[tokio::test]
+async fn a_kept_connection_that_was_closed_is_not_used_even_for_what_cannot_be_retried() {
+    let wire = Wire::with(Scripted::closing_after(OK).await, Setup::default()).await;
+    let mut client = wire.stage.connect().await;
+    for number in 0..50 {
+        client.send(wire.head("POST /v1", "content-length: 3\r\n") + "abc").await;
+        assert_eq!(client.reply().await.status, 200, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
+    let names = ["keyward-error", "connection", "content-length", "transfer-encoding", "keep-alive"];
+    let fields: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
+    let text = answer(
+        &format!("transfer-encoding: chunked\r\ntrailer: {}, x-sum\r\n", names.join(", ")),
+        &format!("2\r\nok\r\n0\r\n{fields}x-sum: 7\r\n\r\n"),
+    );
+    let wire = Wire::with(Scripted::answering(text).await, Setup::default()).await;
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        let mut caller = wire.stage.caller(speaks).await;
+        let mut request = caller.request(Method::GET, "/v1", &wire.key, body::empty());
+        request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+        let (bytes, trailers) = drain(caller.send(request).await.unwrap()).await.unwrap();
+        let expected =
+            HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+        assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
+    }
 }
