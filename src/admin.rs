@@ -17,6 +17,8 @@ use crate::upstream::forwarded::Peer;
 #[derive(Debug)]
 pub struct Readiness(watch::Sender<Result<(), String>>);
 
+const DRAINING: &str = "draining";
+
 impl Default for Readiness {
     fn default() -> Self {
         Self(watch::Sender::new(Err("starting".to_owned())))
@@ -24,9 +26,20 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Ready, or not for this reason.
+    /// Ready, or not for this reason. What drains stays so.
     pub fn set(&self, state: Result<(), String>) {
-        let _before = self.0.send_replace(state);
+        self.0.send_if_modified(|current| {
+            let draining = current.as_ref().is_err_and(|reason| reason == DRAINING);
+            if !draining {
+                *current = state;
+            }
+            !draining
+        });
+    }
+
+    /// Not ready any more, for good.
+    pub fn drain(&self) {
+        self.set(Err(DRAINING.to_owned()));
     }
 
     /// As it was set last.

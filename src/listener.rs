@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{Request, Response};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -116,6 +117,10 @@ enum Accepted {
     Unix(UnixStream),
 }
 
+/// After the end was decided: what callers sent before they could know is on its way, and still taken.
+const CROSSING: Duration = Duration::from_millis(100);
+/// Connections that wait to be accepted; the system may allow fewer.
+const BACKLOG: u32 = 4096;
 /// After an accept that failed, as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -159,27 +164,34 @@ impl Listener {
             Arc::clone(&self.metrics),
             &tasks,
         ));
+        let stopped = async {
+            phases.stopping.cancelled().await;
+            tokio::select! {
+                () = phases.closing.cancelled() => {}
+                () = sleep(CROSSING) => {}
+            }
+        };
+        let mut stopped = std::pin::pin!(stopped);
         loop {
-            let slot = tokio::select! {
-                () = phases.stopping.cancelled() => break,
-                slot = Arc::clone(&slots).acquire_owned() => slot,
+            let next = async {
+                // Never closed.
+                let slot = Arc::clone(&slots).acquire_owned().await.ok();
+                (slot, self.socket.accept().await)
             };
-            let accepted = tokio::select! {
-                () = phases.stopping.cancelled() => break,
-                accepted = self.socket.accept() => accepted,
+            let (slot, accepted) = tokio::select! {
+                () = &mut stopped => break,
+                next = next => next,
             };
             match accepted {
                 Ok(accepted) => {
                     let (server, handler, phases) =
                         (Arc::clone(&server), Arc::clone(&handler), phases.clone());
-                    tasks.spawn(async move {
-                        server.serve(accepted, handler, phases).await;
-                        drop(slot);
-                    });
+                    let open = connection::Open::count(slot, &self.metrics);
+                    tasks.spawn(async move { server.serve(accepted, open, handler, phases).await });
                 }
                 Err(error) => {
                     tracing::error!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
@@ -206,9 +218,10 @@ impl Socket {
 fn bind(listen: &Listen) -> io::Result<Socket> {
     match listen {
         Listen::Tcp(address) => {
-            let listener = std::net::TcpListener::bind(address)?;
-            listener.set_nonblocking(true)?;
-            Ok(Socket::Tcp(TcpListener::from_std(listener)?))
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.bind(*address)?;
+            Ok(Socket::Tcp(socket.listen(BACKLOG)?))
         }
         Listen::Unix(path) => {
             remove_dead_socket(path);

@@ -5,11 +5,12 @@
 //! HTTP/2 sends the URI's authority.
 
 mod dial;
+mod replay;
 
 use std::io;
 use std::path::PathBuf;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -21,10 +22,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::header::{COOKIE, HOST, HeaderMap, HeaderValue};
 use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
-use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper::{Request, Response, StatusCode, Uri, Version};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use self::replay::Replay;
 use crate::body::{Body, BodyError};
 use crate::tls::{KeyPair, TlsError};
 
@@ -81,9 +83,11 @@ pub enum Protocol {
     Http2,
 }
 
-/// Streams on one HTTP/2 connection before a second one is opened: what servers are asked to allow at least (RFC 9113
+/// Streams on one HTTP/2 connection before a second one is opened, if the origin allows so many: what servers are asked to allow at least (RFC 9113
 /// section 6.5.2).
 const STREAMS: usize = 100;
+/// How often a request is sent that the origin says, or is certain, not to have processed.
+const TRIES: usize = 3;
 
 /// Why there is no response.
 #[derive(Debug, thiserror::Error)]
@@ -138,6 +142,8 @@ struct Shared {
     sender: http2::SendRequest<Body>,
     streams: Arc<()>,
     opened: Instant,
+    /// How many the origin allows.
+    allowed: Arc<AtomicUsize>,
     used: Instant,
 }
 
@@ -177,19 +183,41 @@ impl Origin {
     ///
     /// # Errors
     /// When there is no answer. There is no time limit but that of connecting.
-    pub async fn send(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, SendError> {
-        let (sender, kept) = self.sender(true).await?;
-        let copy = if kept { repeatable(&request) } else { None };
-        let (error, unsent) = match self.exchange(sender, request).await {
-            Ok(response) => return Ok(response),
-            Err((error, unsent)) => (error, unsent.map(|request| *request)),
-        };
-        // A kept connection may have died unnoticed: once more, on a new one.
-        let Some(request) = unsent.or(copy).filter(|_| kept) else {
-            return Err(SendError::Broken(error));
-        };
-        let (sender, _) = self.sender(false).await?;
-        self.exchange(sender, request).await.map_err(|(error, _)| SendError::Broken(error))
+    pub async fn send(self: &Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let (sender, kept) = self.sender(tries == 1).await?;
+            let (connection, replay);
+            (request, replay) = match &sender {
+                Sender::Http1(_) => {
+                    let replay = if kept { Replay::without_body(&request) } else { None };
+                    connection = None;
+                    (request, replay)
+                }
+                Sender::Http2(_, streams) => {
+                    connection = Some(Arc::downgrade(streams));
+                    let (request, replay) = Replay::record(request);
+                    (request, Some(replay))
+                }
+            };
+            let (error, unsent) = match self.exchange(sender, request).await {
+                Ok(response) => return Ok(response),
+                Err(failed) => failed,
+            };
+            let refused = is_refused(&error);
+            if refused && let Some(connection) = connection {
+                // It is ending, or has more to do than it takes.
+                lock(&self.shared).retain(|shared| Arc::as_ptr(&shared.streams) != connection.as_ptr());
+            }
+            // A kept connection may have died unnoticed, or end while the request is on its way.
+            let replay = replay.filter(|replay| refused || (kept && replay.is_safe()));
+            let again = unsent.map(|request| *request).filter(|_| kept).or_else(|| replay?.request());
+            request = match again {
+                Some(again) if tries < TRIES => again,
+                _ => return Err(SendError::Broken(error)),
+            };
+        }
     }
 
     /// Sends a request that may turn the connection into a tunnel, on a new HTTP/1.1 connection. After a 101 the
@@ -251,14 +279,14 @@ impl Origin {
             None
         };
         let dialed = self.dialer.dial(dial::Wanted::Any, &self.tasks).await?;
-        self.speaks_http2.store(matches!(dialed, dial::Dialed::Http2(_)), Ordering::Relaxed);
+        self.speaks_http2.store(matches!(dialed, dial::Dialed::Http2(..)), Ordering::Relaxed);
         match dialed {
             dial::Dialed::Http1(sender) => Ok((Sender::Http1(sender), false)),
-            dial::Dialed::Http2(sender) => {
+            dial::Dialed::Http2(sender, allowed) => {
                 let streams = Arc::new(());
                 let first = Sender::Http2(sender.clone(), Arc::clone(&streams));
                 let opened = Instant::now();
-                lock(&self.shared).push(Shared { sender, streams, opened, used: opened });
+                lock(&self.shared).push(Shared { sender, streams, allowed, opened, used: opened });
                 Ok((first, false))
             }
         }
@@ -267,7 +295,10 @@ impl Origin {
     fn kept(&self, reuse: bool) -> Option<Sender> {
         let mut shared = lock(&self.shared);
         shared.retain(|connection| !connection.sender.is_closed());
-        let free = |connection: &&mut Shared| Arc::strong_count(&connection.streams) <= STREAMS;
+        let free = |connection: &&mut Shared| {
+            let allowed = connection.allowed.load(Ordering::Relaxed).clamp(1, STREAMS);
+            Arc::strong_count(&connection.streams) <= allowed
+        };
         if let Some(connection) = shared.iter_mut().find(free) {
             connection.used = Instant::now();
             return Some(Sender::Http2(connection.sender.clone(), Arc::clone(&connection.streams)));
@@ -294,19 +325,13 @@ impl Origin {
     }
 }
 
-/// A copy to send again should the connection turn out dead: of a method that may be repeated (RFC 9110 section
-/// 9.2.2), and without a body, which would be half sent.
-fn repeatable(request: &Request<Body>) -> Option<Request<Body>> {
-    let idempotent = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-    );
-    (idempotent && request.body().is_end_stream()).then(|| {
-        let mut copy = Request::new(crate::body::empty());
-        *copy.method_mut() = request.method().clone();
-        *copy.uri_mut() = request.uri().clone();
-        *copy.headers_mut() = request.headers().clone();
-        copy
+/// Whether the origin says that it did not process the request (RFC 9113 section 8.7).
+fn is_refused(error: &hyper::Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
+    cause.is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away()
+                || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
     })
 }
 

@@ -222,7 +222,7 @@ impl Server {
 
         stop.cancelled().await;
         until_stop.iter().for_each(JoinHandle::abort);
-        self.readiness.set(Err("draining".to_owned()));
+        self.readiness.drain();
         tracing::info!(delay = ?drain_delay, timeout = ?drain_timeout, "draining");
         phases.draining.cancel();
         let tunnels = &shared.parts.tunnels;
@@ -251,6 +251,8 @@ impl Server {
             );
             connections.close();
             connections.wait().await;
+            tunnels.close();
+            tunnels.wait().await;
         }
         admin_phases.stopping.cancel();
         admin_phases.closing.cancel();

@@ -14,6 +14,7 @@ use hyper::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
+use super::connection::Open;
 use crate::body::{Body, BodyError};
 
 /// Where a connection stands, without a lock.
@@ -59,6 +60,11 @@ impl Clock {
         }
         let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
         if self.head.load(Ordering::Relaxed) { Silent::Head(time) } else { Silent::Idle(time) }
+    }
+
+    /// Whether anything has arrived yet.
+    pub(super) fn has_begun(&self) -> bool {
+        self.began.load(Ordering::Relaxed)
     }
 
     fn received(&self, bytes: &[u8]) {
@@ -129,6 +135,8 @@ impl http_body::Body for BusyBody {
 pub(super) struct Timed<T> {
     pub(super) io: T,
     pub(super) clock: Arc<Clock>,
+    /// The socket may outlive its HTTP, as a tunnel.
+    pub(super) _open: Open,
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {

@@ -13,12 +13,13 @@ use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{sleep, timeout};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::clock::{Busy, BusyBody, Clock, Silent, Timed};
-use super::{Accepted, Handler, Phases, Settings};
+use super::{Accepted, CROSSING, Handler, Phases, Settings};
 use crate::body::{self, Body, BodyError};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
@@ -34,6 +35,28 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
 /// For a connection that was told to end while nothing was under way on it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// From the end of accepting to the first request of a connection that was accepted before.
+const FIRST_REQUEST: Duration = Duration::from_secs(1);
+
+/// A connection's place among those allowed at once, held as long as its socket is, tunnels included.
+pub(super) struct Open {
+    metrics: Arc<Metrics>,
+    _slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Open {
+    pub(super) fn count(slot: Option<OwnedSemaphorePermit>, metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self { metrics: Arc::clone(metrics), _slot: slot }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
 
 /// How connections are served.
 pub(super) struct Server {
@@ -77,30 +100,42 @@ impl Server {
         }
     }
 
-    pub(super) async fn serve<H: Handler>(&self, accepted: Accepted, handler: Arc<H>, phases: Phases) {
-        self.metrics.connections.inc();
+    pub(super) async fn serve<H: Handler>(
+        &self,
+        accepted: Accepted,
+        open: Open,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
         let tls = self.tls.is_some();
         match accepted {
             Accepted::Tcp(stream, address) => {
-                self.secure(stream, Peer { address: Some(address.ip()), tls }, handler, phases).await;
+                let peer = Peer { address: Some(address.ip()), tls };
+                self.secure(stream, open, peer, handler, phases).await;
             }
-            Accepted::Unix(stream) => self.secure(stream, Peer { address: None, tls }, handler, phases).await,
+            Accepted::Unix(stream) => {
+                self.secure(stream, open, Peer { address: None, tls }, handler, phases).await;
+            }
         }
-        self.metrics.connections.dec();
     }
 
     async fn secure<H: Handler>(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        open: Open,
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
     ) {
         let Some(tls) = &self.tls else {
-            return self.speak(stream, peer, handler, phases).await;
+            return self.speak(stream, open, peer, handler, phases).await;
         };
-        match timeout(self.header_timeout, tls.accept(stream)).await {
-            Ok(Ok(stream)) => self.speak(stream, peer, handler, phases).await,
+        let accepted = tokio::select! {
+            accepted = timeout(self.header_timeout, tls.accept(stream)) => accepted,
+            () = phases.closing.cancelled() => return self.count("cut_at_shutdown"),
+        };
+        match accepted {
+            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases).await,
             Ok(Err(_)) => self.count("tls"),
             Err(_) => self.count("tls_timeout"),
         }
@@ -109,12 +144,13 @@ impl Server {
     async fn speak<H: Handler>(
         &self,
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        open: Open,
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
     ) {
         let clock = Arc::new(Clock::start());
-        let io = TokioIo::new(Timed { io: stream, clock: Arc::clone(&clock) });
+        let io = TokioIo::new(Timed { io: stream, clock: Arc::clone(&clock), _open: open });
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
             move |request: Request<Incoming>| {
@@ -148,7 +184,7 @@ impl Server {
                 let _ = timeout(LAST_WORDS, connection).await;
                 return;
             }
-            () = phases.stopping.cancelled() => {
+            () = self.stopping(&clock, &phases) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection => ended,
@@ -158,6 +194,24 @@ impl Server {
         };
         if let Err(error) = ended {
             self.count(outcome(&*error));
+        }
+    }
+
+    /// Completes once the connection may be told to end. What its caller sent before it could know is served: a request
+    /// that crosses the end, a head that is arriving, and the first request of a new connection.
+    async fn stopping(&self, clock: &Clock, phases: &Phases) {
+        phases.stopping.cancelled().await;
+        let began = Instant::now();
+        tokio::select! {
+            () = phases.closing.cancelled() => return,
+            () = sleep(CROSSING) => {}
+        }
+        while let Silent::Head(_) = clock.silent() {
+            let limit = if clock.has_begun() { self.header_timeout } else { FIRST_REQUEST };
+            if began.elapsed() >= limit || phases.closing.is_cancelled() {
+                break;
+            }
+            sleep(CROSSING / 10).await;
         }
     }
 

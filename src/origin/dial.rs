@@ -1,7 +1,9 @@
 //! Opens a connection: name, TCP or unix socket, TLS, and the HTTP handshake, all within one time limit.
 
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
@@ -47,7 +49,8 @@ pub(super) enum Wanted {
 
 pub(super) enum Dialed {
     Http1(http1::SendRequest<Body>),
-    Http2(http2::SendRequest<Body>),
+    /// With the number of streams that the origin allows at once.
+    Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
 }
 
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -99,8 +102,9 @@ impl Dialer {
                 .handshake(io)
                 .await
                 .map_err(SendError::Broken)?;
-            tasks.spawn(connection);
-            Ok(Dialed::Http2(sender))
+            let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+            tasks.spawn(watched(connection, Arc::clone(&allowed)));
+            Ok(Dialed::Http2(sender, allowed))
         } else {
             let (sender, connection) = http1::handshake(io).await.map_err(SendError::Broken)?;
             // What ends a connection reaches whoever waits for an answer on it.
@@ -141,6 +145,22 @@ impl Dialer {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Box::new(stream), http2))
     }
+}
+
+/// Runs the connection, and notes how many streams the origin allows.
+async fn watched<T>(mut connection: http2::Connection<T, Body, Tasks>, allowed: Arc<AtomicUsize>)
+where
+    T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
+{
+    std::future::poll_fn(|cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        if polled.is_pending() {
+            allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
+        }
+        // What ends a connection reaches whoever waits for an answer on it.
+        polled.map(drop)
+    })
+    .await;
 }
 
 impl Secure {

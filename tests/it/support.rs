@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod raw;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -138,8 +139,10 @@ impl Stage {
         } else {
             format!("drain_delay = \"0s\"\n{server}")
         };
+        let server =
+            if server.contains("listen = ") { server } else { format!("listen = \"127.0.0.1:0\"\n{server}") };
         let file = format!(
-            "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[admin]\nlisten = \"127.0.0.1:0\"\n[log]\naccess = false\n\
+            "version = 1\n[server]\n{server}\n[admin]\nlisten = \"127.0.0.1:0\"\n[log]\naccess = false\n\
              [scalekit]\n{}\n[upstreams.echo]\nurl = \"{upstream}\"\n{}\n{}\n{}",
             setup.scalekit, setup.upstream, setup.sections, setup.routes
         );
@@ -155,7 +158,8 @@ impl Stage {
         let server = Server::bind(config, Arc::clone(&metrics)).unwrap();
         let address = |listen| match listen {
             Listen::Tcp(address) => address,
-            Listen::Unix(path) => panic!("{path:?} is no TCP address"),
+            // Whoever listens there knows where.
+            Listen::Unix(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let (public, admin) = (address(server.address()), address(server.admin_address()));
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());

@@ -1,6 +1,7 @@
 //! Clients and upstreams by hyper, for what raw bytes say badly: HTTP/2, TLS, and bodies that come when the test wants.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -151,12 +152,19 @@ where
     address
 }
 
-pub async fn serve<F, R>(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, answer: Arc<F>)
+/// Serves one connection. Boxed, as the compiler cannot see through the future.
+pub fn serve<F, R>(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    answer: Arc<F>,
+) -> Pin<Box<dyn Future<Output = ()> + Send>>
 where
     F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Response<Body>, BodyError>> + Send + 'static,
 {
-    let service = service_fn(move |request| answer(request));
-    // How a connection ends is for the client to see.
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    Box::pin(async move {
+        let service = service_fn(move |request| answer(request));
+        // How a connection ends is for the client to see.
+        let _ =
+            auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    })
 }
