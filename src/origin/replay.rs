@@ -56,7 +56,7 @@ impl Replay {
             Some(shared) => {
                 let mut recorded = lock(&shared);
                 let (kept, rest) = (recorded.kept.take()?, recorded.body.take());
-                let hint = recorded.hint.clone();
+                let hint = recorded.hint;
                 Repeated { kept: kept.into(), rest, hint }.boxed_unsync()
             }
         };
@@ -149,6 +149,6 @@ impl http_body::Body for Repeated {
 
     /// As of the whole; asked before the first frame.
     fn size_hint(&self) -> SizeHint {
-        self.hint.clone()
+        self.hint
     }
 }
