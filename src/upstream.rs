@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
-use hyper::{Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
@@ -93,6 +93,8 @@ impl Upstream {
                 "its answer is framed twice, or in a coding that Keyward does not know",
             ));
         }
+        // An intermediary answers in its own version (RFC 9110 section 2.5), not in an upstream's HTTP/1.0.
+        *response.version_mut() = Version::HTTP_11;
         clean(response.headers_mut());
         if switched {
             set_upgrade(response.headers_mut());

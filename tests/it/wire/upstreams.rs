@@ -272,3 +272,23 @@ async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
         assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
     }
 }
+
+#[tokio::test]
+async fn each_side_may_speak_http_1_0_without_the_other_noticing() {
+    let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
+    let wire = Wire::with(Scripted::closing_after(old).await, Setup::default()).await;
+    let mut client = wire.stage.connect().await;
+    for _ in 0..2 {
+        client.send(wire.head("GET /v1", "")).await;
+        assert_eq!(client.reply().await.text(), "ok", "the caller's connection is kept");
+    }
+    client.send(wire.head("GET /v1", "connection: close\r\n")).await;
+    assert!(super::rest(&mut client).await.starts_with("HTTP/1.1 200 "));
+
+    let chunks = answer("transfer-encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n");
+    let wire = Wire::with(Scripted::answering(chunks).await, Setup::default()).await;
+    let all = wire.all(wire.head("GET /v1", "").replace("HTTP/1.1", "HTTP/1.0")).await.to_ascii_lowercase();
+    assert!(all.starts_with("http/1.0 200 ") && all.ends_with("\r\n\r\nok"), "{all}");
+    assert_eq!(values(&all, "transfer-encoding"), [] as [&str; 0], "{all}");
+    assert!(wire.upstream.text().starts_with("GET /v1 HTTP/1.1\r\n"));
+}
