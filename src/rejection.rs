@@ -83,7 +83,9 @@ impl Caller {
             |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc");
         Self {
             head: request.method() == Method::HEAD,
-            grpc: request.headers().get(CONTENT_TYPE).is_some_and(grpc),
+            // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
+            // it would mean a tunnel.
+            grpc: request.method() == Method::POST && request.headers().get(CONTENT_TYPE).is_some_and(grpc),
             close: request.version() < Version::HTTP_2 && !request.body().is_end_stream(),
         }
     }
