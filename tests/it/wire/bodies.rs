@@ -68,6 +68,18 @@ async fn the_body_of_a_refused_request_is_never_a_request() {
 }
 
 #[tokio::test]
+async fn only_a_post_is_refused_in_grpcs_way_with_a_200() {
+    let wire = Wire::start().await;
+    for (line, status) in
+        [("POST /v1", 200), ("GET /v1", 401), ("HEAD /v1", 401), ("PUT /v1", 401), ("CONNECT a:443", 405)]
+    {
+        let lines = "content-type: application/grpc\r\nconnection: close\r\n";
+        let all = wire.all(format!("{line} HTTP/1.1\r\nhost: a:443\r\n{lines}\r\n")).await;
+        assert_eq!(statuses(&all), [status], "{line}");
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_reaches_a_caller_that_is_still_sending() {
     let wire = Wire::start().await;
     for (size, sent) in [(1_000_000_000, 10), (8 << 20, 8 << 20), (8 << 20, 1 << 20)] {
