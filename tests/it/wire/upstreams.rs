@@ -1,14 +1,19 @@
 //! An upstream that misbehaves costs its own request alone: the caller sees a 5xx or a cut, never a made-up end, nothing is
 //! sent twice, and no dirty connection is used again.
 
+use std::sync::Arc;
+
 use hyper::Method;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use keyward::body;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::{OK, Wire, values};
 use crate::support::http::{Speaks, drain};
 use crate::support::raw::{Act, Reply, Scripted};
-use crate::support::{Setup, listen};
+use crate::support::{LIMIT, Setup, Stage, listen};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
@@ -178,9 +183,7 @@ async fn an_upstream_that_hangs_is_a_504_and_its_connection_is_closed() {
 async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
     let (listener, address) = listen().await;
     drop(listener);
-    let stage =
-        crate::support::Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() })
-            .await;
+    let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
     for _ in 0..3 {
         let reply = stage.get("/public/x", "").await;
         assert_eq!((reply.status, reply.code()), (502, Some("upstream_unreachable")));
@@ -251,6 +254,32 @@ async fn a_kept_connection_that_was_closed_is_not_used_even_for_what_cannot_be_r
         client.send(wire.head("POST /v1", "content-length: 3\r\n") + "abc").await;
         assert_eq!(client.reply().await.status, 200, "{number}");
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_asked_for_ends_the_idle_connection() {
+    let (listener, address) = listen().await;
+    let (poison, closed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (wait, told) = (Arc::clone(&poison), Arc::clone(&closed));
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        let (mut first, _) = listener.accept().await.unwrap();
+        first.read(&mut buffer).await.unwrap();
+        first.write_all(OK.as_bytes()).await.unwrap();
+        wait.notified().await;
+        first.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned").await.unwrap();
+        while first.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+        told.notify_one();
+        let (mut second, _) = listener.accept().await.unwrap();
+        second.read(&mut buffer).await.unwrap();
+        second.write_all(OK.as_bytes()).await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
+    assert_eq!(stage.get("/public/x", "").await.text(), "ok");
+    poison.notify_one();
+    timeout(LIMIT, closed.notified()).await.expect("Keyward closes it");
+    assert_eq!(stage.get("/public/x", "").await.text(), "ok");
 }
 
 #[tokio::test]
