@@ -49,6 +49,7 @@ async fn flood(wire: &Wire, name: &str, begin: Vec<u8>, each: Vec<u8>, times: us
     // One more question: is it answered?
     client.send(frame(HEADERS, END_STREAM | END_HEADERS, 0x7fff_ffff, &block(&GET))).await;
     let found = timeout(LIMIT / 4, fate(&mut client, Some(0x7fff_ffff))).await.unwrap_or(Fate::Reset);
+    assert!(matches!(found, Fate::Ended | Fate::Answered(200)), "{name}: {found:?}");
     assert_eq!(wire.stage.get("/v1/after", &wire.key).await.status, 200, "{name}");
     found == Fate::Ended
 }
