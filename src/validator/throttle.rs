@@ -45,6 +45,11 @@ impl Allowance {
         self.left -= 1.0;
         Ok(())
     }
+
+    /// Takes one that was used already, on credit if need be: up to a minute's worth.
+    fn charge(&mut self, per_minute: u32, now: Instant) {
+        self.left = (self.left(per_minute, now) - 1.0).max(-f64::from(per_minute));
+    }
 }
 
 /// Allowances of bad keys by address.
@@ -58,8 +63,11 @@ impl Throttle {
     pub(super) fn new(per_minute: u32) -> Self {
         Self {
             per_minute,
-            // After a minute without a bad key an allowance is full again, which is what a missing one means.
-            addresses: Cache::builder().max_capacity(ADDRESSES).time_to_idle(Duration::from_secs(60)).build(),
+            // After two minutes without a bad key an allowance is full again, which is what a missing one means.
+            addresses: Cache::builder()
+                .max_capacity(ADDRESSES)
+                .time_to_idle(Duration::from_secs(120))
+                .build(),
             good: Cache::builder().max_capacity(GOOD_KEYS).time_to_live(GOOD_FOR).build(),
         }
     }
@@ -81,8 +89,8 @@ impl Throttle {
     pub(super) fn bad(&self, client: IpAddr, now: Instant) {
         let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
         let allowance = self.addresses.get_with(network(client), full);
-        // One that is used up already stays so.
-        let _ = allowance.lock().unwrap_or_else(PoisonError::into_inner).take(self.per_minute, now);
+        // SECURITY: on credit, or many at once would get in each time there is one left.
+        allowance.lock().unwrap_or_else(PoisonError::into_inner).charge(self.per_minute, now);
     }
 
     /// A key was asked about and found good.
@@ -121,6 +129,20 @@ mod tests {
         assert!(throttle.admit(address("2001:db8:0:1::1"), &key, now).is_ok());
         assert!(throttle.admit(address("192.0.2.1"), &key, now).is_ok());
         assert!(throttle.admit(address("2001:db8::2"), &key, now + Duration::from_secs(1)).is_ok());
+    }
+
+    #[test]
+    fn trying_many_keys_at_once_gets_no_more_of_them_through() {
+        let (throttle, now) = (Throttle::new(60), Instant::now());
+        let (key, client) = (digest("0123456789012345678901"), IpAddr::from([192, 0, 2, 1]));
+        let mut through = 0;
+        for second in 0..600 {
+            let now = now + Duration::from_secs(second);
+            let admitted = (0..32).filter(|_| throttle.admit(client, &key, now).is_ok()).count();
+            (0..admitted).for_each(|_| throttle.bad(client, now));
+            through += admitted;
+        }
+        assert!((600..=60 + 600 + 32).contains(&through), "in ten minutes: {through}");
     }
 
     #[test]
