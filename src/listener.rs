@@ -172,6 +172,11 @@ impl Listener {
             }
         };
         let mut stopped = std::pin::pin!(stopped);
+        let spawn = |slot, accepted| {
+            let open = connection::Open::count(slot, &self.metrics);
+            let (server, handler, phases) = (Arc::clone(&server), Arc::clone(&handler), phases.clone());
+            tasks.spawn(async move { server.serve(accepted, open, handler, phases).await });
+        };
         loop {
             let next = async {
                 // Never closed.
@@ -183,26 +188,41 @@ impl Listener {
                 next = next => next,
             };
             match accepted {
-                Ok(accepted) => {
-                    let (server, handler, phases) =
-                        (Arc::clone(&server), Arc::clone(&handler), phases.clone());
-                    let open = connection::Open::count(slot, &self.metrics);
-                    tasks.spawn(async move { server.serve(accepted, open, handler, phases).await });
-                }
+                Ok(accepted) => spawn(slot, accepted),
                 Err(error) => {
                     tracing::error!("cannot accept a connection: {error}");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
-        if let Socket::Unix(_, path) = &self.socket {
-            // Gone already is as good.
-            let _ = std::fs::remove_file(path);
+        for accepted in self.socket.close() {
+            if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
+                spawn(Some(slot), accepted);
+            }
         }
     }
 }
 
 impl Socket {
+    /// Stops listening, and gives what the system had taken for it by then.
+    fn close(self) -> Vec<Accepted> {
+        let mut queued = Vec::new();
+        let limit = BACKLOG as usize;
+        match self {
+            Self::Tcp(listener) => {
+                let Ok(listener) = listener.into_std() else { return queued };
+                queued.extend((0..limit).map_while(|_| queued_tcp(&listener).ok()));
+            }
+            Self::Unix(listener, path) => {
+                // Gone already is as good; nobody finds it any more.
+                let _ = std::fs::remove_file(path);
+                let Ok(listener) = listener.into_std() else { return queued };
+                queued.extend((0..limit).map_while(|_| queued_unix(&listener).ok()));
+            }
+        }
+        queued
+    }
+
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
             Self::Tcp(listener) => {
@@ -213,6 +233,19 @@ impl Socket {
             Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
         }
     }
+}
+
+fn queued_tcp(listener: &std::net::TcpListener) -> io::Result<Accepted> {
+    let (stream, address) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    stream.set_nodelay(true)?;
+    Ok(Accepted::Tcp(TcpStream::from_std(stream)?, address))
+}
+
+fn queued_unix(listener: &std::os::unix::net::UnixListener) -> io::Result<Accepted> {
+    let (stream, _) = listener.accept()?;
+    stream.set_nonblocking(true)?;
+    Ok(Accepted::Unix(UnixStream::from_std(stream)?))
 }
 
 fn bind(listen: &Listen) -> io::Result<Socket> {

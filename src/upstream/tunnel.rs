@@ -3,20 +3,26 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf, copy_bidirectional};
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
 
 use super::websocket::{CloseCode, Frames};
 
 /// For the caller to take the Close and to close as well.
 const GOODBYE: Duration = Duration::from_secs(1);
+/// For what still comes from one side after the other has ended: so much silence ends the tunnel.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Carries bytes until both sides have ended, one breaks, or `cut` completes, whose outcome it gives then.
+/// Carries bytes until both sides have ended, one breaks, one ignores the other's end, or `cut` completes, whose outcome it
+/// gives then.
 pub async fn run<T>(
     caller: OnUpgrade,
     upstream: OnUpgrade,
@@ -31,11 +37,14 @@ pub async fn run<T>(
         },
         (_, outcome) = &mut cut => return Some(outcome),
     };
-    let mut caller = Caller { io: TokioIo::new(caller), frames: Frames::default() };
+    let traffic = Arc::<Traffic>::default();
+    let mut caller =
+        Caller { io: TokioIo::new(caller), frames: Frames::default(), traffic: Arc::clone(&traffic) };
     let mut upstream = TokioIo::new(upstream);
     let (code, outcome) = tokio::select! {
         // Either end may break at any time; that is how tunnels end.
         _ = copy_bidirectional(&mut caller, &mut upstream) => return None,
+        () = traffic.over() => return None,
         cut = cut => cut,
     };
     drop(upstream);
@@ -44,10 +53,38 @@ pub async fn run<T>(
     Some(outcome)
 }
 
+/// What passed, as seen at the caller's end.
+#[derive(Default)]
+struct Traffic {
+    ended: Notify,
+    reads_and_writes: AtomicU64,
+}
+
+impl Traffic {
+    /// Completes when one side has ended and the other says nothing more, and does not end.
+    async fn over(&self) {
+        self.ended.notified().await;
+        let mut before = None;
+        loop {
+            let now = self.reads_and_writes.load(Ordering::Relaxed);
+            if before == Some(now) {
+                return;
+            }
+            before = Some(now);
+            sleep(LAST_WORDS).await;
+        }
+    }
+
+    fn moved(&self) {
+        self.reads_and_writes.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// The caller's end, which knows where the frames that went to it stand.
 struct Caller {
     io: TokioIo<Upgraded>,
     frames: Frames,
+    traffic: Arc<Traffic>,
 }
 
 impl Caller {
@@ -69,7 +106,15 @@ impl AsyncRead for Caller {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
+        if polled.is_ready() {
+            self.traffic.moved();
+            if buffer.filled().len() == before {
+                self.traffic.ended.notify_one();
+            }
+        }
+        polled
     }
 }
 
@@ -78,6 +123,7 @@ impl AsyncWrite for Caller {
         let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
         if let Poll::Ready(Ok(written)) = polled {
             self.frames.pass(&bytes[..written]);
+            self.traffic.moved();
         }
         polled
     }
@@ -87,6 +133,7 @@ impl AsyncWrite for Caller {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.traffic.ended.notify_one();
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

@@ -1,78 +1,147 @@
-//! The admin port, and what is counted.
+//! The admin port: whether Keyward lives and is ready, and what it counts.
 
-use crate::support::{Setup, Stage};
+use keyward::dev::emulator;
 
-/// A sample of `/metrics`.
-async fn sample(stage: &Stage, line: &str) -> Option<f64> {
-    let text = stage.ask_admin("/metrics").await.text();
-    text.lines().find_map(|own| own.strip_prefix(line)?.trim().parse().ok())
+use crate::support::raw::Client;
+use crate::support::{Setup, Stage, soon};
+
+const BAD: &str = "0123456789ABCDEFGHIJabcdefghij";
+
+async fn metrics(stage: &Stage) -> String {
+    let reply = stage.ask_admin("/metrics").await;
+    assert_eq!(reply.status, 200);
+    assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    reply.text()
+}
+
+/// The value of a series, 0 where there is none.
+fn value(text: &str, series: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 #[tokio::test]
-async fn health_is_told_apart_from_readiness() {
+async fn readiness_follows_the_first_probe_and_ends_with_the_drain() {
+    let settings = emulator::Settings { client_secret: "another".into(), ..emulator::Settings::default() };
+    let server = "drain_delay = \"300ms\"";
+    let mut stage = Stage::with(Setup { emulator: settings, ready: false, server, ..Setup::default() }).await;
+    let reply = stage.ask_admin("/readyz").await;
+    assert_eq!(reply.status, 503);
+    assert!(reply.text().starts_with("not ready: "), "{}", reply.text());
+    assert_eq!(stage.ask_admin("/livez").await.status, 200);
+    stage.emulator.set_client_secret("dev");
+    let wait = async { while stage.ask_admin("/readyz").await.status != 200 {} };
+    tokio::time::timeout(crate::support::LIMIT, wait).await.unwrap();
+    assert_eq!(value(&metrics(&stage).await, "keyward_ready"), 1.0);
+    stage.stop.cancel();
+    let reply = stage.ask_admin("/readyz").await;
+    assert_eq!((reply.status, reply.text().as_str()), (503, "not ready: draining\n"));
+    assert_eq!(value(&metrics(&stage).await, "keyward_ready"), 0.0);
+    assert_eq!(stage.ask_admin("/livez").await.status, 200);
+    (&mut stage.running).await.unwrap();
+}
+
+#[tokio::test]
+async fn counters_move_with_what_happens() {
     let stage = Stage::start().await;
-    for (path, status, text) in [("/livez", 200, "live\n"), ("/readyz", 200, "ready\n"), ("/", 404, "/livez")]
-    {
-        let reply = stage.ask_admin(path).await;
-        assert_eq!(reply.status, status);
-        assert!(reply.text().starts_with(text), "{}", reply.text());
-        assert_eq!(reply.header("cache-control"), Some("no-store"));
-    }
-    let mut client = crate::support::raw::Client::connect(stage.admin).await;
-    client.send("POST /readyz HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n").await;
-    let reply = client.reply().await;
-    assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")));
-    assert_eq!(
-        stage.ask("GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n").await.status,
-        401,
-        "not on the public port"
-    );
-}
-
-#[tokio::test]
-async fn the_routes_and_the_version_are_json() {
-    let stage = Stage::start().await;
-    let routes = stage.ask_admin("/routes").await.json();
-    assert_eq!(routes["routes"].as_array().unwrap().len(), 3);
-    assert_eq!(routes["routes"][0]["path"], "/v1/admin/*");
-    assert_eq!(stage.ask_admin("/version").await.json()["version"], env!("CARGO_PKG_VERSION"));
-}
-
-#[tokio::test]
-async fn requests_are_counted_by_what_the_configuration_names_and_by_nothing_from_the_caller() {
-    let stage = Stage::with(Setup { sections: "[negative_cache]\nttl = \"1m\"", ..Setup::default() }).await;
     let key = stage.key();
-    for path in ["/v1/orders", "/v1/secret-path", "/public/x"] {
-        assert_eq!(stage.get(path, &key).await.status, 200);
-    }
-    for _ in 0..2 {
-        stage.get("/v1", "0123456789ABCDEFGHIJabcdefghij").await;
-    }
-    stage.ask("BREW /public/pot HTTP/1.1\r\nhost: evil.test\r\nx-org-id: forged\r\n\r\n").await;
-    for (line, value) in [
-        ("keyward_http_requests_total{route=\"/*\",method=\"GET\",code=\"200\",outcome=\"allow\"}", 2.0),
-        (
-            "keyward_http_requests_total{route=\"/public/*\",method=\"GET\",code=\"200\",outcome=\"allow\"}",
-            1.0,
-        ),
-        ("keyward_http_requests_total{route=\"/*\",method=\"GET\",code=\"401\",outcome=\"deny\"}", 2.0),
-        (
-            "keyward_http_requests_total{route=\"/public/*\",method=\"other\",code=\"200\",outcome=\"allow\"}",
-            1.0,
-        ),
-        ("keyward_validations_total{outcome=\"valid\"}", 2.0),
-        ("keyward_validation_retries_total", 0.0),
+    let before = metrics(&stage).await;
+    stage.get("/v1", &key).await;
+    stage.get("/v1", BAD).await;
+    stage.get("/v1", BAD).await;
+    stage.ask("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
+    stage.ask("BREW /public/pot HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    stage.ask("PUT /v1/admin/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    soon(|| stage.metrics.requests_in_flight.get() == 0 && stage.metrics.connections.get() == 0).await;
+    let after = metrics(&stage).await;
+    let requests = |route, method, code, outcome| {
+        format!(
+            "keyward_http_requests_total{{route=\"{route}\",method=\"{method}\",code=\"{code}\",outcome=\"{outcome}\"}}"
+        )
+    };
+    for (series, by) in [
+        (&*requests("/*", "GET", 200, "allow"), 1.0),
+        (&requests("/*", "GET", 401, "deny"), 2.0),
+        (&requests("/public/*", "GET", 200, "allow"), 1.0),
+        (&requests("/public/*", "other", 200, "allow"), 1.0),
+        (&requests("", "PUT", 405, "deny"), 1.0),
+        ("keyward_http_request_duration_seconds_count{route=\"/*\"}", 3.0),
+        ("keyward_upstream_duration_seconds_count{route=\"/*\"}", 1.0),
+        ("keyward_validations_total{outcome=\"valid\"}", 1.0),
+        ("keyward_validations_total{outcome=\"invalid\"}", 1.0),
         ("keyward_negative_cache_hits_total", 1.0),
+        ("keyward_negative_cache_entries", 1.0),
         ("keyward_forged_headers_total{route=\"/public/*\"}", 1.0),
-        ("keyward_http_requests_in_flight", 0.0),
-        ("keyward_ready", 1.0),
+        ("keyward_validation_retries_total", 0.0),
         ("keyward_breaker_open", 0.0),
-        ("keyward_http_request_duration_seconds_count{route=\"/*\"}", 4.0),
+        ("keyward_connections", 0.0),
+        ("keyward_http_requests_in_flight", 0.0),
     ] {
-        assert_eq!(sample(&stage, line).await, Some(value), "{line}");
+        assert_eq!(value(&after, series) - value(&before, series), by, "{series} in\n{after}");
     }
-    let text = stage.ask_admin("/metrics").await.text();
-    for word in [&*key, "secret-path", "evil", "BREW", "org_1", "forged\""] {
-        assert!(!text.contains(word), "{word}");
+}
+
+#[tokio::test]
+async fn metrics_have_labels_from_the_configuration_alone() {
+    let stage = Stage::start().await;
+    let key = stage.key();
+    stage.get("/canary/path?canary=1", &key).await;
+    stage
+        .ask("CANARY /canary HTTP/1.1\r\nhost: canary.test\r\nx-canary: 1\r\nuser-agent: canary\r\n\r\n")
+        .await;
+    stage.get("/v1", BAD).await;
+    let text = metrics(&stage).await;
+    assert!(!text.to_ascii_lowercase().contains("canary"), "{text}");
+    assert!(
+        !text.contains(&key) && !text.contains(BAD) && !text.contains("org_1") && !text.contains("127.0.0.1")
+    );
+    assert!(text.ends_with("# EOF\n"));
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let (series, value) = line.rsplit_once(' ').unwrap();
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+        assert!(name.starts_with("keyward_"), "{line}");
+        for label in labels.trim_end_matches('}').split("\",").filter(|label| !label.is_empty()) {
+            let (label, _) = label.split_once("=\"").unwrap();
+            assert!(["route", "method", "code", "outcome", "le", "version"].contains(&label), "{line}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn version_and_routes_are_json() {
+    let stage = Stage::start().await;
+    let version = stage.ask_admin("/version").await.json();
+    assert_eq!(
+        (&version["name"], &version["version"]),
+        (&"keyward".into(), &env!("CARGO_PKG_VERSION").into())
+    );
+    let routes = stage.ask_admin("/routes").await.json();
+    let routes = routes["routes"].as_array().unwrap();
+    assert_eq!(routes.len(), 3);
+    let admin = routes.iter().find(|route| route["path"] == "/v1/admin/*").unwrap();
+    assert_eq!((&admin["auth"], &admin["upstream"]), (&"key".into(), &"echo".into()));
+    assert_eq!(admin["methods"], serde_json::json!(["GET", "POST"]));
+}
+
+#[tokio::test]
+async fn nothing_else_is_there_and_nothing_can_be_changed() {
+    let stage = Stage::start().await;
+    for path in ["/", "/metrics/", "/debug", "/v1", "/livez/x"] {
+        assert_eq!(stage.ask_admin(path).await.status, 404, "{path}");
+    }
+    for method in ["POST", "DELETE", "PUT", "OPTIONS"] {
+        let mut client = Client::connect(stage.admin).await;
+        client.send(format!("{method} /readyz HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n")).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")), "{method}");
+    }
+    let mut client = Client::connect(stage.admin).await;
+    client.send("HEAD /livez HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
+    let all = String::from_utf8(client.rest().await).unwrap();
+    assert!(all.starts_with("HTTP/1.1 200 ") && all.ends_with("\r\n\r\n"), "{all}");
+    // The public port has none of it.
+    for path in ["/livez", "/readyz", "/metrics", "/routes", "/version"] {
+        assert_eq!(stage.get(path, "").await.status, 401, "{path}");
     }
 }

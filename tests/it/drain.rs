@@ -1,132 +1,259 @@
-//! Nothing accepted is lost at the end, as far as its time allows.
+//! The end: not ready, then nothing new, then nothing at all; what can end ends well, and what cannot is seen to be cut.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::time::timeout;
+use http_body_util::BodyExt;
+use hyper::Method;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::support::http::{Speaks, data, drain, fed};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, Setup, Stage};
+use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::tunnel;
 
-const GET: &str = "GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n";
-
-async fn draining(server: &'static str) -> Stage {
-    Stage::with(Setup { server, ..Setup::default() }).await
+fn get(path: &str, key: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")
 }
 
-async fn ended(stage: &mut Stage) {
-    timeout(LIMIT, &mut stage.running).await.expect("an end in time").unwrap();
+fn post(key: &str) -> String {
+    format!("POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: 6\r\n\r\nabc")
 }
 
-#[tokio::test]
-async fn draining_is_not_ready_at_once_and_still_serves_asking_clients_to_go() {
-    let mut stage = draining("drain_delay = \"300ms\"").await;
-    let mut old = stage.connect().await;
-    old.send(GET).await;
-    assert_eq!(old.reply().await.header("connection"), None);
-    stage.stop.cancel();
-    let wait = async { while stage.ask_admin("/readyz").await.status != 503 {} };
-    timeout(LIMIT, wait).await.expect("not ready");
-    assert_eq!(stage.ask_admin("/readyz").await.text(), "not ready: draining\n");
-    for mut client in [old, stage.connect().await] {
-        client.send(GET).await;
-        let reply = client.reply().await;
-        assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
-        assert!(client.rest().await.is_empty());
-    }
-    ended(&mut stage).await;
-    assert!(tokio::net::TcpStream::connect(stage.address).await.is_err(), "nobody listens any more");
-}
-
-#[tokio::test]
-async fn what_is_under_way_ends_whole_and_with_verdicts_to_the_last() {
-    let mut stage = draining("drain_delay = \"0s\"").await;
+async fn stage(server: &'static str) -> (Stage, String) {
+    let stage = Stage::with(Setup { server, ..Setup::default() }).await;
     let key = stage.key();
-    stage.emulator.set_fault("validate:hang".parse().unwrap());
-    let begun = stage.emulator.counts().validations;
-    let (mut waiting, mut upload) = (stage.connect().await, stage.connect().await);
-    waiting.send(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-    upload.send("POST /public/x HTTP/1.1\r\nhost: a\r\ncontent-length: 8\r\n\r\n1234").await;
-    stage.emulator.validations_begun(begun + 1).await;
+    (stage, key)
+}
+
+/// Waits for Keyward to end.
+async fn ended(stage: &mut Stage) {
+    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+}
+
+/// Waits until nothing new is accepted.
+async fn closed(stage: &Stage) {
+    let wait = async { while TcpStream::connect(stage.address).await.is_ok() {} };
+    timeout(LIMIT, wait).await.expect("it stops accepting");
+}
+
+#[tokio::test]
+async fn for_drain_delay_everything_is_served_and_callers_are_told_to_go() {
+    let (mut stage, key) = stage("drain_delay = \"400ms\"").await;
+    let mut kept = stage.connect().await;
+    kept.send(get("/v1", &key)).await;
+    assert_eq!(kept.reply().await.header("connection"), None);
+    let mut http2 = stage.caller(Speaks::Http2).await;
+    assert_eq!(http2.get("/v1", &key).await.unwrap().status(), 200);
     stage.stop.cancel();
-    let wait = async { while tokio::net::TcpStream::connect(stage.address).await.is_ok() {} };
-    timeout(LIMIT, wait).await.expect("nothing new is accepted");
-    stage.emulator.clear_faults();
-    upload.send("5678").await;
-    assert_eq!(waiting.reply().await.status, 200);
+    assert_eq!(stage.ask_admin("/readyz").await.status, 503);
+    let fresh = stage.get("/v1", &key).await;
+    assert_eq!((fresh.status, fresh.header("connection")), (200, Some("close")));
+    kept.send(get("/v1", &key)).await;
+    let reply = kept.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+    assert_eq!(kept.rest().await, [0_u8; 0]);
+    let response = http2.get("/v1", &key).await.unwrap();
+    assert_eq!((response.status().as_u16(), response.headers().get("connection")), (200, None));
+    stage.emulator.revoke(&key);
+    assert_eq!(stage.get("/v1", &key).await.code(), Some("invalid_key"));
+    assert_eq!(stage.get("/v1", &stage.key()).await.status, 200);
+    ended(&mut stage).await;
+}
+
+#[tokio::test]
+async fn what_ends_within_drain_timeout_is_not_lost() {
+    let (mut stage, key) = stage("drain_timeout = \"8s\"").await;
+    let (mut slow, mut lines, mut upload) =
+        (stage.connect().await, stage.connect().await, stage.connect().await);
+    slow.send(get("/slow/600", &key)).await;
+    lines.send(get("/stream/6", &key)).await;
+    upload.send(post(&key)).await;
+    let mut tunnel = tunnel::open(&stage, &key).await;
+    let mut http2 = stage.caller(Speaks::Http2).await;
+    let stream = http2.get("/stream/6", &key).await.unwrap();
+    soon(|| stage.echo.counts().requests == 5).await;
+    stage.stop.cancel();
+    closed(&stage).await;
+    tunnel.send(tunnel::masked(0x81, b"still")).await;
+    assert_eq!(tunnel.bytes(7).await, tunnel::unmasked(0x81, b"still"));
+    upload.send("def").await;
     let reply = upload.reply().await;
+    assert_eq!((reply.status, reply.json()["body"].as_str()), (200, Some("abcdef")));
+    assert_eq!(reply.header("connection"), Some("close"));
+    let reply = slow.reply().await;
     assert_eq!((reply.status, reply.whole), (200, true));
+    let reply = lines.reply().await;
+    assert!(reply.whole && reply.text().ends_with("line 5\n"), "{}", reply.text());
+    assert_eq!(drain(stream).await.unwrap().0, 6 * "line 0\n".len());
+    assert!(!stage.running.is_finished(), "the tunnel is open");
+    tunnel.send(tunnel::masked(0x88, &[0x03, 0xE8])).await;
+    assert_eq!(tunnel.rest().await, tunnel::unmasked(0x88, &[0x03, 0xE8]));
+    drop(tunnel);
+    let began = Instant::now();
     ended(&mut stage).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "it waits for nothing else: {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn what_takes_longer_is_cut_so_that_the_client_can_tell() {
-    let routes = "[[routes]]\npath = \"/*\"\nupstream = \"echo\"\nauth = \"none\"";
-    let server = "drain_delay = \"0s\"\ndrain_timeout = \"100ms\"";
-    let mut stage = Stage::with(Setup { server, routes, ..Setup::default() }).await;
-    let mut events = stage.connect().await;
-    events.send("GET /events?every=10ms HTTP/1.1\r\nhost: a\r\n\r\n").await;
+async fn what_is_longer_is_closed_so_that_the_caller_can_tell() {
+    let (mut stage, key) = stage("drain_timeout = \"300ms\"").await;
+    let (mut events, mut upload) = (stage.connect().await, stage.connect().await);
+    events.send(get("/events?every=1h", &key)).await;
+    upload.send(post(&key)).await;
+    let mut tunnel = tunnel::open(&stage, &key).await;
+    let mut http2 = stage.caller(Speaks::Http2).await;
+    let mut stream = http2.get("/events?every=1h", &key).await.unwrap();
+    let (feed, content) = fed();
+    let mut sender = stage.caller(Speaks::Http2).await;
+    let request = sender.request(Method::POST, "/v1", &key, content);
+    let sending = tokio::spawn(async move { sender.send(request).await.map(drop) });
+    feed.send(data("abc")).await.unwrap();
     assert_eq!(events.head().await.status, 200);
-    events.bytes(1).await;
+    stream.frame().await.unwrap().unwrap();
+    soon(|| stage.echo.counts().body_bytes == 6).await;
     stage.stop.cancel();
+    assert_eq!(tunnel.rest().await, tunnel::unmasked(0x88, &[0x03, 0xE9]), "1001, going away");
+    drop(tunnel);
     let rest = String::from_utf8(events.rest().await).unwrap();
-    assert!(!rest.ends_with("0\r\n\r\n"), "no last chunk: {rest:?}");
+    assert!(!rest.ends_with("0\r\n\r\n"), "{rest:?} is no end of a chunked body");
+    assert_eq!(upload.rest().await, [0_u8; 0]);
+    assert!(stream.frame().await.unwrap().is_err());
+    sending.await.unwrap().unwrap_err();
+    ended(&mut stage).await;
+    soon(|| stage.echo.counts().broken_bodies == 2 && stage.echo.counts().open == 0).await;
+}
+
+#[tokio::test]
+async fn http2_callers_get_a_goaway() {
+    let (mut stage, _) = stage("drain_timeout = \"300ms\"").await;
+    let mut client = stage.connect().await;
+    // The preface and an empty SETTINGS.
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    client.bytes(9).await;
+    stage.stop.cancel();
+    let mut rest = client.rest().await;
+    // The rest of Keyward's SETTINGS, then frames; GOAWAY is of type 7 and concerns stream 0.
+    let mut kinds = Vec::new();
+    let at =
+        rest.windows(9).position(|head| head == [0, 0, 0, 4, 1, 0, 0, 0, 0]).expect("an acknowledgement");
+    rest.drain(..at);
+    while rest.len() >= 9 {
+        let length = u32::from_be_bytes([0, rest[0], rest[1], rest[2]]) as usize;
+        kinds.push(rest[3]);
+        rest.drain(..9 + length);
+    }
+    assert!(kinds.contains(&7), "{kinds:?}");
     ended(&mut stage).await;
 }
 
 #[tokio::test]
-async fn a_second_signal_waits_for_nobody() {
-    let mut stage = draining("drain_delay = \"1h\"\ndrain_timeout = \"1h\"").await;
+async fn a_second_signal_ends_at_once() {
+    let (mut stage, key) = stage("drain_delay = \"1h\"").await;
+    let mut events = stage.connect().await;
+    events.send(get("/events?every=1h", &key)).await;
+    assert_eq!(events.head().await.status, 200);
     stage.stop.cancel();
+    assert_eq!(stage.get("/v1", &key).await.status, 200);
+    let began = Instant::now();
     stage.kill.cancel();
     ended(&mut stage).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert!(!events.rest().await.ends_with(b"0\r\n\r\n"));
+}
+
+#[tokio::test]
+async fn connections_without_a_request_do_not_hold_up_the_end() {
+    let (mut stage, key) = stage("drain_timeout = \"1h\"").await;
+    let (_unused, mut kept) = (stage.connect().await, stage.connect().await);
+    kept.send(get("/v1", &key)).await;
+    assert_eq!(kept.reply().await.status, 200);
+    let began = Instant::now();
+    stage.stop.cancel();
+    ended(&mut stage).await;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_request_that_crosses_the_signal_is_served() {
+    let (mut stage, key) = stage("").await;
+    let (mut kept, mut late) = (stage.connect().await, stage.connect().await);
+    kept.send(get("/v1", &key)).await;
+    assert_eq!(kept.reply().await.status, 200);
+    let mut parted = stage.connect().await;
+    let request = get("/v1", &key);
+    let (first, second) = request.split_at(20);
+    parted.send(first).await;
+    soon(|| stage.metrics.connections.get() == 3).await;
+    // Known to the system, and not yet to Keyward.
+    let mut fresh = stage.connect().await;
+    fresh.send(get("/v1", &key)).await;
+    kept.send(get("/v1", &key)).await;
+    stage.stop.cancel();
+    assert_eq!(fresh.reply().await.status, 200);
+    assert_eq!(kept.reply().await.status, 200);
+    closed(&stage).await;
+    sleep(Duration::from_millis(100)).await;
+    late.send(get("/v1", &key)).await;
+    assert_eq!(late.reply().await.status, 200, "the first request of a connection that was accepted before");
+    parted.send(second).await;
+    assert_eq!(parted.reply().await.status, 200, "the rest of a head");
+    ended(&mut stage).await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_verdict_gets_it() {
+    let (mut stage, key) = stage("drain_delay = \"0s\"").await;
+    stage.emulator.set_fault("validate:hang".parse().unwrap());
+    let begun = stage.emulator.counts().validations;
+    let mut waiting = stage.connect().await;
+    waiting.send(get("/v1", &key)).await;
+    stage.emulator.validations_begun(begun + 1).await;
+    stage.stop.cancel();
+    closed(&stage).await;
+    stage.emulator.clear_faults();
+    assert_eq!(waiting.reply().await.status, 200);
+    ended(&mut stage).await;
+}
+
+/// Asks again and again until nothing is accepted any more, and gives how many answers came, and how many did not.
+async fn asking(address: std::net::SocketAddr, request: String) -> (usize, usize) {
+    let (mut answered, mut lost) = (0, 0);
+    while let Ok(stream) = TcpStream::connect(address).await {
+        let mut client = Client::over(stream);
+        loop {
+            client.send(&request).await;
+            let reply = client.reply().await;
+            if reply.status != 200 || !reply.whole {
+                lost += 1;
+                break;
+            }
+            answered += 1;
+            if reply.header("connection") == Some("close") {
+                break;
+            }
+        }
+    }
+    (answered, lost)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_drain_under_load_loses_no_request_that_was_sent_on_an_accepted_connection() {
-    let (lost, answered) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+async fn five_drains_under_load_lose_no_request() {
     for _ in 0..5 {
-        let mut stage = draining("drain_delay = \"150ms\"").await;
-        let gone = Arc::new(AtomicBool::new(false));
-        let mut clients = tokio::task::JoinSet::new();
-        for _ in 0..8 {
-            let (address, gone) = (stage.address, Arc::clone(&gone));
-            let (lost, answered) = (Arc::clone(&lost), Arc::clone(&answered));
-            clients.spawn(async move {
-                // As clients of a load balancer: they go elsewhere once a connection is refused or they are told to.
-                while let Ok(stream) = tokio::net::TcpStream::connect(address).await {
-                    let mut client = Client::over(stream);
-                    loop {
-                        client.send(GET).await;
-                        let reply = client.reply().await;
-                        let counter = if reply.status == 200 && reply.whole { &answered } else { &lost };
-                        counter.fetch_add(1, Ordering::Relaxed);
-                        if reply.status != 200 || reply.header("connection") == Some("close") {
-                            break;
-                        }
-                    }
-                    if gone.load(Ordering::Relaxed) {
-                        break;
-                    }
-                }
-            });
+        let (mut stage, key) = stage("drain_delay = \"250ms\"").await;
+        let mut callers = JoinSet::new();
+        for _ in 0..12 {
+            callers.spawn(asking(stage.address, get("/v1", &key)));
         }
-        let before = answered.load(Ordering::Relaxed);
-        let wait = async {
-            while answered.load(Ordering::Relaxed) < before + 200 {
-                tokio::task::yield_now().await;
-            }
-        };
-        timeout(LIMIT, wait).await.expect("load");
+        soon(|| stage.forwarded() > 50).await;
         stage.stop.cancel();
-        // They come back while it drains, as traffic does until the last balancer has noticed.
-        let wait = async { while stage.ask_admin("/readyz").await.status != 503 {} };
-        timeout(LIMIT, wait).await.expect("not ready");
-        gone.store(true, Ordering::Relaxed);
-        while let Some(client) = clients.join_next().await {
-            client.unwrap();
+        let (mut answered, mut lost) = (0, 0);
+        while let Some(counts) = timeout(LIMIT, callers.join_next()).await.unwrap() {
+            let counts = counts.unwrap();
+            (answered, lost) = (answered + counts.0, lost + counts.1);
         }
+        assert_eq!(lost, 0, "of {answered}");
         ended(&mut stage).await;
     }
-    assert_eq!(lost.load(Ordering::Relaxed), 0, "of {}", answered.load(Ordering::Relaxed));
 }

@@ -12,6 +12,7 @@ mod flights;
 mod goaway;
 mod hostile;
 mod limits;
+mod listeners;
 mod outage;
 mod own_token;
 mod pressure;

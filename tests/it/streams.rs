@@ -146,6 +146,7 @@ async fn an_upload_goes_on_after_an_early_answer_for_as_long_as_it_takes() {
     let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly").await;
     let stage = Stage::with(Setup {
         server: "header_timeout = \"200ms\"\nidle_timeout = \"200ms\"",
+        upstream: "idle_timeout = \"100ms\"",
         instead: upstream.url(),
         ..Setup::default()
     })

@@ -1,69 +1,186 @@
-//! WebSockets through Keyward: only after a verdict, only after a 101, both ways, and ended from either side.
+//! WebSockets: with whose identity they open, what passes, and how they end.
 
-use tokio::io::AsyncWriteExt;
+use keyward::dev::emulator::store::Issue;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::raw::{Client, Scripted};
-use crate::support::{Setup, Stage};
+use crate::support::{Setup, Stage, listen, soon};
 
-fn upgrade(key: &str) -> String {
+pub fn handshake(path: &str, key: &str) -> String {
+    let authorization =
+        if key.is_empty() { String::new() } else { format!("authorization: Bearer {key}\r\n") };
     format!(
-        "GET /ws HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\nx-org-id: forged\r\nconnection: Upgrade\r\n\
-         upgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: api.test\r\n{authorization}connection: keep-alive, Upgrade\r\n\
+         upgrade: WebSocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     )
 }
 
-/// A masked text frame with a mask of zeros (RFC 6455 section 5.2).
-fn frame(text: &str) -> Vec<u8> {
-    [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0][..], text.as_bytes()].concat()
+/// A frame as a client sends it; its mask is zero.
+pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = unmasked(first, payload);
+    let head = frame.len() - payload.len();
+    frame[1] |= 0x80;
+    frame.splice(head..head, [0; 4]);
+    frame
 }
 
-async fn open(stage: &Stage) -> Client {
+/// The same as it comes back.
+pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        short @ 0..=125 => frame.push(short as u8),
+        long => {
+            frame.push(127);
+            frame.extend((long as u64).to_be_bytes());
+        }
+    }
+    frame.extend(payload);
+    frame
+}
+
+pub async fn open(stage: &Stage, key: &str) -> Client {
     let mut client = stage.connect().await;
-    client.send(upgrade(&stage.key())).await;
+    client.send(handshake("/ws", key)).await;
     let head = client.head().await;
     assert_eq!((head.status, head.header("upgrade")), (101, Some("websocket")));
     assert_eq!(head.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
     client
 }
 
-#[tokio::test]
-async fn frames_go_both_ways_and_the_upstream_knows_who_it_is() {
-    let stage = Stage::start().await;
-    let mut client = open(&stage).await;
-    for text in ["hello", "again"] {
-        client.send(frame(text)).await;
-        assert_eq!(client.bytes(2 + text.len()).await, [&[0x81, text.len() as u8], text.as_bytes()].concat());
+/// An upstream that switches protocols and gives the connection to the test.
+async fn switching() -> (tokio::net::TcpListener, String) {
+    let (listener, address) = listen().await;
+    (listener, format!("http://{address}"))
+}
+
+async fn accept(listener: &tokio::net::TcpListener) -> tokio::net::TcpStream {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
     }
-    let received = stage.last();
-    assert_eq!(received.header_values("x-org-id"), ["org_1"]);
-    assert_eq!(received.header("authorization"), None);
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    stream
 }
 
 #[tokio::test]
-async fn without_a_good_key_nothing_is_upgraded() {
+async fn a_websocket_carries_the_identity_and_not_the_key() {
     let stage = Stage::start().await;
-    let reply = stage.ask(upgrade("0123456789ABCDEFGHIJabcdefghij")).await;
-    assert_eq!((reply.status, reply.code()), (401, Some("invalid_key")));
+    let key = stage.issue(Issue { user_id: "usr_1".into(), ..Issue::default() }).key;
+    let _client = open(&stage, &key).await;
+    let received = stage.last();
+    for (name, value) in [("x-org-id", "org_1"), ("x-user-id", "usr_1"), ("upgrade", "websocket")] {
+        assert_eq!(received.header(name), Some(value));
+    }
+    assert_eq!(received.header("connection").map(str::to_ascii_lowercase).as_deref(), Some("upgrade"));
+    assert!(!format!("{received:?}").contains(&key));
+}
+
+#[tokio::test]
+async fn frames_pass_both_ways_and_a_close_ends_both_sides() {
+    let stage = Stage::start().await;
+    let mut client = open(&stage, &stage.key()).await;
+    assert_eq!((stage.metrics.connections.get(), stage.metrics.requests_in_flight.get()), (1, 1));
+    for (first, payload, back) in
+        [(0x81, &b"hello"[..], 0x81), (0x82, &[7; 300_000], 0x82), (0x89, b"ping", 0x8A)]
+    {
+        client.send(masked(first, payload)).await;
+        let expected = unmasked(back, payload);
+        assert!(client.bytes(expected.len()).await == expected, "{first:x}");
+    }
+    client.send(masked(0x88, &[0x03, 0xE8])).await;
+    assert_eq!(client.rest().await, unmasked(0x88, &[0x03, 0xE8]));
+    drop(client);
+    soon(|| stage.echo.counts().open == 0).await;
+    soon(|| (stage.metrics.connections.get(), stage.metrics.requests_in_flight.get()) == (0, 0)).await;
+}
+
+#[tokio::test]
+async fn what_follows_the_handshake_at_once_is_not_lost() {
+    let stage = Stage::start().await;
+    let mut client = stage.connect().await;
+    let early = masked(0x81, b"early");
+    client.send([handshake("/ws", &stage.key()).as_bytes(), &early].concat()).await;
+    assert_eq!(client.head().await.status, 101);
+    assert_eq!(client.bytes(7).await, unmasked(0x81, b"early"));
+}
+
+#[tokio::test]
+async fn a_caller_that_vanishes_ends_the_upstreams_side() {
+    for resets in [false, true] {
+        let stage = Stage::start().await;
+        let client = open(&stage, &stage.key()).await;
+        assert_eq!(stage.echo.counts().open, 1);
+        if resets {
+            client.stream.set_zero_linger().unwrap();
+        }
+        drop(client);
+        soon(|| stage.echo.counts().open == 0 && stage.metrics.connections.get() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_vanishes_ends_the_callers_side() {
+    let (listener, url) = switching().await;
+    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    for resets in [false, true] {
+        let mut client = stage.connect().await;
+        client.send(handshake("/public/ws", "")).await;
+        let upstream = accept(&listener).await;
+        assert_eq!(client.head().await.status, 101);
+        if resets {
+            upstream.set_zero_linger().unwrap();
+        }
+        drop(upstream);
+        assert_eq!(client.rest().await, [0_u8; 0]);
+        drop(client);
+        soon(|| stage.metrics.requests_in_flight.get() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_side_that_ignores_the_others_end_does_not_keep_the_tunnel() {
+    let (listener, url) = switching().await;
+    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    let mut client = stage.connect().await;
+    client.send(handshake("/public/ws", "")).await;
+    let _deaf = accept(&listener).await;
+    assert_eq!(client.head().await.status, 101);
+    drop(client);
+    soon(|| stage.metrics.requests_in_flight.get() == 0 && stage.metrics.connections.get() == 0).await;
+}
+
+#[tokio::test]
+async fn what_comes_after_one_sides_end_still_passes() {
+    let (listener, url) = switching().await;
+    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    let mut client = stage.connect().await;
+    client.send(handshake("/public/ws", "")).await;
+    let mut upstream = accept(&listener).await;
+    assert_eq!(client.head().await.status, 101);
+    client.stream.shutdown().await.unwrap();
+    assert_eq!(upstream.read(&mut [0]).await.unwrap(), 0);
+    upstream.write_all(b"last words").await.unwrap();
+    drop(upstream);
+    assert_eq!(client.rest().await, b"last words");
+}
+
+#[tokio::test]
+async fn no_tunnel_opens_without_a_key() {
+    let stage = Stage::start().await;
+    let mut client = stage.connect().await;
+    client.send(handshake("/ws", "")).await;
+    let reply = client.reply().await;
+    assert_eq!((reply.status, reply.code()), (401, Some("missing_credential")));
     assert_eq!(stage.forwarded(), 0);
 }
 
 #[tokio::test]
-async fn either_side_that_ends_ends_the_other() {
-    let stage = Stage::start().await;
-    let mut client = open(&stage).await;
-    // Close, 1000: the echo answers it and ends.
-    client.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe8]).await;
-    assert_eq!(client.rest().await, [0x88, 0x02, 0x03, 0xe8]);
-
-    let mut client = open(&stage).await;
-    client.stream.shutdown().await.unwrap();
-    client.rest().await;
-    let wait = async {
-        while stage.echo.counts().open > 0 {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::support::LIMIT, wait).await.expect("the upstream's side has ended");
+async fn an_upstream_that_speaks_http2_alone_has_no_websockets() {
+    let stage = Stage::with(Setup { upstream: "http = \"2\"", ..Setup::default() }).await;
+    let reply = stage.ask(handshake("/ws", &stage.key())).await;
+    assert_eq!((reply.status, reply.code()), (502, Some("upstream_unreachable")));
 }
 
 #[tokio::test]
@@ -76,7 +193,7 @@ async fn an_upstream_that_declines_or_lies_gets_no_tunnel() {
         let upstream = Scripted::answering(answer).await;
         let stage = Stage::with(Setup { instead: upstream.url(), ..Setup::default() }).await;
         let mut client = stage.connect().await;
-        client.send(upgrade(&stage.key())).await;
+        client.send(handshake("/ws", &stage.key())).await;
         let reply = client.reply().await;
         assert_eq!(reply.status, status, "{answer}");
         // What follows is a request like any other, and not bytes for the upstream.
@@ -91,8 +208,8 @@ async fn no_other_upgrade_is_forwarded() {
     let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let stage = Stage::with(Setup { instead: upstream.url(), ..Setup::default() }).await;
     for other in ["h2c", "TLS/1.0", "websocket, h2c", "foo"] {
-        let request = upgrade(&stage.key())
-            .replace("upgrade: websocket", &format!("upgrade: {other}\r\nhttp2-settings: AAMAAABkAAQ"));
+        let request = handshake("/ws", &stage.key())
+            .replace("upgrade: WebSocket", &format!("upgrade: {other}\r\nhttp2-settings: AAMAAABkAAQ"));
         assert_eq!(stage.ask(request).await.status, 200);
     }
     let text = upstream.text().to_lowercase();

@@ -50,7 +50,7 @@ impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream =
             timeout(LIMIT, TcpStream::connect(address)).await.expect("a connection in time").unwrap();
-        Self { stream, buffer: Vec::new() }
+        Self::over(stream)
     }
 
     /// On a connection that is there.
