@@ -319,7 +319,7 @@ impl Origin {
         let expired = |since: Instant| since.elapsed() >= self.idle_timeout;
         // One that is not ready still sends, and would be cut.
         lock(&self.idle)
-            .retain(|idle| !idle.sender.is_closed() && !(idle.sender.is_ready() && expired(idle.since)));
+            .retain(|idle| !(idle.sender.is_closed() || (idle.sender.is_ready() && expired(idle.since))));
         lock(&self.shared).retain(|connection| {
             let unused = Arc::strong_count(&connection.streams) == 1;
             !(connection.sender.is_closed() || (unused && expired(connection.used)))

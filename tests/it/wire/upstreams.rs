@@ -264,14 +264,14 @@ async fn an_answer_that_nobody_asked_for_ends_the_idle_connection() {
     tokio::spawn(async move {
         let mut buffer = [0; 4096];
         let (mut first, _) = listener.accept().await.unwrap();
-        first.read(&mut buffer).await.unwrap();
+        assert!(first.read(&mut buffer).await.unwrap() > 0);
         first.write_all(OK.as_bytes()).await.unwrap();
         wait.notified().await;
         first.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned").await.unwrap();
         while first.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
         told.notify_one();
         let (mut second, _) = listener.accept().await.unwrap();
-        second.read(&mut buffer).await.unwrap();
+        assert!(second.read(&mut buffer).await.unwrap() > 0);
         second.write_all(OK.as_bytes()).await.unwrap();
         std::future::pending::<()>().await;
     });
