@@ -77,7 +77,7 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
     throttle(file.section("throttle"), &mut validator);
     let mut limits = file.section("limits");
     let mut streams = file.section("streams");
-    let identity = headers::read(file.section("identity"));
+    let identity = headers::read(file.section("identity"), &mut warnings);
     let log = log(file.section("log"));
     let (upstreams, names) = upstreams::read(&mut file);
     let routes = routes::read(file.sections("routes"), &names, found, &mut warnings);
