@@ -18,6 +18,26 @@ pub(super) struct Problem {
     pub(super) text: String,
 }
 
+/// Where each line of a text begins.
+pub(super) struct Lines<'t> {
+    text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { text, starts }
+    }
+
+    /// The line and the column of a place, from 1, the column in characters.
+    pub(super) fn place(&self, at: usize) -> (usize, usize) {
+        let line = self.starts.partition_point(|start| *start <= at);
+        let start = line.checked_sub(1).map_or(0, |before| self.starts[before]);
+        (line, self.text.get(start..at).map_or(1, |before| before.chars().count() + 1))
+    }
+}
+
 /// The problems found so far.
 #[derive(Default)]
 pub(super) struct Found(RefCell<Vec<Problem>>);
