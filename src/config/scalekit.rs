@@ -66,7 +66,8 @@ pub(super) fn read(
         settings.map_err(|problem| place.problem(&section, found, problem)).ok().map(|origin| (url, origin))
     });
     section.finish();
-    let (environment_url, origin) = origin?;
+    let (environment_url, mut origin) = origin?;
+    origin.connect_timeout = origin.connect_timeout.min(validator.timeout);
     Some(scalekit::Settings {
         environment_url,
         origin,

@@ -71,6 +71,15 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
 }
 
 #[test]
+fn connecting_takes_no_longer_than_a_verdict_may() {
+    for (timeout, connect) in [("2s", 1000), ("250ms", 250)] {
+        let text = format!("version = 1\n[scalekit]\ntimeout = \"{timeout}\"\n{REST}");
+        let origin = parse(&text, "f", &environment()).unwrap().scalekit.origin;
+        assert_eq!(origin.connect_timeout, Duration::from_millis(connect));
+    }
+}
+
+#[test]
 fn what_scalekit_needs_and_has_not_is_named() {
     let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::default()).unwrap_err().to_string();
     for variable in ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"] {
