@@ -155,9 +155,9 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Problems> 
 pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config, Problems> {
     // Some editors begin with a byte order mark, which is no column.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    file::read(text, environment).map_err(|mut problems| {
+    let lines = Lines::of(text);
+    file::read(&lines, environment).map_err(|mut problems| {
         problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
-        let lines = Lines::of(text);
         let place = |at: usize| {
             let (line, column) = lines.place(at);
             format!("{name}:{line}:{column}")

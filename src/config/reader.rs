@@ -18,9 +18,9 @@ pub(super) struct Problem {
     pub(super) text: String,
 }
 
-/// Where each line of a text begins.
+/// A text, and where each of its lines begins.
 pub(super) struct Lines<'t> {
-    text: &'t str,
+    pub(super) text: &'t str,
     starts: Vec<usize>,
 }
 

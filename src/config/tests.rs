@@ -217,6 +217,18 @@ fn no_claim_reaches_a_header_with_a_meaning() {
 }
 
 #[test]
+fn labels_tell_routes_apart() {
+    let text = "version = 1\nupstreams.a.url = \"http://a\"\nroutes = [\
+        { path = \"/x\", upstream = \"a\", methods = [\"GET\", \"HEAD\"] },\
+        { path = \"/x\", upstream = \"a\", methods = [\"POST\"] },\
+        { path = \"/x\", upstream = \"a\", methods = [\"PUT\"], name = \"put x\" },\
+        { path = \"/x\", upstream = \"a\", host = \"B.test.\" }]";
+    let config = parse(text, "f", &environment()).unwrap();
+    let labels: Vec<&str> = config.routes.routes().iter().map(|route| &*route.label).collect();
+    assert_eq!(labels, ["b.test/x", "GET,HEAD /x", "POST /x", "put x"]);
+}
+
+#[test]
 fn what_is_probably_not_meant_is_warned_of() {
     let text = format!(
         "version = 1\n[throttle]\nbad_keys_per_minute = 60\n[upstreams.x]\nurl = \"unix:/x\"\n{REST}\
@@ -242,6 +254,10 @@ fn what_is_probably_not_meant_is_warned_of() {
           passed on; name a header for one under identity.claim_headers"
         ]
     );
+    let nobody =
+        format!("version = 1\n{REST}require = {{ scope = \"organization\", roles = [\"admin\"] }}\n");
+    let warnings = parse(&nobody, "f", &environment()).unwrap().warnings;
+    assert_eq!(warnings, ["routes[0].require lets nobody pass: an organization's key has no roles"]);
     let everybody = format!("version = 1\n[server]\ntrusted_proxies = [\"::/0\"]\n{REST}");
     let warnings = parse(&everybody, "f", &environment()).unwrap().warnings;
     assert_eq!(
