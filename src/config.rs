@@ -19,6 +19,8 @@ use std::time::Duration;
 
 pub use self::explain::{describe_routes, explain};
 
+use self::reader::Lines;
+
 use crate::listener::Listen;
 use crate::route::RouteTable;
 use crate::secret::{Secret, SecretSource};
@@ -153,12 +155,12 @@ pub fn load(path: &Path, environment: &Environment) -> Result<Config, Problems> 
 pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config, Problems> {
     // Some editors begin with a byte order mark, which is no column.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    file::read(text, environment).map_err(|mut problems| {
+    let lines = Lines::of(text);
+    file::read(&lines, environment).map_err(|mut problems| {
         problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
         let place = |at: usize| {
-            let before = text.get(..at).unwrap_or(text);
-            let column = before.chars().rev().take_while(|char| *char != '\n').count() + 1;
-            format!("{name}:{}:{column}", before.matches('\n').count() + 1)
+            let (line, column) = lines.place(at);
+            format!("{name}:{line}:{column}")
         };
         let line = |problem: reader::Problem| {
             let place = problem.at.map_or_else(|| name.to_owned(), place);

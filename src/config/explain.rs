@@ -1,8 +1,9 @@
 //! What a configuration does, in words.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 
-use hyper::header::HeaderName;
+use hyper::header::HOST;
 use hyper::{Method, Request, Uri};
 
 use super::Config;
@@ -38,54 +39,138 @@ pub fn describe_routes(config: &Config) -> String {
 /// # Errors
 /// When method or target are none.
 pub fn explain(config: &Config, method: &str, target: &str) -> Result<String, String> {
+    let upper = method.to_ascii_uppercase();
+    if method != upper && COMMON.contains(&upper.as_str()) {
+        return Err(format!("methods are in capitals; did you mean {upper}?"));
+    }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?;
     let uri: Uri = target.parse().map_err(|_| format!("{target:?} is neither a path nor a URL"))?;
-    let host = uri.host().unwrap_or("any.host").to_owned();
-    let mut request = Request::new(());
-    (*request.method_mut(), *request.uri_mut()) = (method, uri);
-    if let Ok(value) = host.parse() {
-        request.headers_mut().insert(hyper::header::HOST, value);
+    if uri.authority().is_some() != uri.scheme().is_some() {
+        return Err(format!("{target:?} is neither a path nor a URL; a path begins with '/'"));
     }
+    let mut request = Request::new(());
+    // A request has a host; this one is no route's, so that it stands for all that are named in none.
+    let host = uri.authority().map_or("host.invalid", |authority| authority.as_str());
+    request.headers_mut().insert(HOST, host.parse().map_err(|_| format!("{target:?} has no valid host"))?);
+    (*request.method_mut(), *request.uri_mut()) = (method, uri);
     let found = message::check(&request, config.gateway.head)
         .and_then(|host| config.routes.find(request.method(), &host.name, request.uri().path()));
-    Ok(match found {
-        Ok(route) => passes(config, route),
-        Err(rejection) => refused(&rejection),
-    })
-}
-
-fn refused(rejection: &Rejection) -> String {
-    let mut text = format!("answer      {} {}\n", rejection.status().as_u16(), rejection.code());
-    if let Rejection::MethodNotAllowed(allow) = rejection {
-        let _ = writeln!(text, "allow       {}", allow.to_str().unwrap_or_default());
+    let mut text = Lines(format!("{} {target}\n\n", request.method()));
+    match &found {
+        Ok(route) => passes(&mut text, config, route),
+        Err(rejection) => refused(&mut text, rejection),
     }
-    text + "forwarded   nothing\n"
+    if request.uri().authority().is_none() {
+        let label = |found: Result<&Route, Rejection>| found.map(|route| Arc::clone(&route.label));
+        let here = label(found);
+        let differs =
+            |host: &&str| label(config.routes.find(request.method(), host, request.uri().path())) != here;
+        let hosts = config.routes.routes().iter().filter_map(|route| route.host.as_deref());
+        if let Some(host) = hosts.filter(differs).min() {
+            text.add("note", "a host that a route names is another matter; ask with a whole URL, as in");
+            text.more(&format!("http://{host}{target}"));
+        }
+    }
+    Ok(text.0)
 }
 
-fn passes(config: &Config, route: &Route) -> String {
-    let headers = Headers::new(config.identity.clone());
-    let [org, org_external, user, user_external, roles, token] = headers.names();
-    let mut text = format!("route       {}\n", route.label);
-    let _ = writeln!(text, "asks for    {}", asks_for(route));
+const COMMON: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+
+/// A word, and what is said of it in the lines beside it.
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, word: &str, text: &str) {
+        let _ = writeln!(self.0, "  {word:<12}{text}");
+    }
+
+    fn more(&mut self, text: &str) {
+        self.add("", text);
+    }
+}
+
+fn refused(text: &mut Lines, rejection: &Rejection) {
+    let (status, code) = (rejection.status(), rejection.code());
+    text.add("answer", &format!("{status}, {code}"));
+    text.add("because", &reason(rejection));
+    text.add("upstream", "nothing is forwarded");
+}
+
+/// Only the first three can come of a path and a method that a URL can have.
+fn reason(rejection: &Rejection) -> String {
+    match rejection {
+        Rejection::NoRoute => "no route takes this path".to_owned(),
+        Rejection::MethodNotAllowed(allow) => match allow.to_str().unwrap_or_default() {
+            "" => "the method is never forwarded".to_owned(),
+            methods => format!("the routes of this path take {methods}"),
+        },
+        Rejection::AmbiguousPath => {
+            "the path has a dot segment, a broken escape, or another reading that leads elsewhere".to_owned()
+        }
+        Rejection::MalformedRequest(reason) => (*reason).to_owned(),
+        Rejection::UriTooLong => "the target is longer than limits.uri".to_owned(),
+        other => other.code().replace('_', " "),
+    }
+}
+
+fn passes(text: &mut Lines, config: &Config, route: &Route) {
+    text.add("route", &route.label);
+    text.add("asks for", &asks_for(route));
     if let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.name == route.upstream) {
-        let _ = writeln!(text, "upstream    {} ({})", upstream.name, url(&upstream.origin));
+        text.add("upstream", &format!("{} at {}", upstream.name, url(&upstream.origin)));
     }
-    if let Auth::Key(requirement) = &route.auth {
-        let _ = writeln!(text, "sets        {org}, {token}");
-        let users = if requirement.scope == Some(Scope::Organization) { "never" } else { "for a user's key" };
-        let _ = writeln!(text, "            {user}, {user_external}, {roles} ({users})");
-        let _ = writeln!(text, "            {org_external} (where there is one)");
-        let _ = match &config.identity.claims {
-            None => writeln!(text, "            {}<name> (for each claim)", headers.claim_prefix()),
-            Some(claims) if claims.is_empty() => Ok(()),
-            Some(claims) => {
-                let names: Vec<_> = claims.iter().filter_map(|claim| headers.claim_header(claim)).collect();
-                let names: Vec<&str> = names.iter().map(HeaderName::as_str).collect();
-                writeln!(text, "            {} (for claims)", names.join(", "))
-            }
-        };
+    match &route.auth {
+        Auth::Key(requirement) => sets(text, config, requirement),
+        Auth::Public => text.add("sets", FORWARDING),
     }
-    text + "removes     Authorization, and every identity header that the caller sends\n"
+    text.add("removes", "Authorization, and every spelling of an identity header that the caller sends");
+}
+
+const FORWARDING: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id";
+
+/// The identity headers of a route, with when each is there.
+fn sets(text: &mut Lines, config: &Config, requirement: &Requirement) {
+    let headers = Headers::new(config.identity.clone());
+    let [org, org_external, user, user_external, roles, token] =
+        headers.names().map(|name| titled(name.as_str()));
+    let mut rows =
+        vec![(org, "always"), (org_external, "where Scalekit has one"), (token, "where Scalekit has one")];
+    match requirement.scope {
+        None => rows.extend([
+            (user, "for a user's key"),
+            (user_external, "for a user's key, where Scalekit has one"),
+            (roles, "for a user's key, where the user has any"),
+        ]),
+        Some(Scope::User) => rows.extend([
+            (user, "always"),
+            (user_external, "where Scalekit has one"),
+            (roles, "where the user has any"),
+        ]),
+        Some(Scope::Organization) => {}
+    }
+    match &config.identity.claims {
+        None => rows.push((format!("{}<Name>", titled(headers.claim_prefix())), "for each claim")),
+        Some(claims) => rows.extend(claims.iter().filter_map(|claim| {
+            let name = headers.claim_header(claim)?;
+            Some((titled(name.as_str()), "where the key has the claim"))
+        })),
+    }
+    let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    for (index, (name, when)) in rows.iter().enumerate() {
+        text.add(if index == 0 { "sets" } else { "" }, &format!("{name:<width$}  {when}"));
+    }
+    text.more(FORWARDING);
+}
+
+/// A header's name as people write it.
+fn titled(name: &str) -> String {
+    let mut start = true;
+    let title = |char: char| {
+        let char = if start { char.to_ascii_uppercase() } else { char };
+        start = char == '-';
+        char
+    };
+    name.chars().map(title).collect()
 }
 
 fn methods(route: &Route) -> String {
@@ -102,11 +187,13 @@ fn asks_for(route: &Route) -> String {
                 Some(Scope::User) => "a user's key".to_owned(),
                 Some(Scope::Organization) => "an organization's key".to_owned(),
             };
-            if !roles.is_empty() {
-                let _ = write!(text, ", roles {}", roles.join(" and "));
+            match roles.as_slice() {
+                [] => {}
+                [role] => text.push_str(&format!(", role {role}")),
+                roles => text.push_str(&format!(", roles {}", roles.join(" and "))),
             }
             for (name, value) in claims {
-                let _ = write!(text, ", claim {name} = {value:?}");
+                text.push_str(&format!(", claim {name} = {value:?}"));
             }
             text
         }

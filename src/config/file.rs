@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::de::DeTable;
 
-use super::reader::{Found, Problem, Section};
+use super::reader::{Found, Lines, Problem, Section};
 use super::values::{boolean, choice, duration, expected, file, integer, shown, size, text, usable};
 use super::{Config, Environment, headers, routes, scalekit, upstreams, urls};
 use crate::access_log::{self, Format};
@@ -21,8 +21,8 @@ use crate::{gateway, validator};
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(super) fn read(text: &str, environment: &Environment) -> Result<Config, Vec<Problem>> {
-    let found = Found::default();
+pub(super) fn read(lines: &Lines<'_>, environment: &Environment) -> Result<Config, Vec<Problem>> {
+    let (text, found) = (lines.text, Found::default());
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let span = error.span().unwrap_or_default();
@@ -31,7 +31,8 @@ pub(super) fn read(text: &str, environment: &Environment) -> Result<Config, Vec<
     if !errors.is_empty() {
         return Err(found.into_inner());
     }
-    let config = read_document(Section::root(&found, document.into_inner()), &found, environment);
+    let root = Section::root(&found, document.into_inner());
+    let config = read_document(root, &found, lines, environment);
     let problems = found.into_inner();
     match config {
         Some(config) if problems.is_empty() => Ok(config),
@@ -59,7 +60,12 @@ fn no_toml(text: &str, span: Range<usize>, message: &str) -> String {
 }
 
 /// `None` only where a problem was found.
-fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environment) -> Option<Config> {
+fn read_document(
+    mut file: Section<'_, '_>,
+    found: &Found,
+    lines: &Lines<'_>,
+    environment: &Environment,
+) -> Option<Config> {
     let mut warnings = Vec::new();
     file.require("version", "1", |value| match value.as_integer() {
         Some(number) if number.as_str() == "1" => Ok(()),
@@ -77,10 +83,10 @@ fn read_document(mut file: Section<'_, '_>, found: &Found, environment: &Environ
     throttle(file.section("throttle"), &mut validator);
     let mut limits = file.section("limits");
     let mut streams = file.section("streams");
-    let identity = headers::read(file.section("identity"));
+    let identity = headers::read(file.section("identity"), &mut warnings);
     let log = log(file.section("log"));
     let (upstreams, names) = upstreams::read(&mut file);
-    let routes = routes::read(file.sections("routes"), &names, found, &mut warnings);
+    let routes = routes::read(file.sections("routes"), &names, found, lines, &mut warnings);
     file.finish();
 
     let max_headers = limits.take("headers", integer(1, 10_000)).map_or(100, |headers| headers as usize);

@@ -7,9 +7,9 @@ use hyper::header::HeaderName;
 
 use super::reader::Section;
 use super::values::{expected, shown, size, text};
-use crate::identity::Settings;
+use crate::identity::{Headers, Settings};
 
-pub(super) fn read(mut section: Section<'_, '_>) -> Settings {
+pub(super) fn read(mut section: Section<'_, '_>, warnings: &mut Vec<String>) -> Settings {
     let mut settings = Settings::default();
     if let Some(prefix) = section.take("claim_prefix", |value| claim_prefix(&text(value)?)) {
         settings.claim_prefix = prefix;
@@ -58,7 +58,24 @@ pub(super) fn read(mut section: Section<'_, '_>) -> Settings {
     });
     settings.claim_headers = pairs.into_iter().collect();
     section.finish();
+    warn_of_shared_headers(&settings, warnings);
     settings
+}
+
+/// Which is known beforehand only of claims that are chosen by name.
+fn warn_of_shared_headers(settings: &Settings, warnings: &mut Vec<String>) {
+    let (headers, mut taken) = (Headers::new(settings.clone()), HashMap::new());
+    for claim in settings.claims.iter().flatten() {
+        let Some(name) = headers.claim_header(claim) else { continue };
+        if let Some(other) = taken.insert(name.clone(), claim).filter(|other| *other != claim) {
+            warnings.push(format!(
+                "identity.claims has {} and {}, which share the header {name}: of a key with both, neither is passed \
+                 on; name a header for one under identity.claim_headers",
+                shown(other),
+                shown(claim)
+            ));
+        }
+    }
 }
 
 /// `None` for all of them.
@@ -80,8 +97,10 @@ fn claim_prefix(given: &str) -> Result<String, String> {
         return Err("should be some letters and a '-' at the end, as in \"X-Claim-\"".to_owned());
     }
     // SECURITY: a claim is named by whoever makes a key. With "Transfer-" for a prefix, one named "encoding" would frame
-    // the request.
-    match RESERVED.iter().chain(&RESERVED_STARTS).find(|name| name.starts_with(&prefix)) {
+    // the request; with "X-User-" one named "id" would be a user to any backend that reads the usual name.
+    let headers = Headers::new(Settings::default());
+    let reserved = RESERVED.split(' ').chain(RESERVED_STARTS.split(' '));
+    match reserved.chain(headers.names().map(HeaderName::as_str)).find(|name| name.starts_with(&prefix)) {
         Some(name) => Err(format!("would let a claim set {name}, which has a meaning of its own")),
         None => Ok(prefix),
     }
@@ -90,45 +109,19 @@ fn claim_prefix(given: &str) -> Result<String, String> {
 /// A header that may carry an identity: none that HTTP, a proxy or Keyward itself gives a meaning.
 fn own_header(given: &str) -> Result<HeaderName, String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let name = HeaderName::try_from(given).ok().filter(|name| name.as_str().bytes().all(plain));
+    let name = HeaderName::try_from(given).ok();
+    let name = name.filter(|name| name.as_str().bytes().all(plain) && !name.as_str().starts_with('-'));
     let name = name.ok_or_else(|| {
         "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
             .to_owned()
     })?;
-    let reserved = RESERVED.contains(&name.as_str())
-        || RESERVED_STARTS.iter().any(|start| name.as_str().starts_with(start));
+    let reserved = RESERVED.split(' ').any(|reserved| name == reserved)
+        || RESERVED_STARTS.split(' ').any(|start| name.as_str().starts_with(start));
     if reserved { Err(format!("should be another name: {given} has a meaning of its own")) } else { Ok(name) }
 }
 
-const RESERVED: [&str; 27] = [
-    "authorization",
-    "baggage",
-    "cache-control",
-    "connection",
-    "cookie",
-    "date",
-    "expect",
-    "forwarded",
-    "host",
-    "http2-settings",
-    "keep-alive",
-    "max-forwards",
-    "origin",
-    "pragma",
-    "range",
-    "referer",
-    "set-cookie",
-    "te",
-    "traceparent",
-    "tracestate",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "user-agent",
-    "via",
-    "x-real-ip",
-    "x-request-id",
-];
+const RESERVED: &str = "authorization baggage cache-control connection cookie date expect forwarded from host \
+    http2-settings keep-alive last-event-id max-forwards origin pragma priority range referer set-cookie te traceparent \
+    tracestate trailer transfer-encoding upgrade user-agent via www-authenticate x-forwarded x-real-ip x-request-id";
 
-const RESERVED_STARTS: [&str; 9] =
-    ["accept", "access-control-", "content-", "grpc-", "if-", "keyward-", "proxy-", "sec-", "x-forwarded-"];
+const RESERVED_STARTS: &str = "accept access-control- content- grpc- if- keyward- proxy- sec- x-forwarded-";

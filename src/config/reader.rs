@@ -18,6 +18,26 @@ pub(super) struct Problem {
     pub(super) text: String,
 }
 
+/// A text, and where each of its lines begins.
+pub(super) struct Lines<'t> {
+    pub(super) text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { text, starts }
+    }
+
+    /// The line and the column of a place, from 1, the column in characters.
+    pub(super) fn place(&self, at: usize) -> (usize, usize) {
+        let line = self.starts.partition_point(|start| *start <= at);
+        let start = line.checked_sub(1).map_or(0, |before| self.starts[before]);
+        (line, self.text.get(start..at).map_or(1, |before| before.chars().count() + 1))
+    }
+}
+
 /// The problems found so far.
 #[derive(Default)]
 pub(super) struct Found(RefCell<Vec<Problem>>);
@@ -239,6 +259,7 @@ impl<'a, 'd> Section<'a, 'd> {
         for name in self.table.keys() {
             let key = name.get_ref().as_ref();
             let hint = match did_you_mean(key, known()) {
+                _ if looks_secret(&self.path, key) => format!("; {NO_SECRETS}"),
                 hint if hint.is_empty() => format!("; known are {}", known().collect::<Vec<_>>().join(", ")),
                 hint => hint,
             };
@@ -289,6 +310,20 @@ fn dotted(path: &str, key: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { shown(key) };
     if path.is_empty() { key } else { format!("{path}.{key}") }
+}
+
+/// The file is in version control, in a ConfigMap, in a backup.
+pub(super) const NO_SECRETS: &str =
+    "a secret does not belong in this file; set SCALEKIT_CLIENT_SECRET, or client_secret_file";
+
+/// Whether somebody wrote a secret into the file, under whatever name. The name of a file with one is none.
+fn looks_secret(path: &str, key: &str) -> bool {
+    let key: String = key.chars().filter(char::is_ascii_alphanumeric).collect();
+    let key = key.to_ascii_lowercase();
+    let names = |words: &[&str]| words.iter().any(|word| key.contains(word));
+    let near_scalekit = matches!(path, "" | "scalekit");
+    !key.ends_with("file")
+        && (names(&["secret", "password", "apikey"]) || near_scalekit && names(&["token", "passwd"]))
 }
 
 /// `; did you mean "x"?` where one of the candidates is near: one slip away, or alike from the beginning.

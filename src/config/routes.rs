@@ -1,10 +1,11 @@
 //! `[[routes]]`.
 
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use hyper::Method;
 
-use super::reader::{Found, Section, did_you_mean};
+use super::reader::{Found, Lines, Section, did_you_mean};
 use super::urls::host;
 use super::values::{boolean, choice, shown, text};
 use crate::policy::{Requirement, Scope};
@@ -15,21 +16,22 @@ pub(super) fn read(
     sections: Option<Vec<Section<'_, '_>>>,
     upstreams: &[Arc<str>],
     found: &Found,
+    lines: &Lines<'_>,
     warnings: &mut Vec<String>,
 ) -> Option<RouteTable> {
     let sections = sections?;
     let places: Vec<usize> = sections.iter().map(Section::place).collect();
-    let mut whole = true;
+    let (before, mut names) = (found.count(), HashMap::new());
     // With their places in the file.
     let mut routes: Vec<(usize, Route)> = Vec::new();
-    for (index, section) in sections.into_iter().enumerate() {
-        let before = found.count();
-        let route = route(index, section, upstreams, warnings);
-        match route.filter(|_| found.count() == before) {
-            Some(route) => routes.push((index, route)),
-            None => whole = false,
+    for (index, mut section) in sections.into_iter().enumerate() {
+        let name = section.take("name", |value| name(text(value)?));
+        if let Some(other) = name.as_ref().and_then(|name| names.insert(Arc::clone(name), index)) {
+            section.problem("name", format!("is the name of routes[{other}] already"));
         }
+        routes.extend(route(index, name, section, upstreams, found, warnings).map(|route| (index, route)));
     }
+    let whole = found.count() == before;
     if whole {
         for upstream in upstreams {
             if !routes.iter().any(|(_, route)| route.upstream == *upstream) {
@@ -39,20 +41,22 @@ pub(super) fn read(
     }
     let (numbers, mut routes): (Vec<usize>, Vec<Route>) = routes.into_iter().unzip();
     tell_labels_apart(&mut routes);
-    match RouteTable::new(routes) {
-        Ok(table) => whole.then_some(table),
-        Err(clashes) => {
-            for Clash(first, second) in clashes {
-                let (first, second) = (numbers[first], numbers[second]);
-                let text = format!(
-                    "has the same host, path and a method in common with routes[{first}], so that they cannot be told \
-                     apart; list different methods"
-                );
-                found.add(Some(places[second]), format!("routes[{second}]"), text);
-            }
-            None
-        }
+    let clashes = match RouteTable::new(routes) {
+        Ok(table) => return whole.then_some(table),
+        Err(clashes) => clashes,
+    };
+    // Of three that are alike, the second and the third clash with the first; no more needs to be said.
+    let mut said = HashSet::new();
+    for Clash(first, second) in clashes.into_iter().filter(|clash| said.insert(clash.1)) {
+        let (first, second) = (numbers[first], numbers[second]);
+        let (line, _) = lines.place(places[first]);
+        let text = format!(
+            "has the same host, path and a method in common with routes[{first}] in line {line}, so that they cannot be \
+             told apart; list different methods"
+        );
+        found.add(Some(places[second]), format!("routes[{second}]"), text);
     }
+    None
 }
 
 /// Routes that differ in their methods alone get them into their labels.
@@ -68,12 +72,16 @@ fn tell_labels_apart(routes: &mut [Route]) {
     }
 }
 
+/// A route of which host, path and methods are known, even where something else is wrong: it may clash with another.
 fn route(
     index: usize,
+    name: Option<Arc<str>>,
     mut section: Section<'_, '_>,
     upstreams: &[Arc<str>],
+    found: &Found,
     warnings: &mut Vec<String>,
 ) -> Option<Route> {
+    let before = found.count();
     let pattern = section.require("path", "\"/v1/*\"", |value| pattern(&text(value)?));
     let host = section.take("host", |value| host(&text(value)?));
     let none = "would take no request; leave it out to take every method";
@@ -87,11 +95,11 @@ fn route(
             warnings.push(format!("routes[{index}].methods has {method:?}{hint}"));
         }
     }
+    let has_place = found.count() == before;
     let example = format!("{:?}", upstreams.first().map_or("api", |name| name));
     let upstream = section.require("upstream", &example, |value| upstream(&text(value)?, upstreams));
     let public = section.take("auth", choice(&[("key", false), ("none", true)])).unwrap_or(false);
     let preflight = section.take("preflight", boolean).unwrap_or(false);
-    let name = section.take("name", |value| name(text(value)?));
     let requirement = section.optional_section("require").map(requirement);
     if public && requirement.is_some() {
         section.problem(
@@ -100,20 +108,27 @@ fn route(
         );
     }
     section.finish();
-    let pattern = pattern?;
+    let pattern = pattern.filter(|_| has_place)?;
     if pattern.to_string().contains("/:") {
         warnings.push(format!("routes[{index}].path is matched as it stands: {pattern} has no parameters"));
     }
     if public && preflight {
         warnings.push(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
     }
-    let label = name.unwrap_or_else(|| format!("{}{pattern}", host.as_deref().unwrap_or_default()));
+    if let Some(Requirement { scope: Some(Scope::Organization), roles, .. }) = &requirement
+        && !roles.is_empty()
+    {
+        warnings
+            .push(format!("routes[{index}].require lets nobody pass: an organization's key has no roles"));
+    }
+    let label = || format!("{}{pattern}", host.as_deref().unwrap_or_default()).into();
     Some(Route {
-        label: label.into(),
+        label: name.unwrap_or_else(label),
         host,
         pattern,
         methods,
-        upstream: upstream?,
+        // Without one there is a problem, and so no configuration.
+        upstream: upstream.unwrap_or_default(),
         auth: if public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
         preflight,
     })
@@ -178,10 +193,10 @@ fn method(given: &str) -> Result<Method, String> {
     }
 }
 
-fn name(given: String) -> Result<String, String> {
+fn name(given: String) -> Result<Arc<str>, String> {
     let plain =
         (1..=128).contains(&given.len()) && given.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
-    plain.then_some(given).ok_or_else(|| "should be 1 to 128 characters of printable ASCII".to_owned())
+    plain.then(|| given.into()).ok_or_else(|| "should be 1 to 128 characters of printable ASCII".to_owned())
 }
 
 fn first_repeated(methods: &[Method]) -> Option<&Method> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Environment;
-use super::reader::{Found, Section, Value};
+use super::reader::{Found, NO_SECRETS, Section, Value};
 use super::urls::url;
 use super::values::{choice, duration, integer, roots, text};
 use crate::secret::{Secret, SecretSource};
@@ -36,12 +36,9 @@ pub(super) fn read(
     environment: &Environment,
     warnings: &mut Vec<String>,
 ) -> Option<scalekit::Settings> {
-    // A secret in the file would be in version control, in a ConfigMap, in a backup.
     for secret in ["client_secret", "access_token"] {
         if section.has(secret) {
-            section.take(secret, |_| -> Result<(), String> {
-                Err("a secret does not belong in this file; set SCALEKIT_CLIENT_SECRET, or client_secret_file".to_owned())
-            });
+            section.take(secret, |_| Err::<(), _>(NO_SECRETS.to_owned()));
         }
     }
     let mut find = |wanted: &Wanted| wanted.find(&mut section, found, environment, warnings);
@@ -69,7 +66,8 @@ pub(super) fn read(
         settings.map_err(|problem| place.problem(&section, found, problem)).ok().map(|origin| (url, origin))
     });
     section.finish();
-    let (environment_url, origin) = origin?;
+    let (environment_url, mut origin) = origin?;
+    origin.connect_timeout = origin.connect_timeout.min(validator.timeout);
     Some(scalekit::Settings {
         environment_url,
         origin,
@@ -137,6 +135,12 @@ impl Wanted {
                 return None;
             }
         };
+        if let SecretSource::File(path) = &source
+            && let Err(problem) = is_path(&path.to_string_lossy())
+        {
+            place.problem(section, found, problem);
+            return None;
+        }
         match source.read() {
             Ok(_) => Some((source, place)),
             Err(error) => {
@@ -191,11 +195,15 @@ fn visible(value: &Value<'_>) -> Result<SecretSource, String> {
         .ok_or_else(|| "should be visible ASCII, without spaces".to_owned())
 }
 
-/// SECURITY: a path is shown when it cannot be read, and a secret in its place must not be.
 fn file(value: &Value<'_>) -> Result<SecretSource, String> {
     let path = text(value)?;
-    if !["/", "./", "../"].iter().any(|start| path.starts_with(start)) {
-        return Err("should be the path of a file that holds it, beginning with '/' or './'".to_owned());
-    }
+    is_path(&path)?;
     Ok(SecretSource::File(PathBuf::from(path)))
+}
+
+/// SECURITY: a path is shown when it cannot be read, and a secret in its place must not be.
+fn is_path(given: &str) -> Result<(), String> {
+    let is_one = ["/", "./", "../"].iter().any(|start| given.starts_with(start));
+    let problem = "should be the path of a file that holds it, beginning with '/' or './'";
+    is_one.then_some(()).ok_or_else(|| problem.to_owned())
 }

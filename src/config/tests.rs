@@ -194,6 +194,41 @@ fn a_place_is_counted_in_characters() {
 }
 
 #[test]
+fn no_claim_reaches_a_header_with_a_meaning() {
+    let prefix = |prefix: &str| {
+        let text = format!(
+            "version = 1\n[identity]\nclaim_prefix = \"{prefix}\"\norg_id = \"A-1\"\norg_external_id = \"A-2\"\n\
+             user_id = \"A-3\"\nuser_external_id = \"A-4\"\nroles = \"A-5\"\ntoken_id = \"A-6\"\n{REST}"
+        );
+        parse(&text, "f", &environment()).map(|_| ()).map_err(|problems| problems.to_string())
+    };
+    for good in ["X-Claim-", "Claim-", "X-Acme-Claim-"] {
+        assert_eq!(prefix(good), Ok(()), "{good}");
+    }
+    let bad = "X- X-User- X-Org- X-Token- X-Forwarded- X-Request- Content- Proxy- Keyward- Set- If- Keep- Last- Www- A- \
+               X-Claim X_Claim_ - -- -X-";
+    for bad in bad.split(' ') {
+        assert!(prefix(bad).is_err(), "{bad}");
+    }
+    for name in ["WWW-Authenticate", "Last-Event-ID", "From", "X-Forwarded", "Proxy-Connection", "-", "-X"] {
+        let found = problems(&format!("version = 1\n[identity]\norg_id = \"{name}\"\n{REST}"));
+        assert!(found.contains("f:3:10: identity.org_id: should be "), "{found}");
+    }
+}
+
+#[test]
+fn labels_tell_routes_apart() {
+    let text = "version = 1\nupstreams.a.url = \"http://a\"\nroutes = [\
+        { path = \"/x\", upstream = \"a\", methods = [\"GET\", \"HEAD\"] },\
+        { path = \"/x\", upstream = \"a\", methods = [\"POST\"] },\
+        { path = \"/x\", upstream = \"a\", methods = [\"PUT\"], name = \"put x\" },\
+        { path = \"/x\", upstream = \"a\", host = \"B.test.\" }]";
+    let config = parse(text, "f", &environment()).unwrap();
+    let labels: Vec<&str> = config.routes.routes().iter().map(|route| &*route.label).collect();
+    assert_eq!(labels, ["b.test/x", "GET,HEAD /x", "POST /x", "put x"]);
+}
+
+#[test]
 fn what_is_probably_not_meant_is_warned_of() {
     let text = format!(
         "version = 1\n[throttle]\nbad_keys_per_minute = 60\n[upstreams.x]\nurl = \"unix:/x\"\n{REST}\
@@ -210,6 +245,19 @@ fn what_is_probably_not_meant_is_warned_of() {
          and so one allowance",
     ];
     assert_eq!(warnings, expected);
+    let shared = format!("version = 1\n[identity]\nclaims = [\"a b\", \"plan\", \"a-b\"]\n{REST}");
+    let warnings = parse(&shared, "f", &environment()).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: of a key with both, neither is \
+          passed on; name a header for one under identity.claim_headers"
+        ]
+    );
+    let nobody =
+        format!("version = 1\n{REST}require = {{ scope = \"organization\", roles = [\"admin\"] }}\n");
+    let warnings = parse(&nobody, "f", &environment()).unwrap().warnings;
+    assert_eq!(warnings, ["routes[0].require lets nobody pass: an organization's key has no roles"]);
     let everybody = format!("version = 1\n[server]\ntrusted_proxies = [\"::/0\"]\n{REST}");
     let warnings = parse(&everybody, "f", &environment()).unwrap().warnings;
     assert_eq!(

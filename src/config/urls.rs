@@ -23,8 +23,8 @@ pub(super) fn url(given: &str, forms: &str) -> Result<Url, String> {
     let unlike = || format!("should be {forms}");
     let (scheme, rest) = given.split_once("://").ok_or_else(unlike)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    // Nothing of this text may be repeated: there can be a password in it.
-    if authority.contains('@') {
+    // SECURITY: nothing of this text may be repeated, as there can be a password in it, with a '/' that is not encoded too.
+    if rest.contains('@') {
         return Err("has a user or a password in it, which Keyward does not send; remove them".to_owned());
     }
     if !matches!(path, "" | "/") {

@@ -131,9 +131,15 @@ pub(super) fn choice<T: Copy>(choices: &[(&str, T)]) -> impl FnOnce(&Value<'_>) 
 
 /// The path of a file that can be read.
 pub(super) fn file(value: &Value<'_>) -> Result<PathBuf, String> {
-    let path = PathBuf::from(text(value)?);
-    let fail =
-        |error: &dyn fmt::Display| format!("{} cannot be read: {error}", shown(&path.to_string_lossy()));
+    let given = text(value)?;
+    if given.contains("-----BEGIN") {
+        return Err("should be the path of a PEM file, not what is in one".to_owned());
+    }
+    // SECURITY: a key that stands here in base64 is no path, and is not repeated.
+    let is_path = given.starts_with('/') || given.contains('.');
+    let name = if is_path { shown(&given) } else { "the file".to_owned() };
+    let path = PathBuf::from(given);
+    let fail = |error: &dyn fmt::Display| format!("{name} cannot be read: {error}");
     // A pipe would wait for somebody to write; a directory can be opened, and not read.
     let metadata = std::fs::metadata(&path).map_err(|error| fail(&error))?;
     if !metadata.is_file() {

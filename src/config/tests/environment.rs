@@ -18,6 +18,49 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         let found = problems(&format!("version = 1\n[scalekit]\n{line}\n{REST}"));
         assert!(found.contains("f:3:") && !found.contains("hunter2"), "{line}: {found}");
     }
+    for (text, expected) in [
+        ("client_secret = \"hunter2\"", "f:2:1: client_secret: is not known here; a secret does not belong"),
+        (
+            "[scalekit]\nclient-secret = \"hunter2\"",
+            "f:3:1: scalekit.client-secret: is not known here; a secret",
+        ),
+        (
+            "[scalekit]\npassword = \"hunter2\"",
+            "f:3:1: scalekit.password: is not known here; a secret does not",
+        ),
+        (
+            "[scalekit]\ntoken = \"hunter2\"",
+            "f:3:1: scalekit.token: is not known here; a secret does not belong",
+        ),
+        (
+            "[server]\napi_key = \"hunter2\"",
+            "f:3:1: server.api_key: is not known here; a secret does not belong",
+        ),
+        ("[scalekit]\nsecret_file = \"/a\"", "f:3:1: scalekit.secret_file: is not known here; known are"),
+        (
+            "server.tls = { certificate = \"Cargo.toml\", key = \"-----BEGIN PRIVATE KEY-----\\nhunter2\" }",
+            "f:2:50: server.tls.key: should be the path of a PEM file, not what is in one",
+        ),
+        (
+            "[scalekit]\nca_file = \"hunter2\"",
+            "f:3:11: scalekit.ca_file: the file cannot be read: No such file",
+        ),
+        (
+            "upstreams.b.url = \"https://a:hunter2/3@b\"",
+            "f:2:19: upstreams.b.url: has a user or a password in it",
+        ),
+    ] {
+        let found = problems(&format!("version = 1\n{text}\n{REST}"));
+        assert!(found.contains(expected) && !found.contains("hunter2"), "{found}");
+    }
+    for (name, expected) in [
+        ("SCALEKIT_CLIENT_SECRET_FILE", "should be the path of a file that holds it"),
+        ("SCALEKIT_ENVIRONMENT_URL", "should be a URL"),
+    ] {
+        let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::of([(name, "hunter2")]));
+        let found = found.unwrap_err().to_string();
+        assert!(found.contains(&format!("f: {name}: {expected}")) && !found.contains("hunter2"), "{found}");
+    }
     let secret = [("SCALEKIT_CLIENT_SECRET", "hunter2 hunter2"), ("SCALEKIT_CLIENT_ID", "hunter2\n")];
     let found =
         parse(&format!("version = 1\n{REST}"), "f", &Environment::of(secret)).unwrap_err().to_string();
@@ -25,6 +68,15 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         found.contains("f: SCALEKIT_CLIENT_SECRET: has white space") && !found.contains("hunter2"),
         "{found}"
     );
+}
+
+#[test]
+fn connecting_takes_no_longer_than_a_verdict_may() {
+    for (timeout, connect) in [("2s", 1000), ("250ms", 250)] {
+        let text = format!("version = 1\n[scalekit]\ntimeout = \"{timeout}\"\n{REST}");
+        let origin = parse(&text, "f", &environment()).unwrap().scalekit.origin;
+        assert_eq!(origin.connect_timeout, Duration::from_millis(connect));
+    }
 }
 
 #[test]
