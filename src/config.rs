@@ -103,9 +103,10 @@ impl Environment {
         Self { incomplete: true, ..self }
     }
 
-    /// An empty one counts as absent, as Compose files and charts set those.
+    /// An empty one counts as absent, as Compose files and charts set those; white space around a value is not part of it, as
+    /// secrets made from files end in a line break.
     fn get(&self, name: &str) -> Option<&str> {
-        self.variables.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 
     /// `NAME`, or `NAME_FILE`.
