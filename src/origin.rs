@@ -5,29 +5,26 @@
 //! HTTP/2 sends the URI's authority.
 
 mod dial;
+mod form;
+mod lease;
 mod replay;
 
 use std::io;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use hyper::client::conn::{TrySendError, http1, http2};
-use hyper::header::{COOKIE, HOST, HeaderMap, HeaderValue};
-use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
-use hyper::{Request, Response, StatusCode, Uri, Version};
+use hyper::{Request, Response, StatusCode};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use self::form::{for_http1, for_http2};
+use self::lease::{Lease, Leased};
 use self::replay::Replay;
-use crate::body::{Body, BodyError};
+use crate::body::Body;
 use crate::tls::{KeyPair, TlsError};
 
 /// Where an origin is and how to speak with it.
@@ -335,108 +332,6 @@ fn is_refused(error: &hyper::Error) -> bool {
             && (error.is_go_away()
                 || (error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM)))
     })
-}
-
-fn for_http1(mut request: Request<Body>) -> Request<Body> {
-    *request.version_mut() = Version::HTTP_11;
-    join_cookies(request.headers_mut());
-    if let Some(authority) = request.uri().authority() {
-        // Prepared for HTTP/2, and then not sent on it.
-        if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
-            request.headers_mut().insert(HOST, host);
-        }
-        let path = request.uri().path_and_query().cloned();
-        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
-    }
-    request
-}
-
-/// HTTP/2 may send cookies one by one, which HTTP/1.1 knows as one header alone (RFC 9113 section 8.2.3).
-fn join_cookies(headers: &mut HeaderMap) {
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
-    if crumbs.len() > 1
-        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
-    {
-        headers.insert(COOKIE, joined);
-    }
-}
-
-fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {
-    *request.version_mut() = Version::HTTP_2;
-    let authority = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
-    if let Some(authority) = authority {
-        let mut parts = Parts::default();
-        parts.scheme = Some(scheme);
-        parts.authority = Some(authority);
-        parts.path_and_query =
-            Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
-        if let Ok(uri) = Uri::from_parts(parts) {
-            *request.uri_mut() = uri;
-            request.headers_mut().remove(HOST);
-        }
-    }
-    request
-}
-
-/// What a response's body holds until its end.
-enum Lease {
-    Http1 { sender: http1::SendRequest<Body>, origin: Arc<Origin> },
-    Http2(#[expect(dead_code, reason = "it counts the stream as long as it lives")] Arc<()>),
-}
-
-/// A response's body. Read to its end, the connection can serve again; dropped before, it is closed.
-struct Leased {
-    incoming: Incoming,
-    lease: Option<Lease>,
-}
-
-impl Leased {
-    fn new(incoming: Incoming, lease: Option<Lease>) -> Self {
-        let mut leased = Self { incoming, lease };
-        leased.return_if_ended();
-        leased
-    }
-
-    fn return_if_ended(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.end();
-        }
-    }
-
-    fn end(&mut self) {
-        if let Some(Lease::Http1 { sender, origin }) = self.lease.take()
-            && !sender.is_closed()
-        {
-            lock(&origin.idle).push(Idle { sender, since: Instant::now() });
-        }
-    }
-}
-
-impl http_body::Body for Leased {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.incoming).poll_frame(cx);
-        match &polled {
-            Poll::Ready(None) => self.end(),
-            Poll::Ready(Some(Ok(_))) => self.return_if_ended(),
-            Poll::Ready(Some(Err(_))) => self.lease = None,
-            Poll::Pending => {}
-        }
-        polled.map_err(Into::into)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
-    }
 }
 
 /// Runs what hyper spawns for HTTP/2 where its owner can see it.

@@ -29,6 +29,10 @@ use crate::upstream::forwarded::Peer;
 const MAX_STREAMS: u32 = 128;
 /// What waits to be sent on an HTTP/2 stream, in bytes.
 const MAX_STREAM_BUFFER: usize = 64 * 1024;
+/// What a caller may send of one body before the upstream takes it, in bytes.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// And of all bodies on an HTTP/2 connection: some that stall leave room for the others.
+const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
 /// Streams that the peer made Keyward reset, before the connection ends (CVE-2025-8671).
 const MAX_RESETS: usize = 64;
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -89,6 +93,8 @@ impl Server {
             .keep_alive_timeout(PONG_WITHIN)
             .max_concurrent_streams(MAX_STREAMS)
             .max_send_buf_size(MAX_STREAM_BUFFER)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_local_error_reset_streams(MAX_RESETS)
             .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX));
         Self {

@@ -107,6 +107,18 @@ async fn tls_lets_alpn_choose_and_tells_the_upstream() {
 }
 
 #[tokio::test]
+async fn a_handshake_that_does_not_end_holds_up_no_end() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("api.test");
+    let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
+    let mut stage = stage(format!("{tls}\nheader_timeout = \"1h\"\ndrain_timeout = \"100ms\"")).await;
+    let _silent = stage.connect().await;
+    soon(|| stage.metrics.connections.get() == 1).await;
+    stage.stop.cancel();
+    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+}
+
+#[tokio::test]
 async fn more_connections_than_allowed_wait_and_a_tunnel_is_one() {
     let stage = Stage::with(Setup { sections: "[limits]\nconnections = 2", ..Setup::default() }).await;
     let mut tunnel = tunnel::open(&stage, &stage.key()).await;

@@ -12,7 +12,7 @@ use keyward::body::{self, BodyError};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
-use crate::support::http::{Speaks, data, upstream};
+use crate::support::http::{Speaks, data, drain, long, upstream};
 use crate::support::{LIMIT, Setup, Stage, listen};
 
 /// What the sockets on the way hold, and much less than what is offered.
@@ -124,4 +124,29 @@ async fn a_slow_reader_gets_everything_in_the_end() {
     client.head().await;
     sleep(Duration::from_millis(300)).await;
     assert_eq!(client.bytes(33_554_432).await.len(), 33_554_432);
+}
+
+#[tokio::test]
+async fn uploads_that_stall_hold_up_no_other_on_the_same_http2_connection() {
+    let address = upstream(|request| async move {
+        if request.uri().path() == "/public/stalls" {
+            let _unread = request;
+            return std::future::pending().await;
+        }
+        let length = request.into_body().collect().await?.to_bytes().len();
+        Ok(Response::new(body::full(length.to_string())))
+    })
+    .await;
+    let stage = stage(format!("http://{address}")).await;
+    let mut caller = stage.caller(Speaks::Http2).await;
+    let count = Arc::default();
+    for _ in 0..4 {
+        let request = caller.request(Method::POST, "/public/stalls", "", offered(&count));
+        let mut sender = caller.again();
+        tokio::spawn(async move { sender.send(request).await.map(drop) });
+    }
+    settled(&count).await;
+    let request = caller.request(Method::POST, "/public/x", "", long(4 * 1024 * 1024));
+    let (bytes, _) = drain(caller.send(request).await.unwrap()).await.unwrap();
+    assert_eq!(bytes, "4194304".len());
 }

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::raw::{Client, Reply};
 use crate::support::{LIMIT, listen};
 
-fn keyward(arguments: &[&str]) -> Command {
+pub fn keyward(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
     command.args(arguments).env_clear().stdin(Stdio::null()).kill_on_drop(true);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -33,13 +33,13 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
 }
 
 /// A program that runs, and what it has printed.
-struct Running {
-    child: Child,
+pub struct Running {
+    pub child: Child,
     printed: Arc<(Mutex<String>, Notify)>,
 }
 
 impl Running {
-    fn start(mut command: Command) -> Self {
+    pub fn start(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let printed = Arc::new((Mutex::default(), Notify::new()));
         Self::keep(child.stdout.take().unwrap(), Arc::clone(&printed));
@@ -59,12 +59,12 @@ impl Running {
         });
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         self.printed.0.lock().unwrap().clone()
     }
 
     /// Waits until something has been printed.
-    async fn until(&self, text: &str) {
+    pub async fn until(&self, text: &str) {
         let wait = async {
             loop {
                 let changed = self.printed.1.notified();
@@ -78,7 +78,7 @@ impl Running {
     }
 
     /// An address in the line that says where Keyward listens.
-    async fn address(&self, name: &str) -> SocketAddr {
+    pub async fn address(&self, name: &str) -> SocketAddr {
         self.until("\"listening\"").await;
         let text = self.text();
         let line = text.lines().find(|line| line.contains("\"listening\"")).unwrap();
@@ -86,12 +86,12 @@ impl Running {
         line[name].as_str().unwrap().parse().unwrap()
     }
 
-    fn signal(&self, signal: rustix::process::Signal) {
+    pub fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_raw(self.child.id().unwrap() as i32).unwrap();
         rustix::process::kill_process(id, signal).unwrap();
     }
 
-    async fn exit(&mut self) -> Option<i32> {
+    pub async fn exit(&mut self) -> Option<i32> {
         timeout(LIMIT, self.child.wait()).await.expect("an end in time").unwrap().code()
     }
 }
@@ -103,16 +103,16 @@ async fn ask(address: SocketAddr, path: &str, key: &str) -> Reply {
 }
 
 /// A folder for the files of one test.
-struct Folder(PathBuf);
+pub struct Folder(PathBuf);
 
 impl Folder {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("keyward-process-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         Self(folder)
     }
 
-    fn write(&self, name: &str, text: &str) -> String {
+    pub fn write(&self, name: &str, text: &str) -> String {
         let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         path.to_str().unwrap().to_owned()
@@ -125,7 +125,7 @@ impl Drop for Folder {
     }
 }
 
-fn route_file(echo: SocketAddr, server: &str) -> String {
+pub fn route_file(echo: SocketAddr, server: &str) -> String {
     format!(
         "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[admin]\nlisten = \"127.0.0.1:0\"\n[upstreams.echo]\n\
          url = \"http://{echo}\"\n[[routes]]\npath = \"/public/*\"\nupstream = \"echo\"\nauth = \"none\"\n[[routes]]\n\
@@ -133,14 +133,14 @@ fn route_file(echo: SocketAddr, server: &str) -> String {
     )
 }
 
-async fn echo(ends: &CancellationToken) -> SocketAddr {
+pub async fn echo(ends: &CancellationToken) -> SocketAddr {
     let (listener, address) = listen().await;
     let ends = ends.clone();
     tokio::spawn(async move { Echo::new().serve(listener, ends).await });
     address
 }
 
-fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
+pub fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
     let mut command = keyward(&["run", "--config", file]);
     command.env("SCALEKIT_ENVIRONMENT_URL", format!("http://{scalekit}"));
     command.env("SCALEKIT_CLIENT_ID", "dev").env("SCALEKIT_CLIENT_SECRET_FILE", secret);

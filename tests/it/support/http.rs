@@ -63,6 +63,14 @@ impl Caller {
         }
     }
 
+    /// The same connection, for another stream.
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Http1(_) => panic!("HTTP/1.1 sends one request at a time"),
+            Self::Http2(sender) => Self::Http2(sender.clone()),
+        }
+    }
+
     /// A request to `api.test`, with a key unless that is empty.
     pub fn request(&self, method: Method, path: &str, key: &str, body: Body) -> Request<Body> {
         let mut request = Request::builder().method(method);

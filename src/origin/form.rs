@@ -1,0 +1,48 @@
+//! A request as HTTP/1.1 and HTTP/2 write it.
+
+use hyper::header::{COOKIE, HOST, HeaderMap, HeaderValue};
+use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
+use hyper::{Request, Uri, Version};
+
+use crate::body::Body;
+
+pub(super) fn for_http1(mut request: Request<Body>) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_11;
+    join_cookies(request.headers_mut());
+    if let Some(authority) = request.uri().authority() {
+        // Prepared for HTTP/2, and then not sent on it.
+        if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
+            request.headers_mut().insert(HOST, host);
+        }
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+    }
+    request
+}
+
+/// HTTP/2 may send cookies one by one, which HTTP/1.1 knows as one header alone (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, joined);
+    }
+}
+
+pub(super) fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {
+    *request.version_mut() = Version::HTTP_2;
+    let authority = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    if let Some(authority) = authority {
+        let mut parts = Parts::default();
+        parts.scheme = Some(scheme);
+        parts.authority = Some(authority);
+        parts.path_and_query =
+            Some(request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/")));
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+            request.headers_mut().remove(HOST);
+        }
+    }
+    request
+}

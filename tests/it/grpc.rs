@@ -1,0 +1,94 @@
+//! gRPC as the wire has it: refusals in trailers alone, and answers whose outcome comes after the body.
+
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response};
+use keyward::body::{self, Body};
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+
+use crate::support::http::{Caller, Speaks, data, drain, fed, upstream};
+use crate::support::{Setup, Stage};
+
+/// A message of three bytes, with the five of its head.
+const MESSAGE: &[u8] = b"\0\0\0\0\x03abc";
+
+fn call(caller: &Caller, path: &str, key: &str, body: Body) -> Request<Body> {
+    let mut request = caller.request(Method::POST, path, key, body);
+    request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc+proto"));
+    request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
+    request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("5S"));
+    request
+}
+
+#[tokio::test]
+async fn a_refusal_is_a_status_in_trailers_alone() {
+    let stage = Stage::with(Setup { sections: "[negative_cache]\nttl = \"0s\"", ..Setup::default() }).await;
+    let key = stage.key();
+    let mut caller = stage.caller(Speaks::Http2).await;
+    for (path, key, status, code) in [
+        ("/v1.Orders/List", "", "16", "missing_credential"),
+        ("/v1.Orders/List", "0123456789ABCDEFGHIJabcdefghij", "16", "invalid_key"),
+        ("/v1/admin/x", &key, "7", "not_permitted"),
+        ("/v1%2fadmin/x", &key, "13", "ambiguous_path"),
+        ("/v1.Orders/List", &key, "14", "validation_unavailable"),
+    ] {
+        if status == "14" {
+            stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
+        }
+        let request = call(&caller, path, key, body::full(MESSAGE));
+        let response = caller.send(request).await.unwrap();
+        let headers = response.headers().clone();
+        assert_eq!(
+            (response.status().as_u16(), &headers["grpc-status"]),
+            (200, &HeaderValue::from_static(status))
+        );
+        assert_eq!(headers["content-type"], "application/grpc");
+        assert_eq!(headers["keyward-error"], code);
+        assert!(!headers["grpc-message"].is_empty());
+        assert_eq!(drain(response).await.unwrap().0, 0, "{code}");
+    }
+    assert_eq!(stage.forwarded(), 0);
+}
+
+#[tokio::test]
+async fn a_call_passes_with_its_deadline_and_the_status_after_the_answer() {
+    let address = upstream(|request| async move {
+        let headers = request.headers();
+        assert_eq!(headers["te"], "trailers");
+        assert_eq!(headers["grpc-timeout"], "5S");
+        assert_eq!(headers["x-org-id"], "org_1");
+        let (mut incoming, (feed, content)) = (request.into_body(), fed());
+        // Each message goes back as it comes: a stream both ways.
+        tokio::spawn(async move {
+            use http_body_util::BodyExt;
+            while let Some(Ok(frame)) = incoming.frame().await {
+                feed.send(Ok(frame)).await.unwrap();
+            }
+            let trailers = [("grpc-status", "5"), ("grpc-message", "no%20such%20order")]
+                .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            feed.send(Ok(hyper::body::Frame::trailers(HeaderMap::from_iter(trailers)))).await.unwrap();
+        });
+        let mut response = Response::new(content);
+        response.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+        Ok(response)
+    })
+    .await;
+    let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
+    let mut caller = stage.caller(Speaks::Http2).await;
+    let (feed, content) = fed();
+    let request = call(&caller, "/v1.Orders/Chat", &stage.key(), content);
+    let mut response = caller.send(request).await.unwrap();
+    assert_eq!(response.headers()["content-type"], "application/grpc");
+    for _ in 0..3 {
+        use http_body_util::BodyExt;
+        feed.send(data(MESSAGE)).await.unwrap();
+        let frame = response.frame().await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), MESSAGE);
+    }
+    drop(feed);
+    let (rest, trailers) = drain(response).await.unwrap();
+    assert_eq!(rest, 0);
+    assert_eq!(
+        (&trailers["grpc-status"], &trailers["grpc-message"]),
+        (&"5".parse().unwrap(), &"no%20such%20order".parse().unwrap())
+    );
+}

@@ -1,0 +1,167 @@
+//! The program under long bodies: how much memory they take, and what it prints meanwhile.
+
+use keyward::dev::emulator::store::Issue;
+use keyward::dev::emulator::{self, Emulator};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::process::{Folder, Running, echo, keyward, keyward_run, route_file};
+use crate::support::raw::Client;
+use crate::support::{LIMIT, listen};
+
+const MIB: usize = 1024 * 1024;
+const LENGTH: usize = 96 * MIB;
+
+/// The most memory that the process ever had, in bytes.
+fn peak(running: &Running) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn long_bodies_and_those_who_stall_take_little_memory() {
+    let (folder, ends) = (Folder::new("memory"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
+    let routes = route_file(echo(&ends).await, at_once);
+    let open = "\n[[routes]]\npath = \"/bytes/*\"\nupstream = \"echo\"\nauth = \"none\"\n";
+    let file = folder.write("keyward.toml", &format!("{routes}{open}"));
+    let (_scalekit, scalekit) = listen().await;
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    let mut client = Client::connect(address).await;
+    client.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(client.reply().await.status, 200);
+    let before = peak(&running);
+
+    client.send(format!("POST /public/x HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\n")).await;
+    for _ in 0..LENGTH / MIB {
+        client.send(vec![b'.'; MIB]).await;
+    }
+    assert_eq!(client.reply().await.json()["body_bytes"], LENGTH);
+    // Some callers ask for as much and do not read it.
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET /bytes/{LENGTH} HTTP/1.1\r\nhost: a\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stalled.push(stream);
+    }
+    let request = format!("POST /public/x HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\n");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.into_split();
+    let sending = tokio::spawn(async move {
+        for _ in 0..LENGTH / MIB {
+            writing.write_all(&vec![b'.'; MIB]).await.unwrap();
+        }
+        writing
+    });
+    let mut answer = [0; 12];
+    timeout(LIMIT, reading.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+    sending.await.unwrap();
+    let grown = peak(&running) - before;
+    assert!(grown < 24 * MIB, "{} MiB for bodies", grown / MIB);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn each_request_is_one_line_of_json_without_query_and_key() {
+    let (folder, ends) = (Folder::new("access"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let emulator = Emulator::new(emulator::Settings::default());
+    let (listener, scalekit) = listen().await;
+    let (serving, until) = (emulator.clone(), ends.clone());
+    tokio::spawn(async move { serving.serve(listener, until).await });
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    running.until("\"ready\"").await;
+    let issue = Issue { organization_id: "org_1".into(), user_id: "usr_1".into(), ..Issue::default() };
+    let issued = emulator.issue(issue);
+    let bad = "0123456789ABCDEFGHIJabcdefghij";
+    for (line, key) in [
+        ("GET /v1/a?canary=1", &*issued.key),
+        ("GET /v1/b?canary=2", bad),
+        ("POST /public/c?canary=3", &issued.key),
+    ] {
+        let mut client = Client::connect(address).await;
+        let trace = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        client
+            .send(format!(
+                "{line} HTTP/1.1\r\nhost: a\r\nuser-agent: it\r\n{trace}\r\nauthorization: Bearer {key}\r\n\
+                 content-length: 0\r\n\r\n"
+            ))
+            .await;
+        client.reply().await;
+    }
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    running.until("\"stopped\"").await;
+    let text = running.text();
+    for secret in ["canary", &issued.key, bad, "Bearer"] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let access: Vec<_> = lines.iter().filter(|line| !line["http.request.method"].is_null()).collect();
+    assert_eq!(access.len(), 3, "{text}");
+    for (line, expected) in access.iter().zip([
+        serde_json::json!({
+            "url.path": "/v1/a", "http.response.status_code": 200, "keyward.decision": "allow", "keyward.route": "/*",
+            "keyward.org.id": "org_1", "keyward.user.id": "usr_1", "keyward.token.id": issued.token_id,
+        }),
+        serde_json::json!({
+            "url.path": "/v1/b", "http.response.status_code": 401, "keyward.decision": "deny",
+            "keyward.reason": "invalid_key", "http.route": "/*",
+        }),
+        serde_json::json!({
+            "url.path": "/public/c", "http.response.status_code": 200, "keyward.decision": "allow",
+            "http.request.method": "POST", "user_agent.original": "it", "client.address": "127.0.0.1",
+            "network.protocol.version": "1.1", "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+        }),
+    ]) {
+        for (name, value) in expected.as_object().unwrap() {
+            assert_eq!(&line[name], value, "{name} in {line}");
+        }
+        assert!(line["http.server.request.duration"].as_f64().is_some(), "{line}");
+        assert!(line["keyward.request.id"].as_str().is_some(), "{line}");
+    }
+    assert!(access[0]["keyward.validation.duration"].as_f64().is_some(), "{}", access[0]);
+    assert!(access[0]["keyward.upstream.duration"].as_f64().is_some(), "{}", access[0]);
+    assert!(access[1]["keyward.upstream.duration"].is_null(), "{}", access[1]);
+    assert!(access[2]["keyward.validation.duration"].is_null(), "{}", access[2]);
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn the_emulator_runs_alone_and_keeps_its_secret() {
+    let mut command = keyward(&["emulator", "--listen", "127.0.0.1:0", "--client-id", "me"]);
+    command.env("KEYWARD_EMULATOR_CLIENT_SECRET", "a-secret-of-mine");
+    let mut running = Running::start(command);
+    running.until("client id me").await;
+    let text = running.text();
+    let address = text.lines().find_map(|line| line.trim().strip_prefix("http://")).expect("an address");
+    let form = "grant_type=client_credentials&client_id=me&client_secret=a-secret-of-mine";
+    let mut client = Client::connect(address.parse().unwrap()).await;
+    client
+        .send(format!(
+            "POST /oauth/token HTTP/1.1\r\nhost: a\r\ncontent-type: application/x-www-form-urlencoded\r\n\
+             content-length: {}\r\n\r\n{form}",
+            form.len()
+        ))
+        .await;
+    let reply = client.reply().await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let token = reply.json()["access_token"].as_str().unwrap().to_owned();
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    let text = running.text();
+    assert!(!text.contains("a-secret-of-mine") && !text.contains(&token), "{text}");
+}
