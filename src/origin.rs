@@ -314,9 +314,8 @@ impl Origin {
 
     fn reap(&self) {
         let expired = |since: Instant| since.elapsed() >= self.idle_timeout;
-        // One that is not ready still sends, and would be cut.
-        lock(&self.idle)
-            .retain(|idle| !(idle.sender.is_closed() || (idle.sender.is_ready() && expired(idle.since))));
+        // One that still sends the body of a request that was answered early does so to its end.
+        lock(&self.idle).retain(|idle| !idle.sender.is_closed() && !expired(idle.since));
         lock(&self.shared).retain(|connection| {
             let unused = Arc::strong_count(&connection.streams) == 1;
             !(connection.sender.is_closed() || (unused && expired(connection.used)))
