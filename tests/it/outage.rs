@@ -140,6 +140,16 @@ async fn one_deadline_covers_token_calls_and_retries() {
 }
 
 #[tokio::test]
+async fn a_call_that_hangs_keeps_its_place_no_longer_than_its_deadline() {
+    let rig = Rig::start(Settings { max_in_flight: 1, ..short(200) }).await;
+    let key = rig.key();
+    rig.ask(&key).await.unwrap();
+    rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang).times(1));
+    assert_eq!(rig.ask(&key).await.unwrap_err(), unavailable());
+    assert!(rig.ask(&key).await.is_ok(), "the place is free");
+}
+
+#[tokio::test]
 async fn only_what_may_pass_at_once_is_tried_again() {
     let rig = Rig::start(Settings::default()).await;
     rig.ask(&rig.key()).await.unwrap();
