@@ -13,9 +13,11 @@ use keyward::metrics::Metrics;
 use keyward::server::{Server, reload};
 use tokio::sync::Notify;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::raw::Client;
+use crate::support::tls::{Authority, toml};
 use crate::support::{LIMIT, listen};
 
 struct Reloading {
@@ -48,6 +50,11 @@ fn text(echo: SocketAddr, routes: &[&str], more: &str) -> String {
 
 impl Reloading {
     async fn start(name: &str) -> Self {
+        Self::start_with(name, "").await
+    }
+
+    /// With more lines for `[server]`.
+    async fn start_with(name: &str, server: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("keyward-reload-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let (emulator, echo, ends) =
@@ -58,7 +65,8 @@ impl Reloading {
         tokio::spawn(async move { emulator.serve(emulator_listener, until).await });
         tokio::spawn(async move { echo_too.serve(echo_listener, until_too).await });
         let file = folder.join("keyward.toml");
-        std::fs::write(&file, text(echo_address, &["/a"], "")).unwrap();
+        let server = format!("[server]\n{server}");
+        std::fs::write(&file, text(echo_address, &["/a"], "").replace("[server]", &server)).unwrap();
         let url = format!("http://{emulator_address}");
         let environment = Environment::of([
             ("SCALEKIT_ENVIRONMENT_URL", &*url),
@@ -217,4 +225,27 @@ async fn reloads_under_load_lose_no_request() {
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_rotated_certificate_is_shown_to_new_connections_and_a_bad_one_to_none() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("api.test");
+    let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
+    let keyward = Reloading::start_with("tls", &tls).await;
+    let connector = TlsConnector::from(authority.client(&["http/1.1"]));
+    let shown = async || {
+        let stream = tokio::net::TcpStream::connect(keyward.address).await.unwrap();
+        let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+    };
+    let first = shown().await;
+    std::fs::write(&key, "no key").unwrap();
+    keyward.hup.notify_one();
+    keyward.until_reload_fails().await;
+    assert_eq!(shown().await, first);
+    // Noticed by itself: the files are written anew under the same names.
+    authority.issue("api.test");
+    let wait = async { while shown().await == first {} };
+    timeout(LIMIT, wait).await.expect("another certificate");
 }
