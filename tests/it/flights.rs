@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Target};
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::rejection::Rejection;
 use keyward::validator::Settings;
 use tokio::task::JoinSet;
@@ -97,12 +97,9 @@ async fn a_flight_that_nobody_waits_for_is_not_sent() {
 async fn a_flight_that_fails_tells_everybody_aboard() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
-    rig.fault(Target::Validate, Effect::Hang);
-    rig.status(Target::Validate, 500);
+    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(100)));
+    rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))).times(1));
     let requests: Vec<_> = (0..4).map(|_| rig.spawn(&key)).collect();
-    rig.waiting(4).await;
-    rig.emulator.validations_begun(1).await;
-    rig.emulator.clear_faults();
     let answers: Vec<_> = futures_util::future::join_all(requests).await;
     let failed = answers.iter().filter(|answer| answer.as_ref().unwrap().is_err()).count();
     assert_eq!(failed, 1, "the one in the air failed; those who boarded the next are served by it");
@@ -138,18 +135,16 @@ impl tracing::Subscriber for Panicking {
 async fn a_flight_that_crashes_wakes_everybody_and_leaves_the_way_free() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
-    rig.fault(Target::Validate, Effect::Hang);
+    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(100)));
     rig.fault(Target::Validate, Effect::Answer(Answer::status(403)));
-    let requests: Vec<_> = (0..3).map(|_| rig.spawn(&key)).collect();
-    rig.waiting(3).await;
-    rig.emulator.validations_begun(1).await;
     let _panicking = tracing::subscriber::set_default(Panicking(AtomicBool::new(false)));
-    rig.emulator.clear_faults();
+    let requests: Vec<_> = (0..3).map(|_| rig.spawn(&key)).collect();
     for request in requests {
         let answer = timeout(LIMIT, request).await.expect("nobody waits in vain").unwrap();
         assert_eq!(answer.unwrap_err(), Rejection::ValidationUnavailable(Duration::from_secs(1)));
     }
     assert_eq!(rig.emulator.counts().validations, 1, "the panic was in the first flight");
+    rig.emulator.clear_faults();
     assert!(rig.ask(&key).await.is_ok());
 }
 

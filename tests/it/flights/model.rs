@@ -56,6 +56,7 @@ struct History {
     verdict: Vec<Option<bool>>,
     in_the_air: usize,
     most_in_the_air: usize,
+    left_twice: bool,
 }
 
 impl History {
@@ -97,7 +98,10 @@ impl World {
             {
                 let mut history = self.history.lock().unwrap();
                 let began = history.tick();
-                assert!(history.began[flight].replace(began).is_none(), "a flight leaves once");
+                if history.began[flight].replace(began).is_some() {
+                    history.left_twice = true;
+                    return;
+                }
                 history.in_the_air += 1;
                 history.most_in_the_air = history.most_in_the_air.max(history.in_the_air);
             }
@@ -119,15 +123,16 @@ impl World {
     }
 }
 
-/// How many runs there were, and how many requests were answered by a call from before they came.
+/// How many runs there were, and how often a request was answered by a call from before it came, a flight left twice, or too
+/// many were in the air.
 fn explore(
     requests: usize,
     at_once: usize,
     switches: usize,
     sharing: impl Fn() -> Box<dyn Sharing> + Send + Sync + 'static,
 ) -> (usize, usize) {
-    let (runs, stale) = (StdArc::new(AtomicUsize::new(0)), StdArc::new(AtomicUsize::new(0)));
-    let (counted, counted_stale) = (StdArc::clone(&runs), StdArc::clone(&stale));
+    let (runs, wrong) = (StdArc::new(AtomicUsize::new(0)), StdArc::new(AtomicUsize::new(0)));
+    let (counted, counted_wrong) = (StdArc::clone(&runs), StdArc::clone(&wrong));
     let mut builder = loom::model::Builder::new();
     // Forced switches in a run; waiting for a lock or an answer is none. Serving a stale answer needs one.
     builder.preemption_bound = Some(switches);
@@ -155,24 +160,27 @@ fn explore(
         answers.extend(others.into_iter().map(|request| request.join().unwrap()));
         revoker.join().unwrap();
         counted.fetch_add(1, Ordering::Relaxed);
-        counted_stale.fetch_add(answers.iter().filter(|fresh| !**fresh).count(), Ordering::Relaxed);
-        assert!(world.history.lock().unwrap().most_in_the_air <= at_once);
+        // Counted, not asserted: a panic amid the model's own threads ends the process.
+        let history = world.history.lock().unwrap();
+        let broken = usize::from(history.left_twice || history.most_in_the_air > at_once);
+        let stale = answers.iter().filter(|fresh| !**fresh).count();
+        counted_wrong.fetch_add(stale + broken, Ordering::Relaxed);
     });
-    (runs.load(Ordering::Relaxed), stale.load(Ordering::Relaxed))
+    (runs.load(Ordering::Relaxed), wrong.load(Ordering::Relaxed))
 }
 
 #[test]
 fn in_every_interleaving_the_answer_used_came_from_a_call_that_began_after_the_request() {
     for (requests, at_once, switches) in [(2, 1, 3), (3, 1, 2), (3, 2, 2)] {
-        let (runs, stale) = explore(requests, at_once, switches, move || Box::new(Board::new(at_once)));
+        let (runs, wrong) = explore(requests, at_once, switches, move || Box::new(Board::new(at_once)));
         assert!(runs > 50, "{runs} interleavings of {requests} requests were tried");
-        assert_eq!(stale, 0, "{requests} requests, {at_once} at once");
+        assert_eq!(wrong, 0, "{requests} requests, {at_once} at once");
         eprintln!("{requests} requests, {at_once} at once: {runs} interleavings");
     }
 }
 
 #[test]
 fn the_same_check_finds_plain_join_in_flight_sharing_wrong() {
-    let (runs, stale) = explore(2, 1, 1, || Box::<JoinInFlight>::default());
-    assert!(stale > 0, "in {runs} interleavings no request was served on an older call");
+    let (runs, wrong) = explore(2, 1, 1, || Box::<JoinInFlight>::default());
+    assert!(wrong > 0, "in {runs} interleavings no request was served on an older call");
 }
