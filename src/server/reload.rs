@@ -63,12 +63,14 @@ pub(super) async fn watch(
         if !asked && now == seen {
             continue;
         }
-        seen = now;
+        seen.clone_from(&now);
         match reload(&source, &shared, &fixed, certificate.as_deref()) {
             Ok(named) => {
+                // The route file as it was before it was read: what changed since is another change.
+                seen = marks(&named);
+                seen.push(now.last().copied().flatten());
                 files = named;
                 files.push(source.path.clone());
-                seen = marks(&files);
                 shared.parts.metrics.reload_successful.set(1);
                 shared.parts.metrics.reload_time.set(unix_seconds());
                 tracing::info!(routes = shared.current.gateway().routes.routes().len(), "reloaded");
@@ -93,15 +95,16 @@ fn reload(
     if !changed.is_empty() {
         return Err(format!("{} cannot change without a restart", changed.join(", ")));
     }
-    if let Some(certificate) = certificate {
-        certificate.refresh().map_err(|error| error.to_string())?;
-    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let files = files(&config);
     let before = shared.current.gateway();
     let gateway = shared.parts.gateway(config, Some(&before)).map_err(|error| error.to_string())?;
+    // The last thing that can fail, so that all of it takes effect or none.
+    if let Some(certificate) = certificate {
+        certificate.refresh().map_err(|error| error.to_string())?;
+    }
     shared.current.replace(gateway);
     Ok(files)
 }

@@ -117,7 +117,7 @@ pub fn set(
     if let Some(address) = peer.address {
         let mut list = String::new();
         for value in headers.get_all(FOR) {
-            // Kept only from a trusted proxy; what is no text there is dropped.
+            // Kept only from a trusted proxy; what is no text there stands as `unknown` (RFC 7239 section 6).
             let _ = write!(list, "{}, ", value.to_str().unwrap_or("unknown"));
         }
         let _ = write!(list, "{}", address.to_canonical());
