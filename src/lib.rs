@@ -16,6 +16,7 @@ pub mod policy;
 pub mod tls;
 pub mod origin;
 pub mod scalekit;
+pub mod keys;
 pub mod validator;
 pub mod upstream;
 

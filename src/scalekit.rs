@@ -2,6 +2,7 @@
 //! is decides everything after it, so each has its own name.
 
 pub mod access_token;
+pub mod management;
 mod probe;
 pub mod tokens;
 
@@ -12,6 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Request, StatusCode};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use crate::body;
@@ -38,9 +40,12 @@ pub struct Settings {
 /// Why Scalekit gave no verdict. Nothing here says anything about a key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Fault {
-    /// No answer: it cannot be reached, or the connection broke.
+    /// No answer: it cannot be reached.
     #[error("Scalekit cannot be reached: {0}")]
     Unreachable(String),
+    /// No answer: the connection broke after something was sent.
+    #[error("Scalekit gave no answer: {0}")]
+    BrokeOff(String),
     /// Nobody there whose certificate can be trusted, or who speaks TLS at all.
     #[error(
         "no trusted TLS connection to Scalekit: {0}; check SCALEKIT_ENVIRONMENT_URL, and scalekit.ca_file if a private \
@@ -79,7 +84,7 @@ impl Fault {
     /// The label in metrics.
     pub fn label(&self) -> &'static str {
         match self {
-            Self::Unreachable(_) => "unreachable",
+            Self::Unreachable(_) | Self::BrokeOff(_) => "unreachable",
             Self::Tls(_) => "tls",
             Self::Timeout => "timeout",
             Self::Down(_) => "down",
@@ -94,7 +99,10 @@ impl Fault {
 
     /// Whether Scalekit is down or slow, rather than saying something.
     pub fn is_outage(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Tls(_) | Self::Timeout | Self::Down(_))
+        matches!(
+            self,
+            Self::Unreachable(_) | Self::BrokeOff(_) | Self::Tls(_) | Self::Timeout | Self::Down(_)
+        )
     }
 
     /// Whether Scalekit asks for fewer calls.
@@ -112,7 +120,7 @@ impl Fault {
 
     /// Whether another try may help at once.
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::Down(502..=504))
+        matches!(self, Self::Unreachable(_) | Self::BrokeOff(_) | Self::Down(502..=504))
     }
 
     /// Whether it stays so until somebody mends it.
@@ -173,6 +181,34 @@ impl Scalekit {
         }))
     }
 
+    /// One call as Keyward's own client: with its access token, and once more with a new one where Scalekit refuses that. A
+    /// 401 speaks of the access token, never of a key.
+    async fn call_as_client(
+        &self,
+        method: Method,
+        path: &str,
+        content: Bytes,
+        deadline: Instant,
+    ) -> Result<Answer, Fault> {
+        let bearer = self.access_token.bearer(deadline).await?;
+        let call = async |authorization| {
+            let began = Instant::now();
+            let (method, content) = (method.clone(), content.clone());
+            let call = self.call(method, path, "application/json", Some(authorization), content);
+            timeout_at(deadline, call).await.unwrap_or_else(|_| {
+                // Whatever was connected may lead nowhere: the next call starts anew.
+                self.origin.forget(began);
+                Err(Fault::Timeout)
+            })
+        };
+        let answer = call(bearer.value.clone()).await?;
+        if answer.status != StatusCode::UNAUTHORIZED {
+            return Ok(answer);
+        }
+        let bearer = self.access_token.renewed(&bearer, deadline).await?;
+        call(bearer.value).await
+    }
+
     /// One call, without retries. The caller sets the time limit.
     async fn call(
         &self,
@@ -196,8 +232,7 @@ impl Scalekit {
         let (head, mut frames) = response.into_parts();
         let mut body = BytesMut::new();
         while let Some(frame) = frames.frame().await {
-            let frame =
-                frame.map_err(|error| Fault::Unreachable(format!("its answer broke off: {error}")))?;
+            let frame = frame.map_err(|error| Fault::BrokeOff(format!("its answer broke off: {error}")))?;
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             if body.len() > MAX_ANSWER {
                 return Err(Fault::Broken("an answer of more than 256 KiB"));
@@ -212,7 +247,8 @@ fn unreachable(error: &SendError) -> Fault {
         SendError::Connect(io) if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
             Fault::Tls(io.to_string())
         }
-        _ => Fault::Unreachable(error.chain()),
+        SendError::Connect(_) | SendError::NoUpgrade => Fault::Unreachable(error.chain()),
+        SendError::Broken(_) => Fault::BrokeOff(error.chain()),
     }
 }
 

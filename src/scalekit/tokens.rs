@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use hyper::Method;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use super::{Answer, Fault, Scalekit};
 use crate::credential::ApiKey;
@@ -25,6 +25,8 @@ pub enum Verdict {
 
 /// Retries may be a tenth of validations, and ten at once: an outage must not double the load.
 pub(super) struct RetryBudget(AtomicU32);
+
+pub(super) const VALIDATE: &str = "/api/v1/tokens:validate";
 
 const TENTHS_AT_MOST: u32 = 100;
 const TRIES: u32 = 3;
@@ -71,10 +73,11 @@ struct TokenInfo {
     roles: Option<Vec<String>>,
 }
 
+/// What Scalekit says of a call that failed (contract section 3).
 #[derive(Deserialize)]
-struct ErrorBody {
-    code: Option<i64>,
-    message: Option<String>,
+pub(super) struct ErrorBody {
+    pub(super) code: Option<i64>,
+    pub(super) message: Option<String>,
     details: Option<Vec<serde_json::Value>>,
 }
 
@@ -103,24 +106,9 @@ impl Scalekit {
     }
 
     async fn validate_once(&self, key: &ApiKey, deadline: Instant) -> Result<Verdict, Fault> {
-        let bearer = self.access_token.bearer(deadline).await?;
         let body = serde_json::to_vec(&ValidateToken { token: key.expose() });
         let body = Bytes::from(body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?);
-        let call = async |authorization| {
-            let (began, path) = (Instant::now(), "/api/v1/tokens:validate");
-            let call = self.call(Method::POST, path, "application/json", Some(authorization), body.clone());
-            timeout_at(deadline, call).await.unwrap_or_else(|_| {
-                // Whatever was connected may lead nowhere: the next call starts anew.
-                self.origin.forget(began);
-                Err(Fault::Timeout)
-            })
-        };
-        let mut answer = call(bearer.value.clone()).await?;
-        if answer.status.as_u16() == 401 {
-            // It speaks of our access token, never of the key.
-            let bearer = self.access_token.renewed(&bearer, deadline).await?;
-            answer = call(bearer.value).await?;
-        }
+        let answer = self.call_as_client(Method::POST, VALIDATE, body, deadline).await?;
         read(&answer, key.expose(), SystemTime::now())
     }
 }
@@ -139,12 +127,15 @@ fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fa
 }
 
 impl ErrorBody {
+    /// The gateway's own answer to a path it does not know.
+    pub(super) fn is_unknown_route(&self) -> bool {
+        self.message.as_deref() == Some("Not Found") && self.details.as_ref().is_none_or(Vec::is_empty)
+    }
+
     /// NOT_FOUND for a 404 and INVALID_ARGUMENT for a 400, but not the gateway's own answer to a path it does not know.
-    fn is_about_the_key(&self, status: u16) -> bool {
-        let unknown_route =
-            self.message.as_deref() == Some("Not Found") && self.details.as_ref().is_none_or(Vec::is_empty);
+    pub(super) fn is_about_the_key(&self, status: u16) -> bool {
         match status {
-            404 => self.code == Some(5) && !unknown_route,
+            404 => self.code == Some(5) && !self.is_unknown_route(),
             _ => self.code == Some(3),
         }
     }

@@ -1,0 +1,348 @@
+//! The life of a key: made, found, changed, followed by another, revoked. Scalekit's limits are checked before anything is
+//! sent, and a creation whose answer was lost is looked for, so that no key is left that nobody knows of.
+
+pub mod rules;
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Duration, timeout};
+
+use crate::scalekit::management::{CallError, Change, Claims, Created, Listing, NewToken, Page, Token};
+use crate::scalekit::{Fault, Scalekit};
+
+/// The keys of an environment.
+pub struct Keys {
+    scalekit: Arc<Scalekit>,
+}
+
+/// Names a key, and is none.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TokenId(String);
+
+/// Why a text is not the id of a key. The text is not repeated: it may be a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this is not the id of a key, which begins with apit_")]
+pub struct NotAnId;
+
+impl FromStr for TokenId {
+    type Err = NotAnId;
+
+    fn from_str(text: &str) -> Result<Self, NotAnId> {
+        let of_an_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        let rest = text.strip_prefix("apit_").ok_or(NotAnId)?;
+        let is_one = (1..=64).contains(&rest.len()) && rest.bytes().all(of_an_id);
+        is_one.then(|| Self(text.to_owned())).ok_or(NotAnId)
+    }
+}
+
+impl fmt::Display for TokenId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Why something was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    /// Scalekit would not take it; nothing was sent.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Scalekit's name of the field.
+        field: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// Unknown, revoked or expired.
+    #[error("there is no live key of this id")]
+    NotFound,
+    /// Scalekit did not do it.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// A key may have been made that nobody has.
+    #[error("{fault}; {}", lost(.suspects.as_deref()))]
+    Lost {
+        /// Why it is not known.
+        fault: Fault,
+        /// The ids of keys that may be the one, where Scalekit could still be asked.
+        suspects: Option<Vec<String>>,
+    },
+}
+
+fn lost(suspects: Option<&[String]>) -> String {
+    match suspects {
+        Some([]) => "no key was made".to_owned(),
+        Some(ids) => format!(
+            "a key was made that nobody has seen; revoke {}: {}",
+            if ids.len() == 1 { "it" } else { "those of these that nobody has" },
+            ids.join(" ")
+        ),
+        None => "a key may have been made that nobody has seen; list the organization's keys, and revoke it"
+            .to_owned(),
+    }
+}
+
+const MAX_CLAIMS: usize = 20;
+const MAX_CLAIM_NAME: usize = 30;
+const MAX_CLAIM_VALUE: usize = 256;
+const MAX_DESCRIPTION: usize = 255;
+/// To look for a key whose creation gave no answer.
+const SEARCH: Duration = Duration::from_secs(5);
+/// How far Scalekit's clock may be from this one's.
+const SKEW: SignedDuration = SignedDuration::from_secs(60);
+
+impl Keys {
+    /// The keys of this environment.
+    pub fn new(scalekit: Arc<Scalekit>) -> Self {
+        Self { scalekit }
+    }
+
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// When there is none, or none that anybody saw.
+    pub async fn create(&self, new: &NewToken) -> Result<Created, KeyError> {
+        let began = Timestamp::now();
+        check_new(new, began)?;
+        match self.scalekit.create_token(new).await {
+            Err(CallError::Lost(fault)) => {
+                let search = timeout(SEARCH, self.made_since(began, new)).await;
+                Err(KeyError::Lost { fault, suspects: search.ok().and_then(Result::ok) })
+            }
+            created => Ok(created?),
+        }
+    }
+
+    /// The ids of keys that look as if they had just been made from this.
+    async fn made_since(&self, began: Timestamp, new: &NewToken) -> Result<Vec<String>, CallError> {
+        let looks_so = |token: &Token| {
+            (&token.user_id, &token.custom_claims, &token.description)
+                == (&new.user_id, &new.custom_claims, &new.description)
+                // Scalekit may keep fewer digits of a moment.
+                && token.expiry.map(Timestamp::as_second) == new.expiry.map(Timestamp::as_second)
+                && token.created_at.is_none_or(|at| at.duration_since(began) > -SKEW)
+        };
+        let mut ids = Vec::new();
+        let mut listing = Listing {
+            organization_id: new.organization_id.clone(),
+            user_id: new.user_id.clone(),
+            page_size: Some(30),
+            page_token: None,
+        };
+        loop {
+            let page = self.scalekit.list_tokens(&listing).await?;
+            ids.extend(page.tokens.into_iter().filter(looks_so).map(|token| token.token_id));
+            match page.next_page_token {
+                Some(next) => listing.page_token = Some(next),
+                None => return Ok(ids),
+            }
+        }
+    }
+
+    /// A part of an organization's keys.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn list(&self, listing: &Listing) -> Result<Page, KeyError> {
+        let organization = &listing.organization_id;
+        if !organization.starts_with("org_") || organization.chars().count() > 32 {
+            let problem = "should begin with org_ and have at most 32 characters".to_owned();
+            return Err(KeyError::Invalid { field: "organization_id", problem });
+        }
+        if listing.page_size.is_some_and(|size| !(1..=30).contains(&size)) {
+            let problem = "should be from 1 to 30".to_owned();
+            return Err(KeyError::Invalid { field: "page_size", problem });
+        }
+        Ok(self.scalekit.list_tokens(listing).await?)
+    }
+
+    /// A live key.
+    ///
+    /// # Errors
+    /// `NotFound` for one that is unknown, revoked or expired.
+    pub async fn find(&self, id: &TokenId) -> Result<Token, KeyError> {
+        let token = self.scalekit.describe_token(&id.0).await?;
+        // SECURITY: what is said of another key must not be taken for this one's.
+        token.filter(|token| token.token_id == id.0).ok_or(KeyError::NotFound)
+    }
+
+    /// Changes a live key.
+    ///
+    /// # Errors
+    /// When it was not done, or may not have been.
+    pub async fn update(&self, id: &TokenId, change: &Change) -> Result<Token, KeyError> {
+        if let Some(claims) = &change.custom_claims {
+            if claims.is_empty() {
+                let problem = "Scalekit cannot take a key's last claim away; make a new key without it";
+                return Err(KeyError::Invalid { field: "custom_claims", problem: problem.to_owned() });
+            }
+            check_claims(claims)?;
+        }
+        check_description(change.description.as_deref())?;
+        match self.scalekit.update_token(&id.0, change).await {
+            Err(CallError::Refused(refusal)) if refusal.status == 404 => Err(KeyError::NotFound),
+            done => Ok(done?),
+        }
+    }
+
+    /// Revokes a key, which may be revoked already.
+    ///
+    /// # Errors
+    /// `NotFound` for one that never was; otherwise when it was not done, or may not have been.
+    pub async fn revoke(&self, id: &TokenId) -> Result<(), KeyError> {
+        match self.scalekit.invalidate_token(&id.0).await {
+            Err(CallError::Refused(refusal)) if refusal.status == 404 => Err(KeyError::NotFound),
+            done => Ok(done?),
+        }
+    }
+}
+
+/// A key that can take another's place: the same scope, claims, description and end.
+pub fn successor(of: &Token) -> NewToken {
+    NewToken {
+        organization_id: of.organization_id.clone(),
+        user_id: of.user_id.clone(),
+        custom_claims: of.custom_claims.clone(),
+        expiry: of.expiry,
+        description: of.description.clone(),
+    }
+}
+
+/// Claims with some set and some removed.
+pub fn merged(claims: &Claims, changes: impl IntoIterator<Item = (String, Option<String>)>) -> Claims {
+    let mut claims = claims.clone();
+    for (name, value) in changes {
+        match value {
+            Some(value) => claims.insert(name, value),
+            None => claims.remove(&name),
+        };
+    }
+    claims
+}
+
+fn check_new(new: &NewToken, now: Timestamp) -> Result<(), KeyError> {
+    if new.organization_id.is_empty() {
+        return Err(KeyError::Invalid { field: "organization_id", problem: "is missing".to_owned() });
+    }
+    if let Some(expiry) = new.expiry.filter(|expiry| *expiry <= now) {
+        let problem = format!("{expiry} has passed; it should be in the future");
+        return Err(KeyError::Invalid { field: "expiry", problem });
+    }
+    check_claims(&new.custom_claims)?;
+    check_description(new.description.as_deref())
+}
+
+fn check_claims(claims: &Claims) -> Result<(), KeyError> {
+    let refuse = |problem| Err(KeyError::Invalid { field: "custom_claims", problem });
+    if claims.len() > MAX_CLAIMS {
+        return refuse(format!("these are {}, and a key takes at most {MAX_CLAIMS}", claims.len()));
+    }
+    for (name, value) in claims {
+        let (name_length, length) = (name.chars().count(), value.chars().count());
+        if !(1..=MAX_CLAIM_NAME).contains(&name_length) {
+            return refuse(format!(
+                "a name has {name_length} characters; it should have from 1 to {MAX_CLAIM_NAME}"
+            ));
+        }
+        if length == 0 {
+            return refuse(format!(
+                "{name:?} has no value; it should have from 1 to {MAX_CLAIM_VALUE} characters"
+            ));
+        }
+        if length > MAX_CLAIM_VALUE {
+            return refuse(format!(
+                "{name:?} has a value of {length} characters; it should have from 1 to {MAX_CLAIM_VALUE}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_description(description: Option<&str>) -> Result<(), KeyError> {
+    match description.map_or(0, |text| text.chars().count()) {
+        0..=MAX_DESCRIPTION => Ok(()),
+        length => {
+            let problem = format!("has {length} characters; it should have at most {MAX_DESCRIPTION}");
+            Err(KeyError::Invalid { field: "description", problem })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn now() -> Timestamp {
+        "2026-11-24T00:00:00Z".parse().unwrap()
+    }
+
+    fn claims(count: usize) -> Claims {
+        (0..count).map(|number| (format!("claim{number}"), "value".to_owned())).collect()
+    }
+
+    #[track_caller]
+    fn check(new: NewToken, expected: Result<(), &str>) {
+        let new = NewToken { organization_id: "org_1".into(), ..new };
+        let outcome = check_new(&new, now()).map_err(|error| error.to_string());
+        assert_eq!(outcome, expected.map_err(str::to_owned));
+    }
+
+    #[test]
+    fn limits_are_counted_in_characters_and_named_in_the_message() {
+        let claim = |name: &str, value: &str| NewToken {
+            custom_claims: Claims::from([(name.to_owned(), value.to_owned())]),
+            ..NewToken::default()
+        };
+        check(claim("team", &"ä".repeat(256)), Ok(()));
+        check(
+            claim("team", &"ä".repeat(257)),
+            Err("custom_claims: \"team\" has a value of 257 characters; it should have from 1 to 256"),
+        );
+        check(
+            claim("team", ""),
+            Err("custom_claims: \"team\" has no value; it should have from 1 to 256 characters"),
+        );
+        check(claim(&"ä".repeat(30), "x"), Ok(()));
+        check(
+            claim(&"ä".repeat(31), "x"),
+            Err("custom_claims: a name has 31 characters; it should have from 1 to 30"),
+        );
+        check(claim("", "x"), Err("custom_claims: a name has 0 characters; it should have from 1 to 30"));
+        check(NewToken { custom_claims: claims(20), ..NewToken::default() }, Ok(()));
+        check(
+            NewToken { custom_claims: claims(21), ..NewToken::default() },
+            Err("custom_claims: these are 21, and a key takes at most 20"),
+        );
+        let described = |text: String| NewToken { description: Some(text), ..NewToken::default() };
+        check(described("ä".repeat(255)), Ok(()));
+        check(described("ä".repeat(256)), Err("description: has 256 characters; it should have at most 255"));
+        check(
+            NewToken { expiry: Some(now()), ..NewToken::default() },
+            Err("expiry: 2026-11-24T00:00:00Z has passed; it should be in the future"),
+        );
+        assert!(check_new(&NewToken::default(), now()).is_err());
+    }
+
+    #[test]
+    fn only_an_id_is_an_id_and_what_is_none_is_not_repeated() {
+        for text in ["apit_1", "apit_123456789012345", "apit_a-b_C"] {
+            assert_eq!(text.parse::<TokenId>().unwrap().to_string(), text);
+        }
+        let long = format!("apit_{}", "1".repeat(65));
+        for text in ["", "apit_", "APIT_1", "apit_1/x", "apit_1 ", "apit_ä", "keykeykeykeykeykey", &long] {
+            assert_eq!(text.parse::<TokenId>(), Err(NotAnId), "{text}");
+        }
+        assert!(!NotAnId.to_string().contains("keykey"));
+    }
+
+    #[test]
+    fn a_merge_sets_removes_and_keeps() {
+        let before = Claims::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
+        let changes = [("a", None), ("b", Some("3")), ("c", Some("4")), ("d", None)];
+        let changes = changes.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
+        let after = Claims::from([("b".to_owned(), "3".to_owned()), ("c".to_owned(), "4".to_owned())]);
+        assert_eq!(merged(&before, changes), after);
+    }
+}

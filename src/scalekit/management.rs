@@ -1,0 +1,371 @@
+//! The calls that make, find, change and end keys (contract sections 2 to 4). None is repeated blindly: a creation whose
+//! answer was lost may have made a key all the same.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use hyper::Method;
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize};
+use tokio::time::{Duration, Instant};
+
+use super::tokens::{ErrorBody, VALIDATE};
+use super::{Answer, Fault, Scalekit};
+use crate::secret::Secret;
+
+/// Free text by name (contract section 2 has the limits).
+pub type Claims = BTreeMap<String, String>;
+
+/// What Scalekit tells of a key, which is everything but the key. Serialized as Scalekit writes it, but that what is absent is
+/// null.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Token {
+    /// Names the key (`apit_…`); no secret.
+    pub token_id: String,
+    /// The organization it belongs to.
+    pub organization_id: String,
+    /// The customer's own id of that organization.
+    #[serde(default, deserialize_with = "text")]
+    pub organization_external_id: Option<String>,
+    /// The user it belongs to; none for an organization's key.
+    #[serde(default, deserialize_with = "text")]
+    pub user_id: Option<String>,
+    /// The customer's own id of that user.
+    #[serde(default, deserialize_with = "text")]
+    pub user_external_id: Option<String>,
+    /// The user's address.
+    #[serde(default, deserialize_with = "text")]
+    pub email: Option<String>,
+    /// The user's roles.
+    #[serde(default, deserialize_with = "absent_or")]
+    pub roles: Vec<String>,
+    /// Free text by name.
+    #[serde(default, deserialize_with = "claims")]
+    pub custom_claims: Claims,
+    /// What it is for.
+    #[serde(default, deserialize_with = "text")]
+    pub description: Option<String>,
+    /// The last four characters of the key.
+    #[serde(default, deserialize_with = "text")]
+    pub token_suffix: Option<String>,
+    /// When it was made.
+    #[serde(default, deserialize_with = "moment")]
+    pub created_at: Option<Timestamp>,
+    /// The first moment at which it is no longer valid; none: never.
+    #[serde(default, deserialize_with = "moment")]
+    pub expiry: Option<Timestamp>,
+}
+
+/// A key to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct NewToken {
+    /// Whose.
+    pub organization_id: String,
+    /// A user of that organization's, or none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user_id: Option<String>,
+    /// Free text by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub custom_claims: Claims,
+    /// None: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expiry: Option<Timestamp>,
+    /// What it is for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// A new key. It is told once, here.
+#[derive(Debug)]
+pub struct Created {
+    /// The key itself.
+    pub key: Secret,
+    /// What can be told of it.
+    pub token: Token,
+}
+
+/// A part of a list.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Page {
+    /// The keys.
+    #[serde(default, deserialize_with = "absent_or")]
+    pub tokens: Vec<Token>,
+    /// How many there are on all pages.
+    #[serde(default)]
+    pub total_count: i64,
+    /// What to ask for after this one.
+    #[serde(default, deserialize_with = "text")]
+    pub next_page_token: Option<String>,
+    /// What to ask for before this one.
+    #[serde(default, deserialize_with = "text")]
+    pub prev_page_token: Option<String>,
+}
+
+/// Which part of which list.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// Whose keys.
+    pub organization_id: String,
+    /// Of these, only this user's.
+    pub user_id: Option<String>,
+    /// From 1 to 30; Scalekit takes 10 where nothing is said.
+    pub page_size: Option<u8>,
+    /// From an earlier page.
+    pub page_token: Option<String>,
+}
+
+/// A key's new claims, description, or both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// All of them: Scalekit forgets the others. None changes nothing, and neither does an empty map.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom_claims: Option<Claims>,
+    /// `""` removes it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+}
+
+/// Why a call was not done, as far as that is known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CallError {
+    /// Scalekit says no, and why.
+    #[error("Scalekit refuses it: {0}")]
+    Refused(Refusal),
+    /// The own client may not.
+    #[error("Scalekit's client lacks a permission: grant it {0}")]
+    Permission(&'static str),
+    /// Nothing was done.
+    #[error("{0}")]
+    Fault(Fault),
+    /// It may have been done: the answer was lost, or is none.
+    #[error("{0}")]
+    Lost(Fault),
+}
+
+/// Scalekit's own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// The gRPC code.
+    pub code: i64,
+    /// What it says, on one line and not too long.
+    pub message: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} (HTTP {}, code {})", self.message, self.status, self.code)
+    }
+}
+
+const LIMIT: Duration = Duration::from_secs(10);
+const LONGEST_MESSAGE: usize = 300;
+const TOKENS: &str = "/api/v1/tokens";
+
+/// What of Scalekit's permissions a call needs (contract section 2).
+#[derive(Clone, Copy)]
+enum Needs {
+    Read,
+    Write,
+    Rotate,
+}
+
+impl Needs {
+    fn permission(self) -> &'static str {
+        match self {
+            Self::Read => "api_credentials:read",
+            Self::Write => "api_credentials:write",
+            Self::Rotate => "api_credentials:rotate",
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct CreatedAnswer {
+    token: Option<String>,
+    token_info: Option<Token>,
+}
+
+#[derive(Deserialize)]
+struct Info {
+    token_info: Option<Token>,
+}
+
+#[derive(Serialize)]
+struct Named<'a> {
+    token: &'a str,
+}
+
+#[derive(Serialize)]
+struct Update<'a> {
+    token: &'a str,
+    #[serde(flatten)]
+    change: &'a Change,
+}
+
+impl Scalekit {
+    /// Makes a key.
+    ///
+    /// # Errors
+    /// When there is none, or none that anybody saw.
+    pub async fn create_token(&self, new: &NewToken) -> Result<Created, CallError> {
+        let answer = self.manage(Needs::Write, Method::POST, TOKENS, json(new)?).await?;
+        let read: Option<CreatedAnswer> = serde_json::from_slice(&answer.body).ok();
+        let made = read.and_then(|made| Some((made.token.filter(|key| !key.is_empty())?, made.token_info?)));
+        match made {
+            Some((key, token)) => Ok(Created { key: Secret::new(key), token }),
+            None => Err(CallError::Lost(Fault::Broken("the new key is not in it"))),
+        }
+    }
+
+    /// A part of an organization's keys.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn list_tokens(&self, listing: &Listing) -> Result<Page, CallError> {
+        let mut query = form_urlencoded::Serializer::new(format!("{TOKENS}?"));
+        query.append_pair("organization_id", &listing.organization_id);
+        if let Some(user) = &listing.user_id {
+            query.append_pair("user_id", user);
+        }
+        if let Some(size) = listing.page_size {
+            query.append_pair("page_size", &size.to_string());
+        }
+        if let Some(token) = &listing.page_token {
+            query.append_pair("page_token", token);
+        }
+        let answer = self.manage(Needs::Read, Method::GET, &query.finish(), Bytes::new()).await?;
+        serde_json::from_slice(&answer.body).map_err(|_| broken("a 200 that is not a list of keys"))
+    }
+
+    /// The live key of this id, or this key. None for one that is unknown, revoked or expired.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn describe_token(&self, token: &str) -> Result<Option<Token>, CallError> {
+        let deadline = Instant::now() + LIMIT;
+        let answer = self.call_as_client(Method::POST, VALIDATE, json(&Named { token })?, deadline).await;
+        let answer = answer.map_err(CallError::Fault)?;
+        match answer.status.as_u16() {
+            200 => match serde_json::from_slice(&answer.body) {
+                Ok(Info { token_info: Some(token) }) if !token.organization_id.is_empty() => Ok(Some(token)),
+                _ => Err(broken("a 200 that tells of no key")),
+            },
+            status @ (400 | 404)
+                if answer.is_json()
+                    && serde_json::from_slice::<ErrorBody>(&answer.body)
+                        .is_ok_and(|body| body.is_about_the_key(status)) =>
+            {
+                Ok(None)
+            }
+            _ => Err(answer.refusal(Needs::Read)),
+        }
+    }
+
+    /// Changes a live key.
+    ///
+    /// # Errors
+    /// When it was not done, or may not have been.
+    pub async fn update_token(&self, token_id: &str, change: &Change) -> Result<Token, CallError> {
+        let content = json(&Update { token: token_id, change })?;
+        let path = format!("{TOKENS}:update");
+        let answer = self.manage(Needs::Write, Method::POST, &path, content).await?;
+        match serde_json::from_slice(&answer.body) {
+            Ok(Info { token_info: Some(token) }) => Ok(token),
+            _ => Err(CallError::Lost(Fault::Broken("the changed key is not in it"))),
+        }
+    }
+
+    /// Revokes a key. One that is revoked already stays so.
+    ///
+    /// # Errors
+    /// When it was not done, or may not have been.
+    pub async fn invalidate_token(&self, token_id: &str) -> Result<(), CallError> {
+        let (path, content) = (format!("{TOKENS}:invalidate"), json(&Named { token: token_id })?);
+        self.manage(Needs::Rotate, Method::POST, &path, content).await.map(|_| ())
+    }
+
+    /// One call that is answered 200 or 201.
+    async fn manage(
+        &self,
+        needs: Needs,
+        method: Method,
+        path: &str,
+        content: Bytes,
+    ) -> Result<Answer, CallError> {
+        let deadline = Instant::now() + LIMIT;
+        // Without a token nothing is sent, and nothing is lost.
+        self.access_token.bearer(deadline).await.map_err(CallError::Fault)?;
+        let answer = self.call_as_client(method, path, content, deadline).await;
+        let answer = answer.map_err(|fault| match fault {
+            Fault::BrokeOff(_) | Fault::Timeout | Fault::Broken(_) => CallError::Lost(fault),
+            _ => CallError::Fault(fault),
+        })?;
+        match answer.status.as_u16() {
+            200 | 201 => Ok(answer),
+            _ => Err(answer.refusal(needs)),
+        }
+    }
+}
+
+fn broken(what: &'static str) -> CallError {
+    CallError::Fault(Fault::Broken(what))
+}
+
+/// Structs of texts, numbers and maps of text have a form in JSON.
+fn json(value: &impl Serialize) -> Result<Bytes, CallError> {
+    serde_json::to_vec(value).map(Bytes::from).map_err(|_| broken("this cannot be written as JSON"))
+}
+
+impl Answer {
+    fn refusal(&self, needs: Needs) -> CallError {
+        let status = self.status.as_u16();
+        let said = serde_json::from_slice::<ErrorBody>(&self.body).ok().filter(|_| self.is_json());
+        match (status, said) {
+            (403, _) => CallError::Permission(needs.permission()),
+            // A server that failed may have failed after it was done.
+            (500.., _) => CallError::Lost(self.fault()),
+            (400 | 404 | 409, Some(body)) if !body.is_unknown_route() => match body.code {
+                Some(code) => CallError::Refused(Refusal {
+                    status,
+                    code,
+                    message: one_line(&body.message.unwrap_or_default()),
+                }),
+                None => CallError::Fault(self.fault()),
+            },
+            _ => CallError::Fault(self.fault()),
+        }
+    }
+}
+
+/// SECURITY: whoever answers there writes neither lines of the log nor a terminal's escapes.
+fn one_line(text: &str) -> String {
+    text.chars()
+        .take(LONGEST_MESSAGE)
+        .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
+        .collect()
+}
+
+/// Absent, null and "" mean the same (contract section 3).
+fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
+}
+
+fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    text(from)?.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+}
+
+fn absent_or<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// A claim that is not a string is taken as its JSON text (contract section 5).
+fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
+    let claims = Option::<BTreeMap<String, serde_json::Value>>::deserialize(from)?.unwrap_or_default();
+    let text = |value| match value {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(claims.into_iter().map(|(name, value)| (name, text(value))).collect())
+}
