@@ -4,6 +4,7 @@
 mod explain;
 mod file;
 mod headers;
+mod management;
 mod reader;
 mod routes;
 mod scalekit;
@@ -40,6 +41,8 @@ pub struct Config {
     pub trusted: Trusted,
     /// `[admin] listen`.
     pub admin: Listen,
+    /// `[management]`.
+    pub management: Option<crate::management::Settings>,
     /// `[scalekit]`.
     pub scalekit: crate::scalekit::Settings,
     /// `[scalekit]`, `[negative_cache]`, `[throttle]`.

@@ -28,6 +28,7 @@ pub mod gateway;
 // The process.
 pub mod listener;
 pub mod admin;
+pub mod management;
 pub mod config;
 pub mod server;
 

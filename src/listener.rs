@@ -4,15 +4,16 @@
 mod clock;
 mod connection;
 
+use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{Request, Response};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
@@ -41,6 +42,8 @@ pub struct Settings {
     pub max_headers: usize,
     /// Connections at once; more wait in the system's queue.
     pub max_connections: usize,
+    /// Who may connect to a unix socket, as in `chmod`; none: as the process's mask has it.
+    pub socket_mode: Option<u32>,
 }
 
 /// Where to listen.
@@ -135,7 +138,7 @@ impl Listener {
             Some(certificate) => Some(TlsAcceptor::from(Arc::new(tls::server(Arc::clone(certificate))?))),
             None => None,
         };
-        let socket = bind(&settings.listen)
+        let socket = bind(&settings.listen, settings.socket_mode)
             .map_err(|error| ListenError::Bind { listen: settings.listen.clone(), error })?;
         Ok(Self { socket, settings, certificate, tls, metrics })
     }
@@ -248,7 +251,7 @@ fn queued_unix(listener: &std::os::unix::net::UnixListener) -> io::Result<Accept
     Ok(Accepted::Unix(UnixStream::from_std(stream)?))
 }
 
-fn bind(listen: &Listen) -> io::Result<Socket> {
+fn bind(listen: &Listen, mode: Option<u32>) -> io::Result<Socket> {
     match listen {
         Listen::Tcp(address) => {
             let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
@@ -258,7 +261,13 @@ fn bind(listen: &Listen) -> io::Result<Socket> {
         }
         Listen::Unix(path) => {
             remove_dead_socket(path);
-            Ok(Socket::Unix(UnixListener::bind(path)?, path.clone()))
+            let socket = UnixSocket::new_stream()?;
+            socket.bind(path)?;
+            // SECURITY: before it listens, so that nobody else can have connected.
+            if let Some(mode) = mode {
+                std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+            }
+            Ok(Socket::Unix(socket.listen(BACKLOG)?, path.clone()))
         }
     }
 }

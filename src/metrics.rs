@@ -42,6 +42,15 @@ pub struct Outcome {
     pub outcome: &'static str,
 }
 
+/// The labels of a request for key management, both from closed lists.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Management {
+    /// `create`, `list`, `show`, `update`, `revoke`, `rotate`, or `none`.
+    pub operation: &'static str,
+    /// `done`, or the code of the problem.
+    pub outcome: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// All metrics of a process. Cheap to update, shared by `Arc`.
@@ -91,6 +100,8 @@ pub struct Metrics {
     pub unconfirmed_streams: Gauge,
     /// Streams closed because their key is no longer good.
     pub streams_closed: Counter,
+    /// Requests for key management.
+    pub management: Family<Management, Counter>,
     /// Lines that the log could not take, from whoever counts them.
     log_lines_dropped: Counter,
     dropped_lines: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
@@ -129,6 +140,7 @@ impl Default for Metrics {
             open_streams: Gauge::default(),
             unconfirmed_streams: Gauge::default(),
             streams_closed: Counter::default(),
+            management: Family::default(),
             log_lines_dropped: Counter::default(),
             dropped_lines: OnceLock::new(),
             reload_successful: Gauge::default(),
@@ -222,6 +234,7 @@ impl Metrics {
             "Streams whose key ceased to be good",
             self.streams_closed.clone(),
         );
+        registry.register("management_requests", "Requests for key management", self.management.clone());
         registry.register(
             "log_lines_dropped",
             "Lines the log could not take",

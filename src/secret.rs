@@ -3,6 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use ring::hmac;
+use ring::rand::SystemRandom;
+
 /// A secret in memory.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Box<str>);
@@ -16,6 +19,12 @@ impl Secret {
     /// The value itself. Every call is a place where it could leak.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// Whether these bytes are it. How long that takes tells nothing of where they differ.
+    pub fn is(&self, given: &[u8]) -> bool {
+        let Ok(key) = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()) else { return false };
+        hmac::verify(&key, given, hmac::sign(&key, self.0.as_bytes()).as_ref()).is_ok()
     }
 }
 
@@ -95,6 +104,15 @@ mod tests {
     fn debug_shows_nothing_of_the_secret() {
         let source = SecretSource::Value(Secret::new("hunter2"));
         assert!(!format!("{source:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn only_the_very_bytes_are_the_secret() {
+        let secret = Secret::new("hunter2");
+        assert!(secret.is(b"hunter2"));
+        for other in ["", "hunter", "hunter22", "Hunter2", "hunter3"] {
+            assert!(!secret.is(other.as_bytes()), "{other}");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::body::Body;
 use crate::config::Config;
 use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
+use crate::management::{self, Management};
 use crate::metrics::Metrics;
 use crate::scalekit::{Fault, Scalekit};
 use crate::tls::TlsError;
@@ -49,6 +50,7 @@ pub enum StartError {
 pub struct Server {
     public: Listener,
     admin: Listener,
+    management: Option<(Listener, Arc<Management>)>,
     shared: Arc<Shared>,
     fixed: Fixed,
     /// Files beside the route file that are watched.
@@ -79,6 +81,7 @@ struct Parts {
 struct Fixed {
     listener: listener::Settings,
     admin: Listen,
+    management: Option<management::Settings>,
     scalekit: scalekit::Settings,
     validator: validator::Settings,
     drain_delay: Duration,
@@ -90,6 +93,7 @@ impl Fixed {
         Self {
             listener: config.listener.clone(),
             admin: config.admin.clone(),
+            management: config.management.clone(),
             scalekit: config.scalekit.clone(),
             validator: config.validator.clone(),
             drain_delay: config.drain_delay,
@@ -106,6 +110,7 @@ impl Fixed {
                 "[server] and [limits] but trusted_proxies, realm and uri",
             ),
             (self.admin == config.admin, "[admin]"),
+            (self.management == config.management, "[management]"),
             (self.scalekit == config.scalekit, "[scalekit]"),
             (self.validator == config.validator, "[scalekit], [negative_cache] and [throttle]"),
         ]
@@ -115,6 +120,8 @@ impl Fixed {
     }
 }
 
+/// Connections for key management at once.
+const MANAGEMENT_CONNECTIONS: usize = 256;
 /// Between two probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
@@ -133,6 +140,20 @@ impl Server {
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())
             .map_err(|error| StartError::Tls { what: "scalekit".to_owned(), error })?;
+        let management = fixed.management.as_ref().map(|settings| {
+            let listener = listener::Settings {
+                listen: settings.listen.clone(),
+                tls: settings.tls.clone(),
+                max_connections: MANAGEMENT_CONNECTIONS,
+                socket_mode: Some(settings.socket_mode),
+                ..fixed.listener
+            };
+            let listener = Listener::bind(listener, Arc::default())?;
+            let (scalekit, metrics) = (Arc::clone(&scalekit), Arc::clone(&metrics));
+            let management = Management::new(settings, scalekit, metrics, background.clone());
+            Ok::<_, StartError>((listener, Arc::new(management)))
+        });
+        let management = management.transpose()?;
         let validator = Validator::new(
             config.validator.clone(),
             Arc::clone(&scalekit),
@@ -154,6 +175,7 @@ impl Server {
         Ok(Self {
             public,
             admin,
+            management,
             shared,
             fixed,
             files,
@@ -179,6 +201,11 @@ impl Server {
         self.admin.address()
     }
 
+    /// Where keys are managed, if they are.
+    pub fn management_address(&self) -> Option<Listen> {
+        self.management.as_ref().map(|(listener, _)| listener.address())
+    }
+
     /// Where readiness can be seen.
     pub fn readiness(&self) -> Arc<Readiness> {
         Arc::clone(&self.readiness)
@@ -187,11 +214,13 @@ impl Server {
     /// Serves until `stop`, then drains: not ready at once, accepting for `drain_delay`, and `drain_timeout` for what is open.
     /// `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
+        let management_address = self.management_address();
         let Self { shared, phases, fixed, .. } = self;
         let (drain_delay, drain_timeout) = (fixed.drain_delay, fixed.drain_timeout);
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
+            management.address = management_address.map(tracing::field::display),
             routes = shared.current.gateway().routes.routes().len(),
             "listening"
         );
@@ -212,6 +241,9 @@ impl Server {
             phases.clone(),
             connections.clone(),
         ));
+        if let Some((listener, management)) = self.management {
+            connections.spawn(listener.serve(management, phases.clone(), connections.clone()));
+        }
         let admin = Admin {
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&shared.parts.metrics),

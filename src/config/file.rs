@@ -8,7 +8,7 @@ use toml::de::DeTable;
 
 use super::reader::{Found, Lines, Problem, Section};
 use super::values::{boolean, choice, duration, expected, file, integer, shown, size, text, usable};
-use super::{Config, Environment, headers, routes, scalekit, upstreams, urls};
+use super::{Config, Environment, headers, management, routes, scalekit, upstreams, urls};
 use crate::access_log::{self, Format};
 use crate::credential::{self, Alphabet};
 use crate::listener::{self, Listen};
@@ -76,6 +76,7 @@ fn read_document(
     let mut server = file.section("server");
     let mut admin = file.section("admin");
     let mut validator = validator::Settings::default();
+    let management = file.optional_section("management");
     let scalekit =
         scalekit::read(file.section("scalekit"), &mut validator, found, environment, &mut warnings);
     let credential = credential(file.section("credential"));
@@ -108,6 +109,7 @@ fn read_document(
         max_connections: limits
             .take("connections", integer(1, 1_000_000))
             .map_or(10_000, |connections| connections as usize),
+        socket_mode: None,
     };
     let drain_delay = server.take("drain_delay", duration(Duration::ZERO)).unwrap_or(5 * SECOND);
     let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
@@ -124,6 +126,10 @@ fn read_document(
             format!("is taken by {other}.listen, {taken}; health and metrics have a port of their own");
         section.problem("listen", text);
     }
+    let management = management.and_then(|section| {
+        let others = [("server", &listener.listen), ("admin", &admin_listen)];
+        management::read(section, others)
+    });
     [server, admin, limits, streams].into_iter().for_each(Section::finish);
 
     if validator.bad_keys_per_minute.is_some() && trusted == Trusted::default() {
@@ -145,6 +151,7 @@ fn read_document(
         drain_timeout,
         trusted,
         admin: admin_listen,
+        management,
         scalekit: scalekit?,
         validator,
         credential,
@@ -163,7 +170,7 @@ fn listen(section: &mut Section<'_, '_>, address: Ipv4Addr, port: u16) -> Listen
 }
 
 /// A certificate and its key that can be used together.
-fn certificate(mut section: Section<'_, '_>) -> Option<KeyPair> {
+pub(super) fn certificate(mut section: Section<'_, '_>) -> Option<KeyPair> {
     let certificate = section.require("certificate", "\"/tls/tls.crt\"", file);
     let key = section.require("key", "\"/tls/tls.key\"", file);
     let pair = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });

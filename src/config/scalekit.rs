@@ -195,7 +195,7 @@ fn visible(value: &Value<'_>) -> Result<SecretSource, String> {
         .ok_or_else(|| "should be visible ASCII, without spaces".to_owned())
 }
 
-fn file(value: &Value<'_>) -> Result<SecretSource, String> {
+pub(super) fn file(value: &Value<'_>) -> Result<SecretSource, String> {
     let path = text(value)?;
     is_path(&path)?;
     Ok(SecretSource::File(PathBuf::from(path)))

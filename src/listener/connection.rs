@@ -116,11 +116,12 @@ impl Server {
         let tls = self.tls.is_some();
         match accepted {
             Accepted::Tcp(stream, address) => {
-                let peer = Peer { address: Some(address.ip()), tls };
+                let peer = Peer { address: Some(address.ip()), uid: None, tls };
                 self.secure(stream, open, peer, handler, phases).await;
             }
             Accepted::Unix(stream) => {
-                self.secure(stream, open, Peer { address: None, tls }, handler, phases).await;
+                let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
+                self.secure(stream, open, Peer { address: None, uid, tls }, handler, phases).await;
             }
         }
     }

@@ -114,6 +114,23 @@ pub struct Listing {
     pub page_token: Option<String>,
 }
 
+impl Listing {
+    fn path(&self) -> String {
+        let mut query = form_urlencoded::Serializer::new(format!("{TOKENS}?"));
+        query.append_pair("organization_id", &self.organization_id);
+        if let Some(user) = &self.user_id {
+            query.append_pair("user_id", user);
+        }
+        if let Some(size) = self.page_size {
+            query.append_pair("page_size", &size.to_string());
+        }
+        if let Some(token) = &self.page_token {
+            query.append_pair("page_token", token);
+        }
+        query.finish()
+    }
+}
+
 /// A key's new claims, description, or both.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Change {
@@ -224,18 +241,7 @@ impl Scalekit {
     /// # Errors
     /// When there is no answer.
     pub async fn list_tokens(&self, listing: &Listing) -> Result<Page, CallError> {
-        let mut query = form_urlencoded::Serializer::new(format!("{TOKENS}?"));
-        query.append_pair("organization_id", &listing.organization_id);
-        if let Some(user) = &listing.user_id {
-            query.append_pair("user_id", user);
-        }
-        if let Some(size) = listing.page_size {
-            query.append_pair("page_size", &size.to_string());
-        }
-        if let Some(token) = &listing.page_token {
-            query.append_pair("page_token", token);
-        }
-        let answer = self.manage(Needs::Read, Method::GET, &query.finish(), Bytes::new()).await?;
+        let answer = self.manage(Needs::Read, Method::GET, &listing.path(), Bytes::new()).await?;
         serde_json::from_slice(&answer.body).map_err(|_| broken("a 200 that is not a list of keys"))
     }
 

@@ -29,6 +29,8 @@ pub struct Trusted {
 pub struct Peer {
     /// Its address; `None` on a unix socket.
     pub address: Option<IpAddr>,
+    /// The user that it runs as, where it came by a unix socket and the system says so.
+    pub uid: Option<u32>,
     /// Whether it speaks TLS with Keyward.
     pub tls: bool,
 }
@@ -174,7 +176,7 @@ mod tests {
     }
 
     fn peer(address: &str) -> Peer {
-        Peer { address: Some(address.parse().unwrap()), tls: false }
+        Peer { address: Some(address.parse().unwrap()), uid: None, tls: false }
     }
 
     #[track_caller]
