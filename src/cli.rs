@@ -3,6 +3,8 @@
 
 mod demo;
 mod health;
+mod keys;
+mod papers;
 mod signals;
 
 use std::io::{self, Write as _};
@@ -49,10 +51,24 @@ enum Command {
         /// A path, or a whole URL where the host matters
         target: String,
     },
+    /// Create, list, inspect, update, rotate and revoke keys
+    Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
     Emulator(demo::EmulatorArgs),
     /// Ask a running Keyward whether it is ready; for containers without a shell
     Healthcheck(health::Healthcheck),
+    /// Print what a shell needs to complete commands
+    #[command(after_help = "Example: keyward completions bash > /etc/bash_completion.d/keyward")]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages
+    #[command(after_help = "Example: keyward man /usr/local/share/man/man1")]
+    Man {
+        /// The folder to write them into
+        folder: PathBuf,
+    },
 }
 
 const RUN_HELP: &str = "\
@@ -80,11 +96,18 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => demo::dev(args),
         Command::Check(file) => check(&file),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
+        Command::Keys(args) => return finish(keys::run(args)),
         Command::Emulator(args) => demo::emulator(args),
         Command::Healthcheck(args) => health::check(&args),
+        Command::Completions { shell } => papers::completions(shell),
+        Command::Man { folder } => papers::man(&folder),
     };
+    finish(done.map(|()| ExitCode::SUCCESS))
+}
+
+fn finish(done: Result<ExitCode>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("keyward: {error:#}");
             ExitCode::FAILURE
@@ -123,19 +146,22 @@ fn check(file: &ConfigFile) -> Result<()> {
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
-    print(&format!("{}\n{} is fine.\n", config::describe_routes(&config), file.config.display()))
+    print(&format!("{}\n{} is fine.\n", config::describe_routes(&config), file.config.display()))?;
+    Ok(())
 }
 
 fn explain(file: &ConfigFile, method: &str, target: &str) -> Result<()> {
     let text = config::explain(&file.load()?, method, target).map_err(anyhow::Error::msg)?;
-    print(&text)
+    print(&text)?;
+    Ok(())
 }
 
-/// To standard output; whoever closed it has read enough.
-fn print(text: &str) -> Result<()> {
+/// To standard output. Whoever closed it has read enough: then it is false.
+fn print(text: &str) -> Result<bool> {
     match io::stdout().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write"),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(error).context("cannot write"),
     }
 }
 

@@ -123,6 +123,26 @@ impl Environment {
     }
 }
 
+/// How to reach Scalekit, from the environment alone, for commands without a route file.
+///
+/// # Errors
+/// Everything that is missing or wrong.
+pub fn scalekit_alone(environment: &Environment) -> Result<crate::scalekit::Settings, Problems> {
+    let missing = |name: &&&str| matches!(environment.secret(name), Ok(None));
+    let names = ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"];
+    let missing: Vec<String> =
+        names.iter().filter(missing).map(|name| format!("{name} is not set, nor {name}_FILE")).collect();
+    if !missing.is_empty() {
+        return Err(Problems(missing));
+    }
+    let found = reader::Found::default();
+    let section = reader::Section::root(&found, toml::de::DeTable::new());
+    let settings =
+        scalekit::read(section, &mut validator::Settings::default(), &found, environment, &mut Vec::new());
+    let line = |problem: reader::Problem| format!("{}: {}", problem.key, problem.text);
+    settings.ok_or_else(|| Problems(found.into_inner().into_iter().map(line).collect()))
+}
+
 /// `2s`, `250ms`, `1m 30s`: a duration as people write it.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     // humantime 2.4 panics where the seconds overflow by a carry, for which it takes more digits than this.

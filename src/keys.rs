@@ -10,6 +10,7 @@ use std::sync::Arc;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Duration, timeout};
 
+use crate::credential::ApiKey;
 use crate::scalekit::management::{CallError, Change, Claims, Created, Listing, NewToken, Page, Token};
 use crate::scalekit::{Fault, Scalekit};
 
@@ -166,6 +167,19 @@ impl Keys {
         let token = self.scalekit.describe_token(&id.0).await?;
         // SECURITY: what is said of another key must not be taken for this one's.
         token.filter(|token| token.token_id == id.0).ok_or(KeyError::NotFound)
+    }
+
+    /// What is known of a key, if it is live.
+    ///
+    /// # Errors
+    /// `NotFound` for one that is unknown, revoked or expired.
+    pub async fn inspect(&self, key: &ApiKey) -> Result<Token, KeyError> {
+        let token = self.scalekit.describe_token(key.expose()).await?.ok_or(KeyError::NotFound)?;
+        if token.token_suffix.as_ref().is_some_and(|suffix| !key.expose().ends_with(suffix)) {
+            let fault = Fault::Broken("token_suffix is not the end of the key");
+            return Err(CallError::Fault(fault).into());
+        }
+        Ok(token)
     }
 
     /// Changes a live key.

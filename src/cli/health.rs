@@ -32,7 +32,8 @@ pub(super) fn check(args: &Healthcheck) -> Result<()> {
     if status != 200 {
         bail!("{}", text.trim());
     }
-    super::print(&text)
+    super::print(&text)?;
+    Ok(())
 }
 
 async fn ask(args: &Healthcheck) -> Result<(u16, String)> {

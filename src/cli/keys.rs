@@ -1,0 +1,253 @@
+//! `keyward keys`: the life of a key from a shell, with the environment variables alone. A key is read from standard input or
+//! a prompt, never from an argument, and printed once.
+
+mod changes;
+mod ends;
+mod prompt;
+mod reading;
+mod words;
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, bail};
+use clap::{Args, Subcommand};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::time::{Duration, Instant};
+use tokio_util::task::TaskTracker;
+
+use self::prompt::{Interrupt, Interrupted};
+use crate::config::{self, Environment, parse_duration};
+use crate::keys::{Keys, TokenId};
+use crate::metrics::Metrics;
+use crate::scalekit::Scalekit;
+use crate::scalekit::management::{CallError, Claims, Created, NewToken};
+
+#[derive(Args)]
+#[command(after_help = ENVIRONMENT)]
+pub(super) struct KeysArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const ENVIRONMENT: &str = "\
+Environment:
+  SCALEKIT_ENVIRONMENT_URL  the environment, as in https://acme.scalekit.com
+  SCALEKIT_CLIENT_ID        the client
+  SCALEKIT_CLIENT_SECRET    its secret
+Each may be given as NAME_FILE instead: a file that holds the value. There is no configuration file.
+
+The client needs api_credentials:read to list and inspect, :write to create and update, :rotate to revoke.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create a key, and show it once
+    #[command(after_help = CREATE_HELP)]
+    Create(changes::Create),
+    /// List an organization's live keys
+    #[command(after_help = LIST_HELP)]
+    List(reading::List),
+    /// Show what a key is good for; exit 1 if it is dead
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(reading::Inspect),
+    /// Change a key's claims and description
+    #[command(after_help = UPDATE_HELP)]
+    Update(changes::Update),
+    /// Replace a key by a new one with the same scope, claims, description and end
+    #[command(after_help = ROTATE_HELP)]
+    Rotate(ends::Rotate),
+    /// Revoke keys: they stop working on the next request
+    #[command(after_help = REVOKE_HELP)]
+    Revoke(ends::Revoke),
+}
+
+const CREATE_HELP: &str = "\
+Examples:
+  keyward keys create --org org_1001 --expires 90d --description \"CI\"
+  keyward keys create --org org_1001 --user usr_2001 --claim team=engineering --claim environment=production
+  keyward keys create --org org_1001 --quiet | vault kv put -mount=secret ci key=-";
+
+const LIST_HELP: &str = "\
+Examples:
+  keyward keys list --org org_1001
+  keyward keys list --org org_1001 --user usr_2001 --all
+  keyward keys list --org org_1001 --all --json | jq -r 'select(.expiry == null) | .token_id'";
+
+const INSPECT_HELP: &str = "\
+Examples:
+  keyward keys inspect                        asks for the key, and does not show it
+  keyward keys inspect < key.txt
+  keyward keys inspect apit_123456789012345   by its id";
+
+const UPDATE_HELP: &str = "\
+Scalekit replaces all claims of a key by those that are given; with --merge the others stay.
+
+Examples:
+  keyward keys update apit_123456789012345 --merge --claim team=support
+  keyward keys update apit_123456789012345 --merge --remove-claim trial
+  keyward keys update apit_123456789012345 --description \"CI, main branch\"";
+
+const ROTATE_HELP: &str = "\
+Examples:
+  keyward keys rotate apit_123456789012345                 the old key is revoked at once
+  keyward keys rotate apit_123456789012345 --overlap 24h   the old key works on, and the command to revoke it is printed";
+
+const REVOKE_HELP: &str = "\
+The exit code says how many could not be revoked. A key that is revoked already is no failure.
+
+Examples:
+  keyward keys revoke apit_123456789012345
+  keyward keys list --org org_1001 --all --json | jq -r .token_id | keyward keys revoke -";
+
+/// How something is printed.
+#[derive(Args, Clone, Copy)]
+struct Form {
+    /// JSON for programs, one object a line, with Scalekit's names
+    #[arg(long)]
+    json: bool,
+}
+
+/// How a new key is printed.
+#[derive(Args, Clone, Copy)]
+#[group(multiple = false)]
+struct KeyForm {
+    /// JSON for programs, with Scalekit's names
+    #[arg(long)]
+    json: bool,
+    /// Print the key and nothing else
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// A claim, as `NAME=VALUE`.
+#[derive(Clone)]
+struct Claim(String, String);
+
+impl std::str::FromStr for Claim {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (name, value) = text.split_once('=').ok_or("a claim is NAME=VALUE")?;
+        Ok(Self(name.to_owned(), value.to_owned()))
+    }
+}
+
+/// Each once: which of two is meant is not for Keyward to guess.
+fn claims(given: &[Claim]) -> Result<Claims> {
+    let mut claims = Claims::new();
+    for Claim(name, value) in given {
+        if claims.insert(name.clone(), value.clone()).is_some() {
+            bail!("the claim {name:?} is given twice");
+        }
+    }
+    Ok(claims)
+}
+
+/// A moment, or how long from now.
+#[derive(Clone, Copy)]
+enum Expiry {
+    At(Timestamp),
+    In(Duration),
+}
+
+impl std::str::FromStr for Expiry {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let day = || {
+            let date: jiff::civil::Date = text.parse().ok()?;
+            jiff::tz::TimeZone::UTC.to_timestamp(date.at(0, 0, 0, 0)).ok()
+        };
+        let at = text.parse().ok().or_else(day);
+        at.map(Self::At)
+            .or_else(|| parse_duration(text).map(Self::In))
+            .ok_or("it is a duration such as 90d, or a moment such as 2027-01-01T00:00:00Z or 2027-01-01")
+    }
+}
+
+impl Expiry {
+    fn moment(self, now: Timestamp) -> Result<Timestamp> {
+        match self {
+            Self::At(moment) => Ok(moment),
+            Self::In(time) => {
+                let whole = Timestamp::from_second(now.as_second()).unwrap_or(now);
+                whole.checked_add(time).context("that is too far in the future")
+            }
+        }
+    }
+}
+
+/// An id from the command line.
+fn id(text: &str) -> Result<TokenId> {
+    // SECURITY: the text is not repeated, as it may be a key.
+    text.parse().context("a key is given on standard input, and an id as an argument")
+}
+
+pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        let keys = connect().await?;
+        match args.command {
+            Command::Create(args) => changes::create(&keys, args).await,
+            Command::List(args) => reading::list(&keys, args).await,
+            Command::Inspect(args) => reading::inspect(&keys, args).await,
+            Command::Update(args) => changes::update(&keys, args).await,
+            Command::Rotate(args) => ends::rotate(&keys, args).await,
+            Command::Revoke(args) => ends::revoke(&keys, args).await,
+        }
+    });
+    // What a shell says of a program that Ctrl-C ended.
+    match done {
+        Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(130)),
+        done => done,
+    }
+}
+
+/// A connection to the environment, with an access token.
+async fn connect() -> Result<Keys> {
+    const WITHIN: Duration = Duration::from_secs(5);
+    let settings = config::scalekit_alone(&Environment::process())?;
+    let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
+    let keeper = Arc::clone(&scalekit);
+    tokio::spawn(async move { keeper.keep_access_token().await });
+    scalekit.access_token.bearer(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
+    Ok(Keys::new(scalekit))
+}
+
+/// Makes a key. Whoever wants out meanwhile is asked to wait, as Scalekit cannot be told to stop.
+async fn make(keys: &Keys, new: &NewToken) -> Result<Created> {
+    let mut interrupt = Interrupt::watch()?;
+    let mut creation = std::pin::pin!(keys.create(new));
+    tokio::select! {
+        created = &mut creation => return Ok(created?),
+        () = interrupt.comes() => {}
+    }
+    eprintln!(
+        "keyward: a key is being made; waiting for Scalekit's answer, so that it is not lost (again to leave)"
+    );
+    tokio::select! {
+        created = creation => Ok(created?),
+        () = interrupt.comes() => {
+            eprintln!("keyward: a key may have been made that nobody has seen: list the organization's keys, and revoke it");
+            Err(Interrupted.into())
+        }
+    }
+}
+
+/// Prints a new key. One that cannot be printed is lost, so its id is told.
+fn deliver(created: &Created, text: &impl fmt::Display) -> Result<()> {
+    let mut out = io::stdout().lock();
+    let printed = write!(out, "{text}").and_then(|()| out.flush());
+    printed.with_context(|| {
+        let id = &created.token.token_id;
+        format!("{id} was made, but its key could not be printed, and is lost; revoke it: keyward keys revoke {id}")
+    })
+}
+
+/// An object on a line.
+fn json(value: &impl Serialize) -> Result<String> {
+    Ok(serde_json::to_string(value)? + "\n")
+}

@@ -1,0 +1,106 @@
+//! `keyward keys list` and `inspect`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Args;
+use jiff::Timestamp;
+use serde_json::json;
+
+use super::super::print;
+use super::{Form, id, json, prompt, words};
+use crate::keys::{KeyError, Keys};
+use crate::scalekit::management::Listing;
+
+#[derive(Args)]
+pub(super) struct List {
+    /// The organization
+    #[arg(long, value_name = "ORG")]
+    org: String,
+    /// Only the keys of this user
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// All of them, page by page
+    #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
+    all: bool,
+    /// How many, from 1 to 30; 10 where nothing is said
+    #[arg(long, value_name = "N")]
+    page_size: Option<u8>,
+    /// Where to go on, as the page before told
+    #[arg(long, value_name = "TOKEN")]
+    page_token: Option<String>,
+    #[command(flatten)]
+    form: Form,
+}
+
+#[derive(Args)]
+pub(super) struct Inspect {
+    /// The id of the key; without it the key itself is read from standard input
+    #[arg(value_name = "ID")]
+    id: Option<String>,
+    #[command(flatten)]
+    form: Form,
+}
+
+const LARGEST_PAGE: u8 = 30;
+
+pub(super) async fn list(keys: &Keys, args: List) -> Result<ExitCode> {
+    let mut listing = Listing {
+        organization_id: args.org,
+        user_id: args.user,
+        page_size: if args.all { Some(LARGEST_PAGE) } else { args.page_size },
+        page_token: args.page_token,
+    };
+    let mut table = words::Table::new(Timestamp::now());
+    let mut any = false;
+    loop {
+        let page = keys.list(&listing).await?;
+        any |= !page.tokens.is_empty();
+        let text = if args.form.json {
+            page.tokens.iter().map(json).collect::<Result<String>>()?
+        } else if page.tokens.is_empty() {
+            String::new()
+        } else {
+            table.page(&page.tokens)
+        };
+        if !print(&text)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        match page.next_page_token {
+            Some(next) if args.all => listing.page_token = Some(next),
+            Some(next) => {
+                eprintln!(
+                    "There are {} in all; go on with --page-token {}",
+                    page.total_count,
+                    words::safe(&next)
+                );
+                break;
+            }
+            None => break,
+        }
+    }
+    if !any {
+        eprintln!(
+            "There are no live keys of {}.",
+            words::scope(&listing.organization_id, listing.user_id.as_deref())
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn inspect(keys: &Keys, args: Inspect) -> Result<ExitCode> {
+    let found = match &args.id {
+        Some(text) => keys.find(&id(text)?).await,
+        None => keys.inspect(&prompt::key().await?).await,
+    };
+    let found = match found {
+        Err(KeyError::NotFound) => None,
+        found => Some(found?),
+    };
+    print(&match (&found, args.form.json) {
+        (Some(token), false) => words::description(token, Timestamp::now()),
+        (None, false) => "Not a live key: it is unknown, expired or revoked.\n".to_owned(),
+        (found, true) => json(&json!({ "valid": found.is_some(), "token_info": found }))?,
+    })?;
+    Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
