@@ -127,20 +127,20 @@ impl Environment {
 ///
 /// # Errors
 /// Everything that is missing or wrong.
-pub fn scalekit_alone(environment: &Environment) -> Result<crate::scalekit::Settings, Problems> {
+pub fn scalekit_alone(environment: &Environment) -> Result<crate::scalekit::Settings, String> {
     let missing = |name: &&&str| matches!(environment.secret(name), Ok(None));
     let names = ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"];
     let missing: Vec<String> =
         names.iter().filter(missing).map(|name| format!("{name} is not set, nor {name}_FILE")).collect();
     if !missing.is_empty() {
-        return Err(Problems(missing));
+        return Err(missing.join("; "));
     }
     let found = reader::Found::default();
     let section = reader::Section::root(&found, toml::de::DeTable::new());
     let settings =
         scalekit::read(section, &mut validator::Settings::default(), &found, environment, &mut Vec::new());
     let line = |problem: reader::Problem| format!("{}: {}", problem.key, problem.text);
-    settings.ok_or_else(|| Problems(found.into_inner().into_iter().map(line).collect()))
+    settings.ok_or_else(|| found.into_inner().into_iter().map(line).collect::<Vec<_>>().join("; "))
 }
 
 /// `2s`, `250ms`, `1m 30s`: a duration as people write it.

@@ -72,7 +72,7 @@ pub struct Management {
 struct Done {
     status: StatusCode,
     content: serde_json::Value,
-    token_id: Option<String>,
+    token_id: Option<Box<str>>,
     location: Option<String>,
 }
 
@@ -167,8 +167,8 @@ impl Management {
             keyward.audit.action = operation,
             keyward.audit.outcome = outcome,
             keyward.org.id = call.map(|call| call.organization.as_str()),
-            keyward.token.id = named.as_ref().or(made.as_ref()),
-            keyward.new_token.id = named.as_ref().and(made.as_ref()),
+            keyward.token.id = named.as_deref().or(made.as_deref()),
+            keyward.new_token.id = named.as_deref().and(made.as_deref()),
             "key management"
         );
     }
@@ -195,7 +195,7 @@ impl Management {
         let (key, token) = (created.key.expose(), &created.token);
         let body = CreatedBody { token: key, token_id: &token.token_id, token_info: token };
         Ok(Done {
-            token_id: Some(token.token_id.clone()),
+            token_id: Some(token.token_id.as_str().into()),
             location: Some(place(token)),
             ..done(StatusCode::CREATED, &body)?
         })
@@ -277,7 +277,7 @@ impl Management {
         Ok(Done {
             status: StatusCode::CREATED,
             content,
-            token_id: Some(token.token_id.clone()),
+            token_id: Some(token.token_id.as_str().into()),
             location: Some(place(token)),
         })
     }

@@ -183,7 +183,8 @@ impl Expiry {
 /// An id from the command line.
 fn id(text: &str) -> Result<TokenId> {
     // SECURITY: the text is not repeated, as it may be a key.
-    text.parse().context("a key is given on standard input, and an id as an argument")
+    text.parse()
+        .map_err(|error| anyhow::anyhow!("{error}; a key itself is only ever given on standard input"))
 }
 
 pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
@@ -209,7 +210,7 @@ pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
 /// A connection to the environment, with an access token.
 async fn connect() -> Result<Keys> {
     const WITHIN: Duration = Duration::from_secs(5);
-    let settings = config::scalekit_alone(&Environment::process())?;
+    let settings = config::scalekit_alone(&Environment::process()).map_err(anyhow::Error::msg)?;
     let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
     let keeper = Arc::clone(&scalekit);
     tokio::spawn(async move { keeper.keep_access_token().await });

@@ -31,12 +31,11 @@ pub(super) fn read(mut section: Section<'_, '_>, others: [(&str, &Listen); 2]) -
         require_expiry: section.take("require_expiry", boolean).unwrap_or(false),
         claims: section.list("allowed_claims", None, |claim| Ok(claim.to_owned())),
     };
+    let is_guarded = section.had("tls") && section.had("secret_file");
     if let Some(listen) = &listen {
         match listen {
             // SECURITY: whoever gets there makes keys of every organization.
-            Listen::Tcp(address)
-                if !address.ip().is_loopback() && !(section.had("tls") && section.had("secret_file")) =>
-            {
+            Listen::Tcp(address) if !(address.ip().is_loopback() || is_guarded) => {
                 section.problem(
                     "listen",
                     "is not a loopback address, and so needs tls and secret_file; better is a unix socket, or 127.0.0.1",

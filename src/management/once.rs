@@ -89,7 +89,7 @@ impl Kept {
                 conflict("request_in_progress", "The first request of this Idempotency-Key runs still.")
             }
             Outcome::Made(id) => Problem {
-                token_id: Some(id.clone()),
+                token_id: Some(id.as_str().into()),
                 ..conflict(
                     "already_created",
                     "The key was created already, and is shown once only. Where its answer was lost, revoke it and create \
@@ -154,7 +154,7 @@ impl Drop for Turn {
 mod tests {
     use super::*;
 
-    fn code(begun: Result<Turn, Problem>) -> (&'static str, Option<String>) {
+    fn code(begun: Result<Turn, Problem>) -> (&'static str, Option<Box<str>>) {
         begun.map_or_else(|problem| (problem.code, problem.token_id), |_| ("begun", None))
     }
 

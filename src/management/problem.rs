@@ -20,13 +20,13 @@ pub(super) struct Problem {
     /// For people.
     pub(super) detail: String,
     /// The key that there is already.
-    pub(super) token_id: Option<String>,
+    pub(super) token_id: Option<Box<str>>,
     /// Keys that may have been made, and that nobody has seen.
     pub(super) suspects: Vec<String>,
     /// For `Allow`.
     pub(super) allow: Option<&'static str>,
     /// Seconds.
-    pub(super) retry_after: Option<u64>,
+    pub(super) retry_after: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -120,7 +120,8 @@ impl From<KeyError> for Problem {
 
 impl Problem {
     fn of_a_fault(fault: &Fault, code: &'static str) -> Self {
-        let wait = fault.retry_after().map_or(1, |wait| wait.as_secs().max(1));
+        let wait =
+            fault.retry_after().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
         Self {
             retry_after: Some(wait),
             ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, fault.to_string())

@@ -50,7 +50,9 @@ pub(super) fn expires(expiry: Option<Timestamp>, now: Timestamp) -> String {
         [("year", 365 * 86_400), ("month", 30 * 86_400), ("day", 86_400), ("hour", 3600), ("minute", 60)];
     let unit =
         units.into_iter().find(|(name, length)| seconds >= *length * if *name == "month" { 4 } else { 2 });
-    let (name, count) = unit.map_or(("second", seconds), |(name, length)| (name, seconds / length));
+    // Rounded: a key made for 90 days has 90 days a moment later, too.
+    let (name, count) =
+        unit.map_or(("second", seconds), |(name, length)| (name, (seconds + length / 2) / length));
     format!("in {count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
@@ -190,9 +192,10 @@ mod tests {
             (1, "in 1 second"),
             (119, "in 119 seconds"),
             (120, "in 2 minutes"),
-            (7199, "in 119 minutes"),
+            (7199, "in 120 minutes"),
             (7200, "in 2 hours"),
             (2 * 86_400, "in 2 days"),
+            (90 * 86_400 - 1, "in 90 days"),
             (90 * 86_400, "in 90 days"),
             (120 * 86_400, "in 4 months"),
             (800 * 86_400, "in 2 years"),
@@ -225,11 +228,13 @@ mod tests {
             custom_claims: Some(Claims::from([("m\r".to_owned(), "\u{1b}".to_owned())])),
             description: None,
         };
-        for text in
-            [Table::new(now).page(&[token.clone()]), description(&token, now), difference(&token, &change)]
-        {
+        for text in [
+            Table::new(now).page(std::slice::from_ref(&token)),
+            description(&token, now),
+            difference(&token, &change),
+        ] {
             assert!(!text.chars().any(|char| char.is_control() && char != '\n'), "{text:?}");
         }
-        assert_eq!(Table::new(now).page(&[token]).lines().count(), 2);
+        assert_eq!(Table::new(now).page(std::slice::from_ref(&token)).lines().count(), 2);
     }
 }
