@@ -24,6 +24,7 @@ use self::reader::Lines;
 
 use crate::listener::Listen;
 use crate::route::RouteTable;
+use crate::scalekit::Transport;
 use crate::secret::{Secret, SecretSource};
 use crate::upstream::forwarded::Trusted;
 use crate::{access_log, credential, gateway, identity, listener, upstream, validator};
@@ -127,7 +128,10 @@ impl Environment {
 ///
 /// # Errors
 /// Everything that is missing or wrong.
-pub fn scalekit_alone(environment: &Environment) -> Result<crate::scalekit::Settings, String> {
+pub fn scalekit_alone(
+    environment: &Environment,
+    transport: Transport,
+) -> Result<crate::scalekit::Settings, String> {
     let missing = |name: &&&str| matches!(environment.secret(name), Ok(None));
     let names = ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"];
     let missing: Vec<String> =
@@ -140,6 +144,7 @@ pub fn scalekit_alone(environment: &Environment) -> Result<crate::scalekit::Sett
     let settings =
         scalekit::read(section, &mut validator::Settings::default(), &found, environment, &mut Vec::new());
     let line = |problem: reader::Problem| format!("{}: {}", problem.key, problem.text);
+    let settings = settings.map(|settings| settings.over(transport));
     settings.ok_or_else(|| found.into_inner().into_iter().map(line).collect::<Vec<_>>().join("; "))
 }
 

@@ -196,7 +196,7 @@ impl Keys {
         }
         check_description(change.description.as_deref())?;
         match self.scalekit.update_token(&id.0, change).await {
-            Err(CallError::Refused(refusal)) if refusal.status == 404 => Err(KeyError::NotFound),
+            Err(CallError::Refused(refusal)) if refusal.code == 5 => Err(KeyError::NotFound),
             done => Ok(done?),
         }
     }
@@ -207,7 +207,7 @@ impl Keys {
     /// `NotFound` for one that never was; otherwise when it was not done, or may not have been.
     pub async fn revoke(&self, id: &TokenId) -> Result<(), KeyError> {
         match self.scalekit.invalidate_token(&id.0).await {
-            Err(CallError::Refused(refusal)) if refusal.status == 404 => Err(KeyError::NotFound),
+            Err(CallError::Refused(refusal)) if refusal.code == 5 => Err(KeyError::NotFound),
             done => Ok(done?),
         }
     }

@@ -1,9 +1,11 @@
-//! Scalekit's REST API, as far as Keyward needs it, and what its answers mean (contract section 5). Whose fault a failure
+//! Scalekit's API over REST and gRPC, as far as Keyward needs it, and what its answers mean (contract section 5). Whose fault a failure
 //! is decides everything after it, so each has its own name.
 
 pub mod access_token;
+mod grpc;
 pub mod management;
 mod probe;
+pub(crate) mod proto;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, TE, USER_AGENT};
 use hyper::{Method, Request, StatusCode};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
@@ -35,6 +37,37 @@ pub struct Settings {
     pub client_secret: SecretSource,
     /// One validation, retries included.
     pub timeout: Duration,
+    /// How it is spoken to.
+    pub transport: Transport,
+}
+
+impl Settings {
+    /// The same, spoken to in this way.
+    #[must_use]
+    pub fn over(mut self, transport: Transport) -> Self {
+        self.origin.protocol = transport.protocol();
+        Self { transport, ..self }
+    }
+}
+
+impl Transport {
+    /// gRPC takes HTTP/2.
+    fn protocol(self) -> origin::Protocol {
+        match self {
+            Self::Rest => origin::Protocol::Auto,
+            Self::Grpc => origin::Protocol::Http2,
+        }
+    }
+}
+
+/// How Scalekit is spoken to. The own access token is fetched over REST either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// JSON over HTTP/1.1 or HTTP/2.
+    #[default]
+    Rest,
+    /// What Scalekit's own SDKs speak; HTTP/2 alone.
+    Grpc,
 }
 
 /// Why Scalekit gave no verdict. Nothing here says anything about a key.
@@ -44,7 +77,7 @@ pub enum Fault {
     #[error("Scalekit cannot be reached: {0}")]
     Unreachable(String),
     /// No answer: the connection broke after something was sent.
-    #[error("Scalekit gave no answer: {0}")]
+    #[error("Scalekit cannot be reached: {0}")]
     BrokeOff(String),
     /// Nobody there whose certificate can be trusted, or who speaks TLS at all.
     #[error(
@@ -139,6 +172,7 @@ pub struct Scalekit {
     /// The access token.
     pub access_token: access_token::AccessToken,
     timeout: Duration,
+    transport: Transport,
     retries: tokens::RetryBudget,
     metrics: Arc<Metrics>,
 }
@@ -148,6 +182,15 @@ struct Answer {
     status: StatusCode,
     headers: HeaderMap,
     body: Bytes,
+    trailers: HeaderMap,
+}
+
+/// What is sent.
+#[derive(Clone)]
+enum Content {
+    Form(Bytes),
+    Json(Bytes),
+    Grpc(Bytes),
 }
 
 /// A `Retry-After` beyond this is passed on, but not waited out: it may be a mistake, and nothing is served meanwhile.
@@ -176,6 +219,7 @@ impl Scalekit {
                 settings.client_secret.clone(),
             ),
             timeout: settings.timeout,
+            transport: settings.transport,
             retries: tokens::RetryBudget::default(),
             metrics,
         }))
@@ -187,14 +231,14 @@ impl Scalekit {
         &self,
         method: Method,
         path: &str,
-        content: Bytes,
+        content: Content,
         deadline: Instant,
     ) -> Result<Answer, Fault> {
         let bearer = self.access_token.bearer(deadline).await?;
         let call = async |authorization| {
             let began = Instant::now();
             let (method, content) = (method.clone(), content.clone());
-            let call = self.call(method, path, "application/json", Some(authorization), content);
+            let call = self.call(method, path, Some(authorization), content);
             timeout_at(deadline, call).await.unwrap_or_else(|_| {
                 // Whatever was connected may lead nowhere: the next call starts anew.
                 self.origin.forget(began);
@@ -202,7 +246,7 @@ impl Scalekit {
             })
         };
         let answer = call(bearer.value.clone()).await?;
-        if answer.status != StatusCode::UNAUTHORIZED {
+        if answer.status != StatusCode::UNAUTHORIZED && answer.grpc_status() != Some(grpc::UNAUTHENTICATED) {
             return Ok(answer);
         }
         let bearer = self.access_token.renewed(&bearer, deadline).await?;
@@ -214,10 +258,14 @@ impl Scalekit {
         &self,
         method: Method,
         path: &str,
-        content_type: &'static str,
         authorization: Option<HeaderValue>,
-        content: Bytes,
+        content: Content,
     ) -> Result<Answer, Fault> {
+        let (content_type, content) = match content {
+            Content::Form(content) => ("application/x-www-form-urlencoded", content),
+            Content::Json(content) => ("application/json", content),
+            Content::Grpc(content) => ("application/grpc", content),
+        };
         let mut request = Request::new(body::full(content));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
@@ -225,20 +273,26 @@ impl Scalekit {
         headers.insert(HOST, self.host.clone());
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))));
+        if content_type == "application/grpc" {
+            headers.insert(TE, HeaderValue::from_static("trailers"));
+        }
         if let Some(value) = authorization {
             headers.insert(hyper::header::AUTHORIZATION, value);
         }
         let response = self.origin.send(request).await.map_err(|error| unreachable(&error))?;
         let (head, mut frames) = response.into_parts();
-        let mut body = BytesMut::new();
+        let (mut body, mut trailers) = (BytesMut::new(), HeaderMap::new());
         while let Some(frame) = frames.frame().await {
             let frame = frame.map_err(|error| Fault::BrokeOff(format!("its answer broke off: {error}")))?;
+            if let Some(last) = frame.trailers_ref() {
+                trailers.clone_from(last);
+            }
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             if body.len() > MAX_ANSWER {
                 return Err(Fault::Broken("an answer of more than 256 KiB"));
             }
         }
-        Ok(Answer { status: head.status, headers: head.headers, body: body.freeze() })
+        Ok(Answer { status: head.status, headers: head.headers, body: body.freeze(), trailers })
     }
 }
 

@@ -23,14 +23,33 @@ use self::prompt::{Interrupt, Interrupted};
 use crate::config::{self, Environment, parse_duration};
 use crate::keys::{Keys, TokenId};
 use crate::metrics::Metrics;
-use crate::scalekit::Scalekit;
 use crate::scalekit::management::{CallError, Claims, Created, NewToken};
+use crate::scalekit::{Scalekit, Transport};
 
 #[derive(Args)]
 #[command(after_help = ENVIRONMENT)]
 pub(super) struct KeysArgs {
     #[command(subcommand)]
     command: Command,
+    /// How Scalekit is spoken to: rest, or grpc, which is what its own SDKs speak
+    #[arg(
+        long,
+        global = true,
+        value_name = "WIRE",
+        env = "KEYWARD_TRANSPORT",
+        default_value = "rest",
+        value_parser = transport,
+        hide_env = true
+    )]
+    transport: Transport,
+}
+
+fn transport(text: &str) -> Result<Transport, &'static str> {
+    match text {
+        "rest" => Ok(Transport::Rest),
+        "grpc" => Ok(Transport::Grpc),
+        _ => Err("it is rest or grpc"),
+    }
 }
 
 const ENVIRONMENT: &str = "\
@@ -190,7 +209,7 @@ fn id(text: &str) -> Result<TokenId> {
 pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
-        let keys = connect().await?;
+        let keys = connect(args.transport).await?;
         match args.command {
             Command::Create(args) => changes::create(&keys, args).await,
             Command::List(args) => reading::list(&keys, args).await,
@@ -208,9 +227,9 @@ pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
 }
 
 /// A connection to the environment, with an access token.
-async fn connect() -> Result<Keys> {
+async fn connect(transport: Transport) -> Result<Keys> {
     const WITHIN: Duration = Duration::from_secs(5);
-    let settings = config::scalekit_alone(&Environment::process()).map_err(anyhow::Error::msg)?;
+    let settings = config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
     let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
     let keeper = Arc::clone(&scalekit);
     tokio::spawn(async move { keeper.keep_access_token().await });

@@ -7,6 +7,7 @@ use super::Environment;
 use super::reader::{Found, NO_SECRETS, Section, Value};
 use super::urls::url;
 use super::values::{choice, duration, integer, roots, text};
+use crate::scalekit::Transport;
 use crate::secret::{Secret, SecretSource};
 use crate::{scalekit, validator};
 
@@ -44,9 +45,8 @@ pub(super) fn read(
     let mut find = |wanted: &Wanted| wanted.find(&mut section, found, environment, warnings);
     let (url, client_id, client_secret) = (find(&URL), find(&CLIENT_ID), find(&CLIENT_SECRET));
     let roots = section.take("ca_file", roots);
-    if section.take("transport", choice(&[("rest", true), ("grpc", false)])) == Some(false) {
-        section.problem("transport", "is not in this version, which speaks \"rest\" alone");
-    }
+    let transports = choice(&[("rest", Transport::Rest), ("grpc", Transport::Grpc)]);
+    let transport = section.take("transport", transports).unwrap_or_default();
     if let Some(timeout) = section.take("timeout", duration(Duration::from_millis(10))) {
         validator.timeout = timeout;
     }
@@ -68,13 +68,15 @@ pub(super) fn read(
     section.finish();
     let (environment_url, mut origin) = origin?;
     origin.connect_timeout = origin.connect_timeout.min(validator.timeout);
-    Some(scalekit::Settings {
+    let settings = scalekit::Settings {
         environment_url,
         origin,
         client_id: client_id?.0,
         client_secret: client_secret?.0,
         timeout: validator.timeout,
-    })
+        transport: Transport::Rest,
+    };
+    Some(settings.over(transport))
 }
 
 fn url_is_one(given: &str) -> Result<(), String> {

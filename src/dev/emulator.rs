@@ -27,7 +27,6 @@ pub mod directory;
 pub mod faults;
 mod grpc;
 mod key;
-mod proto;
 mod rest;
 mod service;
 mod status;

@@ -104,9 +104,9 @@ impl From<KeyError> for Problem {
                 let suspects = suspects.unwrap_or_default();
                 Self { detail, suspects, ..Self::of_a_fault(&fault, "outcome_unknown") }
             }
-            KeyError::Call(CallError::Refused(refusal)) => match refusal.status {
-                404 => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
-                409 => Self::new(StatusCode::CONFLICT, "conflict", detail),
+            KeyError::Call(CallError::Refused(refusal)) => match refusal.code {
+                5 => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+                6 | 10 => Self::new(StatusCode::CONFLICT, "conflict", detail),
                 _ => Self::invalid(detail),
             },
             KeyError::Call(CallError::Permission(_)) => {

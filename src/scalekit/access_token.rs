@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use super::{Fault, Scalekit};
+use super::{Content, Fault, Scalekit};
 use crate::metrics::Outcome;
 use crate::secret::SecretSource;
 
@@ -190,9 +190,7 @@ impl Scalekit {
             .append_pair("client_id", id.expose())
             .append_pair("client_secret", secret.expose())
             .finish();
-        let answer = self
-            .call(Method::POST, "/oauth/token", "application/x-www-form-urlencoded", None, Bytes::from(form))
-            .await?;
+        let answer = self.call(Method::POST, "/oauth/token", None, Content::Form(Bytes::from(form))).await?;
         match answer.status.as_u16() {
             200 => {}
             // RFC 6749 section 5.2: invalid_client may be either.

@@ -6,11 +6,13 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use hyper::Method;
 use jiff::Timestamp;
+use prost::Message;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::{Duration, Instant};
 
 use super::tokens::{ErrorBody, VALIDATE};
-use super::{Answer, Fault, Scalekit};
+use super::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::secret::Secret;
 
 /// Free text by name (contract section 2 has the limits).
@@ -162,9 +164,7 @@ pub enum CallError {
 /// Scalekit's own words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// The HTTP status.
-    pub status: u16,
-    /// The gRPC code.
+    /// The gRPC code, which REST's answers carry too.
     pub code: i64,
     /// What it says, on one line and not too long.
     pub message: String,
@@ -172,7 +172,7 @@ pub struct Refusal {
 
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} (HTTP {}, code {})", self.message, self.status, self.code)
+        write!(f, "{} (code {})", self.message, self.code)
     }
 }
 
@@ -227,12 +227,21 @@ impl Scalekit {
     /// # Errors
     /// When there is none, or none that anybody saw.
     pub async fn create_token(&self, new: &NewToken) -> Result<Created, CallError> {
-        let answer = self.manage(Needs::Write, Method::POST, TOKENS, json(new)?).await?;
-        let read: Option<CreatedAnswer> = serde_json::from_slice(&answer.body).ok();
-        let made = read.and_then(|made| Some((made.token.filter(|key| !key.is_empty())?, made.token_info?)));
+        let made = match self.transport {
+            Transport::Rest => {
+                let made: CreatedAnswer = self.rest(Needs::Write, Method::POST, TOKENS, json(new)?).await?;
+                (made.token, made.token_info)
+            }
+            Transport::Grpc => {
+                let request = proto::CreateTokenRequest { token: Some(new.into()) };
+                let made: proto::CreateTokenResponse =
+                    self.rpc(Needs::Write, "CreateToken", &request).await?;
+                (Some(made.token), made.token_info.and_then(told))
+            }
+        };
         match made {
-            Some((key, token)) => Ok(Created { key: Secret::new(key), token }),
-            None => Err(CallError::Lost(Fault::Broken("the new key is not in it"))),
+            (Some(key), Some(token)) if !key.is_empty() => Ok(Created { key: Secret::new(key), token }),
+            _ => Err(CallError::Lost(Fault::Broken("the new key is not in it"))),
         }
     }
 
@@ -241,8 +250,22 @@ impl Scalekit {
     /// # Errors
     /// When there is no answer.
     pub async fn list_tokens(&self, listing: &Listing) -> Result<Page, CallError> {
-        let answer = self.manage(Needs::Read, Method::GET, &listing.path(), Bytes::new()).await?;
-        serde_json::from_slice(&answer.body).map_err(|_| broken("a 200 that is not a list of keys"))
+        match self.transport {
+            Transport::Rest => {
+                self.rest(Needs::Read, Method::GET, &listing.path(), Content::Json(Bytes::new())).await
+            }
+            Transport::Grpc => {
+                let page: proto::ListTokensResponse =
+                    self.rpc(Needs::Read, "ListTokens", &proto::ListTokensRequest::from(listing)).await?;
+                let some = |text: String| Some(text).filter(|text| !text.is_empty());
+                Ok(Page {
+                    tokens: page.tokens.into_iter().filter_map(told).collect(),
+                    total_count: page.total_count.into(),
+                    next_page_token: some(page.next_page_token),
+                    prev_page_token: some(page.prev_page_token),
+                })
+            }
+        }
     }
 
     /// The live key of this id, or this key. None for one that is unknown, revoked or expired.
@@ -250,22 +273,27 @@ impl Scalekit {
     /// # Errors
     /// When there is no answer.
     pub async fn describe_token(&self, token: &str) -> Result<Option<Token>, CallError> {
-        let deadline = Instant::now() + LIMIT;
-        let answer = self.call_as_client(Method::POST, VALIDATE, json(&Named { token })?, deadline).await;
-        let answer = answer.map_err(CallError::Fault)?;
-        match answer.status.as_u16() {
-            200 => match serde_json::from_slice(&answer.body) {
-                Ok(Info { token_info: Some(token) }) if !token.organization_id.is_empty() => Ok(Some(token)),
-                _ => Err(broken("a 200 that tells of no key")),
-            },
-            status @ (400 | 404)
-                if answer.is_json()
-                    && serde_json::from_slice::<ErrorBody>(&answer.body)
-                        .is_ok_and(|body| body.is_about_the_key(status)) =>
-            {
-                Ok(None)
+        let found = match self.transport {
+            Transport::Rest => {
+                let content = json(&Named { token })?;
+                let found: Result<Info, _> = self.rest(Needs::Read, Method::POST, VALIDATE, content).await;
+                found.map(|found| found.token_info)
             }
-            _ => Err(answer.refusal(Needs::Read)),
+            Transport::Grpc => {
+                let request = proto::TokenRequest { token: token.to_owned() };
+                let found: Result<proto::TokenResponse, _> =
+                    self.rpc(Needs::Read, "ValidateToken", &request).await;
+                found.map(|found| found.token_info.and_then(told))
+            }
+        };
+        match found {
+            Ok(Some(token)) if !token.organization_id.is_empty() => Ok(Some(token)),
+            Ok(_) => Err(CallError::Fault(Fault::Broken("it tells of no key"))),
+            // NOT_FOUND and INVALID_ARGUMENT, as in the table of contract section 5.
+            Err(CallError::Refused(Refusal { code: 5 | 3, .. })) => Ok(None),
+            // Reading changes nothing.
+            Err(CallError::Lost(fault)) => Err(CallError::Fault(fault)),
+            Err(error) => Err(error),
         }
     }
 
@@ -274,13 +302,23 @@ impl Scalekit {
     /// # Errors
     /// When it was not done, or may not have been.
     pub async fn update_token(&self, token_id: &str, change: &Change) -> Result<Token, CallError> {
-        let content = json(&Update { token: token_id, change })?;
-        let path = format!("{TOKENS}:update");
-        let answer = self.manage(Needs::Write, Method::POST, &path, content).await?;
-        match serde_json::from_slice(&answer.body) {
-            Ok(Info { token_info: Some(token) }) => Ok(token),
-            _ => Err(CallError::Lost(Fault::Broken("the changed key is not in it"))),
-        }
+        let token = match self.transport {
+            Transport::Rest => {
+                let content = json(&Update { token: token_id, change })?;
+                let path = format!("{TOKENS}:update");
+                self.rest::<Info>(Needs::Write, Method::POST, &path, content).await?.token_info
+            }
+            Transport::Grpc => {
+                let request = proto::UpdateTokenRequest {
+                    token: token_id.to_owned(),
+                    description: change.description.clone(),
+                    custom_claims: change.custom_claims.clone().unwrap_or_default(),
+                };
+                let changed: proto::TokenResponse = self.rpc(Needs::Write, "UpdateToken", &request).await?;
+                changed.token_info.and_then(told)
+            }
+        };
+        token.ok_or(CallError::Lost(Fault::Broken("the changed key is not in it")))
     }
 
     /// Revokes a key. One that is revoked already stays so.
@@ -288,59 +326,89 @@ impl Scalekit {
     /// # Errors
     /// When it was not done, or may not have been.
     pub async fn invalidate_token(&self, token_id: &str) -> Result<(), CallError> {
-        let (path, content) = (format!("{TOKENS}:invalidate"), json(&Named { token: token_id })?);
-        self.manage(Needs::Rotate, Method::POST, &path, content).await.map(|_| ())
+        match self.transport {
+            Transport::Rest => {
+                let (path, content) = (format!("{TOKENS}:invalidate"), json(&Named { token: token_id })?);
+                self.rest::<IgnoredAny>(Needs::Rotate, Method::POST, &path, content).await.map(|_| ())
+            }
+            Transport::Grpc => {
+                let request = proto::TokenRequest { token: token_id.to_owned() };
+                self.rpc::<()>(Needs::Rotate, "InvalidateToken", &request).await
+            }
+        }
     }
 
-    /// One call that is answered 200 or 201.
-    async fn manage(
+    /// One call over REST that is answered 200 or 201.
+    async fn rest<T: DeserializeOwned>(
         &self,
         needs: Needs,
         method: Method,
         path: &str,
-        content: Bytes,
-    ) -> Result<Answer, CallError> {
-        let deadline = Instant::now() + LIMIT;
-        // Without a token nothing is sent, and nothing is lost.
-        self.access_token.bearer(deadline).await.map_err(CallError::Fault)?;
-        let answer = self.call_as_client(method, path, content, deadline).await;
-        let answer = answer.map_err(|fault| match fault {
-            Fault::BrokeOff(_) | Fault::Timeout | Fault::Broken(_) => CallError::Lost(fault),
-            _ => CallError::Fault(fault),
-        })?;
+        content: Content,
+    ) -> Result<T, CallError> {
+        let deadline = self.ready().await?;
+        let answer = self.call_as_client(method, path, content, deadline).await.map_err(CallError::of)?;
         match answer.status.as_u16() {
-            200 | 201 => Ok(answer),
+            200 | 201 => serde_json::from_slice(&answer.body)
+                .map_err(|_| CallError::Lost(Fault::Broken("a 200 that is not the JSON expected"))),
             _ => Err(answer.refusal(needs)),
+        }
+    }
+
+    /// One call over gRPC.
+    async fn rpc<M: Message + Default>(
+        &self,
+        needs: Needs,
+        name: &str,
+        request: &impl Message,
+    ) -> Result<M, CallError> {
+        let deadline = self.ready().await?;
+        let answer = self.unary(name, request, deadline).await.map_err(CallError::of)?;
+        answer.map_err(|status| match status.code {
+            7 => CallError::Permission(needs.permission()),
+            3 | 5 | 6 | 9 | 10 | 11 => {
+                CallError::Refused(Refusal { code: status.code, message: one_line(&status.message) })
+            }
+            1 | 2 | 4 | 13 | 14 | 15 => CallError::Lost(status.fault()),
+            _ => CallError::Fault(status.fault()),
+        })
+    }
+
+    /// When a call that begins now must have ended. Without an access token nothing is sent, and nothing can be lost.
+    async fn ready(&self) -> Result<Instant, CallError> {
+        let deadline = Instant::now() + LIMIT;
+        self.access_token.bearer(deadline).await.map_err(CallError::Fault)?;
+        Ok(deadline)
+    }
+}
+
+impl CallError {
+    /// What it means for what was asked that there was no answer.
+    fn of(fault: Fault) -> Self {
+        match fault {
+            // A server that failed may have failed after it was done.
+            Fault::BrokeOff(_) | Fault::Timeout | Fault::Broken(_) | Fault::Down(_) => Self::Lost(fault),
+            _ => Self::Fault(fault),
         }
     }
 }
 
-fn broken(what: &'static str) -> CallError {
-    CallError::Fault(Fault::Broken(what))
-}
-
 /// Structs of texts, numbers and maps of text have a form in JSON.
-fn json(value: &impl Serialize) -> Result<Bytes, CallError> {
-    serde_json::to_vec(value).map(Bytes::from).map_err(|_| broken("this cannot be written as JSON"))
+fn json(value: &impl Serialize) -> Result<Content, CallError> {
+    let content = serde_json::to_vec(value).map(|content| Content::Json(content.into()));
+    content.map_err(|_| CallError::Fault(Fault::Broken("this cannot be written as JSON")))
 }
 
 impl Answer {
     fn refusal(&self, needs: Needs) -> CallError {
-        let status = self.status.as_u16();
         let said = serde_json::from_slice::<ErrorBody>(&self.body).ok().filter(|_| self.is_json());
-        match (status, said) {
+        match (self.status.as_u16(), said) {
             (403, _) => CallError::Permission(needs.permission()),
-            // A server that failed may have failed after it was done.
-            (500.., _) => CallError::Lost(self.fault()),
-            (400 | 404 | 409, Some(body)) if !body.is_unknown_route() => match body.code {
-                Some(code) => CallError::Refused(Refusal {
-                    status,
-                    code,
-                    message: one_line(&body.message.unwrap_or_default()),
-                }),
-                None => CallError::Fault(self.fault()),
-            },
-            _ => CallError::Fault(self.fault()),
+            (400 | 404 | 409, Some(body)) if !body.is_unknown_route() && body.code.is_some() => {
+                let message = one_line(&body.message.unwrap_or_default());
+                CallError::Refused(Refusal { code: body.code.unwrap_or_default(), message })
+            }
+            _ => CallError::of(self.fault()),
         }
     }
 }
@@ -367,11 +435,57 @@ fn absent_or<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) 
 }
 
 /// A claim that is not a string is taken as its JSON text (contract section 5).
-fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
+pub(super) fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
     let claims = Option::<BTreeMap<String, serde_json::Value>>::deserialize(from)?.unwrap_or_default();
     let text = |value| match value {
         serde_json::Value::String(text) => text,
         other => other.to_string(),
     };
     Ok(claims.into_iter().map(|(name, value)| (name, text(value))).collect())
+}
+
+/// A key as gRPC tells of it; `None` where a moment is none.
+fn told(token: proto::Token) -> Option<Token> {
+    let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let moment = |moment: Option<proto::Timestamp>| match moment {
+        None => Some(None),
+        Some(moment) => moment.moment().map(Some),
+    };
+    Some(Token {
+        token_id: token.token_id,
+        organization_id: token.organization_id,
+        organization_external_id: some(Some(token.organization_external_id)),
+        user_id: some(token.user_id),
+        user_external_id: some(token.user_external_id),
+        email: some(token.email),
+        roles: token.roles,
+        custom_claims: token.custom_claims,
+        description: some(token.description),
+        token_suffix: some(Some(token.token_suffix)),
+        created_at: moment(token.created_at)?,
+        expiry: moment(token.expiry)?,
+    })
+}
+
+impl From<&NewToken> for proto::CreateToken {
+    fn from(new: &NewToken) -> Self {
+        Self {
+            organization_id: new.organization_id.clone(),
+            user_id: new.user_id.clone().unwrap_or_default(),
+            custom_claims: new.custom_claims.clone(),
+            expiry: new.expiry.map(proto::Timestamp::from),
+            description: new.description.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl From<&Listing> for proto::ListTokensRequest {
+    fn from(listing: &Listing) -> Self {
+        Self {
+            organization_id: listing.organization_id.clone(),
+            user_id: listing.user_id.clone(),
+            page_size: listing.page_size.unwrap_or_default().into(),
+            page_token: listing.page_token.clone().unwrap_or_default(),
+        }
+    }
 }

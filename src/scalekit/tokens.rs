@@ -1,16 +1,18 @@
-//! `tokens:validate`, and what its answers mean: the table of contract section 5.
+//! ValidateToken, and what its answers mean: the table of contract section 5.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use hyper::Method;
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
-use super::{Answer, Fault, Scalekit};
+use super::grpc::Status;
+use super::management::{self, Claims};
+use super::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::credential::ApiKey;
 use crate::identity::{self, Identity};
 
@@ -67,10 +69,48 @@ struct TokenInfo {
     organization_external_id: Option<String>,
     user_id: Option<String>,
     user_external_id: Option<String>,
-    custom_claims: Option<BTreeMap<String, serde_json::Value>>,
-    expiry: Option<String>,
+    #[serde(default, deserialize_with = "management::claims")]
+    custom_claims: Claims,
+    #[serde(default)]
+    expiry: Expiry,
     token_suffix: Option<String>,
     roles: Option<Vec<String>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(from = "Option<String>")]
+enum Expiry {
+    #[default]
+    Never,
+    At(Timestamp),
+    Broken,
+}
+
+impl From<Option<String>> for Expiry {
+    fn from(text: Option<String>) -> Self {
+        match text.filter(|text| !text.is_empty()) {
+            None => Self::Never,
+            Some(text) => text.parse().map_or(Self::Broken, Self::At),
+        }
+    }
+}
+
+impl From<proto::Token> for TokenInfo {
+    fn from(token: proto::Token) -> Self {
+        Self {
+            token_id: Some(token.token_id),
+            organization_id: Some(token.organization_id),
+            organization_external_id: Some(token.organization_external_id),
+            user_id: token.user_id,
+            user_external_id: token.user_external_id,
+            custom_claims: token.custom_claims,
+            expiry: token
+                .expiry
+                .map_or(Expiry::Never, |expiry| expiry.moment().map_or(Expiry::Broken, Expiry::At)),
+            token_suffix: Some(token.token_suffix),
+            roles: Some(token.roles),
+        }
+    }
 }
 
 /// What Scalekit says of a call that failed (contract section 3).
@@ -106,10 +146,33 @@ impl Scalekit {
     }
 
     async fn validate_once(&self, key: &ApiKey, deadline: Instant) -> Result<Verdict, Fault> {
-        let body = serde_json::to_vec(&ValidateToken { token: key.expose() });
-        let body = Bytes::from(body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?);
-        let answer = self.call_as_client(Method::POST, VALIDATE, body, deadline).await?;
-        read(&answer, key.expose(), SystemTime::now())
+        match self.transport {
+            Transport::Rest => {
+                let body = serde_json::to_vec(&ValidateToken { token: key.expose() });
+                let body = body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?;
+                let content = Content::Json(Bytes::from(body));
+                let answer = self.call_as_client(Method::POST, VALIDATE, content, deadline).await?;
+                read(&answer, key.expose(), SystemTime::now())
+            }
+            Transport::Grpc => {
+                let request = proto::TokenRequest { token: key.expose().to_owned() };
+                let answer = self.unary("ValidateToken", &request, deadline).await?;
+                read_grpc(answer, key.expose(), SystemTime::now())
+            }
+        }
+    }
+}
+
+/// The same table. A gateway's own answer to a path it does not know is UNIMPLEMENTED here, and so a fault.
+fn read_grpc(
+    answer: Result<proto::TokenResponse, Status>,
+    presented: &str,
+    now: SystemTime,
+) -> Result<Verdict, Fault> {
+    match answer {
+        Ok(proto::TokenResponse { token_info }) => identify(token_info.map(TokenInfo::from), presented, now),
+        Err(Status { code: 5 | 3, .. }) => Ok(Verdict::Invalid),
+        Err(status) => Err(status.fault()),
     }
 }
 
@@ -144,7 +207,12 @@ impl ErrorBody {
 fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
     let validated: Validated = serde_json::from_slice(body)
         .map_err(|_| Fault::Broken("a 200 that is not the JSON of a valid key"))?;
-    let token = validated.token_info.ok_or(Fault::Broken("a 200 without token_info"))?;
+    identify(validated.token_info, presented, now)
+}
+
+/// Whom a valid key speaks for, or what is wrong with an answer that calls it valid.
+fn identify(token: Option<TokenInfo>, presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
+    let token = token.ok_or(Fault::Broken("a 200 without token_info"))?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let id = |text: Option<String>, what| match some(text) {
         None => Ok(None),
@@ -157,21 +225,17 @@ fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, 
     if some(token.token_suffix).is_some_and(|suffix| suffix.len() != 4 || !presented.ends_with(&suffix)) {
         return Err(Fault::Broken("token_suffix is not the end of the key"));
     }
-    let expiry = match some(token.expiry) {
-        None => None,
-        Some(text) => {
-            let parsed =
-                text.parse().ok().and_then(|expiry: jiff::Timestamp| SystemTime::try_from(expiry).ok());
-            Some(parsed.ok_or(Fault::Broken("expiry is not a timestamp"))?)
+    let expiry = match token.expiry {
+        Expiry::Never => None,
+        Expiry::At(expiry) => {
+            let expiry = SystemTime::try_from(expiry).ok();
+            Some(expiry.ok_or(Fault::Broken("expiry is not a timestamp"))?)
         }
+        Expiry::Broken => return Err(Fault::Broken("expiry is not a timestamp")),
     };
     if expiry.is_some_and(|expiry| expiry <= now) {
         return Err(Fault::Broken("an expired key called valid; compare the clocks"));
     }
-    let text = |value| match value {
-        serde_json::Value::String(text) => text,
-        other => other.to_string(),
-    };
     Ok(Verdict::Valid(Arc::new(Identity {
         org_id: id(token.organization_id, "organization_id is not visible ASCII")?
             .ok_or(Fault::Broken("no organization_id"))?,
@@ -180,12 +244,7 @@ fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, 
         user_external_id: some(token.user_external_id),
         roles: token.roles.unwrap_or_default().into_iter().filter(|role| !role.is_empty()).collect(),
         token_id: id(token.token_id, "token_id is not visible ASCII")?,
-        claims: token
-            .custom_claims
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(name, value)| (name, text(value)))
-            .collect(),
+        claims: token.custom_claims.into_iter().collect(),
         expiry,
     })))
 }
@@ -208,6 +267,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]),
             body: Bytes::copy_from_slice(body.as_bytes()),
+            trailers: HeaderMap::new(),
         };
         read(&answer, KEY, SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000))
     }

@@ -11,6 +11,7 @@ mod drain;
 mod flights;
 mod goaway;
 mod grpc;
+mod grpc_transport;
 mod hostile;
 mod limits;
 mod listeners;

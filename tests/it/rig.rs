@@ -15,7 +15,7 @@ use keyward::listener::Listen;
 use keyward::metrics::Metrics;
 use keyward::origin::Protocol;
 use keyward::rejection::Rejection;
-use keyward::scalekit::{self, Scalekit};
+use keyward::scalekit::{self, Scalekit, Transport};
 use keyward::secret::{Secret, SecretSource};
 use keyward::server::Server;
 use keyward::validator::{self, Validator};
@@ -84,6 +84,7 @@ impl Rig {
             client_id: SecretSource::Value(Secret::new("dev")),
             client_secret: plan.client_secret,
             timeout: plan.validator.timeout,
+            transport: Transport::Rest,
         };
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let scalekit = Scalekit::new(&settings, Arc::clone(&metrics), tasks.clone()).unwrap();

@@ -11,9 +11,9 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
 
 use super::call::{Call, Create, Endpoint, List, Reply, Update};
-use super::proto;
 use super::status::{Code, Status};
 use super::store::Token;
+use crate::scalekit::proto;
 
 const SERVICE: &str = "/scalekit.v1.tokens.ApiTokenService/";
 
@@ -194,8 +194,8 @@ fn token_message(token: &Token) -> proto::Token {
         user_id: optional(&issue.user_id),
         user_external_id: optional(&issue.user_external_id),
         custom_claims: BTreeMap::clone(&issue.custom_claims),
-        expiry: issue.expiry.map(timestamp),
-        created_at: Some(timestamp(token.created_at)),
+        expiry: issue.expiry.map(proto::Timestamp::from),
+        created_at: Some(token.created_at.into()),
         description: optional(&issue.description),
         token_suffix: token.token_suffix.clone(),
         email: optional(&issue.email),
@@ -204,19 +204,7 @@ fn token_message(token: &Token) -> proto::Token {
 }
 
 fn moment(timestamp: &proto::Timestamp) -> Result<Timestamp, Status> {
-    let refuse = || Status::invalid("expiry", "timestamp", "value is not a time");
-    if !(0..1_000_000_000).contains(&timestamp.nanos) {
-        return Err(refuse());
-    }
-    Timestamp::new(timestamp.seconds, timestamp.nanos).map_err(|_| refuse())
-}
-
-/// Nanoseconds count forward, also before 1970.
-fn timestamp(moment: Timestamp) -> proto::Timestamp {
-    match (moment.as_second(), moment.subsec_nanosecond()) {
-        (seconds, nanos @ ..0) => proto::Timestamp { seconds: seconds - 1, nanos: nanos + 1_000_000_000 },
-        (seconds, nanos) => proto::Timestamp { seconds, nanos },
-    }
+    timestamp.moment().ok_or_else(|| Status::invalid("expiry", "timestamp", "value is not a time"))
 }
 
 fn response(body: Bytes) -> Response<Bytes> {
@@ -271,7 +259,7 @@ mod tests {
     fn a_moment_survives_the_wire() {
         for text in ["2026-12-01T00:00:00Z", "1969-12-31T23:59:59.25Z", "9999-12-30T00:00:00.000000001Z"] {
             let before: Timestamp = text.parse().unwrap();
-            assert_eq!(moment(&timestamp(before)), Ok(before), "{text}");
+            assert_eq!(moment(&before.into()), Ok(before), "{text}");
         }
         for (seconds, nanos) in [(0, -1), (0, 1_000_000_000), (i64::MAX, 0)] {
             assert!(moment(&proto::Timestamp { seconds, nanos }).is_err());

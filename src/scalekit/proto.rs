@@ -1,4 +1,4 @@
-//! The messages of `scalekit.v1.tokens` and of gRPC's errors, written by hand with the field numbers of the contract.
+//! The messages of `scalekit.v1.tokens` and of gRPC's errors, written by hand with the field numbers of the contract (section 2).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,165 +6,183 @@ use std::fmt;
 use prost::Message;
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Timestamp {
+pub(crate) struct Timestamp {
     #[prost(int64, tag = "1")]
-    pub(super) seconds: i64,
+    pub(crate) seconds: i64,
     #[prost(int32, tag = "2")]
-    pub(super) nanos: i32,
+    pub(crate) nanos: i32,
+}
+
+impl Timestamp {
+    /// The moment; `None` where it is none.
+    pub(crate) fn moment(&self) -> Option<jiff::Timestamp> {
+        let is_one = (0..1_000_000_000).contains(&self.nanos);
+        is_one.then(|| jiff::Timestamp::new(self.seconds, self.nanos).ok()).flatten()
+    }
+}
+
+impl From<jiff::Timestamp> for Timestamp {
+    /// Nanoseconds count forward, also before 1970.
+    fn from(moment: jiff::Timestamp) -> Self {
+        match (moment.as_second(), moment.subsec_nanosecond()) {
+            (seconds, nanos @ ..0) => Self { seconds: seconds - 1, nanos: nanos + 1_000_000_000 },
+            (seconds, nanos) => Self { seconds, nanos },
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct CreateTokenRequest {
+pub(crate) struct CreateTokenRequest {
     #[prost(message, optional, tag = "1")]
-    pub(super) token: Option<CreateToken>,
+    pub(crate) token: Option<CreateToken>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct CreateToken {
+pub(crate) struct CreateToken {
     #[prost(string, tag = "1")]
-    pub(super) organization_id: String,
+    pub(crate) organization_id: String,
     #[prost(string, tag = "2")]
-    pub(super) user_id: String,
+    pub(crate) user_id: String,
     #[prost(btree_map = "string, string", tag = "3")]
-    pub(super) custom_claims: BTreeMap<String, String>,
+    pub(crate) custom_claims: BTreeMap<String, String>,
     #[prost(message, optional, tag = "4")]
-    pub(super) expiry: Option<Timestamp>,
+    pub(crate) expiry: Option<Timestamp>,
     #[prost(string, tag = "5")]
-    pub(super) description: String,
+    pub(crate) description: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
-pub(super) struct CreateTokenResponse {
+pub(crate) struct CreateTokenResponse {
     #[prost(string, tag = "1")]
-    pub(super) token: String,
+    pub(crate) token: String,
     #[prost(string, tag = "2")]
-    pub(super) token_id: String,
+    pub(crate) token_id: String,
     #[prost(message, optional, tag = "3")]
-    pub(super) token_info: Option<Token>,
+    pub(crate) token_info: Option<Token>,
 }
 
 /// ValidateTokenRequest and InvalidateTokenRequest.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
-pub(super) struct TokenRequest {
+pub(crate) struct TokenRequest {
     #[prost(string, tag = "1")]
-    pub(super) token: String,
+    pub(crate) token: String,
 }
 
 /// ValidateTokenResponse and UpdateTokenResponse.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct TokenResponse {
+pub(crate) struct TokenResponse {
     #[prost(message, optional, tag = "1")]
-    pub(super) token_info: Option<Token>,
+    pub(crate) token_info: Option<Token>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ListTokensRequest {
+pub(crate) struct ListTokensRequest {
     #[prost(string, tag = "1")]
-    pub(super) organization_id: String,
+    pub(crate) organization_id: String,
     #[prost(string, optional, tag = "2")]
-    pub(super) user_id: Option<String>,
+    pub(crate) user_id: Option<String>,
     #[prost(int32, tag = "3")]
-    pub(super) page_size: i32,
+    pub(crate) page_size: i32,
     #[prost(string, tag = "4")]
-    pub(super) page_token: String,
+    pub(crate) page_token: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ListTokensResponse {
+pub(crate) struct ListTokensResponse {
     #[prost(message, repeated, tag = "1")]
-    pub(super) tokens: Vec<Token>,
+    pub(crate) tokens: Vec<Token>,
     #[prost(int32, tag = "2")]
-    pub(super) total_count: i32,
+    pub(crate) total_count: i32,
     #[prost(string, tag = "3")]
-    pub(super) next_page_token: String,
+    pub(crate) next_page_token: String,
     #[prost(string, tag = "4")]
-    pub(super) prev_page_token: String,
+    pub(crate) prev_page_token: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
-pub(super) struct UpdateTokenRequest {
+pub(crate) struct UpdateTokenRequest {
     #[prost(string, tag = "1")]
-    pub(super) token: String,
+    pub(crate) token: String,
     #[prost(string, optional, tag = "2")]
-    pub(super) description: Option<String>,
+    pub(crate) description: Option<String>,
     #[prost(btree_map = "string, string", tag = "3")]
-    pub(super) custom_claims: BTreeMap<String, String>,
+    pub(crate) custom_claims: BTreeMap<String, String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Token {
+pub(crate) struct Token {
     #[prost(string, tag = "1")]
-    pub(super) token_id: String,
+    pub(crate) token_id: String,
     #[prost(string, tag = "2")]
-    pub(super) organization_id: String,
+    pub(crate) organization_id: String,
     #[prost(string, tag = "3")]
-    pub(super) organization_external_id: String,
+    pub(crate) organization_external_id: String,
     #[prost(string, optional, tag = "4")]
-    pub(super) user_id: Option<String>,
+    pub(crate) user_id: Option<String>,
     #[prost(string, optional, tag = "5")]
-    pub(super) user_external_id: Option<String>,
+    pub(crate) user_external_id: Option<String>,
     #[prost(btree_map = "string, string", tag = "6")]
-    pub(super) custom_claims: BTreeMap<String, String>,
+    pub(crate) custom_claims: BTreeMap<String, String>,
     #[prost(message, optional, tag = "7")]
-    pub(super) expiry: Option<Timestamp>,
+    pub(crate) expiry: Option<Timestamp>,
     #[prost(message, optional, tag = "8")]
-    pub(super) created_at: Option<Timestamp>,
+    pub(crate) created_at: Option<Timestamp>,
     #[prost(string, optional, tag = "9")]
-    pub(super) description: Option<String>,
+    pub(crate) description: Option<String>,
     #[prost(string, tag = "10")]
-    pub(super) token_suffix: String,
+    pub(crate) token_suffix: String,
     #[prost(string, optional, tag = "11")]
-    pub(super) email: Option<String>,
+    pub(crate) email: Option<String>,
     #[prost(string, repeated, tag = "12")]
-    pub(super) roles: Vec<String>,
+    pub(crate) roles: Vec<String>,
 }
 
 /// `google.rpc.Status`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct RpcStatus {
+pub(crate) struct RpcStatus {
     #[prost(int32, tag = "1")]
-    pub(super) code: i32,
+    pub(crate) code: i32,
     #[prost(string, tag = "2")]
-    pub(super) message: String,
+    pub(crate) message: String,
     #[prost(message, repeated, tag = "3")]
-    pub(super) details: Vec<Any>,
+    pub(crate) details: Vec<Any>,
 }
 
 /// `google.protobuf.Any`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct Any {
+pub(crate) struct Any {
     #[prost(string, tag = "1")]
-    pub(super) type_url: String,
+    pub(crate) type_url: String,
     #[prost(bytes = "vec", tag = "2")]
-    pub(super) value: Vec<u8>,
+    pub(crate) value: Vec<u8>,
 }
 
 /// `scalekit.v1.errdetails.ErrorInfo`.
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ErrorInfo {
+pub(crate) struct ErrorInfo {
     #[prost(string, tag = "1")]
-    pub(super) error_code: String,
+    pub(crate) error_code: String,
     #[prost(message, optional, tag = "8")]
-    pub(super) validation_error_info: Option<ValidationErrorInfo>,
+    pub(crate) validation_error_info: Option<ValidationErrorInfo>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct ValidationErrorInfo {
+pub(crate) struct ValidationErrorInfo {
     #[prost(message, repeated, tag = "1")]
-    pub(super) field_violations: Vec<FieldViolation>,
+    pub(crate) field_violations: Vec<FieldViolation>,
 }
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct FieldViolation {
+pub(crate) struct FieldViolation {
     #[prost(string, tag = "1")]
-    pub(super) field: String,
+    pub(crate) field: String,
     #[prost(string, tag = "2")]
-    pub(super) description: String,
+    pub(crate) description: String,
     #[prost(string, tag = "3")]
-    pub(super) constraint: String,
+    pub(crate) constraint: String,
 }
 
 // SECURITY: these three hold a key, which Debug must not show.
