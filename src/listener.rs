@@ -3,6 +3,7 @@
 
 mod clock;
 mod connection;
+mod proxy_header;
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use crate::body::Body;
 use crate::metrics::Metrics;
 use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
-use crate::upstream::forwarded::Peer;
+use crate::upstream::forwarded::{Peer, Trusted};
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +32,9 @@ pub struct Settings {
     pub listen: Listen,
     /// TLS, with ALPN.
     pub tls: Option<KeyPair>,
-    /// To receive a request's head, TLS included for the first one.
+    /// Whose connections begin with a PROXY header, before TLS.
+    pub proxied: Trusted,
+    /// To receive a request's head; for the first one since the connection was accepted, TLS and a PROXY header included.
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,

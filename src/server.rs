@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::scalekit::{Fault, Scalekit};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
-use crate::upstream::forwarded::Peer;
+use crate::upstream::forwarded::{Peer, Trusted};
 use crate::validator::Validator;
 use crate::{identity, scalekit, validator};
 
@@ -127,7 +127,12 @@ impl Server {
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
         let (fixed, files) = (Fixed::of(&config), reload::files(&config));
-        let admin = listener::Settings { listen: fixed.admin.clone(), tls: None, ..fixed.listener };
+        let admin = listener::Settings {
+            listen: fixed.admin.clone(),
+            tls: None,
+            proxied: Trusted::default(),
+            ..fixed.listener
+        };
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
         let admin = Listener::bind(admin, Arc::default())?;

@@ -19,7 +19,7 @@ use crate::body::{Body, BodyError};
 
 /// Where a connection stands, without a lock.
 pub(super) struct Clock {
-    start: Instant,
+    pub(super) start: Instant,
     /// Requests under way, to the end of their answers.
     busy: AtomicUsize,
     /// Whether anything has arrived.
@@ -70,6 +70,7 @@ impl Clock {
     fn received(&self, bytes: &[u8]) {
         if !self.began.swap(true, Ordering::Relaxed) && bytes.starts_with(b"PRI ") {
             self.http2.store(true, Ordering::Relaxed);
+            self.since.store(self.now(), Ordering::Relaxed);
             self.head.store(false, Ordering::Relaxed);
         } else if self.busy.load(Ordering::Relaxed) == 0
             && !self.http2.load(Ordering::Relaxed)

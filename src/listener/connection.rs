@@ -14,16 +14,16 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::clock::{Busy, BusyBody, Clock, Silent, Timed};
-use super::{Accepted, CROSSING, Handler, Phases, Settings};
+use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::body::{self, Body, BodyError};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
-use crate::upstream::forwarded::Peer;
+use crate::upstream::forwarded::{Peer, Trusted};
 
 /// Streams at once on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 128;
@@ -66,6 +66,7 @@ impl Drop for Open {
 pub(super) struct Server {
     builder: auto::Builder<Tasks>,
     tls: Option<TlsAcceptor>,
+    proxied: Trusted,
     header_timeout: Duration,
     idle_timeout: Duration,
     metrics: Arc<Metrics>,
@@ -100,6 +101,7 @@ impl Server {
         Self {
             builder,
             tls,
+            proxied: settings.proxied.clone(),
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
             metrics,
@@ -117,12 +119,36 @@ impl Server {
         match accepted {
             Accepted::Tcp(stream, address) => {
                 let peer = Peer { address: Some(address.ip()), tls };
-                self.secure(stream, open, peer, handler, phases).await;
+                self.receive(stream, open, peer, handler, phases).await;
             }
             Accepted::Unix(stream) => {
-                self.secure(stream, open, Peer { address: None, tls }, handler, phases).await;
+                self.receive(stream, open, Peer { address: None, tls }, handler, phases).await;
             }
         }
+    }
+
+    /// Takes a load balancer's word for who the peer is, and its alone.
+    async fn receive<H: Handler>(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        open: Open,
+        mut peer: Peer,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
+        let clock = Arc::new(Clock::start());
+        if self.proxied.believes(peer) {
+            let told = tokio::select! {
+                told = timeout_at(clock.start + self.header_timeout, proxy_header::read(&mut stream)) => told,
+                () = last_call(&phases) => return self.count("cut_at_shutdown"),
+            };
+            match told {
+                Ok(Ok(caller)) => peer.address = caller.or(peer.address),
+                Ok(Err(_)) => return self.count("proxy_header"),
+                Err(_) => return self.count("proxy_header_timeout"),
+            }
+        }
+        self.secure(stream, open, peer, handler, phases, clock).await;
     }
 
     async fn secure<H: Handler>(
@@ -132,16 +158,17 @@ impl Server {
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
+        clock: Arc<Clock>,
     ) {
         let Some(tls) = &self.tls else {
-            return self.speak(stream, open, peer, handler, phases).await;
+            return self.speak(stream, open, peer, handler, phases, clock).await;
         };
         let accepted = tokio::select! {
-            accepted = timeout(self.header_timeout, tls.accept(stream)) => accepted,
+            accepted = timeout_at(clock.start + self.header_timeout, tls.accept(stream)) => accepted,
             () = phases.closing.cancelled() => return self.count("cut_at_shutdown"),
         };
         match accepted {
-            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases).await,
+            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases, clock).await,
             Ok(Err(_)) => self.count("tls"),
             Err(_) => self.count("tls_timeout"),
         }
@@ -154,8 +181,8 @@ impl Server {
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
+        clock: Arc<Clock>,
     ) {
-        let clock = Arc::new(Clock::start());
         let io = TokioIo::new(Timed { io: stream, clock: Arc::clone(&clock), _open: open });
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
@@ -239,6 +266,15 @@ impl Server {
 
     fn count(&self, outcome: &'static str) {
         self.metrics.connection_errors.get_or_create(&Outcome { outcome }).inc();
+    }
+}
+
+/// Completes when a connection that has said nothing yet can wait no longer.
+async fn last_call(phases: &Phases) {
+    phases.stopping.cancelled().await;
+    tokio::select! {
+        () = phases.closing.cancelled() => {}
+        () = sleep(FIRST_REQUEST) => {}
     }
 }
 
