@@ -4,6 +4,7 @@
 mod clock;
 mod connection;
 mod proxy_header;
+mod unread;
 
 use std::io;
 use std::net::SocketAddr;
@@ -38,10 +39,14 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,
+    /// How long a caller may take nothing of an answer that is there for it.
+    pub answer_timeout: Option<Duration>,
     /// The most bytes of a request's head, from 8 KiB.
     pub max_head: usize,
     /// The most headers of a request.
     pub max_headers: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub max_streams: u32,
     /// Connections at once; more wait in the system's queue.
     pub max_connections: usize,
 }

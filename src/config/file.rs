@@ -104,8 +104,12 @@ fn read_document(
         proxied: trusted(&mut server, "proxy_protocol_from"),
         header_timeout: server.take("header_timeout", duration(MILLISECOND)).unwrap_or(10 * SECOND),
         idle_timeout: server.take("idle_timeout", duration(MILLISECOND)).unwrap_or(60 * SECOND),
+        answer_timeout: limits
+            .take("answer_timeout", duration(Duration::ZERO))
+            .filter(|timeout| !timeout.is_zero()),
         max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
         max_headers,
+        max_streams: limits.take("streams", integer(1, 10_000)).map_or(128, |streams| streams as u32),
         max_connections: limits
             .take("connections", integer(1, 1_000_000))
             .map_or(10_000, |connections| connections as usize),

@@ -1,5 +1,5 @@
-//! How long a connection has been silent, and whether a request's head was due: what the time limits go by. Costs a request
-//! a few atomic writes and no timer.
+//! How long a connection has been silent, whether a request's head was due, and how long it has taken nothing: what the time
+//! limits go by. Costs a request a few atomic writes and no timer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -30,6 +30,8 @@ pub(super) struct Clock {
     http2: AtomicBool,
     /// Since when, in milliseconds from the start.
     since: AtomicU64,
+    /// Since when bytes wait that the caller does not take, in milliseconds from the start; 0 when none do.
+    stuck: AtomicU64,
 }
 
 pub(super) enum Silent {
@@ -47,6 +49,7 @@ impl Clock {
             head: AtomicBool::new(true),
             http2: AtomicBool::new(false),
             since: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
         }
     }
 
@@ -65,6 +68,23 @@ impl Clock {
     /// Whether anything has arrived yet.
     pub(super) fn has_begun(&self) -> bool {
         self.began.load(Ordering::Relaxed)
+    }
+
+    /// How long bytes have waited of which the caller takes none.
+    pub(super) fn unread(&self) -> Duration {
+        match self.stuck.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since)),
+        }
+    }
+
+    fn wrote<T>(&self, polled: &Poll<T>) {
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        match polled {
+            Poll::Pending if stuck == 0 => self.stuck.store(self.now().max(1), Ordering::Relaxed),
+            Poll::Ready(_) if stuck != 0 => self.stuck.store(0, Ordering::Relaxed),
+            Poll::Pending | Poll::Ready(_) => {}
+        }
     }
 
     fn received(&self, bytes: &[u8]) {
@@ -100,7 +120,7 @@ impl Drop for Busy {
     }
 }
 
-/// A body under way, which keeps its connection busy.
+/// A request's body under way, which keeps its connection busy.
 pub(super) struct BusyBody {
     body: Body,
     _busy: Busy,
@@ -183,5 +203,56 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+/// The socket's bytes, seen as they leave: below TLS, which takes some that the caller does not.
+pub(super) struct Leaving<T> {
+    pub(super) io: T,
+    pub(super) clock: Arc<Clock>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Leaving<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Leaving<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.clock.wrote(&polled);
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        // A socket has nothing to flush.
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.clock.wrote(&polled);
+        polled
     }
 }

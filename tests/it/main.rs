@@ -6,6 +6,7 @@ mod support;
 
 mod admin;
 mod admission;
+mod answers;
 mod deploy;
 mod drain;
 mod flights;
