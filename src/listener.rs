@@ -3,6 +3,7 @@
 
 mod clock;
 mod connection;
+mod lingering;
 mod proxy_header;
 mod unread;
 

@@ -4,7 +4,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::connection::Open;
+use super::lingering::Lingering;
 use crate::body::{Body, BodyError};
 
 /// Where a connection stands, without a lock.
@@ -26,6 +27,8 @@ pub(super) struct Clock {
     began: AtomicBool,
     /// Whether a head has begun to arrive, or the first one is due.
     head: AtomicBool,
+    /// Whether the caller was still sending a body when nobody wanted more of it.
+    refused: AtomicBool,
     /// HTTP/2 sends frames between requests, and its heads are not told apart from them.
     http2: AtomicBool,
     /// Since when, in milliseconds from the start.
@@ -47,6 +50,7 @@ impl Clock {
             busy: AtomicUsize::new(0),
             began: AtomicBool::new(false),
             head: AtomicBool::new(true),
+            refused: AtomicBool::new(false),
             http2: AtomicBool::new(false),
             since: AtomicU64::new(0),
             stuck: AtomicU64::new(0),
@@ -109,6 +113,7 @@ impl Busy {
         clock.http2.store(version >= Version::HTTP_2, Ordering::Relaxed);
         clock.busy.fetch_add(1, Ordering::Relaxed);
         clock.head.store(false, Ordering::Relaxed);
+        clock.refused.store(false, Ordering::Relaxed);
         Self(Arc::clone(clock))
     }
 }
@@ -123,12 +128,21 @@ impl Drop for Busy {
 /// A request's body under way, which keeps its connection busy.
 pub(super) struct BusyBody {
     body: Body,
-    _busy: Busy,
+    busy: Busy,
+    ended: bool,
 }
 
 impl BusyBody {
     pub(super) fn wrap(body: Body, busy: Busy) -> Body {
-        if body.is_end_stream() { body } else { Self { body, _busy: busy }.boxed_unsync() }
+        if body.is_end_stream() { body } else { Self { body, busy, ended: false }.boxed_unsync() }
+    }
+}
+
+impl Drop for BusyBody {
+    fn drop(&mut self) {
+        if !self.ended && !self.body.is_end_stream() {
+            self.busy.0.refused.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -140,7 +154,9 @@ impl http_body::Body for BusyBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -154,10 +170,18 @@ impl http_body::Body for BusyBody {
 
 /// The connection's bytes, seen as they arrive.
 pub(super) struct Timed<T> {
-    pub(super) io: T,
-    pub(super) clock: Arc<Clock>,
+    io: T,
+    clock: Arc<Clock>,
     /// The socket may outlive its HTTP, as a tunnel.
-    pub(super) _open: Open,
+    _open: Open,
+    /// Once nothing more is sent.
+    lingering: Option<Lingering>,
+}
+
+impl<T> Timed<T> {
+    pub(super) fn new(io: T, clock: Arc<Clock>, open: Open) -> Self {
+        Self { io, clock, _open: open, lingering: None }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
@@ -176,7 +200,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -190,7 +214,12 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        let lingering = this.lingering.get_or_insert_with(Lingering::begin);
+        lingering.poll(&mut this.io, this.clock.refused.load(Ordering::Relaxed), cx).map(Ok)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -193,7 +193,7 @@ impl Server {
         phases: Phases,
         clock: Arc<Clock>,
     ) {
-        let io = TokioIo::new(Timed { io: stream, clock: Arc::clone(&clock), _open: open });
+        let io = TokioIo::new(Timed::new(stream, Arc::clone(&clock), open));
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
             move |request: Request<Incoming>| {

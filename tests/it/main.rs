@@ -21,6 +21,7 @@ mod own_token;
 mod pressure;
 mod process;
 mod proxy_protocol;
+mod refused;
 mod reload;
 mod reval;
 mod streams;
