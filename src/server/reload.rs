@@ -3,13 +3,13 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::{Fixed, Shared, unix_seconds};
+use super::{Drain, Fixed, Shared, unix_seconds};
 use crate::config::{self, Config, Environment, Problems};
 use crate::tls::ServerCertificate;
 
@@ -100,10 +100,18 @@ fn reload(
     }
     let files = files(&config);
     let before = shared.current.gateway();
-    let gateway = shared.parts.gateway(config, Some(&before)).map_err(|error| error.to_string())?;
+    let validator = before.validator.with(&config.validator);
+    let (drain, public) = (Drain::of(&config), config.listener.clone());
+    let admin = public.beside(config.admin.clone());
+    let gateway =
+        shared.parts.gateway(config, validator, Some(&before)).map_err(|error| error.to_string())?;
     // The last thing that can fail, so that all of it takes effect or none.
     if let Some(certificate) = certificate {
         certificate.refresh().map_err(|error| error.to_string())?;
+    }
+    *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
+    for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
+        listener.send_replace(settings);
     }
     shared.current.replace(gateway);
     Ok(files)
