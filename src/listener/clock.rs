@@ -140,8 +140,10 @@ impl BusyBody {
 
 impl Drop for BusyBody {
     fn drop(&mut self) {
-        if !self.ended && !self.body.is_end_stream() {
-            self.busy.0.refused.store(true, Ordering::Relaxed);
+        // HTTP/2 says so on the stream, and goes on.
+        let clock = &self.busy.0;
+        if !self.ended && !self.body.is_end_stream() && !clock.http2.load(Ordering::Relaxed) {
+            clock.refused.store(true, Ordering::Relaxed);
         }
     }
 }

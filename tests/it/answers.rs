@@ -113,13 +113,16 @@ async fn who_reads_nothing_of_an_http2_stream_has_it_reset_and_the_others_go_on(
 
 #[tokio::test]
 async fn an_http2_answer_is_reset_to_its_last_byte() {
-    // Twice what a stream's window takes at first, so that all of it has left the upstream.
-    let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
-    let mut caller = windowed(&echo, 65_535).await;
-    let request = caller.request(Method::GET, "/bytes/131070", &echo.key(), body::empty());
-    let stalled = caller.send(request).await.unwrap();
-    soon(|| echo.metrics.encode().contains("outcome=\"answer_unread\"")).await;
-    drain(stalled).await.expect_err("it is reset");
+    // All of it has left the upstream, and even hyper's hands, as soon as its first byte has a place.
+    for (window, bytes) in [(0, 1), (0, 3000), (1000, 1001), (1000, 3000), (65_535, 131_070)] {
+        let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
+        let mut caller = windowed(&echo, window).await;
+        let path = format!("/bytes/{bytes}");
+        let request = caller.request(Method::GET, &path, &echo.key(), body::empty());
+        let stalled = caller.send(request).await.unwrap();
+        soon(|| echo.metrics.encode().contains("outcome=\"answer_unread\"")).await;
+        drain(stalled).await.expect_err("it is reset");
+    }
 }
 
 #[tokio::test]
