@@ -3,6 +3,10 @@
 
 mod clock;
 mod connection;
+mod lingering;
+mod proxy_header;
+mod slots;
+mod unread;
 
 use std::fs::Permissions;
 use std::io;
@@ -14,16 +18,17 @@ use std::time::Duration;
 
 use hyper::{Request, Response};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::slots::Slots;
 use crate::body::Body;
 use crate::metrics::Metrics;
 use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
-use crate::upstream::forwarded::Peer;
+use crate::upstream::forwarded::{Peer, Trusted};
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,18 +37,32 @@ pub struct Settings {
     pub listen: Listen,
     /// TLS, with ALPN.
     pub tls: Option<KeyPair>,
-    /// To receive a request's head, TLS included for the first one.
+    /// Whose connections begin with a PROXY header, before TLS.
+    pub proxied: Trusted,
+    /// To receive a request's head; for the first one since the connection was accepted, TLS and a PROXY header included.
     pub header_timeout: Duration,
     /// Between requests.
     pub idle_timeout: Duration,
+    /// How long a caller may take nothing of an answer that is there for it.
+    pub answer_timeout: Option<Duration>,
     /// The most bytes of a request's head, from 8 KiB.
     pub max_head: usize,
     /// The most headers of a request.
     pub max_headers: usize,
+    /// Requests at once on one HTTP/2 connection.
+    pub max_streams: u32,
     /// Connections at once; more wait in the system's queue.
     pub max_connections: usize,
     /// Who may connect to a unix socket, as in `chmod`; none: as the process's mask has it.
     pub socket_mode: Option<u32>,
+}
+
+impl Settings {
+    /// For another listener of the same process: in clear text, and without a load balancer.
+    #[must_use]
+    pub fn beside(&self, listen: Listen) -> Self {
+        Self { listen, tls: None, proxied: Trusted::default(), ..self.clone() }
+    }
 }
 
 /// Where to listen.
@@ -104,7 +123,7 @@ pub trait Handler: Send + Sync + 'static {
 /// A bound socket.
 pub struct Listener {
     socket: Socket,
-    settings: Settings,
+    settings: watch::Sender<Settings>,
     certificate: Option<Arc<ServerCertificate>>,
     tls: Option<TlsAcceptor>,
     metrics: Arc<Metrics>,
@@ -140,14 +159,14 @@ impl Listener {
         };
         let socket = bind(&settings.listen, settings.socket_mode)
             .map_err(|error| ListenError::Bind { listen: settings.listen.clone(), error })?;
-        Ok(Self { socket, settings, certificate, tls, metrics })
+        Ok(Self { socket, settings: watch::Sender::new(settings), certificate, tls, metrics })
     }
 
     /// Where it listens, with the port that was taken.
     pub fn address(&self) -> Listen {
         match &self.socket {
             Socket::Tcp(listener) => {
-                listener.local_addr().map_or_else(|_| self.settings.listen.clone(), Listen::Tcp)
+                listener.local_addr().map_or_else(|_| self.settings.borrow().listen.clone(), Listen::Tcp)
             }
             Socket::Unix(_, path) => Listen::Unix(path.clone()),
         }
@@ -158,15 +177,20 @@ impl Listener {
         self.certificate.clone()
     }
 
+    /// Takes other settings into force, for connections that are accepted from then on. Where it listens and whether it speaks
+    /// TLS stays as it is.
+    pub fn settings(&self) -> watch::Sender<Settings> {
+        self.settings.clone()
+    }
+
     /// Serves connections, each a task in `tasks`, until `phases.stopping`.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, phases: Phases, tasks: TaskTracker) {
-        let slots = Arc::new(Semaphore::new(self.settings.max_connections));
-        let server = Arc::new(connection::Server::new(
-            &self.settings,
-            self.tls.clone(),
-            Arc::clone(&self.metrics),
-            &tasks,
-        ));
+        let mut changes = self.settings.subscribe();
+        let server = |settings: &Settings| {
+            Arc::new(connection::Server::new(settings, self.tls.clone(), Arc::clone(&self.metrics), &tasks))
+        };
+        let mut slots = Slots::new(changes.borrow().max_connections);
+        let mut current = server(&changes.borrow_and_update());
         let stopped = async {
             phases.stopping.cancelled().await;
             tokio::select! {
@@ -175,32 +199,36 @@ impl Listener {
             }
         };
         let mut stopped = std::pin::pin!(stopped);
-        let spawn = |slot, accepted| {
+        let spawn = |server: &Arc<connection::Server>, slot, accepted| {
             let open = connection::Open::count(slot, &self.metrics);
-            let (server, handler, phases) = (Arc::clone(&server), Arc::clone(&handler), phases.clone());
+            let (server, handler, phases) = (Arc::clone(server), Arc::clone(&handler), phases.clone());
             tasks.spawn(async move { server.serve(accepted, open, handler, phases).await });
         };
         loop {
-            let next = async {
-                // Never closed.
-                let slot = Arc::clone(&slots).acquire_owned().await.ok();
-                (slot, self.socket.accept().await)
-            };
-            let (slot, accepted) = tokio::select! {
+            let next = async { (slots.take().await, self.socket.accept().await) };
+            let next = tokio::select! {
                 () = &mut stopped => break,
-                next = next => next,
+                _ = changes.changed() => None,
+                next = next => Some(next),
             };
-            match accepted {
-                Ok(accepted) => spawn(slot, accepted),
-                Err(error) => {
+            // What is accepted after a change has its settings, whichever was seen first.
+            if next.is_none() || changes.has_changed().unwrap_or_default() {
+                let settings = changes.borrow_and_update();
+                slots.resize(settings.max_connections);
+                current = server(&settings);
+            }
+            match next {
+                None => {}
+                Some((slot, Ok(accepted))) => spawn(&current, slot, accepted),
+                Some((_, Err(error))) => {
                     tracing::error!("cannot accept a connection: {error}");
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
         }
         for accepted in self.socket.close() {
-            if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-                spawn(Some(slot), accepted);
+            if let Some(slot) = slots.take_now() {
+                spawn(&current, Some(slot), accepted);
             }
         }
     }

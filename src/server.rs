@@ -4,10 +4,11 @@ pub mod reload;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::{Request, Response};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,7 +26,7 @@ use crate::tls::TlsError;
 use crate::upstream::Upstream;
 use crate::upstream::forwarded::Peer;
 use crate::validator::Validator;
-use crate::{identity, scalekit, validator};
+use crate::{access_log, identity, scalekit};
 
 /// Why Keyward does not start.
 #[derive(Debug, thiserror::Error)]
@@ -65,11 +66,26 @@ pub struct Server {
 struct Shared {
     current: Arc<Current>,
     parts: Parts,
+    drain: Mutex<Drain>,
+    /// Of the public listener and of the admin port.
+    listeners: [watch::Sender<listener::Settings>; 2],
+}
+
+/// How the end is drawn out.
+#[derive(Clone, Copy)]
+struct Drain {
+    delay: Duration,
+    timeout: Duration,
+}
+
+impl Drain {
+    fn of(config: &Config) -> Self {
+        Self { delay: config.drain_delay, timeout: config.drain_timeout }
+    }
 }
 
 /// What outlives a configuration.
 struct Parts {
-    validator: Arc<Validator>,
     metrics: Arc<Metrics>,
     tunnels: TaskTracker,
     closing: CancellationToken,
@@ -83,9 +99,7 @@ struct Fixed {
     admin: Listen,
     management: Option<management::Settings>,
     scalekit: scalekit::Settings,
-    validator: validator::Settings,
-    drain_delay: Duration,
-    drain_timeout: Duration,
+    log: access_log::Format,
 }
 
 impl Fixed {
@@ -95,27 +109,22 @@ impl Fixed {
             admin: config.admin.clone(),
             management: config.management.clone(),
             scalekit: config.scalekit.clone(),
-            validator: config.validator.clone(),
-            drain_delay: config.drain_delay,
-            drain_timeout: config.drain_timeout,
+            log: config.log.format,
         }
     }
 
-    /// The sections that differ.
+    /// What differs.
     fn differences(&self, config: &Config) -> Vec<&'static str> {
-        let drain = (self.drain_delay, self.drain_timeout) == (config.drain_delay, config.drain_timeout);
         [
-            (
-                self.listener == config.listener && drain,
-                "[server] and [limits] but trusted_proxies, realm and uri",
-            ),
-            (self.admin == config.admin, "[admin]"),
+            (self.listener.listen == config.listener.listen, "server.listen"),
+            (self.listener.tls == config.listener.tls, "server.tls"),
+            (self.admin == config.admin, "admin.listen"),
             (self.management == config.management, "[management]"),
-            (self.scalekit == config.scalekit, "[scalekit]"),
-            (self.validator == config.validator, "[scalekit], [negative_cache] and [throttle]"),
+            (self.scalekit == config.scalekit, "where and who Scalekit is, and scalekit.timeout"),
+            (self.log == config.log.format, "log.format"),
         ]
         .into_iter()
-        .filter_map(|(same, section)| (!same).then_some(section))
+        .filter_map(|(same, what)| (!same).then_some(what))
         .collect()
     }
 }
@@ -134,7 +143,7 @@ impl Server {
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
         let (fixed, files) = (Fixed::of(&config), reload::files(&config));
-        let admin = listener::Settings { listen: fixed.admin.clone(), tls: None, ..fixed.listener };
+        let admin = fixed.listener.beside(fixed.admin.clone());
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
         let admin = Listener::bind(admin, Arc::default())?;
@@ -142,11 +151,10 @@ impl Server {
             .map_err(|error| StartError::Tls { what: "scalekit".to_owned(), error })?;
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
-                listen: settings.listen.clone(),
                 tls: settings.tls.clone(),
                 max_connections: MANAGEMENT_CONNECTIONS,
                 socket_mode: Some(settings.socket_mode),
-                ..fixed.listener
+                ..fixed.listener.beside(settings.listen.clone())
             };
             let listener = Listener::bind(listener, Arc::default())?;
             let (scalekit, metrics) = (Arc::clone(&scalekit), Arc::clone(&metrics));
@@ -161,17 +169,13 @@ impl Server {
             background.clone(),
         )
         .map_err(|_| StartError::Randomness)?;
-        let parts = Parts {
-            validator,
-            metrics,
-            tunnels: TaskTracker::new(),
-            closing: phases.closing.clone(),
-            background,
-        };
-        let gateway = parts.gateway(config, None)?;
+        let parts =
+            Parts { metrics, tunnels: TaskTracker::new(), closing: phases.closing.clone(), background };
+        let (drain, listeners) = (Mutex::new(Drain::of(&config)), [public.settings(), admin.settings()]);
+        let gateway = parts.gateway(config, validator, None)?;
         parts.metrics.reload_successful.set(1);
         parts.metrics.reload_time.set(unix_seconds());
-        let shared = Arc::new(Shared { current: Arc::new(Current::new(gateway)), parts });
+        let shared = Arc::new(Shared { current: Arc::new(Current::new(gateway)), parts, drain, listeners });
         Ok(Self {
             public,
             admin,
@@ -216,7 +220,6 @@ impl Server {
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
         let management_address = self.management_address();
         let Self { shared, phases, fixed, .. } = self;
-        let (drain_delay, drain_timeout) = (fixed.drain_delay, fixed.drain_timeout);
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
@@ -230,8 +233,9 @@ impl Server {
         let keeper = background.spawn(async move { scalekit.keep_access_token().await });
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if let Some(source) = self.reload {
-            let certificate = self.public.certificate();
-            let watch = reload::watch(source, Arc::clone(&shared), fixed, certificate, self.files);
+            let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
+            let certificates = self.public.certificate().into_iter().chain(management).collect();
+            let watch = reload::watch(source, Arc::clone(&shared), fixed, certificates, self.files);
             until_stop.push(background.spawn(watch));
         }
 
@@ -255,11 +259,12 @@ impl Server {
         stop.cancelled().await;
         until_stop.iter().for_each(JoinHandle::abort);
         self.readiness.drain();
-        tracing::info!(delay = ?drain_delay, timeout = ?drain_timeout, "draining");
+        let drain = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
+        tracing::info!(delay = ?drain.delay, timeout = ?drain.timeout, "draining");
         phases.draining.cancel();
         let tunnels = &shared.parts.tunnels;
         let drained = async {
-            sleep(drain_delay).await;
+            sleep(drain.delay).await;
             phases.stopping.cancel();
             connections.close();
             tunnels.close();
@@ -267,7 +272,7 @@ impl Server {
                 connections.wait().await;
                 tunnels.wait().await;
             };
-            timeout(drain_timeout, open).await.is_ok()
+            timeout(drain.timeout, open).await.is_ok()
         };
         let whole = tokio::select! {
             whole = drained => whole,
@@ -295,7 +300,12 @@ impl Server {
 
 impl Parts {
     /// A gateway for this configuration, with what can be kept of the one before.
-    fn gateway(&self, config: Config, before: Option<&Gateway>) -> Result<Gateway, StartError> {
+    fn gateway(
+        &self,
+        config: Config,
+        validator: Arc<Validator>,
+        before: Option<&Gateway>,
+    ) -> Result<Gateway, StartError> {
         let mut upstreams = HashMap::new();
         for settings in &config.upstreams {
             // One with certificates of its own is made anew, as they may have changed.
@@ -319,7 +329,7 @@ impl Parts {
             trusted: config.trusted,
             routes: config.routes,
             upstreams,
-            validator: Arc::clone(&self.validator),
+            validator,
             metrics: Arc::clone(&self.metrics),
             tunnels: self.tunnels.clone(),
             closing: self.closing.clone(),

@@ -99,14 +99,25 @@ impl ServerCertificate {
         Ok(Arc::new(Self { pair: pair.clone(), current }))
     }
 
-    /// Reads the files again; new connections get what they hold.
+    /// Reads the files again. Nothing changes before `Renewal::take_effect`.
     ///
     /// # Errors
-    /// When a file cannot be used. What was read before stays in use.
-    pub fn refresh(&self) -> Result<(), TlsError> {
-        let new = Arc::new(certified(&self.pair)?);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
-        Ok(())
+    /// When a file cannot be used.
+    pub fn read_again(&self) -> Result<Renewal<'_>, TlsError> {
+        Ok(Renewal { of: self, new: Arc::new(certified(&self.pair)?) })
+    }
+}
+
+/// A certificate that was read and is not in use yet.
+pub struct Renewal<'a> {
+    of: &'a ServerCertificate,
+    new: Arc<CertifiedKey>,
+}
+
+impl Renewal<'_> {
+    /// From now on new connections get it.
+    pub fn take_effect(self) {
+        *self.of.current.write().unwrap_or_else(PoisonError::into_inner) = self.new;
     }
 }
 

@@ -60,18 +60,30 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    fn negative(&self) -> Option<Cache<KeyDigest, ()>> {
+        let cache = Cache::builder().max_capacity(self.negative_entries).time_to_live(self.negative_ttl);
+        (!self.negative_ttl.is_zero()).then(|| cache.build())
+    }
+
+    fn budget(&self) -> Option<Arc<Mutex<Allowance>>> {
+        let full = |limit| Arc::new(Mutex::new(Allowance::new(limit, Instant::now())));
+        self.max_per_minute.map(full)
+    }
+}
+
 /// Asks Scalekit, and remembers nothing but keys that are definitely bad.
 pub struct Validator {
     settings: Settings,
     scalekit: Arc<Scalekit>,
-    digester: Digester,
+    digester: Arc<Digester>,
     negative: Option<Cache<KeyDigest, ()>>,
     board: Mutex<Board<KeyDigest, Flight>>,
     in_flight: Semaphore,
-    breaker: Breaker,
+    breaker: Arc<Breaker>,
     throttle: Option<Throttle>,
-    budget: Option<Mutex<Allowance>>,
-    alarm: Mutex<Alarm>,
+    budget: Option<Arc<Mutex<Allowance>>>,
+    alarm: Arc<Mutex<Alarm>>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
 }
@@ -109,26 +121,50 @@ impl Validator {
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
     ) -> Result<Arc<Self>, ring::error::Unspecified> {
-        let negative = (!settings.negative_ttl.is_zero()).then(|| {
-            Cache::builder()
-                .max_capacity(settings.negative_entries)
-                .time_to_live(settings.negative_ttl)
-                .build()
-        });
         Ok(Arc::new(Self {
-            digester: Digester::new()?,
-            negative,
+            digester: Arc::new(Digester::new()?),
+            negative: settings.negative(),
             board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
             in_flight: Semaphore::new(settings.max_in_flight),
-            breaker: Breaker::default(),
+            breaker: Arc::default(),
             throttle: settings.bad_keys_per_minute.map(Throttle::new),
-            budget: settings.max_per_minute.map(|limit| Mutex::new(Allowance::new(limit, Instant::now()))),
-            alarm: Mutex::default(),
+            budget: settings.budget(),
+            alarm: Arc::default(),
             settings,
             scalekit,
             metrics,
             tasks,
         }))
+    }
+
+    /// The same, within other limits. What is known of Scalekit and of callers stays, and of bad keys too, unless it is their
+    /// limits that change. What is on its way keeps its limits, and does not count towards the new ones.
+    #[must_use]
+    pub fn with(self: &Arc<Self>, settings: &Settings) -> Arc<Self> {
+        if self.settings == *settings {
+            return Arc::clone(self);
+        }
+        let remembers = |settings: &Settings| (settings.negative_ttl, settings.negative_entries);
+        let same = remembers(&self.settings) == remembers(settings);
+        let throttle = |limit| match &self.throttle {
+            Some(throttle) => throttle.with(limit),
+            None => Throttle::new(limit),
+        };
+        Arc::new(Self {
+            digester: Arc::clone(&self.digester),
+            negative: if same { self.negative.clone() } else { settings.negative() },
+            board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
+            in_flight: Semaphore::new(settings.max_in_flight),
+            breaker: Arc::clone(&self.breaker),
+            throttle: settings.bad_keys_per_minute.map(throttle),
+            // The limit itself is said at each use.
+            budget: settings.budget().map(|new| self.budget.clone().unwrap_or(new)),
+            alarm: Arc::clone(&self.alarm),
+            settings: settings.clone(),
+            scalekit: Arc::clone(&self.scalekit),
+            metrics: Arc::clone(&self.metrics),
+            tasks: self.tasks.clone(),
+        })
     }
 
     /// The identity of a key, by a validation that begins after this call.

@@ -102,10 +102,15 @@ fn read_document(
     let listener = listener::Settings {
         listen: listen(&mut server, Ipv4Addr::UNSPECIFIED, 4480),
         tls: server.optional_section("tls").and_then(certificate),
+        proxied: trusted(&mut server, "proxy_protocol_from"),
         header_timeout: server.take("header_timeout", duration(MILLISECOND)).unwrap_or(10 * SECOND),
         idle_timeout: server.take("idle_timeout", duration(MILLISECOND)).unwrap_or(60 * SECOND),
+        answer_timeout: limits
+            .take("answer_timeout", duration(Duration::ZERO))
+            .filter(|timeout| !timeout.is_zero()),
         max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
         max_headers,
+        max_streams: limits.take("streams", integer(1, 10_000)).map_or(128, |streams| streams as u32),
         max_connections: limits
             .take("connections", integer(1, 1_000_000))
             .map_or(10_000, |connections| connections as usize),
@@ -113,7 +118,7 @@ fn read_document(
     };
     let drain_delay = server.take("drain_delay", duration(Duration::ZERO)).unwrap_or(5 * SECOND);
     let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
-    let trusted = trusted(&mut server);
+    let trusted = trusted(&mut server, "trusted_proxies");
     let realm = server.take("realm", |value| realm(text(value)?)).unwrap_or_else(|| "api".to_owned());
     let revalidate_every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
     let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
@@ -132,18 +137,20 @@ fn read_document(
     });
     [server, admin, limits, streams].into_iter().for_each(Section::finish);
 
-    if validator.bad_keys_per_minute.is_some() && trusted == Trusted::default() {
+    let from_proxies = [&trusted, &listener.proxied];
+    if validator.bad_keys_per_minute.is_some() && from_proxies == [&Trusted::default(); 2] {
         warnings.push(
             "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
              one address, and so one allowance"
                 .to_owned(),
         );
     }
-    if trusted.networks.iter().any(|network| network.prefix_len() == 0) {
-        warnings.push(
-            "server.trusted_proxies has a network of all addresses: everybody can say who the client is"
-                .to_owned(),
-        );
+    for (key, from) in ["trusted_proxies", "proxy_protocol_from"].into_iter().zip(from_proxies) {
+        if from.networks.iter().any(|network| network.prefix_len() == 0) {
+            warnings.push(format!(
+                "server.{key} has a network of all addresses: everybody can say who the client is"
+            ));
+        }
     }
     Some(Config {
         listener,
@@ -181,9 +188,9 @@ pub(super) fn certificate(mut section: Section<'_, '_>) -> Option<KeyPair> {
     pair
 }
 
-fn trusted(server: &mut Section<'_, '_>) -> Trusted {
+fn trusted(server: &mut Section<'_, '_>, key: &'static str) -> Trusted {
     let mut trusted = Trusted::default();
-    for one in server.list("trusted_proxies", None, urls::trust).unwrap_or_default() {
+    for one in server.list(key, None, urls::trust).unwrap_or_default() {
         trusted.networks.extend(one.networks);
         trusted.unix |= one.unix;
     }

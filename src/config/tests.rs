@@ -259,9 +259,10 @@ fn what_is_probably_not_meant_is_warned_of() {
     let warnings = parse(&nobody, "f", &environment()).unwrap().warnings;
     assert_eq!(warnings, ["routes[0].require lets nobody pass: an organization's key has no roles"]);
     let everybody = format!("version = 1\n[server]\ntrusted_proxies = [\"::/0\"]\n{REST}");
-    let warnings = parse(&everybody, "f", &environment()).unwrap().warnings;
-    assert_eq!(
-        warnings,
-        ["server.trusted_proxies has a network of all addresses: everybody can say who the client is"]
-    );
+    for key in ["trusted_proxies", "proxy_protocol_from"] {
+        let text = everybody.replace("trusted_proxies", key);
+        let warning =
+            format!("server.{key} has a network of all addresses: everybody can say who the client is");
+        assert_eq!(parse(&text, "f", &environment()).unwrap().warnings, [warning]);
+    }
 }

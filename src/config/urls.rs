@@ -136,7 +136,7 @@ pub(super) fn unix_path(given: &str) -> Option<Result<PathBuf, String>> {
     })
 }
 
-/// One of `trusted_proxies`: a network, an address, or `unix:`.
+/// One of `trusted_proxies` or `proxy_protocol_from`: a network, an address, or `unix:`.
 pub(super) fn trust(given: &str) -> Result<Trusted, String> {
     if given == "unix:" {
         return Ok(Trusted { networks: Vec::new(), unix: true });

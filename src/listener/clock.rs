@@ -1,10 +1,10 @@
-//! How long a connection has been silent, and whether a request's head was due: what the time limits go by. Costs a request
-//! a few atomic writes and no timer.
+//! How long a connection has been silent, whether a request's head was due, and how long it has taken nothing: what the time
+//! limits go by. Costs a request a few atomic writes and no timer.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,21 +15,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use super::connection::Open;
+use super::lingering::Lingering;
 use crate::body::{Body, BodyError};
 
 /// Where a connection stands, without a lock.
 pub(super) struct Clock {
-    start: Instant,
+    pub(super) start: Instant,
     /// Requests under way, to the end of their answers.
     busy: AtomicUsize,
     /// Whether anything has arrived.
     began: AtomicBool,
     /// Whether a head has begun to arrive, or the first one is due.
     head: AtomicBool,
+    /// Whether the caller was still sending a body when nobody wanted more of it.
+    refused: AtomicBool,
     /// HTTP/2 sends frames between requests, and its heads are not told apart from them.
     http2: AtomicBool,
     /// Since when, in milliseconds from the start.
     since: AtomicU64,
+    /// Since when bytes wait that the caller does not take, in milliseconds from the start; 0 when none do.
+    stuck: AtomicU64,
 }
 
 pub(super) enum Silent {
@@ -45,8 +50,10 @@ impl Clock {
             busy: AtomicUsize::new(0),
             began: AtomicBool::new(false),
             head: AtomicBool::new(true),
+            refused: AtomicBool::new(false),
             http2: AtomicBool::new(false),
             since: AtomicU64::new(0),
+            stuck: AtomicU64::new(0),
         }
     }
 
@@ -67,9 +74,27 @@ impl Clock {
         self.began.load(Ordering::Relaxed)
     }
 
+    /// How long bytes have waited of which the caller takes none.
+    pub(super) fn unread(&self) -> Duration {
+        match self.stuck.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => Duration::from_millis(self.now().saturating_sub(since)),
+        }
+    }
+
+    fn wrote<T>(&self, polled: &Poll<T>) {
+        let stuck = self.stuck.load(Ordering::Relaxed);
+        match polled {
+            Poll::Pending if stuck == 0 => self.stuck.store(self.now().max(1), Ordering::Relaxed),
+            Poll::Ready(_) if stuck != 0 => self.stuck.store(0, Ordering::Relaxed),
+            Poll::Pending | Poll::Ready(_) => {}
+        }
+    }
+
     fn received(&self, bytes: &[u8]) {
         if !self.began.swap(true, Ordering::Relaxed) && bytes.starts_with(b"PRI ") {
             self.http2.store(true, Ordering::Relaxed);
+            self.since.store(self.now(), Ordering::Relaxed);
             self.head.store(false, Ordering::Relaxed);
         } else if self.busy.load(Ordering::Relaxed) == 0
             && !self.http2.load(Ordering::Relaxed)
@@ -88,6 +113,7 @@ impl Busy {
         clock.http2.store(version >= Version::HTTP_2, Ordering::Relaxed);
         clock.busy.fetch_add(1, Ordering::Relaxed);
         clock.head.store(false, Ordering::Relaxed);
+        clock.refused.store(false, Ordering::Relaxed);
         Self(Arc::clone(clock))
     }
 }
@@ -99,15 +125,26 @@ impl Drop for Busy {
     }
 }
 
-/// A body under way, which keeps its connection busy.
+/// A request's body under way, which keeps its connection busy.
 pub(super) struct BusyBody {
     body: Body,
-    _busy: Busy,
+    busy: Busy,
+    ended: bool,
 }
 
 impl BusyBody {
     pub(super) fn wrap(body: Body, busy: Busy) -> Body {
-        if body.is_end_stream() { body } else { Self { body, _busy: busy }.boxed_unsync() }
+        if body.is_end_stream() { body } else { Self { body, busy, ended: false }.boxed_unsync() }
+    }
+}
+
+impl Drop for BusyBody {
+    fn drop(&mut self) {
+        // HTTP/2 says so on the stream, and goes on.
+        let clock = &self.busy.0;
+        if !self.ended && !self.body.is_end_stream() && !clock.http2.load(Ordering::Relaxed) {
+            clock.refused.store(true, Ordering::Relaxed);
+        }
     }
 }
 
@@ -119,7 +156,9 @@ impl http_body::Body for BusyBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        self.ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -133,10 +172,18 @@ impl http_body::Body for BusyBody {
 
 /// The connection's bytes, seen as they arrive.
 pub(super) struct Timed<T> {
-    pub(super) io: T,
-    pub(super) clock: Arc<Clock>,
+    io: T,
+    clock: Arc<Clock>,
     /// The socket may outlive its HTTP, as a tunnel.
-    pub(super) _open: Open,
+    _open: Open,
+    /// Once nothing more is sent.
+    lingering: Option<Lingering>,
+}
+
+impl<T> Timed<T> {
+    pub(super) fn new(io: T, clock: Arc<Clock>, open: Open) -> Self {
+        Self { io, clock, _open: open, lingering: None }
+    }
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
@@ -155,7 +202,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -165,6 +212,60 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        let this = &mut *self;
+        if this.lingering.is_none() {
+            ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
+        }
+        let lingering = this.lingering.get_or_insert_with(Lingering::begin);
+        lingering.poll(&mut this.io, this.clock.refused.load(Ordering::Relaxed), cx).map(Ok)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+}
+
+/// The socket's bytes, seen as they leave: below TLS, which takes some that the caller does not.
+pub(super) struct Leaving<T> {
+    pub(super) io: T,
+    pub(super) clock: Arc<Clock>,
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Leaving<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Leaving<T> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.clock.wrote(&polled);
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        // A socket has nothing to flush.
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
@@ -181,6 +282,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Timed<T> {
         cx: &mut Context<'_>,
         bufs: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.clock.wrote(&polled);
+        polled
     }
 }

@@ -13,20 +13,20 @@ use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use super::clock::{Busy, BusyBody, Clock, Silent, Timed};
-use super::{Accepted, CROSSING, Handler, Phases, Settings};
+use super::clock::{Busy, BusyBody, Clock, Leaving, Silent, Timed};
+use super::unread::{self, Given, Streams};
+use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::body::{self, Body, BodyError};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
-use crate::upstream::forwarded::Peer;
+use crate::upstream::forwarded::{Peer, Trusted};
 
-/// Streams at once on an HTTP/2 connection.
-const MAX_STREAMS: u32 = 128;
 /// What waits to be sent on an HTTP/2 stream, in bytes.
 const MAX_STREAM_BUFFER: usize = 64 * 1024;
 /// What a caller may send of one body before the upstream takes it, in bytes.
@@ -64,10 +64,12 @@ impl Drop for Open {
 
 /// How connections are served.
 pub(super) struct Server {
-    builder: auto::Builder<Tasks>,
+    builder: auto::Builder<Streams>,
     tls: Option<TlsAcceptor>,
+    proxied: Trusted,
     header_timeout: Duration,
     idle_timeout: Duration,
+    answer_timeout: Option<Duration>,
     metrics: Arc<Metrics>,
 }
 
@@ -78,7 +80,11 @@ impl Server {
         metrics: Arc<Metrics>,
         tasks: &TaskTracker,
     ) -> Self {
-        let mut builder = auto::Builder::new(Tasks(tasks.clone()));
+        let mut builder = auto::Builder::new(Streams {
+            tasks: Tasks(tasks.clone()),
+            limit: settings.answer_timeout,
+            metrics: Arc::clone(&metrics),
+        });
         builder
             .http1()
             .timer(TokioTimer::new())
@@ -91,7 +97,7 @@ impl Server {
             .timer(TokioTimer::new())
             .keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PONG_WITHIN)
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(settings.max_streams)
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
@@ -100,8 +106,10 @@ impl Server {
         Self {
             builder,
             tls,
+            proxied: settings.proxied.clone(),
             header_timeout: settings.header_timeout,
             idle_timeout: settings.idle_timeout,
+            answer_timeout: settings.answer_timeout,
             metrics,
         }
     }
@@ -116,14 +124,42 @@ impl Server {
         let tls = self.tls.is_some();
         match accepted {
             Accepted::Tcp(stream, address) => {
+                if self.answer_timeout.is_some() {
+                    show_progress(&stream);
+                }
                 let peer = Peer { address: Some(address.ip()), uid: None, tls };
-                self.secure(stream, open, peer, handler, phases).await;
+                self.receive(stream, open, peer, handler, phases).await;
             }
             Accepted::Unix(stream) => {
                 let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-                self.secure(stream, open, Peer { address: None, uid, tls }, handler, phases).await;
+                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases).await;
             }
         }
+    }
+
+    /// Takes a load balancer's word for who the peer is, and its alone.
+    async fn receive<H: Handler>(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        open: Open,
+        mut peer: Peer,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
+        let clock = Arc::new(Clock::start());
+        if self.proxied.believes(peer) {
+            let told = tokio::select! {
+                told = timeout_at(clock.start + self.header_timeout, proxy_header::read(&mut stream)) => told,
+                () = last_call(&phases) => return self.count("cut_at_shutdown"),
+            };
+            match told {
+                Ok(Ok(caller)) => peer.address = caller.or(peer.address),
+                Ok(Err(_)) => return self.count("proxy_header"),
+                Err(_) => return self.count("proxy_header_timeout"),
+            }
+        }
+        let stream = Leaving { io: stream, clock: Arc::clone(&clock) };
+        self.secure(stream, open, peer, handler, phases, clock).await;
     }
 
     async fn secure<H: Handler>(
@@ -133,16 +169,17 @@ impl Server {
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
+        clock: Arc<Clock>,
     ) {
         let Some(tls) = &self.tls else {
-            return self.speak(stream, open, peer, handler, phases).await;
+            return self.speak(stream, open, peer, handler, phases, clock).await;
         };
         let accepted = tokio::select! {
-            accepted = timeout(self.header_timeout, tls.accept(stream)) => accepted,
+            accepted = timeout_at(clock.start + self.header_timeout, tls.accept(stream)) => accepted,
             () = phases.closing.cancelled() => return self.count("cut_at_shutdown"),
         };
         match accepted {
-            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases).await,
+            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases, clock).await,
             Ok(Err(_)) => self.count("tls"),
             Err(_) => self.count("tls_timeout"),
         }
@@ -155,9 +192,9 @@ impl Server {
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
+        clock: Arc<Clock>,
     ) {
-        let clock = Arc::new(Clock::start());
-        let io = TokioIo::new(Timed { io: stream, clock: Arc::clone(&clock), _open: open });
+        let io = TokioIo::new(Timed::new(stream, Arc::clone(&clock), open));
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
             move |request: Request<Incoming>| {
@@ -175,7 +212,7 @@ impl Server {
                     if draining.is_cancelled() && version < Version::HTTP_2 && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, std::convert::Infallible>(response.map(|body| BusyBody::wrap(body, busy)))
+                    Ok::<_, std::convert::Infallible>(response.map(|body| Given::wrap(body, busy)))
                 }
             }
         });
@@ -222,13 +259,18 @@ impl Server {
         }
     }
 
-    /// Completes when the connection has been silent for too long: with an outcome when a request's head was due, with
-    /// none when it was idle.
+    /// Completes when the connection has been silent for too long: with an outcome when a request's head was due, or when
+    /// it took nothing of what was there for it, with none when it was idle.
     async fn overdue(&self, clock: &Clock) -> Option<&'static str> {
         // A tick, so that no request pays for setting a timer.
-        let tick = (self.header_timeout.min(self.idle_timeout) / 4).max(Duration::from_millis(10));
+        let shortest = self.header_timeout.min(self.idle_timeout);
+        let shortest = self.answer_timeout.map_or(shortest, |limit| shortest.min(limit));
+        let tick = (shortest / 4).max(Duration::from_millis(10));
         loop {
             sleep(tick).await;
+            if self.answer_timeout.is_some_and(|limit| clock.unread() >= limit) {
+                return Some(unread::OUTCOME);
+            }
             match clock.silent() {
                 Silent::Not => {}
                 Silent::Head(time) if time >= self.header_timeout => return Some("head_timeout"),
@@ -240,6 +282,27 @@ impl Server {
 
     fn count(&self, outcome: &'static str) {
         self.metrics.connection_errors.get_or_create(&Outcome { outcome }).inc();
+    }
+}
+
+/// The system takes no more than this ahead of the caller, in bytes, so that one who reads slowly is told from one who does not
+/// read: with its usual buffers of megabytes a write may wait for minutes until some of them is free.
+#[cfg(target_os = "linux")]
+fn show_progress(stream: &TcpStream) {
+    const AHEAD: u32 = 128 * 1024;
+    // Without it the limit is only less exact.
+    let _ = socket2::SockRef::from(stream).set_tcp_notsent_lowat(AHEAD);
+}
+
+#[cfg(not(target_os = "linux"))]
+fn show_progress(_: &TcpStream) {}
+
+/// Completes when a connection that has said nothing yet can wait no longer.
+async fn last_call(phases: &Phases) {
+    phases.stopping.cancelled().await;
+    tokio::select! {
+        () = phases.closing.cancelled() => {}
+        () = sleep(FIRST_REQUEST) => {}
     }
 }
 

@@ -3,15 +3,15 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
-use super::{Fixed, Shared, unix_seconds};
+use super::{Drain, Fixed, Shared, unix_seconds};
 use crate::config::{self, Config, Environment, Problems};
-use crate::tls::ServerCertificate;
+use crate::tls::{Renewal, ServerCertificate};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -48,7 +48,7 @@ pub(super) async fn watch(
     source: Source,
     shared: Arc<Shared>,
     fixed: Fixed,
-    certificate: Option<Arc<ServerCertificate>>,
+    certificates: Vec<Arc<ServerCertificate>>,
     mut files: Vec<PathBuf>,
 ) {
     let mut seen = marks(&files);
@@ -64,7 +64,7 @@ pub(super) async fn watch(
             continue;
         }
         seen.clone_from(&now);
-        match reload(&source, &shared, &fixed, certificate.as_deref()) {
+        match reload(&source, &shared, &fixed, &certificates) {
             Ok(named) => {
                 // The route file as it was before it was read: what changed since is another change.
                 seen = marks(&named);
@@ -88,7 +88,7 @@ fn reload(
     source: &Source,
     shared: &Shared,
     fixed: &Fixed,
-    certificate: Option<&ServerCertificate>,
+    certificates: &[Arc<ServerCertificate>],
 ) -> Result<Vec<PathBuf>, String> {
     let config = source.load().map_err(|problems| problems.to_string())?;
     let changed = fixed.differences(&config);
@@ -100,10 +100,18 @@ fn reload(
     }
     let files = files(&config);
     let before = shared.current.gateway();
-    let gateway = shared.parts.gateway(config, Some(&before)).map_err(|error| error.to_string())?;
+    let validator = before.validator.with(&config.validator);
+    let (drain, public) = (Drain::of(&config), config.listener.clone());
+    let admin = public.beside(config.admin.clone());
+    let gateway =
+        shared.parts.gateway(config, validator, Some(&before)).map_err(|error| error.to_string())?;
     // The last thing that can fail, so that all of it takes effect or none.
-    if let Some(certificate) = certificate {
-        certificate.refresh().map_err(|error| error.to_string())?;
+    let renewals = certificates.iter().map(|certificate| certificate.read_again());
+    let renewals: Vec<Renewal<'_>> = renewals.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    renewals.into_iter().for_each(Renewal::take_effect);
+    *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
+    for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
+        listener.send_replace(settings);
     }
     shared.current.replace(gateway);
     Ok(files)
@@ -111,7 +119,8 @@ fn reload(
 
 /// The files beside the route file whose content matters.
 pub(super) fn files(config: &Config) -> Vec<PathBuf> {
-    let pairs = config.listener.tls.iter();
+    let management = config.management.as_ref().and_then(|management| management.tls.as_ref());
+    let pairs = config.listener.tls.iter().chain(management);
     let pairs = pairs.chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
     );

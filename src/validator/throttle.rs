@@ -72,6 +72,11 @@ impl Throttle {
         }
     }
 
+    /// The same allowances, with another limit.
+    pub(super) fn with(&self, per_minute: u32) -> Self {
+        Self { per_minute, addresses: self.addresses.clone(), good: self.good.clone() }
+    }
+
     /// Whether a request may be asked about; if not, in how long.
     pub(super) fn admit(&self, client: IpAddr, key: &KeyDigest, now: Instant) -> Result<(), Duration> {
         let Some(allowance) = self.addresses.get(&network(client)) else {

@@ -55,3 +55,18 @@ async fn without_a_limit_nothing_is_too_long() {
     let reply = stage.ask(format!("{POST}content-length: {}\r\n\r\n{body}", body.len())).await;
     assert_eq!((reply.status, stage.last().body_bytes), (200, 1024 * 1024));
 }
+
+#[tokio::test]
+async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
+    for (sections, streams) in [("", 128), ("[limits]\nstreams = 7", 7)] {
+        let stage = stage(sections).await;
+        let mut client = stage.connect().await;
+        client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+        // The first frame is the settings, six bytes each (RFC 9113 section 6.5).
+        let head = client.bytes(9).await;
+        assert_eq!(head[3], 4, "SETTINGS");
+        let settings = client.bytes(usize::from(head[2])).await;
+        let most = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("the most of streams");
+        assert_eq!(u32::from_be_bytes(most[2..].try_into().unwrap()), streams);
+    }
+}

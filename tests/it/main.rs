@@ -6,6 +6,7 @@ mod support;
 
 mod admin;
 mod admission;
+mod answers;
 mod deploy;
 mod drain;
 mod flights;
@@ -20,6 +21,8 @@ mod outage;
 mod own_token;
 mod pressure;
 mod process;
+mod proxy_protocol;
+mod refused;
 mod reload;
 mod reval;
 mod streams;

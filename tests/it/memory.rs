@@ -72,6 +72,33 @@ async fn long_bodies_and_those_who_stall_take_little_memory() {
 }
 
 #[tokio::test]
+async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
+    let (folder, ends) = (Folder::new("refused"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, at_once));
+    let (_scalekit, scalekit) = listen().await;
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    let before = peak(&running);
+    let mut uploads = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        uploads.spawn(async move {
+            let head = "POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: 999999999999\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+            while stream.write_all(&[b'.'; 64 * 1024]).await.is_ok() {}
+        });
+    }
+    timeout(LIMIT, uploads.join_all()).await.expect("they are let go of");
+    let grown = peak(&running) - before;
+    assert!(grown < 8 * MIB, "{} MiB for refused uploads", grown / MIB);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    ends.cancel();
+}
+
+#[tokio::test]
 async fn each_request_is_one_line_of_json_without_query_and_key() {
     let (folder, ends) = (Folder::new("access"), CancellationToken::new());
     let secret = folder.write("secret", "dev");

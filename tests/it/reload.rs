@@ -1,5 +1,7 @@
 //! A changed configuration takes effect without losing a request, and a bad one not at all.
 
+mod limits;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,6 +14,7 @@ use keyward::listener::Listen;
 use keyward::metrics::Metrics;
 use keyward::server::{Server, reload};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
@@ -23,11 +26,15 @@ use crate::support::{LIMIT, listen};
 struct Reloading {
     folder: PathBuf,
     file: PathBuf,
+    emulator: Emulator,
     echo: Echo,
     echo_address: SocketAddr,
     address: SocketAddr,
     hup: Arc<Notify>,
     metrics: Arc<Metrics>,
+    /// What SIGTERM would cancel.
+    stop: CancellationToken,
+    running: JoinHandle<()>,
     ends: CancellationToken,
 }
 
@@ -62,7 +69,8 @@ impl Reloading {
         let (emulator_listener, emulator_address) = listen().await;
         let (echo_listener, echo_address) = listen().await;
         let (until, until_too, echo_too) = (ends.clone(), ends.clone(), echo.clone());
-        tokio::spawn(async move { emulator.serve(emulator_listener, until).await });
+        let emulator_too = emulator.clone();
+        tokio::spawn(async move { emulator_too.serve(emulator_listener, until).await });
         tokio::spawn(async move { echo_too.serve(echo_listener, until_too).await });
         let file = folder.join("keyward.toml");
         let server = format!("[server]\n{server}");
@@ -78,8 +86,9 @@ impl Reloading {
         let mut server = Server::bind(source.load().unwrap(), Arc::clone(&metrics)).unwrap();
         server.reload_from(source);
         let Listen::Tcp(address) = server.address() else { panic!("TCP") };
-        tokio::spawn(server.run(ends.clone(), ends.clone()));
-        Self { folder, file, echo, echo_address, address, hup, metrics, ends }
+        let stop = ends.child_token();
+        let running = tokio::spawn(server.run(stop.clone(), ends.clone()));
+        Self { folder, file, emulator, echo, echo_address, address, hup, metrics, stop, running, ends }
     }
 
     fn write(&self, routes: &[&str], more: &str) {
@@ -181,14 +190,32 @@ async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
 #[tokio::test]
 async fn what_cannot_change_without_a_restart_is_refused_whole() {
     let keyward = Reloading::start("fixed").await;
-    keyward.write(&["/b"], "[negative_cache]\nttl = \"9s\"");
-    keyward.hup.notify_one();
-    keyward.until_reload_fails().await;
-    assert_eq!(
-        (keyward.status("/a").await, keyward.status("/b").await),
-        (200, 404),
-        "nothing of it is in force"
-    );
+    let good = text(keyward.echo_address, &["/b"], "[limits]\nhead = \"8KiB\"");
+    let long = format!("GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(10_000));
+    for (from, to) in [
+        ("[server]\nlisten = \"127.0.0.1:0\"", "[server]\nlisten = \"127.0.0.2:0\""),
+        ("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"127.0.0.2:0\""),
+        ("[limits]", "[scalekit]\ntimeout = \"1500ms\"\n[limits]"),
+        ("[log]", "[log]\nformat = \"json\""),
+        // Good as TOML, and for nothing else.
+        ("[limits]", "[upstreams.broken]\nurl = \"https://a\"\nca_file = \"/dev/null\"\n[limits]"),
+    ] {
+        assert!(good.contains(from));
+        keyward.write_text(&good.replace(from, to));
+        keyward.hup.notify_one();
+        keyward.until_reload_fails().await;
+        assert_eq!(
+            (keyward.status("/a").await, keyward.status("/b").await),
+            (200, 404),
+            "nothing of it is in force: {to}"
+        );
+        let mut client = Client::connect(keyward.address).await;
+        client.send(&long).await;
+        assert_eq!(client.reply().await.status, 200, "nor of the limits: {to}");
+        keyward.metrics.reload_successful.set(1);
+    }
+    keyward.write_text(&good);
+    keyward.until("/b", 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,7 +11,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use keyward::body::{self, BodyError};
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixListener;
+use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
@@ -142,6 +142,26 @@ async fn connecting_has_a_time_limit_that_covers_tls() {
     assert_unreachable(&stage.ask(GET).await);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     drop(listener);
+}
+
+#[tokio::test]
+async fn connecting_has_a_time_limit_where_nobody_answers_at_all() {
+    // A listener that accepts nothing: once its queue is full, the system lets further connections wait.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queued.push(stream.unwrap());
+        assert!(queued.len() < 100, "the queue never fills");
+    }
+    let stage = stage(format!("http://{address}"), "connect_timeout = \"300ms\"".into()).await;
+    let began = Instant::now();
+    assert_unreachable(&stage.ask(GET).await);
+    let took = began.elapsed();
+    // The system itself would try for minutes.
+    assert!((300..3000).contains(&took.as_millis()), "{took:?}");
 }
 
 #[tokio::test]

@@ -63,6 +63,15 @@ impl Caller {
         }
     }
 
+    /// Over HTTP/2, with a window of this size for each stream, and the least that there can be for all of them.
+    pub async fn windowed(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, window: u32) -> Self {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.initial_stream_window_size(window).initial_connection_window_size(65_535);
+        let (sender, connection) = builder.handshake(TokioIo::new(io)).await.unwrap();
+        tokio::spawn(connection);
+        Self::Http2(sender)
+    }
+
     /// The same connection, for another stream.
     pub fn again(&self) -> Self {
         match self {

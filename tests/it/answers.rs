@@ -1,0 +1,258 @@
+//! Callers who do not read what they asked for are let go of, and nobody else is.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::BodyExt;
+use hyper::{Method, Response};
+use keyward::body;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::support::http::{self, Caller, Speaks, data, drain, fed};
+use crate::support::tls::{Authority, toml};
+use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::tunnel;
+
+const ON: &str = "[limits]\nanswer_timeout = \"300ms\"";
+const LONG: &str = "GET /public/long HTTP/1.1\r\nhost: a\r\n\r\n";
+/// More than all buffers on the way hold.
+const HUGE: usize = 64 << 20;
+
+/// Keyward before an upstream with endless answers, and a signal for each of them that was dropped before its end.
+struct Unread {
+    stage: Stage,
+    released: mpsc::UnboundedReceiver<()>,
+}
+
+struct Release(mpsc::UnboundedSender<()>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+impl Unread {
+    async fn start(server: String, sections: &'static str) -> Self {
+        let (release, released) = mpsc::unbounded_channel();
+        let upstream = http::upstream(move |_| {
+            let release = Release(release.clone());
+            async move {
+                let body = http::long(HUGE).map_frame(move |frame| {
+                    let _ = &release;
+                    frame
+                });
+                Ok(Response::new(body.boxed_unsync()))
+            }
+        })
+        .await;
+        let instead = Some(format!("http://{upstream}"));
+        let stage = Stage::with(Setup { server: server.leak(), sections, instead, ..Setup::default() }).await;
+        Self { stage, released }
+    }
+
+    async fn released(&mut self) {
+        timeout(LIMIT, self.released.recv()).await.expect("the upstream's answer is dropped").unwrap();
+    }
+
+    fn cut(&self) -> bool {
+        let line = "keyward_connection_errors_total{outcome=\"answer_unread\"} ";
+        self.stage.metrics.encode().contains(line)
+    }
+}
+
+#[tokio::test]
+async fn who_reads_nothing_of_an_http1_answer_is_cut_and_the_upstream_released() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("api.test");
+    let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
+    for tls in [String::new(), tls] {
+        let secure = !tls.is_empty();
+        let mut unread = Unread::start(tls, ON).await;
+        let mut stream = TcpStream::connect(unread.stage.address).await.unwrap();
+        let began = Instant::now();
+        if secure {
+            let connector = TlsConnector::from(authority.client(&["http/1.1"]));
+            let mut stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
+            stream.write_all(LONG.as_bytes()).await.unwrap();
+            unread.released().await;
+        } else {
+            stream.write_all(LONG.as_bytes()).await.unwrap();
+            unread.released().await;
+            // What the system had taken comes, and then the end; how it ends is the system's choice.
+            let mut rest = Vec::new();
+            let _ = stream.read_to_end(&mut rest).await;
+            assert!(rest.starts_with(b"HTTP/1.1 200 ") && rest.len() < HUGE);
+        }
+        assert!(began.elapsed() >= Duration::from_millis(300));
+        soon(|| unread.cut()).await;
+        soon(|| unread.stage.metrics.connections.get() == 0).await;
+        assert_eq!(unread.stage.metrics.requests_in_flight.get(), 0);
+    }
+}
+
+#[tokio::test]
+async fn who_reads_nothing_of_an_http2_stream_has_it_reset_and_the_others_go_on() {
+    let mut unread = Unread::start(String::new(), ON).await;
+    let mut caller = unread.stage.caller(Speaks::Http2).await;
+    let request = caller.request(Method::GET, "/public/long", "", body::empty());
+    let stalled = caller.send(request).await.unwrap();
+    unread.released().await;
+    soon(|| unread.cut()).await;
+    let error = drain(stalled).await.expect_err("it is reset");
+    assert!(format!("{error:?}").contains("CANCEL"), "{error:?}");
+    let request = caller.request(Method::GET, "/public/long", "", body::empty());
+    let read = caller.send(request).await.unwrap();
+    assert_eq!(drain(read).await.unwrap().0, HUGE, "the connection goes on");
+    assert_eq!(unread.stage.metrics.connections.get(), 1);
+}
+
+#[tokio::test]
+async fn an_http2_answer_is_reset_to_its_last_byte() {
+    // All of it has left the upstream, and even hyper's hands, as soon as its first byte has a place.
+    for (window, bytes) in [(0, 1), (0, 3000), (1000, 1001), (1000, 3000), (65_535, 131_070)] {
+        let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
+        let mut caller = windowed(&echo, window).await;
+        let path = format!("/bytes/{bytes}");
+        let request = caller.request(Method::GET, &path, &echo.key(), body::empty());
+        let stalled = caller.send(request).await.unwrap();
+        soon(|| echo.metrics.encode().contains("outcome=\"answer_unread\"")).await;
+        drain(stalled).await.expect_err("it is reset");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_fills_a_window_exactly_ends() {
+    let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
+    for bytes in [1, 65_534, 65_535] {
+        let mut caller = windowed(&stage, 65_535).await;
+        let response = caller.get(&format!("/bytes/{bytes}"), &stage.key()).await.unwrap();
+        sleep(Duration::from_millis(600)).await;
+        assert_eq!(drain(response).await.unwrap().0, bytes);
+    }
+    assert!(!stage.metrics.encode().contains("outcome=\"answer_unread\""));
+}
+
+#[tokio::test]
+async fn a_slow_reader_is_not_cut() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("api.test");
+    let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
+    let unread = Unread::start(String::new(), ON).await;
+    let secure = Unread::start(tls, ON).await;
+    let connect = async |unread: &Unread| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 * 1024).unwrap();
+        socket.connect(unread.stage.address).await.unwrap()
+    };
+    let mut plain = connect(&unread).await;
+    plain.write_all(LONG.as_bytes()).await.unwrap();
+    let connector = TlsConnector::from(authority.client(&["http/1.1"]));
+    let stream = connect(&secure).await;
+    let mut secured = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
+    secured.write_all(LONG.as_bytes()).await.unwrap();
+    let mut http2 = windowed(&unread.stage, 65_535).await;
+    let request = http2.request(Method::GET, "/public/long", "", body::empty());
+    let mut body = http2.send(request).await.unwrap().into_body();
+    let mut chunk = vec![0; 128 * 1024];
+    for _ in 0..20 {
+        plain.read_exact(&mut chunk).await.unwrap();
+        secured.read_exact(&mut chunk).await.unwrap();
+        body.frame().await.unwrap().unwrap();
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!unread.cut() && !secure.cut());
+}
+
+#[tokio::test]
+async fn a_quiet_event_stream_and_a_slow_upstream_are_not_cut() {
+    let again = Arc::new(Notify::new());
+    let waits = Arc::clone(&again);
+    let upstream = http::upstream(move |_| {
+        let again = Arc::clone(&waits);
+        async move {
+            // Slow to begin, and then quiet.
+            again.notified().await;
+            let (feed, body) = fed();
+            tokio::spawn(async move {
+                for _ in 0..3 {
+                    feed.send(data("event\n")).await.unwrap();
+                    again.notified().await;
+                }
+            });
+            Ok(Response::new(body))
+        }
+    })
+    .await;
+    let instead = Some(format!("http://{upstream}"));
+    let stage = Stage::with(Setup { sections: ON, instead, ..Setup::default() }).await;
+    for speaks in [Speaks::Http1, Speaks::Http2] {
+        let mut caller = stage.caller(speaks).await;
+        let request = caller.request(Method::GET, "/public/x", "", body::empty());
+        let answer = tokio::spawn(async move { (caller.send(request).await.unwrap(), caller) });
+        let quiet = async || {
+            sleep(Duration::from_millis(700)).await;
+            again.notify_one();
+        };
+        quiet().await;
+        let (response, _caller) = answer.await.unwrap();
+        let mut body = response.into_body();
+        for _ in 0..3 {
+            let frame = timeout(LIMIT, body.frame()).await.unwrap().unwrap().unwrap();
+            assert_eq!(frame.into_data().unwrap(), "event\n");
+            quiet().await;
+        }
+        let rest = timeout(LIMIT, body.collect()).await.unwrap().expect("it comes to its end");
+        assert!(rest.to_bytes().is_empty());
+    }
+    assert!(!stage.metrics.encode().contains("answer_unread"));
+}
+
+#[tokio::test]
+async fn trailers_come_behind_what_is_read() {
+    let stage = Stage::with(Setup { sections: ON, upstream: "http = \"2\"", ..Setup::default() }).await;
+    let mut caller = stage.caller(Speaks::Http2).await;
+    let response = caller.get("/trailers", &stage.key()).await.unwrap();
+    let (_, trailers) = drain(response).await.unwrap();
+    assert!(!trailers.is_empty());
+}
+
+#[tokio::test]
+async fn a_tunnel_may_be_as_slow_as_it_likes() {
+    let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
+    let mut tunnel = tunnel::open(&stage, &stage.key()).await;
+    // The echo sends all of it back, and nobody reads for longer than the limit.
+    let message = vec![b'x'; 60_000];
+    let writing = &mut tunnel.stream;
+    let send = async {
+        loop {
+            writing.write_all(&tunnel::masked(0x82, &message)).await.unwrap();
+        }
+    };
+    timeout(Duration::from_millis(900), send).await.expect_err("it is full");
+    assert_eq!(stage.metrics.connections.get(), 1);
+    assert!(!tunnel.bytes(1_000_000).await.is_empty());
+    assert!(!stage.metrics.encode().contains("answer_unread"));
+}
+
+#[tokio::test]
+async fn without_the_limit_nobody_is_cut() {
+    let mut unread = Unread::start(String::new(), "").await;
+    let mut stream = TcpStream::connect(unread.stage.address).await.unwrap();
+    stream.write_all(LONG.as_bytes()).await.unwrap();
+    let mut caller = unread.stage.caller(Speaks::Http2).await;
+    let request = caller.request(Method::GET, "/public/long", "", body::empty());
+    let stalled = caller.send(request).await.unwrap();
+    timeout(Duration::from_millis(900), unread.released.recv()).await.expect_err("both go on");
+    assert_eq!(drain(stalled).await.unwrap().0, HUGE);
+}
+
+/// A caller over HTTP/2 whose windows grow only as it reads.
+async fn windowed(stage: &Stage, window: u32) -> Caller {
+    let stream = TcpStream::connect(stage.address).await.unwrap();
+    Caller::windowed(stream, window).await
+}
