@@ -72,6 +72,8 @@ struct Answer {
 pub struct Caller {
     head: bool,
     grpc: bool,
+    /// Reads a status after an answer has begun, as gRPC does over HTTP/2.
+    trailers: bool,
     /// The request's body may still be on its way: after the answer the connection is of no more use.
     close: bool,
 }
@@ -79,16 +81,26 @@ pub struct Caller {
 impl Caller {
     /// Reads what matters.
     pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
-        let grpc =
-            |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc");
+        // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
+        // it would mean a tunnel.
+        let grpc = request.method() == Method::POST && is_type(request.headers(), b"application/grpc");
         Self {
             head: request.method() == Method::HEAD,
-            // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
-            // it would mean a tunnel.
-            grpc: request.method() == Method::POST && request.headers().get(CONTENT_TYPE).is_some_and(grpc),
+            grpc,
+            trailers: grpc && request.version() == Version::HTTP_2,
             close: request.version() < Version::HTTP_2 && !request.body().is_end_stream(),
         }
     }
+
+    /// Whether an answer that has begun can end with a status, as that of gRPC over HTTP/2.
+    pub fn reads_trailers(&self) -> bool {
+        self.trailers
+    }
+}
+
+fn is_type(headers: &HeaderMap, prefix: &[u8]) -> bool {
+    let is = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(prefix);
+    headers.get(CONTENT_TYPE).is_some_and(is)
 }
 
 #[derive(Serialize)]
@@ -303,10 +315,26 @@ impl Rejection {
         }
         response
     }
+
+    /// The end of an answer of the upstream's, with these headers, that had begun. None for a caller who would take trailers
+    /// for a good end, as gRPC-Web, which has its own within the body.
+    pub fn trailers(&self, caller: &Caller, answered: &HeaderMap) -> Option<HeaderMap> {
+        let web = b"application/grpc-web";
+        let reads = caller.trailers && is_type(answered, b"application/grpc") && !is_type(answered, web);
+        reads.then(|| {
+            let mut trailers = HeaderMap::new();
+            status(&mut trailers, &self.answer());
+            trailers
+        })
+    }
 }
 
 fn grpc(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    status(headers, answer);
+}
+
+fn status(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert("grpc-status", HeaderValue::from(u16::from(answer.grpc)));
     headers.insert("grpc-message", HeaderValue::from_static(answer.sentence));
 }
@@ -343,7 +371,7 @@ mod tests {
     }
 
     fn caller(head: bool, grpc: bool) -> Caller {
-        Caller { head, grpc, close: false }
+        Caller { head, grpc, trailers: grpc, close: false }
     }
 
     async fn json(response: Response<Body>) -> serde_json::Value {

@@ -1,13 +1,20 @@
 //! Streams outlive the request that opened them: their key is asked about again every so often, and they are closed when
 //! it is definitely no longer good, or has expired. An outage alone closes none.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Gateway;
+use crate::body::{Body, BodyError};
 use crate::credential::ApiKey;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -43,11 +50,50 @@ impl Watch {
     }
 }
 
-/// Completes when the stream must be closed; never without a watch, as on a public route.
-pub(super) async fn ended(watch: Option<Watch>) {
-    let Some(mut watch) = watch else {
-        return std::future::pending().await;
-    };
+/// A watch that begins when it is first asked: most requests are over before. On a public route there is none.
+#[derive(Default)]
+pub(super) struct Watched {
+    watch: Option<Watch>,
+    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    upload: Option<CancellationToken>,
+}
+
+impl Watched {
+    pub(super) fn by(watch: Watch) -> Self {
+        Self { watch: Some(watch), ..Self::default() }
+    }
+
+    /// Whether the stream must be closed.
+    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(watch) = self.watch.take() {
+            self.ended = Some(Box::pin(ended(watch)));
+        }
+        self.ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
+    }
+
+    /// What is sent on such a stream ends with it, though the answer ends as if all was well.
+    pub(super) fn upload(&mut self, body: Body) -> Body {
+        let token = CancellationToken::new();
+        let cut = Box::pin(token.clone().cancelled_owned());
+        self.upload = Some(token);
+        Upload { body, cut }.boxed_unsync()
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn cut(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            upload.cancel();
+        }
+    }
+
+    /// Completes when the stream must be closed.
+    pub(super) async fn ended(&mut self) {
+        let ended = |cx: &mut Context<'_>| if self.poll_ended(cx) { Poll::Ready(()) } else { Poll::Pending };
+        std::future::poll_fn(ended).await;
+    }
+}
+
+async fn ended(mut watch: Watch) {
     let metrics = Arc::clone(&watch.metrics);
     let _open = Counted::begin(&metrics.open_streams);
     let mut unconfirmed = None;
@@ -106,5 +152,33 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+struct Upload {
+    body: Body,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the key is no longer valid".into())));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
