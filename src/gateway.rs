@@ -135,7 +135,7 @@ impl Gateway {
             biased;
             forwarded = self.forward(request, route, &permit, upgrade, record) => forwarded?,
             // What is sent without end, as a stream of gRPC, may outlast its key before there is an answer.
-            () = watched.ended(), if sending => return Err(Rejection::InvalidKey),
+            rejection = watched.ended(), if sending => return Err(rejection),
         };
         Ok(Passed { response, tunnel, watched })
     }
@@ -213,7 +213,7 @@ impl Gateway {
     fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
         let Passed { response, tunnel, mut watched } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
-            let status = Rejection::InvalidKey.trailers(caller, response.headers());
+            let status = caller.takes_status(response.headers());
             return response.map(|body| Answer::wrap(body, record, watched, status));
         };
         let closing = self.closing.clone();
@@ -221,7 +221,7 @@ impl Gateway {
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
-                    () = watched.ended() => (CloseCode::PolicyViolation, "key_no_longer_valid"),
+                    _ = watched.ended() => (CloseCode::PolicyViolation, "key_no_longer_valid"),
                 }
             };
             match tunnel::run(caller, upstream, cut).await {

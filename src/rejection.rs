@@ -92,9 +92,15 @@ impl Caller {
         }
     }
 
-    /// Whether an answer that has begun can end with a status, as that of gRPC over HTTP/2.
+    /// Whether this may be a stream of gRPC over HTTP/2.
     pub fn reads_trailers(&self) -> bool {
         self.trailers
+    }
+
+    /// Whether an answer with these headers, that has begun, may end with a status. Who knows none would take trailers for a
+    /// good end; gRPC-Web has its own, within the body.
+    pub fn takes_status(&self, answered: &HeaderMap) -> bool {
+        self.trailers && is_type(answered, b"application/grpc") && !is_type(answered, b"application/grpc-web")
     }
 }
 
@@ -316,16 +322,11 @@ impl Rejection {
         response
     }
 
-    /// The end of an answer of the upstream's, with these headers, that had begun. None for a caller who would take trailers
-    /// for a good end, as gRPC-Web, which has its own within the body.
-    pub fn trailers(&self, caller: &Caller, answered: &HeaderMap) -> Option<HeaderMap> {
-        let web = b"application/grpc-web";
-        let reads = caller.trailers && is_type(answered, b"application/grpc") && !is_type(answered, web);
-        reads.then(|| {
-            let mut trailers = HeaderMap::new();
-            status(&mut trailers, &self.answer());
-            trailers
-        })
+    /// What ends an answer of the upstream's that had begun, for a gRPC caller.
+    pub fn trailers(&self) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        status(&mut trailers, &self.answer());
+        trailers
     }
 }
 
@@ -438,5 +439,27 @@ mod tests {
             assert_eq!(grpc.headers()["grpc-status"], expected);
             assert_eq!(grpc.headers()[CONTENT_TYPE], "application/grpc");
         }
+    }
+
+    #[test]
+    fn only_grpc_over_http2_takes_a_status_after_the_answer_began() {
+        for (method, version, asked, answered, takes) in [
+            (Method::POST, Version::HTTP_2, "application/grpc", "application/grpc+proto", true),
+            (Method::POST, Version::HTTP_2, "application/grpc", "text/event-stream", false),
+            (Method::POST, Version::HTTP_2, "application/grpc", "application/grpc-web", false),
+            (Method::POST, Version::HTTP_2, "application/json", "application/grpc", false),
+            (Method::POST, Version::HTTP_11, "application/grpc", "application/grpc", false),
+            (Method::GET, Version::HTTP_2, "application/grpc", "application/grpc", false),
+        ] {
+            let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
+            let caller = Caller::of(&request.body(body::empty()).unwrap());
+            let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
+            assert_eq!(caller.takes_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
+        }
+        let trailers = Rejection::NotPermitted.trailers();
+        assert_eq!(
+            (&trailers["grpc-status"], &trailers["grpc-message"]),
+            (&"7".parse().unwrap(), &"Not permitted".parse().unwrap())
+        );
     }
 }

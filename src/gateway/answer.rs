@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
-use hyper::header::{CONTENT_LENGTH, HeaderMap};
+use hyper::header::CONTENT_LENGTH;
 
 use super::watch::Watched;
 use crate::access_log::Record;
@@ -18,12 +18,12 @@ pub(super) struct Answer {
     body: Body,
     record: Record,
     watched: Watched,
-    /// What ends the stream of a gRPC caller whose key is no longer good.
-    status: Option<HeaderMap>,
+    /// Whether the caller takes a status for the end.
+    status: bool,
 }
 
 impl Answer {
-    pub(super) fn wrap(body: Body, mut record: Record, watched: Watched, status: Option<HeaderMap>) -> Body {
+    pub(super) fn wrap(body: Body, mut record: Record, watched: Watched, status: bool) -> Body {
         if body.is_end_stream() {
             record.ended();
             return body;
@@ -58,15 +58,15 @@ impl http_body::Body for Answer {
             Poll::Pending => {}
         }
         let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
-        if !over && self.watched.poll_ended(cx) {
+        if !over && let Poll::Ready(rejection) = self.watched.poll_ended(cx) {
             self.record.cut("key_no_longer_valid", None);
-            let Some(status) = self.status.take() else {
+            if !self.status {
                 return Poll::Ready(Some(Err("the key is no longer valid".into())));
-            };
+            }
             // The upstream's stream ends here, and so does what the caller still sends on it.
             self.body = body::empty();
             self.watched.cut();
-            return Poll::Ready(Some(Ok(Frame::trailers(status))));
+            return Poll::Ready(Some(Ok(Frame::trailers(rejection.trailers()))));
         }
         polled
     }

@@ -54,7 +54,7 @@ impl Watch {
 #[derive(Default)]
 pub(super) struct Watched {
     watch: Option<Watch>,
-    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    ended: Option<Pin<Box<dyn Future<Output = Rejection> + Send>>>,
     upload: Option<CancellationToken>,
 }
 
@@ -63,12 +63,12 @@ impl Watched {
         Self { watch: Some(watch), ..Self::default() }
     }
 
-    /// Whether the stream must be closed.
-    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Ready when the stream must be closed, with what a new request would be told.
+    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Rejection> {
         if let Some(watch) = self.watch.take() {
             self.ended = Some(Box::pin(ended(watch)));
         }
-        self.ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
+        self.ended.as_mut().map_or(Poll::Pending, |ended| ended.as_mut().poll(cx))
     }
 
     /// What is sent on such a stream ends with it, though the answer ends as if all was well.
@@ -87,17 +87,16 @@ impl Watched {
     }
 
     /// Completes when the stream must be closed.
-    pub(super) async fn ended(&mut self) {
-        let ended = |cx: &mut Context<'_>| if self.poll_ended(cx) { Poll::Ready(()) } else { Poll::Pending };
-        std::future::poll_fn(ended).await;
+    pub(super) async fn ended(&mut self) -> Rejection {
+        std::future::poll_fn(|cx| self.poll_ended(cx)).await
     }
 }
 
-async fn ended(mut watch: Watch) {
+async fn ended(mut watch: Watch) -> Rejection {
     let metrics = Arc::clone(&watch.metrics);
     let _open = Counted::begin(&metrics.open_streams);
     let mut unconfirmed = None;
-    loop {
+    let rejection = loop {
         let left = watch.expiry.map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
         let expired = async {
             match left {
@@ -111,7 +110,7 @@ async fn ended(mut watch: Watch) {
             watch.validator.validate(&watch.key, None).await
         };
         let answer = tokio::select! {
-            () = expired => break,
+            () = expired => break Rejection::InvalidKey,
             answer = asked => answer,
         };
         match answer {
@@ -119,11 +118,11 @@ async fn ended(mut watch: Watch) {
                 unconfirmed = None;
                 watch.expiry = identity.expiry;
                 // Roles and claims may have changed: what would no longer be let in is not kept in either.
-                if watch.requirement.admit(identity).is_err() {
-                    break;
+                if let Err(rejection) = watch.requirement.admit(identity) {
+                    break rejection;
                 }
             }
-            Err(Rejection::InvalidKey) => break,
+            Err(rejection @ Rejection::InvalidKey) => break rejection,
             Err(_) if unconfirmed.is_some() => {}
             Err(rejection) => {
                 // Said of the first one alone; the gauge says how many there are.
@@ -136,8 +135,9 @@ async fn ended(mut watch: Watch) {
                 unconfirmed = Some(Counted::begin(&metrics.unconfirmed_streams));
             }
         }
-    }
+    };
     metrics.streams_closed.inc();
+    rejection
 }
 
 struct Counted<'a>(&'a Gauge);

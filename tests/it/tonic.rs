@@ -5,6 +5,7 @@ mod desk;
 use std::time::Duration;
 
 use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward::dev::emulator::store::Issue;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataValue;
@@ -12,7 +13,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
 use crate::support::tls::{Authority, toml};
-use crate::support::{LIMIT, Setup, Stage, listen, soon};
+use crate::support::{self, LIMIT, Setup, Stage, listen, soon};
 use desk::{Client, Desk, next, note};
 
 /// One interval, and what a busy machine adds.
@@ -34,7 +35,8 @@ async fn stage(setup: Setup) -> (Stage, Desk, Client) {
     let desk = Desk::default();
     let port = desk.serve(None).await;
     let instead = setup.instead.or_else(|| Some(format!("h2c://127.0.0.1:{port}")));
-    let stage = Stage::with(Setup { routes: ROUTES, instead, ..setup }).await;
+    let routes = if setup.routes == support::ROUTES { ROUTES } else { setup.routes };
+    let stage = Stage::with(Setup { routes, instead, ..setup }).await;
     let client = Client::connect(clear(&stage), &stage.key()).await;
     (stage, desk, client)
 }
@@ -247,6 +249,23 @@ async fn a_revoked_key_ends_its_streams_within_one_interval_with_a_status() {
     soon(|| desk.open() == 1).await;
     stays.send(note("b")).await.unwrap();
     assert_eq!(next(&mut answers).await.unwrap(), Some(note("re: b")));
+}
+
+#[tokio::test]
+async fn a_key_that_lost_its_role_ends_its_stream_with_permission_denied() {
+    let sections = "[streams]\nrevalidate_every = \"1s\"";
+    let routes =
+        ROUTES.replacen("upstream = \"echo\"", "upstream = \"echo\"\nrequire = { roles = [\"admin\"] }", 1);
+    let (stage, desk, client) = stage(Setup { sections, routes: routes.leak(), ..Setup::default() }).await;
+    let issue = Issue { user_id: "usr_1".into(), roles: vec!["admin".into()], ..Issue::default() };
+    let mut client = client.with_key(&stage.issue(issue).key);
+    let (_pen, mut notes) = client.chat().await.unwrap();
+    let demoted = r#"{"token_info":{"organization_id":"org_1","user_id":"usr_1","roles":["reader"]}}"#;
+    let answer = Answer { body: Some(demoted.into()), ..Answer::status(200) };
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
+    let status = next(&mut notes).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "Not permitted"));
+    soon(|| desk.open() == 0).await;
 }
 
 #[tokio::test]
