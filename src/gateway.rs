@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::answer::Answer;
-use self::watch::Watch;
+use self::watch::{Watch, Watched};
 use crate::access_log::{self, Record};
 use crate::body::Body;
 use crate::credential::{self, ApiKey};
@@ -81,8 +81,8 @@ impl Gateway {
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = Caller::of(&request);
         let arrival = Arrival { peer, believed, client };
-        let mut response = match self.pass(request, arrival, &mut record).await {
-            Ok(passed) => self.answer(passed, record),
+        let mut response = match self.pass(request, arrival, &caller, &mut record).await {
+            Ok(passed) => self.answer(passed, record, &caller),
             Err(rejection) => {
                 record.rejected(&rejection);
                 rejection.response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
@@ -97,6 +97,7 @@ impl Gateway {
         &self,
         mut request: Request<Body>,
         arrival: Arrival,
+        caller: &Caller,
         record: &mut Record,
     ) -> Result<Passed, Rejection> {
         let host = message::check(&request, self.settings.head)?;
@@ -105,8 +106,8 @@ impl Gateway {
         let key = ApiKey::take(request.headers_mut(), &self.credential);
         let upgrade = hop::upgrade(request.method(), request.version(), request.headers());
         hop::strip(request.headers_mut());
-        let (permit, watch) = match requirement {
-            None => (Permit::public(), None),
+        let (permit, mut watched) = match requirement {
+            None => (Permit::public(), Watched::default()),
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
                 let identity = self.validator.validate(&key, arrival.client).await;
@@ -114,7 +115,7 @@ impl Gateway {
                 let identity = identity?;
                 record.identity = Some(Arc::clone(&identity));
                 let watch = Watch::new(self, key, &identity, requirement);
-                (requirement.admit(identity)?, Some(watch))
+                (requirement.admit(identity)?, Watched::by(watch))
             }
         };
         self.identify(&permit, request.headers_mut(), record)?;
@@ -126,8 +127,17 @@ impl Gateway {
             &record.request_id,
         );
         address(&mut request, &host);
-        let (response, tunnel) = self.forward(request, route, &permit, upgrade, record).await?;
-        Ok(Passed { response, tunnel, watch })
+        let sending = !request.body().is_end_stream();
+        if sending && caller.reads_trailers() {
+            request = request.map(|body| watched.upload(body));
+        }
+        let (response, tunnel) = tokio::select! {
+            biased;
+            forwarded = self.forward(request, route, &permit, upgrade, record) => forwarded?,
+            // What is sent without end, as a stream of gRPC, may outlast its key before there is an answer.
+            rejection = watched.ended(), if sending => return Err(rejection),
+        };
+        Ok(Passed { response, tunnel, watched })
     }
 
     /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
@@ -200,17 +210,18 @@ impl Gateway {
     }
 
     /// The answer, watched and recorded to its end.
-    fn answer(&self, passed: Passed, mut record: Record) -> Response<Body> {
-        let Passed { response, tunnel, watch } = passed;
+    fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
+        let Passed { response, tunnel, mut watched } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
-            return response.map(|body| Answer::wrap(body, record, watch));
+            let status = caller.takes_status(response.headers());
+            return response.map(|body| Answer::wrap(body, record, watched, status));
         };
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
-                    () = watch::ended(watch) => (CloseCode::PolicyViolation, "key_no_longer_valid"),
+                    _ = watched.ended() => (CloseCode::PolicyViolation, "key_no_longer_valid"),
                 }
             };
             match tunnel::run(caller, upstream, cut).await {
@@ -246,7 +257,7 @@ impl Current {
 struct Passed {
     response: Response<Body>,
     tunnel: Option<Tunnel>,
-    watch: Option<Watch>,
+    watched: Watched,
 }
 
 /// Both ends of a WebSocket to be.

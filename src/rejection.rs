@@ -72,6 +72,8 @@ struct Answer {
 pub struct Caller {
     head: bool,
     grpc: bool,
+    /// Reads a status after an answer has begun, as gRPC does over HTTP/2.
+    trailers: bool,
     /// The request's body may still be on its way: after the answer the connection is of no more use.
     close: bool,
 }
@@ -79,16 +81,32 @@ pub struct Caller {
 impl Caller {
     /// Reads what matters.
     pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
-        let grpc =
-            |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(b"application/grpc");
+        // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
+        // it would mean a tunnel.
+        let grpc = request.method() == Method::POST && is_type(request.headers(), b"application/grpc");
         Self {
             head: request.method() == Method::HEAD,
-            // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
-            // it would mean a tunnel.
-            grpc: request.method() == Method::POST && request.headers().get(CONTENT_TYPE).is_some_and(grpc),
+            grpc,
+            trailers: grpc && request.version() == Version::HTTP_2,
             close: request.version() < Version::HTTP_2 && !request.body().is_end_stream(),
         }
     }
+
+    /// Whether this may be a stream of gRPC over HTTP/2.
+    pub fn reads_trailers(&self) -> bool {
+        self.trailers
+    }
+
+    /// Whether an answer with these headers, that has begun, may end with a status. Who knows none would take trailers for a
+    /// good end; gRPC-Web has its own, within the body.
+    pub fn takes_status(&self, answered: &HeaderMap) -> bool {
+        self.trailers && is_type(answered, b"application/grpc") && !is_type(answered, b"application/grpc-web")
+    }
+}
+
+fn is_type(headers: &HeaderMap, prefix: &[u8]) -> bool {
+    let is = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(prefix);
+    headers.get(CONTENT_TYPE).is_some_and(is)
 }
 
 #[derive(Serialize)]
@@ -303,10 +321,21 @@ impl Rejection {
         }
         response
     }
+
+    /// What ends an answer of the upstream's that had begun, for a gRPC caller.
+    pub fn trailers(&self) -> HeaderMap {
+        let mut trailers = HeaderMap::new();
+        status(&mut trailers, &self.answer());
+        trailers
+    }
 }
 
 fn grpc(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    status(headers, answer);
+}
+
+fn status(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert("grpc-status", HeaderValue::from(u16::from(answer.grpc)));
     headers.insert("grpc-message", HeaderValue::from_static(answer.sentence));
 }
@@ -343,7 +372,7 @@ mod tests {
     }
 
     fn caller(head: bool, grpc: bool) -> Caller {
-        Caller { head, grpc, close: false }
+        Caller { head, grpc, trailers: grpc, close: false }
     }
 
     async fn json(response: Response<Body>) -> serde_json::Value {
@@ -410,5 +439,27 @@ mod tests {
             assert_eq!(grpc.headers()["grpc-status"], expected);
             assert_eq!(grpc.headers()[CONTENT_TYPE], "application/grpc");
         }
+    }
+
+    #[test]
+    fn only_grpc_over_http2_takes_a_status_after_the_answer_began() {
+        for (method, version, asked, answered, takes) in [
+            (Method::POST, Version::HTTP_2, "application/grpc", "application/grpc+proto", true),
+            (Method::POST, Version::HTTP_2, "application/grpc", "text/event-stream", false),
+            (Method::POST, Version::HTTP_2, "application/grpc", "application/grpc-web", false),
+            (Method::POST, Version::HTTP_2, "application/json", "application/grpc", false),
+            (Method::POST, Version::HTTP_11, "application/grpc", "application/grpc", false),
+            (Method::GET, Version::HTTP_2, "application/grpc", "application/grpc", false),
+        ] {
+            let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
+            let caller = Caller::of(&request.body(body::empty()).unwrap());
+            let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
+            assert_eq!(caller.takes_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
+        }
+        let trailers = Rejection::NotPermitted.trailers();
+        assert_eq!(
+            (&trailers["grpc-status"], &trailers["grpc-message"]),
+            (&"7".parse().unwrap(), &"Not permitted".parse().unwrap())
+        );
     }
 }

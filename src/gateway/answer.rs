@@ -1,5 +1,5 @@
 //! The body of an upstream's answer on its way to the caller: streamed as it comes, counted, and cut when its key is no
-//! longer good.
+//! longer good. A gRPC caller is told so by a status, everyone else by the cut.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,33 +9,26 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::header::CONTENT_LENGTH;
 
-use super::watch::{self, Watch};
+use super::watch::Watched;
 use crate::access_log::Record;
-use crate::body::{Body, BodyError};
+use crate::body::{self, Body, BodyError};
 use crate::upstream;
 
 pub(super) struct Answer {
     body: Body,
     record: Record,
-    watch: Option<Watch>,
-    /// The watch at work, once the answer turned out not to be over at once.
-    ended: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    watched: Watched,
+    /// Whether the caller takes a status for the end.
+    status: bool,
 }
 
 impl Answer {
-    pub(super) fn wrap(body: Body, mut record: Record, watch: Option<Watch>) -> Body {
+    pub(super) fn wrap(body: Body, mut record: Record, watched: Watched, status: bool) -> Body {
         if body.is_end_stream() {
             record.ended();
             return body;
         }
-        Self { body, record, watch, ended: None }.boxed_unsync()
-    }
-
-    fn key_ended(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(watch) = self.watch.take() {
-            self.ended = Some(Box::pin(watch::ended(Some(watch))));
-        }
-        self.ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready())
+        Self { body, record, watched, status }.boxed_unsync()
     }
 }
 
@@ -65,9 +58,15 @@ impl http_body::Body for Answer {
             Poll::Pending => {}
         }
         let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
-        if !over && self.key_ended(cx) {
+        if !over && let Poll::Ready(rejection) = self.watched.poll_ended(cx) {
             self.record.cut("key_no_longer_valid", None);
-            return Poll::Ready(Some(Err("the key is no longer valid".into())));
+            if !self.status {
+                return Poll::Ready(Some(Err("the key is no longer valid".into())));
+            }
+            // The upstream's stream ends here, and so does what the caller still sends on it.
+            self.body = body::empty();
+            self.watched.cut();
+            return Poll::Ready(Some(Ok(Frame::trailers(rejection.trailers()))));
         }
         polled
     }

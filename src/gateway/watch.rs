@@ -1,13 +1,20 @@
 //! Streams outlive the request that opened them: their key is asked about again every so often, and they are closed when
 //! it is definitely no longer good, or has expired. An outage alone closes none.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Gateway;
+use crate::body::{Body, BodyError};
 use crate::credential::ApiKey;
 use crate::identity::Identity;
 use crate::metrics::Metrics;
@@ -43,15 +50,53 @@ impl Watch {
     }
 }
 
-/// Completes when the stream must be closed; never without a watch, as on a public route.
-pub(super) async fn ended(watch: Option<Watch>) {
-    let Some(mut watch) = watch else {
-        return std::future::pending().await;
-    };
+/// A watch that begins when it is first asked: most requests are over before. On a public route there is none.
+#[derive(Default)]
+pub(super) struct Watched {
+    watch: Option<Watch>,
+    ended: Option<Pin<Box<dyn Future<Output = Rejection> + Send>>>,
+    upload: Option<CancellationToken>,
+}
+
+impl Watched {
+    pub(super) fn by(watch: Watch) -> Self {
+        Self { watch: Some(watch), ..Self::default() }
+    }
+
+    /// Ready when the stream must be closed, with what a new request would be told.
+    pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Rejection> {
+        if let Some(watch) = self.watch.take() {
+            self.ended = Some(Box::pin(ended(watch)));
+        }
+        self.ended.as_mut().map_or(Poll::Pending, |ended| ended.as_mut().poll(cx))
+    }
+
+    /// What is sent on such a stream ends with it, though the answer ends as if all was well.
+    pub(super) fn upload(&mut self, body: Body) -> Body {
+        let token = CancellationToken::new();
+        let cut = Box::pin(token.clone().cancelled_owned());
+        self.upload = Some(token);
+        Upload { body, cut }.boxed_unsync()
+    }
+
+    /// Nothing more is sent.
+    pub(super) fn cut(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            upload.cancel();
+        }
+    }
+
+    /// Completes when the stream must be closed.
+    pub(super) async fn ended(&mut self) -> Rejection {
+        std::future::poll_fn(|cx| self.poll_ended(cx)).await
+    }
+}
+
+async fn ended(mut watch: Watch) -> Rejection {
     let metrics = Arc::clone(&watch.metrics);
     let _open = Counted::begin(&metrics.open_streams);
     let mut unconfirmed = None;
-    loop {
+    let rejection = loop {
         let left = watch.expiry.map(|expiry| expiry.duration_since(SystemTime::now()).unwrap_or_default());
         let expired = async {
             match left {
@@ -65,7 +110,7 @@ pub(super) async fn ended(watch: Option<Watch>) {
             watch.validator.validate(&watch.key, None).await
         };
         let answer = tokio::select! {
-            () = expired => break,
+            () = expired => break Rejection::InvalidKey,
             answer = asked => answer,
         };
         match answer {
@@ -73,11 +118,11 @@ pub(super) async fn ended(watch: Option<Watch>) {
                 unconfirmed = None;
                 watch.expiry = identity.expiry;
                 // Roles and claims may have changed: what would no longer be let in is not kept in either.
-                if watch.requirement.admit(identity).is_err() {
-                    break;
+                if let Err(rejection) = watch.requirement.admit(identity) {
+                    break rejection;
                 }
             }
-            Err(Rejection::InvalidKey) => break,
+            Err(rejection @ Rejection::InvalidKey) => break rejection,
             Err(_) if unconfirmed.is_some() => {}
             Err(rejection) => {
                 // Said of the first one alone; the gauge says how many there are.
@@ -90,8 +135,9 @@ pub(super) async fn ended(watch: Option<Watch>) {
                 unconfirmed = Some(Counted::begin(&metrics.unconfirmed_streams));
             }
         }
-    }
+    };
     metrics.streams_closed.inc();
+    rejection
 }
 
 struct Counted<'a>(&'a Gauge);
@@ -106,5 +152,33 @@ impl<'a> Counted<'a> {
 impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+struct Upload {
+    body: Body,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+impl http_body::Body for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Some(Err("the key is no longer valid".into())));
+        }
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }

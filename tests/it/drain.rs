@@ -1,5 +1,7 @@
 //! The end: not ready, then nothing new, then nothing at all; what can end ends well, and what cannot is seen to be cut.
 
+mod http2;
+
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -94,6 +96,58 @@ async fn what_ends_within_drain_timeout_is_not_lost() {
     let began = Instant::now();
     ended(&mut stage).await;
     assert!(began.elapsed() < Duration::from_secs(2), "it waits for nothing else: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn everything_that_is_open_at_once_ends_well() {
+    let (mut stage, key) = stage("drain_delay = \"300ms\"\ndrain_timeout = \"8s\"").await;
+    let (mut idle, mut upload, mut events) =
+        (stage.connect().await, stage.connect().await, stage.connect().await);
+    idle.send(get("/v1", &key)).await;
+    assert_eq!(idle.reply().await.header("connection"), None);
+    upload.send(post(&key)).await;
+    events.send(get("/events?every=20ms", &key)).await;
+    let head = events.head().await;
+    assert_eq!((head.status, head.header("connection")), (200, None));
+    let mut tunnel = tunnel::open(&stage, &key).await;
+    let mut http2 = stage.caller(Speaks::Http2).await;
+    let mut feed2 = http2.get("/events?every=20ms", &key).await.unwrap();
+    let lines = http2.get("/stream/8", &key).await.unwrap();
+    let (feed, content) = fed();
+    let (request, mut sender) = (http2.request(Method::POST, "/v1", &key, content), http2.again());
+    let sending = tokio::spawn(async move { sender.send(request).await });
+    feed.send(data("abc")).await.unwrap();
+    soon(|| stage.echo.counts().body_bytes == 6 && stage.echo.counts().open == 6).await;
+    stage.stop.cancel();
+    // While it still accepts: on a connection that was idle, and on one that carries streams.
+    sleep(Duration::from_millis(50)).await;
+    idle.send(get("/v1", &key)).await;
+    let reply = idle.reply().await;
+    assert_eq!((reply.status, reply.header("connection")), (200, Some("close")));
+    assert_eq!(idle.rest().await, [0_u8; 0]);
+    assert_eq!(http2.get("/v1", &key).await.unwrap().status(), 200);
+    closed(&stage).await;
+    // After it: everything goes on to its own end.
+    upload.send("def").await;
+    let reply = upload.reply().await;
+    assert_eq!((reply.json()["body"].as_str(), reply.header("connection")), (Some("abcdef"), Some("close")));
+    feed.send(data("def")).await.unwrap();
+    drop(feed);
+    let response = sending.await.unwrap().unwrap();
+    assert_eq!(response.status(), 200);
+    drain(response).await.unwrap();
+    assert_eq!(drain(lines).await.unwrap().0, 8 * "line 0\n".len());
+    assert!(!events.bytes(4096).await.is_empty());
+    feed2.frame().await.unwrap().unwrap();
+    tunnel.send(tunnel::masked(0x81, b"still")).await;
+    assert_eq!(tunnel.bytes(7).await, tunnel::unmasked(0x81, b"still"));
+    tunnel.send(tunnel::masked(0x88, &[0x03, 0xE8])).await;
+    assert_eq!(tunnel.rest().await, tunnel::unmasked(0x88, &[0x03, 0xE8]));
+    assert!(!stage.running.is_finished(), "event streams are open");
+    // Their callers leave.
+    drop((events, feed2, http2, tunnel));
+    ended(&mut stage).await;
+    assert_eq!(stage.echo.counts().broken_bodies, 0);
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ mod reload;
 mod reval;
 mod streams;
 mod tidy;
+mod tonic;
 mod tunnel;
 mod upstreams;
 mod verdicts;

@@ -73,6 +73,26 @@ async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can
 }
 
 #[tokio::test]
+async fn an_upload_without_an_answer_yet_is_refused_within_one_interval_of_revocation() {
+    let stage = every_second().await;
+    let (key, other) = (stage.key(), stage.key());
+    let (mut client, mut stays) = (stage.connect().await, stage.connect().await);
+    for (client, key) in [(&mut client, &key), (&mut stays, &other)] {
+        let head = format!("POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n");
+        client.send(format!("{head}content-length: 6\r\n\r\nabc")).await;
+    }
+    until(|| stage.echo.counts().body_bytes == 6).await;
+    stage.emulator.revoke(&key);
+    let began = Instant::now();
+    let reply = client.reply().await;
+    assert_eq!((reply.code(), reply.header("connection")), (Some("invalid_key"), Some("close")));
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+    until(|| stage.echo.counts().open == 1).await;
+    stays.send("def").await;
+    assert_eq!(stays.reply().await.status, 200);
+}
+
+#[tokio::test]
 async fn a_stream_ends_when_its_key_expires_however_long_the_interval() {
     let stage = Stage::start().await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(600);

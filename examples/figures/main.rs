@@ -1,7 +1,13 @@
-//! The figures of `docs/validation.md`, one command each: `cargo run --release --example figures -- NAME`, where NAME is
-//! `revocation`, `sharing`, `bad-keys`, `one-bad-key` or `outage`. Keyward runs in a process of its own; this one has the
-//! emulator, the upstream and the load. Everything is on loopback and bounded.
+//! The figures of `docs/validation.md` and `docs/wire.md`, one command each: `cargo run --release --example figures -- NAME`,
+//! where NAME is `revocation`, `sharing`, `bad-keys`, `one-bad-key` or `outage`; or, after `cargo build --release`, `drains`,
+//! `reloads`, `bodies`, `sse` or `floods`. Keyward runs in a process of its own; this one has the emulator, the upstream and
+//! the load. Everything is on loopback and bounded.
 #![allow(clippy::print_stdout)]
+
+mod floods;
+mod keyward;
+mod load;
+mod wire;
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -9,19 +15,19 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::keyward::config::{self, Environment};
+use ::keyward::dev::echo::Echo;
+use ::keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use ::keyward::dev::emulator::store::Issue;
+use ::keyward::dev::emulator::{Emulator, Settings};
+use ::keyward::listener::Listen;
+use ::keyward::server::Server;
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use keyward::config::{self, Environment};
-use keyward::dev::echo::Echo;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{Emulator, Settings};
-use keyward::listener::Listen;
-use keyward::server::Server;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
@@ -37,8 +43,15 @@ async fn main() -> Result<()> {
         ["bad-keys"] => bad_keys().await,
         ["one-bad-key"] => one_bad_key().await,
         ["outage"] => outage().await,
+        ["drains"] => wire::drains().await,
+        ["reloads"] => wire::reloads().await,
+        ["bodies"] => wire::bodies().await,
+        ["sse"] => wire::sse().await,
+        ["floods"] => floods::floods().await,
         ["keyward", scalekit, upstream, file] => serve(scalekit, upstream, file).await,
-        _ => bail!("one of: revocation, sharing, bad-keys, one-bad-key, outage"),
+        _ => bail!(
+            "one of: revocation, sharing, bad-keys, one-bad-key, outage, drains, reloads, bodies, sse, floods"
+        ),
     }
 }
 

@@ -1,0 +1,138 @@
+//! Callers over HTTP/2 through a drain, by the `h2` crate: it tells a GOAWAY from every other end.
+
+use std::net::SocketAddr;
+use std::ops::AddAssign;
+
+use h2::client::{self, SendRequest};
+use hyper::Request;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::{ended, stage};
+use crate::support::{LIMIT, soon};
+
+type Sender = SendRequest<bytes::Bytes>;
+
+const STREAMS: usize = 8;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    answered: u64,
+    /// Turned away by a GOAWAY: to be sent again elsewhere.
+    told: u64,
+    lost: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.answered += other.answered;
+        self.told += other.told;
+        self.lost += other.lost;
+    }
+}
+
+fn request(path: &str, key: &str) -> Request<()> {
+    let request = Request::get(format!("http://api.test{path}"));
+    request.header("authorization", format!("Bearer {key}")).body(()).unwrap()
+}
+
+async fn connect(address: SocketAddr) -> Option<Sender> {
+    let stream = TcpStream::connect(address).await.ok()?;
+    let (sender, connection) = client::handshake(stream).await.ok()?;
+    tokio::spawn(connection);
+    Some(sender)
+}
+
+/// One answer to its end.
+async fn answer(response: client::ResponseFuture) -> Result<u16, h2::Error> {
+    let response = response.await?;
+    let (status, mut body) = (response.status().as_u16(), response.into_body());
+    while let Some(data) = body.data().await {
+        let count = data?.len();
+        body.flow_control().release_capacity(count)?;
+    }
+    Ok(status)
+}
+
+/// Asks again and again on one of a connection's streams until the connection takes no more.
+async fn stream(sender: Sender, key: String) -> Counts {
+    let mut counts = Counts::default();
+    // What cannot be sent is not lost.
+    while let Ok(mut ready) = sender.clone().ready().await
+        && let Ok((response, _)) = ready.send_request(request("/v1", &key), true)
+    {
+        match timeout(LIMIT, answer(response)).await.expect("an answer in time") {
+            Ok(200) => counts.answered += 1,
+            Err(error) if error.is_go_away() && error.is_remote() => counts.told += 1,
+            Ok(_) | Err(_) => counts.lost += 1,
+        }
+    }
+    counts
+}
+
+/// Eight streams at once on one connection after another, until nothing is accepted any more.
+async fn asking(address: SocketAddr, key: String) -> Counts {
+    let mut counts = Counts::default();
+    while let Some(sender) = connect(address).await {
+        let streams = (0..STREAMS).map(|_| stream(sender.clone(), key.clone()));
+        futures_util::future::join_all(streams).await.into_iter().for_each(|stream| counts += stream);
+    }
+    counts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn five_drains_under_load_over_http2_lose_no_request() {
+    for _ in 0..5 {
+        let (mut stage, key) = stage("drain_delay = \"250ms\"").await;
+        let mut callers = JoinSet::new();
+        for _ in 0..4 {
+            callers.spawn(asking(stage.address, key.clone()));
+        }
+        soon(|| stage.forwarded() > 50).await;
+        stage.stop.cancel();
+        let mut counts = Counts::default();
+        while let Some(caller) = timeout(LIMIT, callers.join_next()).await.unwrap() {
+            counts += caller.unwrap();
+        }
+        assert_eq!(counts.lost, 0, "{counts:?}");
+        // What a GOAWAY turned away was not processed.
+        assert_eq!(stage.forwarded(), counts.answered, "{counts:?}");
+        ended(&mut stage).await;
+    }
+}
+
+#[tokio::test]
+async fn a_goaway_says_what_is_not_processed_and_the_rest_is_answered() {
+    let (mut stage, key) = stage("").await;
+    let mut sender = connect(stage.address).await.unwrap();
+    let (slow, _) = sender.send_request(request("/slow/600", &key), true).unwrap();
+    let slow = tokio::spawn(answer(slow));
+    soon(|| stage.forwarded() == 1).await;
+    stage.stop.cancel();
+    // The connection takes no more once it was told.
+    let told = async {
+        let mut before = 0;
+        loop {
+            let sent = match sender.clone().ready().await {
+                Ok(mut ready) => ready.send_request(request("/v1", &key), true),
+                Err(error) => break (before, error),
+            };
+            let answered = match sent {
+                Ok((response, _)) => answer(response).await,
+                Err(error) => break (before, error),
+            };
+            match answered {
+                Ok(status) => assert_eq!(status, 200),
+                Err(error) => break (before, error),
+            }
+            before += 1;
+        }
+    };
+    let (before, error) = timeout(LIMIT, told).await.expect("a GOAWAY in time");
+    assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}");
+    assert_eq!(stage.forwarded(), before + 1);
+    assert!(!slow.is_finished());
+    assert_eq!(slow.await.unwrap().unwrap(), 200);
+    ended(&mut stage).await;
+}
