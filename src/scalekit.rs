@@ -2,6 +2,7 @@
 //! is decides everything after it, so each has its own name.
 
 pub mod access_token;
+mod object;
 mod probe;
 pub mod tokens;
 
@@ -136,10 +137,13 @@ pub struct Scalekit {
 }
 
 /// A whole answer.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers, of which two count.
+    pub headers: HeaderMap,
+    /// All of the body.
+    pub body: Bytes,
 }
 
 /// A `Retry-After` beyond this is passed on, but not waited out: it may be a mistake, and nothing is served meanwhile.

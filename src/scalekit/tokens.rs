@@ -10,6 +10,7 @@ use hyper::Method;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::object::Object;
 use super::{Answer, Fault, Scalekit};
 use crate::credential::ApiKey;
 use crate::identity::{self, Identity};
@@ -54,7 +55,7 @@ struct ValidateToken<'a> {
 
 #[derive(Deserialize)]
 struct Validated {
-    token_info: Option<TokenInfo>,
+    token_info: Option<Object<TokenInfo>>,
 }
 
 /// Absent, null and "" mean the same (contract section 3).
@@ -125,11 +126,15 @@ impl Scalekit {
     }
 }
 
-fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
+/// What an answer to `validate` says of the key presented.
+///
+/// # Errors
+/// When it says nothing of the key. The fault says whose it is.
+pub fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
     match answer.status.as_u16() {
         200 => read_valid(&answer.body, presented, now),
-        404 | 400 => match serde_json::from_slice::<ErrorBody>(&answer.body) {
-            Ok(error) if answer.is_json() && error.is_about_the_key(answer.status.as_u16()) => {
+        404 | 400 => match serde_json::from_slice::<Object<ErrorBody>>(&answer.body) {
+            Ok(Object(error)) if answer.is_json() && error.is_about_the_key(answer.status.as_u16()) => {
                 Ok(Verdict::Invalid)
             }
             _ => Err(answer.fault()),
@@ -151,9 +156,9 @@ impl ErrorBody {
 }
 
 fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
-    let validated: Validated = serde_json::from_slice(body)
+    let Object(validated) = serde_json::from_slice::<Object<Validated>>(body)
         .map_err(|_| Fault::Broken("a 200 that is not the JSON of a valid key"))?;
-    let token = validated.token_info.ok_or(Fault::Broken("a 200 without token_info"))?;
+    let Object(token) = validated.token_info.ok_or(Fault::Broken("a 200 without token_info"))?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let id = |text: Option<String>, what| match some(text) {
         None => Ok(None),
@@ -267,6 +272,8 @@ mod tests {
             r#"{"token_info":{"organization_id":"org_1","expiry":"soon"}}"#,
             r#"{"token_info":{"organization_id":"org_1","expiry":"2027-01-15T08:00:00Z"}}"#,
             r#"{"token_info":{"organization_id":"org_1"}"#,
+            r#"{"token_info":["apit_1","org_1",null,null,null,null,null,null,null]}"#,
+            r#"[{"organization_id":"org_1"}]"#,
         ] {
             assert!(matches!(ask(200, body), Err(Fault::Broken(_))), "{body}");
         }
@@ -291,6 +298,8 @@ mod tests {
             (404, "{}"),
             (404, r#"{"code":"5"}"#),
             (404, r#"{"code":16}"#),
+            (404, r#"[5,"Token not found",null]"#),
+            (400, r#"[3,null,null]"#),
             (400, r#"{"code":9}"#),
             (400, "bad request"),
             (302, ""),
