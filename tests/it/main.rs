@@ -19,6 +19,7 @@ mod outage;
 mod own_token;
 mod pressure;
 mod process;
+mod properties;
 mod reload;
 mod reval;
 mod streams;
