@@ -374,6 +374,27 @@ mod tests {
     }
 
     #[test]
+    fn parameters_may_be_cut_off_before_or_after_decoding() {
+        let key = || Auth::Key(Requirement::default());
+        let table = RouteTable::new(vec![
+            route("/files/*", &[], Auth::Public),
+            route("/files/all/secret", &[], key()),
+        ]);
+        let table = table.unwrap();
+        // Cut, then decoded, as servlet containers do, each is /files/all/secret; decoded first, none is.
+        for path in [
+            "/files/all;x%2Fy/%73ecret",
+            "/files/all;%2F/secre%74",
+            "/files/all%3Bx%252Fy/%73ecret",
+            "/files\\all;x%2Fy/secret",
+        ] {
+            let found = table.find(&Method::GET, "x", path);
+            assert_eq!(found.err(), Some(Rejection::AmbiguousPath), "{path}");
+        }
+        assert!(table.find(&Method::GET, "x", "/files/some;x%2Fy/%73ecret").is_ok());
+    }
+
+    #[test]
     fn an_odd_path_that_every_reading_takes_the_same_way_passes() {
         for path in [
             "/v1/a%2Fb",

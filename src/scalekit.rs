@@ -4,6 +4,7 @@
 pub mod access_token;
 mod grpc;
 pub mod management;
+mod object;
 mod probe;
 pub(crate) mod proto;
 pub mod tokens;
@@ -178,11 +179,15 @@ pub struct Scalekit {
 }
 
 /// A whole answer.
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
-    trailers: HeaderMap,
+pub struct Answer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers, of which two count.
+    pub headers: HeaderMap,
+    /// All of the body.
+    pub body: Bytes,
+    /// And what came after it, which gRPC uses.
+    pub trailers: HeaderMap,
 }
 
 /// What is sent.

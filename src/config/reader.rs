@@ -306,7 +306,7 @@ fn in_order<'d>(table: DeTable<'d>) -> Vec<(String, Spanned<DeValue<'d>>)> {
 }
 
 /// A key as it would be written, in quotes where TOML asks for them.
-fn dotted(path: &str, key: &str) -> String {
+pub(super) fn dotted(path: &str, key: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { shown(key) };
     if path.is_empty() { key } else { format!("{path}.{key}") }

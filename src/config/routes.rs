@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use hyper::Method;
 
-use super::reader::{Found, Lines, Section, did_you_mean};
+use super::reader::{Found, Lines, Section, did_you_mean, dotted};
 use super::urls::host;
 use super::values::{boolean, choice, shown, text};
 use crate::policy::{Requirement, Scope};
@@ -172,7 +172,10 @@ fn upstream(given: &str, known: &[Arc<str>]) -> Result<Arc<str>, String> {
     found.ok_or_else(|| {
         let names = || known.iter().map(|name| &**name);
         let hint = match did_you_mean(given, names()) {
-            hint if hint.is_empty() => format!("; known are {}", names().collect::<Vec<_>>().join(", ")),
+            hint if hint.is_empty() => {
+                let names: Vec<String> = names().map(|name| dotted("", name)).collect();
+                format!("; known are {}", names.join(", "))
+            }
             hint => hint,
         };
         format!("no upstream is named {}{hint}", shown(given))

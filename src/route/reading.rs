@@ -1,11 +1,9 @@
-//! The other ways in which a backend could read a path. Pure, and bounded by the path's length.
-
-use std::borrow::Cow;
+//! The other ways in which a backend could read a path. Pure; at most 310 of them, each no longer than the path.
 
 use crate::rejection::Rejection;
 
 /// Every other common reading of a path: `%2F`, `\` and `%5C` as `/`, `//` as `/`, `;…` cut off, decoded twice, and
-/// these together. None for a path without any such character.
+/// these together, in any order. None for a path without any such character.
 ///
 /// # Errors
 /// `AmbiguousPath` for a path that no reading can make safe.
@@ -18,28 +16,41 @@ pub(super) fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
     if plain && !path.iter().any(odd) && !path.windows(2).any(|pair| pair == b"//") {
         return if has_dot_segment(path) { Err(Rejection::AmbiguousPath) } else { Ok(Vec::new()) };
     }
-    let once = decoded(path).ok_or(Rejection::AmbiguousPath)?;
-    // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
-    let twice = decoded_leniently(&once);
-    if once.iter().chain(twice.iter()).any(u8::is_ascii_control) || is_overlong(&once) || is_overlong(&twice)
-    {
+    if !is_escaped_well(path) {
         return Err(Rejection::AmbiguousPath);
     }
-    let mut readings = Vec::new();
-    for text in [Cow::Borrowed(path), Cow::Owned(once), Cow::Owned(twice)] {
-        if has_dot_segment(&text) {
-            return Err(Rejection::AmbiguousPath);
-        }
-        for slashes in [false, true] {
-            let text: Vec<u8> =
-                text.iter().map(|&byte| if slashes && byte == b'\\' { b'/' } else { byte }).collect();
-            for text in [without_parameters(&text), text] {
-                readings.push(without_empty_segments(&text));
-                readings.push(text);
+    let mut readings: Vec<Vec<u8>> = Vec::new();
+    let mut texts = vec![path.to_vec()];
+    for decodings in 0..=2 {
+        // SECURITY: servers cut parameters before they decode, or after, or both; with `%2F` in one, these are other paths.
+        texts = texts.into_iter().flat_map(|text| separated(&text)).collect();
+        texts.sort();
+        texts.dedup();
+        for text in &texts {
+            if has_dot_segment(text)
+                || (decodings > 0 && (text.iter().any(u8::is_ascii_control) || is_overlong(text)))
+            {
+                return Err(Rejection::AmbiguousPath);
             }
         }
+        readings.extend(texts.iter().map(|text| without_empty_segments(text)));
+        readings.extend_from_slice(&texts);
+        // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
+        texts = texts.iter().map(|text| percent_encoding::percent_decode(text).collect()).collect();
     }
+    readings.sort();
+    readings.dedup();
     Ok(readings)
+}
+
+/// The ways to read a text's separators: `\` as one or not, `;…` cut off or not, in either order.
+fn separated(text: &[u8]) -> [Vec<u8>; 5] {
+    let (slashes, cut) = (with_slashes(text), without_parameters(text));
+    [text.to_vec(), without_parameters(&slashes), with_slashes(&cut), slashes, cut]
+}
+
+fn with_slashes(text: &[u8]) -> Vec<u8> {
+    text.iter().map(|&byte| if byte == b'\\' { b'/' } else { byte }).collect()
 }
 
 /// `.` or `..` between separators, `/` or `\`, with or without `;…` behind it.
@@ -57,15 +68,10 @@ fn is_overlong(path: &[u8]) -> bool {
         .any(|pair| matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f]))
 }
 
-/// Percent-decoded; `None` for an escape that is none.
-fn decoded(path: &[u8]) -> Option<Vec<u8>> {
+/// Whether every `%` begins an escape.
+fn is_escaped_well(path: &[u8]) -> bool {
     let escapes = path.iter().filter(|&&byte| byte == b'%').count();
-    let decoded = decoded_leniently(path);
-    (path.len() - decoded.len() == 2 * escapes).then_some(decoded)
-}
-
-fn decoded_leniently(path: &[u8]) -> Vec<u8> {
-    percent_encoding::percent_decode(path).collect()
+    path.len() - percent_encoding::percent_decode(path).count() == 2 * escapes
 }
 
 fn without_parameters(path: &[u8]) -> Vec<u8> {

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::grpc::Status;
 use super::management::{self, Claims};
+use super::object::Object;
 use super::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::credential::ApiKey;
 use crate::identity::{self, Identity};
@@ -58,7 +59,7 @@ struct ValidateToken<'a> {
 
 #[derive(Deserialize)]
 struct Validated {
-    token_info: Option<TokenInfo>,
+    token_info: Option<Object<TokenInfo>>,
 }
 
 /// Absent, null and "" mean the same (contract section 3).
@@ -176,11 +177,15 @@ fn read_grpc(
     }
 }
 
-fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
+/// What an answer to `validate` says of the key presented.
+///
+/// # Errors
+/// When it says nothing of the key. The fault says whose it is.
+pub fn read(answer: &Answer, presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
     match answer.status.as_u16() {
         200 => read_valid(&answer.body, presented, now),
-        404 | 400 => match serde_json::from_slice::<ErrorBody>(&answer.body) {
-            Ok(error) if answer.is_json() && error.is_about_the_key(answer.status.as_u16()) => {
+        404 | 400 => match serde_json::from_slice::<Object<ErrorBody>>(&answer.body) {
+            Ok(Object(error)) if answer.is_json() && error.is_about_the_key(answer.status.as_u16()) => {
                 Ok(Verdict::Invalid)
             }
             _ => Err(answer.fault()),
@@ -205,9 +210,9 @@ impl ErrorBody {
 }
 
 fn read_valid(body: &[u8], presented: &str, now: SystemTime) -> Result<Verdict, Fault> {
-    let validated: Validated = serde_json::from_slice(body)
+    let Object(validated) = serde_json::from_slice::<Object<Validated>>(body)
         .map_err(|_| Fault::Broken("a 200 that is not the JSON of a valid key"))?;
-    identify(validated.token_info, presented, now)
+    identify(validated.token_info.map(|Object(token)| token), presented, now)
 }
 
 /// Whom a valid key speaks for, or what is wrong with an answer that calls it valid.
@@ -318,6 +323,8 @@ mod tests {
             r#"{"token_info":{"organization_id":"org_1","expiry":"soon"}}"#,
             r#"{"token_info":{"organization_id":"org_1","expiry":"2027-01-15T08:00:00Z"}}"#,
             r#"{"token_info":{"organization_id":"org_1"}"#,
+            r#"{"token_info":["apit_1","org_1",null,null,null,null,null,null,null]}"#,
+            r#"[{"organization_id":"org_1"}]"#,
         ] {
             assert!(matches!(ask(200, body), Err(Fault::Broken(_))), "{body}");
         }
@@ -342,6 +349,8 @@ mod tests {
             (404, "{}"),
             (404, r#"{"code":"5"}"#),
             (404, r#"{"code":16}"#),
+            (404, r#"[5,"Token not found",null]"#),
+            (400, r#"[3,null,null]"#),
             (400, r#"{"code":9}"#),
             (400, "bad request"),
             (302, ""),

@@ -21,6 +21,7 @@ mod outage;
 mod own_token;
 mod pressure;
 mod process;
+mod properties;
 mod proxy_protocol;
 mod refused;
 mod reload;

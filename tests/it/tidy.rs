@@ -106,7 +106,7 @@ fn the_architecture_paper_lists_the_modules_in_their_order() {
 
 #[test]
 fn every_file_says_what_it_is() {
-    for folder in ["src", "tests/it"] {
+    for folder in ["src", "tests/it", "fuzz/invariants", "fuzz/targets"] {
         for file in rust_files(&root().join(folder)) {
             let source = fs::read_to_string(&file).unwrap();
             assert!(source.starts_with("//! "), "{} begins without a word about itself", file.display());
