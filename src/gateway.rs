@@ -81,7 +81,7 @@ impl Gateway {
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = Caller::of(&request);
         let arrival = Arrival { peer, believed, client };
-        let mut response = match self.pass(request, arrival, &caller, &mut record).await {
+        let mut response = match self.pass(request, arrival, &mut record).await {
             Ok(passed) => self.answer(passed, record, &caller),
             Err(rejection) => {
                 record.rejected(&rejection);
@@ -97,7 +97,6 @@ impl Gateway {
         &self,
         mut request: Request<Body>,
         arrival: Arrival,
-        caller: &Caller,
         record: &mut Record,
     ) -> Result<Passed, Rejection> {
         let host = message::check(&request, self.settings.head)?;
@@ -128,14 +127,15 @@ impl Gateway {
         );
         address(&mut request, &host);
         let sending = !request.body().is_end_stream();
-        if sending && caller.reads_trailers() {
+        if sending {
             request = request.map(|body| watched.upload(body));
         }
         let (response, tunnel) = tokio::select! {
+            // This first: the upload breaks off for the same reason.
             biased;
-            forwarded = self.forward(request, route, &permit, upgrade, record) => forwarded?,
             // What is sent without end, as a stream of gRPC, may outlast its key before there is an answer.
             rejection = watched.ended(), if sending => return Err(rejection),
+            forwarded = self.forward(request, route, &permit, upgrade, record) => forwarded?,
         };
         Ok(Passed { response, tunnel, watched })
     }

@@ -92,11 +92,6 @@ impl Caller {
         }
     }
 
-    /// Whether this may be a stream of gRPC over HTTP/2.
-    pub fn reads_trailers(&self) -> bool {
-        self.trailers
-    }
-
     /// Whether an answer with these headers, that has begun, may end with a status. Who knows none would take trailers for a
     /// good end; gRPC-Web has its own, within the body.
     pub fn takes_status(&self, answered: &HeaderMap) -> bool {

@@ -29,9 +29,11 @@ pub(super) async fn floods() -> Result<()> {
     };
     report("before", 5).await?;
     let forwarded = keyward.echo.counts().requests;
-    let (used, ()) = tokio::try_join!(bursts(&load), report("2000 resets, 100 each 200 ms", 5))?;
+    let (mut ended, ()) = tokio::try_join!(bursts(&load), report("2000 resets, 100 each 200 ms", 5))?;
+    let connections = ended.len();
+    ended.dedup();
     println!(
-        "  on {used} connections; {} of the streams came to the upstream",
+        "  {connections} connections were ended with {ended:?}; {} of the streams came to the upstream",
         keyward.echo.counts().requests - forwarded - 500
     );
     let forwarded = keyward.echo.counts().requests;
@@ -68,14 +70,13 @@ fn head(key: &str) -> Result<Vec<u8>> {
     Ok(head)
 }
 
-/// Heads with their resets right behind them; a new connection where the old one was ended. Gives how many it took.
-async fn bursts(load: &Load) -> Result<usize> {
-    let (head, mut connections, mut current) = (head(&load.key)?, 0, None);
+/// Heads with their resets right behind them; a new connection where the old one was ended. Gives the reasons of the ends.
+async fn bursts(load: &Load) -> Result<Vec<h2::Reason>> {
+    let (head, mut ended, mut current) = (head(&load.key)?, Vec::new(), None);
     for _ in 0..RESETS / 100 {
         let (mut stream, mut id) = match current.take() {
             Some(open) => open,
             None => {
-                connections += 1;
                 let mut stream = TcpStream::connect(load.address).await?;
                 stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
                 stream.write_all(&frame(4, 0, 0, &[])?).await?;
@@ -92,15 +93,11 @@ async fn bursts(load: &Load) -> Result<usize> {
         let sent = stream.write_all(&burst).await.is_ok();
         sleep(Duration::from_millis(200)).await;
         let mut answers = vec![0; 64 * 1024];
-        let ended = loop {
-            match stream.try_read(&mut answers) {
-                Ok(0) => break true,
-                Ok(_) => {}
-                Err(error) => break error.kind() != std::io::ErrorKind::WouldBlock,
-            }
-        };
-        if sent && !ended {
-            current = Some((stream, id));
+        let count = stream.try_read(&mut answers).unwrap_or(0);
+        match goaway(&answers[..count]) {
+            Some(reason) => ended.push(reason),
+            None if sent => current = Some((stream, id)),
+            None => {}
         }
     }
     if let Some((mut stream, _)) = current {
@@ -108,7 +105,19 @@ async fn bursts(load: &Load) -> Result<usize> {
         // Whatever it says now is of no interest.
         let _ = stream.read(&mut [0; 1024]).await;
     }
-    Ok(connections)
+    Ok(ended)
+}
+
+/// The reason of a GOAWAY among these frames.
+fn goaway(mut frames: &[u8]) -> Option<h2::Reason> {
+    while let [first, second, third, kind, ..] = *frames {
+        let length = u32::from_be_bytes([0, first, second, third]) as usize;
+        if kind == 7 {
+            return Some(u32::from_be_bytes(frames.get(13..17)?.try_into().ok()?).into());
+        }
+        frames = frames.get(9 + length..)?;
+    }
+    None
 }
 
 /// Streams that are reset once they may be under way.

@@ -63,9 +63,8 @@ impl http_body::Body for Answer {
             if !self.status {
                 return Poll::Ready(Some(Err("the key is no longer valid".into())));
             }
-            // The upstream's stream ends here, and so does what the caller still sends on it.
+            // What the caller still sends ends by itself.
             self.body = body::empty();
-            self.watched.cut();
             return Poll::Ready(Some(Ok(Frame::trailers(rejection.trailers()))));
         }
         polled

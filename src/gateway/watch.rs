@@ -7,11 +7,12 @@ use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::Shared;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::sleep;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use super::Gateway;
 use crate::body::{Body, BodyError};
@@ -54,41 +55,41 @@ impl Watch {
 #[derive(Default)]
 pub(super) struct Watched {
     watch: Option<Watch>,
-    ended: Option<Pin<Box<dyn Future<Output = Rejection> + Send>>>,
-    upload: Option<CancellationToken>,
+    ended: Option<Ended>,
 }
+
+/// Both directions of a stream look at it.
+type Ended = Shared<Pin<Box<dyn Future<Output = Rejection> + Send>>>;
 
 impl Watched {
     pub(super) fn by(watch: Watch) -> Self {
-        Self { watch: Some(watch), ..Self::default() }
+        Self { watch: Some(watch), ended: None }
+    }
+
+    fn begin(&mut self) -> Option<&mut Ended> {
+        if let Some(watch) = self.watch.take() {
+            let watching: Pin<Box<dyn Future<Output = Rejection> + Send>> = Box::pin(ended(watch));
+            self.ended = Some(watching.shared());
+        }
+        self.ended.as_mut()
     }
 
     /// Ready when the stream must be closed, with what a new request would be told.
     pub(super) fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<Rejection> {
-        if let Some(watch) = self.watch.take() {
-            self.ended = Some(Box::pin(ended(watch)));
-        }
-        self.ended.as_mut().map_or(Poll::Pending, |ended| ended.as_mut().poll(cx))
-    }
-
-    /// What is sent on such a stream ends with it, though the answer ends as if all was well.
-    pub(super) fn upload(&mut self, body: Body) -> Body {
-        let token = CancellationToken::new();
-        let cut = Box::pin(token.clone().cancelled_owned());
-        self.upload = Some(token);
-        Upload { body, cut }.boxed_unsync()
-    }
-
-    /// Nothing more is sent.
-    pub(super) fn cut(&mut self) {
-        if let Some(upload) = self.upload.take() {
-            upload.cancel();
-        }
+        self.begin().map_or(Poll::Pending, |ended| ended.poll_unpin(cx))
     }
 
     /// Completes when the stream must be closed.
     pub(super) async fn ended(&mut self) -> Rejection {
         std::future::poll_fn(|cx| self.poll_ended(cx)).await
+    }
+
+    /// What is sent on the stream ends with it, whether or not the caller reads the answer.
+    pub(super) fn upload(&mut self, body: Body) -> Body {
+        match self.begin() {
+            Some(ended) => Upload { body, ended: ended.clone() }.boxed_unsync(),
+            None => body,
+        }
     }
 }
 
@@ -157,7 +158,7 @@ impl Drop for Counted<'_> {
 
 struct Upload {
     body: Body,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    ended: Ended,
 }
 
 impl http_body::Body for Upload {
@@ -168,7 +169,7 @@ impl http_body::Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if self.cut.as_mut().poll(cx).is_ready() {
+        if self.ended.poll_unpin(cx).is_ready() {
             return Poll::Ready(Some(Err("the key is no longer valid".into())));
         }
         Pin::new(&mut self.body).poll_frame(cx)

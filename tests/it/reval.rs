@@ -4,14 +4,17 @@
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
+use hyper::Method;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::dev::emulator::store::Issue;
 use tokio::net::TcpStream;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::rig::until;
+use crate::support::http::{Speaks, data, fed, long, upstream};
 use crate::support::raw::Client;
 use crate::support::{LIMIT, Setup, Stage};
 
@@ -90,6 +93,34 @@ async fn an_upload_without_an_answer_yet_is_refused_within_one_interval_of_revoc
     until(|| stage.echo.counts().open == 1).await;
     stays.send("def").await;
     assert_eq!(stays.reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn an_upload_ends_with_its_key_though_the_caller_does_not_read_the_answer() {
+    for (speaks, upstream_speaks) in [(Speaks::Http1, "http"), (Speaks::Http2, "h2c")] {
+        let (ended, mut end) = mpsc::unbounded_channel();
+        let address = upstream(move |request| {
+            let ended = ended.clone();
+            async move {
+                tokio::spawn(async move { ended.send(request.into_body().collect().await.is_err()) });
+                Ok(hyper::Response::new(long(64 * 1024 * 1024)))
+            }
+        })
+        .await;
+        let instead = Some(format!("{upstream_speaks}://{address}"));
+        let sections = "[streams]\nrevalidate_every = \"1s\"";
+        let stage = Stage::with(Setup { sections, instead, ..Setup::default() }).await;
+        let (key, mut caller) = (stage.key(), stage.caller(speaks).await);
+        let (feed, content) = fed();
+        let request = caller.request(Method::POST, "/v1", &key, content);
+        feed.send(data("abc")).await.unwrap();
+        let _unread = caller.send(request).await.unwrap();
+        stage.emulator.revoke(&key);
+        let began = Instant::now();
+        assert_eq!(timeout(LIMIT, end.recv()).await.expect("the end in time"), Some(true), "{speaks:?}");
+        assert!(began.elapsed() < SOON, "{speaks:?}: {:?}", began.elapsed());
+        drop(feed);
+    }
 }
 
 #[tokio::test]
