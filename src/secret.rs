@@ -81,8 +81,9 @@ impl SecretSource {
 
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
     let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
-    let length = std::fs::metadata(path).map_err(unreadable)?.len();
-    if length > MAX_FILE {
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    // A device or a pipe could have no end.
+    if !metadata.is_file() || metadata.len() > MAX_FILE {
         return Err(SecretError::Malformed(path.to_owned()));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
@@ -126,6 +127,9 @@ mod tests {
             std::fs::write(&file, content).unwrap();
             let error = SecretSource::File(file.clone()).read().unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("secret"), "{error}");
+        }
+        for special in ["/dev/zero", "/dev"] {
+            assert!(SecretSource::File(special.into()).read().is_err(), "{special}");
         }
         std::fs::write(&file, " value\n").unwrap();
         assert_eq!(SecretSource::File(file).read().unwrap().expose(), "value");

@@ -12,6 +12,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::Version;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connection::Open;
@@ -35,6 +36,10 @@ pub(super) struct Clock {
     since: AtomicU64,
     /// Since when bytes wait that the caller does not take, in milliseconds from the start; 0 when none do.
     stuck: AtomicU64,
+    /// Requests that their caller took back before the answer began, less those that were answered.
+    taken_back: AtomicUsize,
+    /// Told when there are too many of them.
+    fickle: Notify,
 }
 
 pub(super) enum Silent {
@@ -54,6 +59,8 @@ impl Clock {
             http2: AtomicBool::new(false),
             since: AtomicU64::new(0),
             stuck: AtomicU64::new(0),
+            taken_back: AtomicUsize::new(0),
+            fickle: Notify::new(),
         }
     }
 
@@ -67,6 +74,12 @@ impl Clock {
         }
         let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
         if self.head.load(Ordering::Relaxed) { Silent::Head(time) } else { Silent::Idle(time) }
+    }
+
+    /// Completes when the caller has taken back too many of its requests: whoever opens streams and resets them makes work for
+    /// nothing, at whatever pace (CVE-2023-44487).
+    pub(super) async fn fickle(&self) {
+        self.fickle.notified().await;
     }
 
     /// Whether anything has arrived yet.
@@ -122,6 +135,36 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.0.since.store(self.0.now().max(1), Ordering::Relaxed);
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A request without an answer yet. Dropped before `answered`, its caller took it back.
+pub(super) struct Asked(Option<Arc<Clock>>);
+
+/// Requests that may be taken back on one connection, beside one for each that was answered.
+const MOST_TAKEN_BACK: usize = 256;
+
+impl Asked {
+    pub(super) fn begin(clock: &Arc<Clock>) -> Self {
+        Self(Some(Arc::clone(clock)))
+    }
+
+    pub(super) fn answered(mut self) {
+        if let Some(clock) = self.0.take() {
+            let less = |count: usize| count.checked_sub(1);
+            // None to make up for.
+            let _ = clock.taken_back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if let Some(clock) = &self.0
+            && clock.taken_back.fetch_add(1, Ordering::Relaxed) + 1 == MOST_TAKEN_BACK
+        {
+            clock.fickle.notify_one();
+        }
     }
 }
 

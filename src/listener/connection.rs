@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-use super::clock::{Busy, BusyBody, Clock, Leaving, Silent, Timed};
+use super::clock::{Asked, Busy, BusyBody, Clock, Leaving, Silent, Timed};
 use super::unread::{self, Given, Streams};
 use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::body::{self, Body, BodyError};
@@ -200,7 +200,7 @@ impl Server {
             move |request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
-                let busy = Busy::begin(&clock, version);
+                let (busy, asked) = (Busy::begin(&clock, version), Asked::begin(&clock));
                 // An upload may outlast its answer.
                 let sending = (!request.body().is_end_stream()).then(|| Busy::begin(&clock, version));
                 async move {
@@ -209,6 +209,7 @@ impl Server {
                         sending.map_or_else(body::empty, |busy| BusyBody::wrap(body, busy))
                     });
                     let mut response = handler.answer(request, peer).await;
+                    asked.answered();
                     if draining.is_cancelled() && version < Version::HTTP_2 && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
@@ -228,6 +229,8 @@ impl Server {
                 let _ = timeout(LAST_WORDS, connection).await;
                 return;
             }
+            // Not with grace: hyper would take more until the caller has seen that it ends.
+            () = clock.fickle() => return self.count("requests_taken_back"),
             () = self.stopping(&clock, &phases) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {

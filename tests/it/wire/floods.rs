@@ -1,5 +1,6 @@
 //! Floods over HTTP/2: the connection ends or is harmless, memory stays bounded, and whoever behaves beside it is served.
 
+use keyward::metrics::Outcome;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
@@ -90,6 +91,37 @@ async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
     }
     let reached = wire.upstream.text().matches("/public/reset").count();
     assert!(reached < 150, "{reached}");
+}
+
+#[tokio::test]
+async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
+    // Nobody answers, so that each is under way when it is taken back.
+    let upstream = Scripted::answering("").await;
+    let wire = Wire::with(upstream, Setup::default()).await;
+    let mut client = wire.stage.connect().await;
+    // Each frame in a packet of its own: two that come together are the burst of the test above.
+    client.stream.set_nodelay(true).unwrap();
+    client.send(preface()).await;
+    let authorization = format!("Bearer {}", wire.key);
+    let fields = [GET[0], GET[1], GET[2], (":path", "/v1/taken-back"), ("authorization", &*authorization)];
+    let mut sent = 0;
+    for number in 0..2000 {
+        let stream = 2 * number + 1;
+        client.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&fields))).await;
+        // The head is seen before it is taken back.
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        let reset = frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
+        if client.stream.write_all(&reset).await.is_err() {
+            break;
+        }
+        sent += 1;
+    }
+    assert!(sent < 2000, "{sent} were taken");
+    client.rest().await;
+    let outcome = Outcome { outcome: "requests_taken_back" };
+    assert_eq!(wire.stage.metrics.connection_errors.get_or_create(&outcome).get(), 1, "{sent}");
+    let reached = wire.upstream.text().matches("/v1/taken-back").count();
+    assert!(reached <= 300, "{reached}");
 }
 
 #[tokio::test]
