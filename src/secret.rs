@@ -82,8 +82,8 @@ impl SecretSource {
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
     let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    // A device or a pipe could have no end.
-    if !metadata.is_file() || metadata.len() > MAX_FILE {
+    // A device or a pipe could have no end. What a folder is, the system says.
+    if !(metadata.is_file() || metadata.is_dir()) || metadata.len() > MAX_FILE {
         return Err(SecretError::Malformed(path.to_owned()));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::object::Object;
 use super::{Content, Fault, Scalekit};
 use crate::metrics::Outcome;
 use crate::secret::SecretSource;
@@ -197,7 +198,7 @@ impl Scalekit {
             400 | 401 => return Err(Fault::Credentials),
             _ => return Err(answer.fault()),
         }
-        let grant: Grant = serde_json::from_slice(&answer.body)
+        let Object(grant): Object<Grant> = serde_json::from_slice(&answer.body)
             .map_err(|_| Fault::WrongEndpoint("its token endpoint gave no access_token".into()))?;
         let mut value = HeaderValue::try_from(format!("Bearer {}", grant.access_token))
             .map_err(|_| Fault::Broken("the access token is not ASCII"))?;
