@@ -51,6 +51,8 @@ pub struct Server {
     public: Listener,
     admin: Listener,
     management: Option<(Listener, Arc<Management>)>,
+    /// What key management has begun: it is ended, even if nobody waits for the answer.
+    changes: TaskTracker,
     shared: Arc<Shared>,
     fixed: Fixed,
     /// Files beside the route file that are watched.
@@ -140,6 +142,7 @@ impl Server {
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())
             .map_err(|error| StartError::Tls { what: "scalekit".to_owned(), error })?;
+        let changes = TaskTracker::new();
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
                 listen: settings.listen.clone(),
@@ -150,7 +153,7 @@ impl Server {
             };
             let listener = Listener::bind(listener, Arc::default())?;
             let (scalekit, metrics) = (Arc::clone(&scalekit), Arc::clone(&metrics));
-            let management = Management::new(settings, scalekit, metrics, background.clone());
+            let management = Management::new(settings, scalekit, metrics, changes.clone());
             Ok::<_, StartError>((listener, Arc::new(management)))
         });
         let management = management.transpose()?;
@@ -176,6 +179,7 @@ impl Server {
             public,
             admin,
             management,
+            changes,
             shared,
             fixed,
             files,
@@ -215,7 +219,7 @@ impl Server {
     /// `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
         let management_address = self.management_address();
-        let Self { shared, phases, fixed, .. } = self;
+        let Self { shared, phases, fixed, changes, .. } = self;
         let (drain_delay, drain_timeout) = (fixed.drain_delay, fixed.drain_timeout);
         tracing::info!(
             server.address = %self.public.address(),
@@ -266,6 +270,8 @@ impl Server {
             let open = async {
                 connections.wait().await;
                 tunnels.wait().await;
+                changes.close();
+                changes.wait().await;
             };
             timeout(drain_timeout, open).await.is_ok()
         };
