@@ -14,6 +14,7 @@ mod grpc;
 mod hostile;
 mod limits;
 mod listeners;
+mod management;
 mod memory;
 mod outage;
 mod own_token;
