@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION};
 use hyper::{Request, Response, StatusCode};
 use jiff::Timestamp;
 use moka::sync::Cache;
@@ -143,18 +143,23 @@ impl Management {
             return answer(StatusCode::OK, OPENAPI);
         }
         let mut entry = self.audit.begin(self.access.client(peer));
+        let (head, mut body) = request.into_parts();
         let done = async {
-            self.access.admit(&request)?;
+            self.access.admit(&head)?;
             let Ok(_place) = self.requests.try_acquire() else {
                 return Err(Problem::overloaded("Too many requests are under way; try again."));
             };
-            let call = Call::read(request).await?;
+            let call = Call::read(&head, &mut body).await?;
             entry.asked(&call);
             self.perform(&call).await
         };
         let done = done.await;
         entry.ended(&done);
         drop(entry);
+        // Who waits for a word before it sends has not sent.
+        if !head.headers.contains_key(EXPECT) {
+            content::drain(&mut body).await;
+        }
         match done {
             Err(problem) => problem.response(),
             Ok(done) if done.status == StatusCode::NO_CONTENT => {

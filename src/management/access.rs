@@ -2,13 +2,12 @@
 
 use std::path::Path;
 
-use hyper::Request;
 use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
+use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 
 use super::problem::{Code, Problem};
 use super::{SHORTEST_SECRET, Settings};
-use crate::body::Body;
 use crate::listener::Listen;
 use crate::secret::SecretSource;
 use crate::upstream::forwarded::Peer;
@@ -42,14 +41,14 @@ impl Access {
         if self.secret.is_some() { format!("{place} with {}", self.name) } else { place }
     }
 
-    pub(super) fn admit(&self, request: &Request<Body>) -> Result<(), Problem> {
+    pub(super) fn admit(&self, head: &Parts) -> Result<(), Problem> {
         // SECURITY: a page in a browser of this machine reaches loopback, too, by its own name or by one that leads here. A
         // backend sends no Origin, and says localhost or the address.
         let refuse = |detail| Err(Problem::new(Code::NotPermitted, detail));
-        if request.headers().contains_key(ORIGIN) {
+        if head.headers.contains_key(ORIGIN) {
             return refuse("This is not for browsers.");
         }
-        if self.loopback && !says_loopback(request) {
+        if self.loopback && !says_loopback(head) {
             return refuse("The host should be localhost or a loopback address.");
         }
         let Some(secret) = &self.secret else { return Ok(()) };
@@ -63,7 +62,7 @@ impl Access {
             tracing::error!("the secret of key management has fewer than {SHORTEST_SECRET} characters");
             return Err(unreadable());
         }
-        let mut values = request.headers().get_all(AUTHORIZATION).iter();
+        let mut values = head.headers.get_all(AUTHORIZATION).iter();
         let given = match (values.next(), values.next()) {
             (Some(value), None) => value.as_bytes(),
             _ => b"",
@@ -79,14 +78,14 @@ impl Access {
     }
 }
 
-fn says_loopback(request: &Request<Body>) -> bool {
-    let mut hosts = request.headers().get_all(HOST).iter();
+fn says_loopback(head: &Parts) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter();
     let (host, more) = (hosts.next(), hosts.next());
     if more.is_some() {
         return false;
     }
     let header = || host?.to_str().ok()?.parse().ok();
-    let authority: Option<Authority> = request.uri().authority().cloned().or_else(header);
+    let authority: Option<Authority> = head.uri.authority().cloned().or_else(header);
     authority.is_some_and(|authority| {
         let host = authority.host().trim_matches(['[', ']']);
         host.eq_ignore_ascii_case("localhost")

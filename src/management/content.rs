@@ -21,6 +21,9 @@ use crate::body::Body;
 /// The longest body, in bytes: twenty claims of 256 characters, escaped to the utmost, and as much again.
 const MAX_BODY: usize = 128 * 1024;
 const BODY_WITHIN: Duration = Duration::from_secs(10);
+/// What is taken of a body that nobody reads.
+const MAX_REST: usize = 1024 * 1024;
+const REST_WITHIN: Duration = Duration::from_secs(1);
 /// The longest name that is repeated. Keys are longer.
 const LONGEST_NAME: usize = 30;
 
@@ -54,7 +57,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
 }
 
 /// All of a body.
-pub(super) async fn read(mut body: Body) -> Result<Bytes, Problem> {
+pub(super) async fn read(body: &mut Body) -> Result<Bytes, Problem> {
     let read = async {
         let mut content = BytesMut::new();
         while let Some(frame) = body.frame().await {
@@ -69,6 +72,22 @@ pub(super) async fn read(mut body: Body) -> Result<Bytes, Problem> {
     timeout(BODY_WITHIN, read)
         .await
         .unwrap_or_else(|_| Err(Problem::new(Code::BodyTimeout, "The body did not come within 10 s.")))
+}
+
+/// Takes what is left of a body, within reason. Closed before it has sent everything, a connection breaks for a client that
+/// sends first and reads then, and the answer is lost.
+pub(super) async fn drain(body: &mut Body) {
+    let rest = async {
+        let mut taken = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            taken += frame.data_ref().map_or(0, Bytes::len);
+            if taken > MAX_REST {
+                break;
+            }
+        }
+    };
+    // What is not there by then is not waited for.
+    let _ = timeout(REST_WITHIN, rest).await;
 }
 
 /// The body of a request that says it is JSON. Pages in browsers cannot say so without asking first.

@@ -1,7 +1,8 @@
 //! Reads what is asked for. Everything that is not understood is refused, with what would be.
 
 use bytes::Bytes;
-use hyper::{Method, Request};
+use hyper::Method;
+use hyper::http::request::Parts;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
@@ -88,9 +89,8 @@ impl Operation {
 }
 
 impl Call {
-    /// Reads all of a request.
-    pub(super) async fn read(request: Request<Body>) -> Result<Self, Problem> {
-        let (head, body) = request.into_parts();
+    /// Reads what is asked for, and of the body what belongs to it.
+    pub(super) async fn read(head: &Parts, body: &mut Body) -> Result<Self, Problem> {
         let path = head.uri.path().to_owned();
         let segments: Vec<&str> = path.split('/').collect();
         if segments == ["", "openapi.json"] {

@@ -242,7 +242,10 @@ impl Scalekit {
     /// When there is no answer.
     pub async fn list_tokens(&self, listing: &Listing) -> Result<Page, CallError> {
         let answer = self.manage(Needs::Read, Method::GET, &listing.path(), Bytes::new()).await?;
-        serde_json::from_slice(&answer.body).map_err(|_| broken("a 200 that is not a list of keys"))
+        // serde would read `[]` as a page of nothing.
+        let is_object = answer.body.trim_ascii_start().first() == Some(&b'{');
+        let page = serde_json::from_slice(&answer.body).ok().filter(|_| is_object);
+        page.ok_or_else(|| broken("a 200 that is not a list of keys"))
     }
 
     /// The live key of this id, or this key. None for one that is unknown, revoked or expired.

@@ -113,6 +113,36 @@ async fn a_body_that_breaks_off_makes_nothing() {
 }
 
 #[tokio::test]
+async fn who_sends_first_and_reads_then_gets_the_answer_to_a_refused_body() {
+    let desk = Desk::open().await;
+    let one = format!("{KEYS}/apit_1");
+    let long = 300 * 1024;
+    for (method, path, origin, length, status) in [
+        ("POST", KEYS, "origin: null\r\n", 1000, 403),
+        ("POST", KEYS, "", long, 413),
+        ("DELETE", &one, "", 1000, 404),
+        ("PUT", KEYS, "", long, 405),
+    ] {
+        let mut client = desk.connect().await;
+        client
+            .send(format!(
+                "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{origin}content-length: {length}\r\n\r\n"
+            ))
+            .await;
+        // What was refused is there long before the body is.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        for _ in 0..length / 100 {
+            tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[b'x'; 100]).await.expect("it is taken");
+        }
+        let rest = vec![b'x'; length % 100];
+        client.send(rest).await;
+        assert_eq!(client.reply().await.status, status, "{method} {length}");
+        client.send(Ask::new("GET", KEYS).bytes()).await;
+        assert_eq!(client.reply().await.status, 200, "and the connection goes on");
+    }
+}
+
+#[tokio::test]
 async fn three_hundred_connections_that_wait_do_not_keep_out_who_asks_for_long() {
     let desk = Desk::of(
         "listen = \"127.0.0.1:0\"",
