@@ -234,8 +234,9 @@ impl Server {
         let keeper = background.spawn(async move { scalekit.keep_access_token().await });
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if let Some(source) = self.reload {
-            let certificate = self.public.certificate();
-            let watch = reload::watch(source, Arc::clone(&shared), fixed, certificate, self.files);
+            let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
+            let certificates = self.public.certificate().into_iter().chain(management).collect();
+            let watch = reload::watch(source, Arc::clone(&shared), fixed, certificates, self.files);
             until_stop.push(background.spawn(watch));
         }
 

@@ -179,7 +179,7 @@ mod tests {
         );
         check(
             r#"{"custom_claims": {"a": "1", "a": "2"}}"#,
-            "The body: a name that is there twice at line 1 column 37.",
+            "The body: a name that is there twice at line 1 column 38.",
         );
         check(
             r#"{"custom_claims": {"a": null}}"#,

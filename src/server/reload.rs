@@ -48,7 +48,7 @@ pub(super) async fn watch(
     source: Source,
     shared: Arc<Shared>,
     fixed: Fixed,
-    certificate: Option<Arc<ServerCertificate>>,
+    certificates: Vec<Arc<ServerCertificate>>,
     mut files: Vec<PathBuf>,
 ) {
     let mut seen = marks(&files);
@@ -64,7 +64,7 @@ pub(super) async fn watch(
             continue;
         }
         seen.clone_from(&now);
-        match reload(&source, &shared, &fixed, certificate.as_deref()) {
+        match reload(&source, &shared, &fixed, &certificates) {
             Ok(named) => {
                 // The route file as it was before it was read: what changed since is another change.
                 seen = marks(&named);
@@ -88,7 +88,7 @@ fn reload(
     source: &Source,
     shared: &Shared,
     fixed: &Fixed,
-    certificate: Option<&ServerCertificate>,
+    certificates: &[Arc<ServerCertificate>],
 ) -> Result<Vec<PathBuf>, String> {
     let config = source.load().map_err(|problems| problems.to_string())?;
     let changed = fixed.differences(&config);
@@ -102,17 +102,15 @@ fn reload(
     let before = shared.current.gateway();
     let gateway = shared.parts.gateway(config, Some(&before)).map_err(|error| error.to_string())?;
     // The last thing that can fail, so that all of it takes effect or none.
-    if let Some(certificate) = certificate {
-        certificate.refresh().map_err(|error| error.to_string())?;
-    }
+    ServerCertificate::refresh(certificates).map_err(|error| error.to_string())?;
     shared.current.replace(gateway);
     Ok(files)
 }
 
 /// The files beside the route file whose content matters.
 pub(super) fn files(config: &Config) -> Vec<PathBuf> {
-    let pairs = config.listener.tls.iter();
-    let pairs = pairs.chain(
+    let management = config.management.as_ref().and_then(|settings| settings.tls.as_ref());
+    let pairs = config.listener.tls.iter().chain(management).chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
     );
     let roots = config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.roots.clone());

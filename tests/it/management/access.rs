@@ -2,11 +2,12 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
+use keyward::config::{self, Environment};
 use serde_json::json;
 
 use super::{Ask, Desk, KEYS, SECRET, ordinary};
 use crate::support::Setup;
-use crate::support::tls::{Folder, toml};
+use crate::support::tls::{Authority, Folder, toml};
 
 fn list() -> Ask {
     Ask::new("GET", KEYS)
@@ -145,4 +146,34 @@ async fn the_other_ports_do_not_manage_keys() {
     assert_eq!(desk.stage.emulator.counts().lists, 0);
     // And where nothing is said of it, nothing listens.
     assert!(crate::support::Stage::start().await.management.is_none());
+}
+
+#[test]
+fn a_public_address_is_taken_with_tls_and_a_secret_alone() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("localhost");
+    let secret = format!("secret_file = {}\n", toml(&authority.folder.write("secret", SECRET)));
+    let tls = format!("tls = {{ certificate = {}, key = {} }}\n", toml(&certificate), toml(&key));
+    let environment = Environment::of([
+        ("SCALEKIT_ENVIRONMENT_URL", "http://127.0.0.1:9"),
+        ("SCALEKIT_CLIENT_ID", "dev"),
+        ("SCALEKIT_CLIENT_SECRET", "dev"),
+    ]);
+    for (listen, lines, is_taken) in [
+        ("0.0.0.0:4482", format!("{secret}{tls}"), true),
+        ("[::]:4482", format!("{secret}{tls}"), true),
+        ("192.0.2.1:4482", format!("{secret}{tls}"), true),
+        ("0.0.0.0:4482", secret.clone(), false),
+        ("0.0.0.0:4482", tls, false),
+        ("[::]:4482", String::new(), false),
+        ("192.0.2.1:4482", secret, false),
+        ("127.0.0.1:4482", String::new(), true),
+    ] {
+        let file = format!(
+            "version = 1\n[management]\nlisten = \"{listen}\"\n{lines}[upstreams.a]\nurl = \"http://127.0.0.1:9\"\n\
+             [[routes]]\npath = \"/*\"\nupstream = \"a\"\n"
+        );
+        let problems = config::parse(&file, "f", &environment).err().map(|problems| problems.to_string());
+        assert_eq!(problems.is_none(), is_taken, "{file} {problems:?}");
+    }
 }
