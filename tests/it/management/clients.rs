@@ -1,8 +1,10 @@
-//! The examples for users, run as they stand: a backend in Python, and a shell script with curl.
+//! The examples for users, run as they stand: a backend in Python, a shell script with curl, and the lines of the page.
 
 use std::path::Path;
 use std::process::Output;
 
+use keyward::config::{self, Environment};
+use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -76,4 +78,60 @@ async fn a_shell_script_does_the_whole_life_of_a_key() {
     if is_here("curl") {
         whole_life("sh", "lifecycle.sh").await;
     }
+}
+
+/// The first block of `docs/management.md` in this language.
+fn of_the_page(language: &str) -> &'static str {
+    let page = include_str!("../../../docs/management.md");
+    let (_, block) = page.split_once(&format!("```{language}\n")).unwrap();
+    block.split_once("```").unwrap().0
+}
+
+#[test]
+fn the_section_on_the_page_is_valid() {
+    let environment = Environment::of([
+        ("SCALEKIT_ENVIRONMENT_URL", "http://127.0.0.1:9"),
+        ("SCALEKIT_CLIENT_ID", "dev"),
+        ("SCALEKIT_CLIENT_SECRET", "dev"),
+    ]);
+    let file = format!(
+        "version = 1\n{}[upstreams.a]\nurl = \"http://127.0.0.1:9\"\n[[routes]]\npath = \"/*\"\nupstream = \"a\"\n",
+        of_the_page("toml")
+    );
+    let config = config::parse(&file, "f", &environment).unwrap_or_else(|problems| panic!("{problems}"));
+    assert!(config.management.is_some());
+}
+
+#[tokio::test]
+async fn the_lines_on_the_page_do_what_stands_above_them() {
+    if !is_here("curl") {
+        return;
+    }
+    let folder = Folder::new();
+    let socket = folder.file("management.sock");
+    let desk = Desk::of(&format!("listen = \"unix:{}\"", socket.display()), Setup::default()).await;
+    let (key, id) = desk.issue("org_1001");
+    let lines = of_the_page("sh")
+        .replace("/run/keyward/management.sock", socket.to_str().unwrap())
+        .replace("apit_123456789012345", &id)
+        // The day on the page will have passed.
+        .replace("2027-", "2099-");
+    let lines = format!("uuidgen() {{ date +%s%N; }}\nset -e\n{lines}");
+    let output = timeout(LIMIT, Command::new("sh").args(["-c", &lines]).output()).await.unwrap().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect();
+    let [made, list, shown, changed, rotated] = &*answers else { panic!("{answers:?}") };
+    assert_eq!(made["token_info"]["user_id"], "usr_2001", "{made}");
+    assert_eq!(list["total_count"], 1, "{list}");
+    assert_eq!(shown["token_id"], *id, "{shown}");
+    assert_eq!(
+        (&changed["custom_claims"], &changed["description"]),
+        (&json!({"team": "support"}), &json!("CI, nightly"))
+    );
+    assert_eq!(
+        (&rotated["replaced_token_id"], &rotated["replaced_token_revoked"]),
+        (&json!(id), &json!(true))
+    );
+    assert_eq!(desk.calls(&key).await, 401);
 }

@@ -8,38 +8,63 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Ask, Desk, KEYS, SECRET, id, key, ordinary};
 use crate::process::{Folder, Running, echo, keyward_run, route_file};
-use crate::support::listen;
 use crate::support::raw::{Client, Reply};
 use crate::support::tls::Folder as Sockets;
-
-async fn ask(socket: &std::path::Path, ask: &Ask) -> Reply {
-    let mut client = Client::over(UnixStream::connect(socket).await.unwrap());
-    client.send(ask.bytes()).await;
-    client.reply().await
-}
+use crate::support::{listen, soon};
 
 fn lines(text: &str) -> Vec<Value> {
     let lines = text.lines().filter(|line| line.contains("\"target\":\"audit\""));
     lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+/// A process with key management on a unix socket, behind a secret.
+struct Office {
+    folder: Folder,
+    sockets: Sockets,
+    emulator: Emulator,
+    running: Running,
+    ends: CancellationToken,
+}
+
+impl Office {
+    async fn open(name: &str) -> Self {
+        let (folder, sockets, ends) = (Folder::new(name), Sockets::new(), CancellationToken::new());
+        let emulator = Emulator::new(emulator::Settings::default());
+        let (listener, scalekit) = listen().await;
+        let (serving, until) = (emulator.clone(), ends.clone());
+        tokio::spawn(async move { serving.serve(listener, until).await });
+        let (client_secret, secret) = (folder.write("secret", "dev"), folder.write("backend", SECRET));
+        let socket = sockets.file("management.sock");
+        let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
+        let section =
+            format!("[management]\nlisten = \"unix:{}\"\nsecret_file = \"{secret}\"\n", socket.display());
+        let file = folder.write("keyward.toml", &routes.replacen("[admin]", &format!("{section}[admin]"), 1));
+        let running = Running::start(keyward_run(&file, scalekit, &client_secret));
+        running.until("\"ready\"").await;
+        Self { folder, sockets, emulator, running, ends }
+    }
+
+    async fn connect(&self) -> Client<UnixStream> {
+        Client::over(UnixStream::connect(self.sockets.file("management.sock")).await.unwrap())
+    }
+
+    async fn ask(&self, ask: Ask) -> Reply {
+        let mut client = self.connect().await;
+        client.send(ask.header("authorization", &format!("Bearer {SECRET}")).bytes()).await;
+        client.reply().await
+    }
+}
+
+impl Drop for Office {
+    fn drop(&mut self) {
+        self.ends.cancel();
+    }
+}
+
 #[tokio::test]
 async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
-    let (folder, sockets, ends) = (Folder::new("audit"), Sockets::new(), CancellationToken::new());
-    let emulator = Emulator::new(emulator::Settings::default());
-    let (listener, scalekit) = listen().await;
-    let (serving, until) = (emulator.clone(), ends.clone());
-    tokio::spawn(async move { serving.serve(listener, until).await });
-    let (client_secret, secret) = (folder.write("secret", "dev"), folder.write("backend", SECRET));
-    let socket = sockets.file("management.sock");
-    let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
-    let section =
-        format!("[management]\nlisten = \"unix:{}\"\nsecret_file = \"{secret}\"\n", socket.display());
-    let file = folder.write("keyward.toml", &routes.replacen("[admin]", &format!("{section}[admin]"), 1));
-    let mut running = Running::start(keyward_run(&file, scalekit, &client_secret));
-    running.until("\"ready\"").await;
-    let with_secret = |ask: Ask| ask.header("authorization", &format!("Bearer {SECRET}"));
-    let ask = async |request: Ask| ask(&socket, &with_secret(request)).await;
+    let mut office = Office::open("audit").await;
+    let ask = async |ask: Ask| office.ask(ask).await;
 
     let made = ask(Ask::create(&ordinary()).named("one")).await.json();
     assert_eq!(ask(Ask::create(&ordinary()).named("one")).await.status, 409);
@@ -53,11 +78,11 @@ async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
         ask(Ask::new("DELETE", format!("/v1/organizations/org_2/keys/{}", id(&made)))).await.status,
         404
     );
-    emulator.set_fault(Fault::new(Target::Create, Effect::Truncated).times(1));
+    office.emulator.set_fault(Fault::new(Target::Create, Effect::Truncated).times(1));
     let lost = ask(Ask::create(&ordinary())).await.json();
     // A key where an id should be, and one as a secret.
     assert_eq!(ask(Ask::new("DELETE", format!("{KEYS}/{}", key(&made)))).await.status, 404);
-    let mut stranger = Client::over(UnixStream::connect(&socket).await.unwrap());
+    let mut stranger = office.connect().await;
     // Those who are not let in share a line every tenth of a second.
     tokio::time::sleep(std::time::Duration::from_millis(110)).await;
     for _ in 0..20 {
@@ -66,11 +91,11 @@ async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
             .await;
         assert_eq!(stranger.reply().await.status, 401);
     }
-    running.signal(rustix::process::Signal::TERM);
-    assert_eq!(running.exit().await, Some(0));
-    running.until("\"stopped\"").await;
+    office.running.signal(rustix::process::Signal::TERM);
+    assert_eq!(office.running.exit().await, Some(0));
+    office.running.until("\"stopped\"").await;
 
-    let text = running.text();
+    let text = office.running.text();
     let lines = lines(&text);
     let uid = rustix::process::getuid().as_raw();
     let told: Vec<_> = lines
@@ -113,7 +138,22 @@ async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
     for secret in [key(&made), key(&next), SECRET, "eyJ", "Bearer"] {
         assert!(!text.contains(secret), "{secret} in {text}");
     }
-    ends.cancel();
+}
+
+#[tokio::test]
+async fn a_change_that_the_end_of_the_process_cuts_is_recorded_as_such() {
+    let mut office = Office::open("audit-cut").await;
+    office.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
+    let mut client = office.connect().await;
+    client.send(Ask::create(&ordinary()).header("authorization", &format!("Bearer {SECRET}")).bytes()).await;
+    soon(|| office.emulator.counts().creations == 1).await;
+    office.running.signal(rustix::process::Signal::TERM);
+    office.running.until("\"draining\"").await;
+    office.running.signal(rustix::process::Signal::TERM);
+    assert_eq!(office.running.exit().await, Some(0));
+    office.running.until("\"cut\"").await;
+    let line = &lines(&office.running.text())[0];
+    assert_eq!((&line["keyward.audit.action"], &line["keyward.org.id"]), (&json!("create"), &json!("org_1")));
 }
 
 #[tokio::test]
