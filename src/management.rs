@@ -290,7 +290,7 @@ impl Management {
         let old = self.find(organization, id).await?;
         let mut new = keys::successor(&old);
         self.rules.hold_successor(&mut new, Timestamp::now())?;
-        let created = self.keys.create(&new).await?;
+        let created = self.keys.create_successor(&old, &new).await?;
         // The new key is there, whatever becomes of the old one.
         let ended = if rotation.keep_old { None } else { Some(self.end(organization, id).await) };
         let warning = match &ended {

@@ -124,6 +124,23 @@ async fn a_lost_answer_names_the_key_that_was_made_and_the_replay_makes_no_secon
 }
 
 #[tokio::test]
+async fn a_lost_rotation_does_not_suspect_the_key_that_it_was_to_replace() {
+    let desk = Desk::open().await;
+    let made = desk.create(&ordinary()).await;
+    let rotate = Ask::new("POST", format!("{KEYS}/{}/rotate", id(&made))).named("one");
+    desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Truncated).times(1));
+    let lost = desk.ask(&rotate).await;
+    assert_eq!(lost.code(), Some("outcome_unknown"));
+    let newest = desk.ask(&Ask::new("GET", KEYS)).await.json()["tokens"][0]["token_id"].clone();
+    assert_eq!(lost.json()["possible_token_ids"], json!([newest]));
+    assert_eq!(desk.calls(key(&made)).await, 200, "nothing is revoked for a key that nobody has");
+    desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Reset).times(1));
+    let lost = desk.ask(&Ask::new("POST", format!("{KEYS}/{newest}/rotate").replace('"', ""))).await;
+    assert_eq!(lost.code(), Some("outcome_unknown"), "the first key looks like it: {}", lost.text());
+    assert_eq!(lost.json()["possible_token_ids"], json!([made["token_id"]]));
+}
+
+#[tokio::test]
 async fn what_was_not_made_can_be_asked_for_again() {
     let (desk, answer) = lost(Effect::Reset).await;
     assert_eq!(answer["code"], "scalekit_unavailable", "{answer}");
