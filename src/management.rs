@@ -2,33 +2,39 @@
 //! it listens, and never on the public port. A new key is in the answer to its creation, and nowhere else.
 
 mod access;
+mod audit;
+mod content;
 mod once;
 mod problem;
 mod request;
 
+use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue, LOCATION};
+use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION};
 use hyper::{Request, Response, StatusCode};
 use jiff::Timestamp;
 use moka::sync::Cache;
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
 use self::access::Access;
+use self::audit::Audit;
 use self::once::{KEPT, Once};
-use self::problem::Problem;
+use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
 use crate::body::{self, Body};
 use crate::keys::rules::Rules;
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::scalekit::Scalekit;
-use crate::scalekit::management::{Created, Listing, NewToken, Token};
+use crate::scalekit::management::{Change, Listing, Token};
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Peer;
 
@@ -50,8 +56,19 @@ pub struct Settings {
 /// The description of this interface, as it is served.
 pub const OPENAPI: &str = include_str!("management/openapi.json");
 
+/// The fewest characters of the secret.
+pub const SHORTEST_SECRET: usize = 16;
+
 /// Ids of keys revoked here that are remembered, so that a repeated revocation succeeds.
 const REVOKED: u64 = 10_000;
+/// Requests at once, over all connections; each may hold a body.
+const REQUESTS: usize = 256;
+/// And of these, that ask Scalekit something.
+const CALLING: usize = 32;
+/// How long a request waits for its turn.
+const TURN_WITHIN: Duration = Duration::from_secs(5);
+/// Keys that are written at once; two of one place wait for each other.
+const PLACES: usize = 64;
 
 /// Answers on the management listener.
 pub struct Management {
@@ -61,11 +78,15 @@ pub struct Management {
     once: Once,
     /// Whose they were.
     revoked: Cache<TokenId, String>,
-    /// What reads, decides and writes does so alone: Scalekit has no condition to write under. Held across calls on purpose.
-    writing: tokio::sync::Mutex<()>,
+    /// What reads, decides and writes one key does so alone: Scalekit has no condition to write under. By a hash of its id.
+    /// Held across calls on purpose.
+    writing: [Mutex<()>; PLACES],
+    hash: RandomState,
+    requests: Semaphore,
+    calling: Semaphore,
     /// What was begun is finished and recorded, whether or not the caller is still there.
     tasks: TaskTracker,
-    metrics: Arc<Metrics>,
+    audit: Audit,
 }
 
 /// What a request did, for the record.
@@ -74,6 +95,8 @@ struct Done {
     content: serde_json::Value,
     token_id: Option<Box<str>>,
     location: Option<String>,
+    /// What of it was not done.
+    warning: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -88,10 +111,7 @@ impl Handler for Management {
         let tasks = self.tasks.clone();
         let answered = tasks.spawn(async move { self.handle(request, peer).await }).await;
         // Only a panic ends a task without an answer.
-        answered.unwrap_or_else(|_| {
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "This is a defect of Keyward's.")
-                .response()
-        })
+        answered.unwrap_or_else(|_| Problem::internal().response())
     }
 }
 
@@ -109,9 +129,12 @@ impl Management {
             access: Access::of(settings),
             once: Once::default(),
             revoked: Cache::builder().max_capacity(REVOKED).time_to_live(KEPT).build(),
-            writing: tokio::sync::Mutex::default(),
+            writing: std::array::from_fn(|_| Mutex::default()),
+            hash: RandomState::new(),
+            requests: Semaphore::new(REQUESTS),
+            calling: Semaphore::new(CALLING),
             tasks,
-            metrics,
+            audit: Audit::new(metrics),
         }
     }
 
@@ -119,18 +142,24 @@ impl Management {
         if request.method() == hyper::Method::GET && request.uri().path() == "/openapi.json" {
             return answer(StatusCode::OK, OPENAPI);
         }
-        let client = self.access.client(peer);
-        let (call, done) = match self.access.admit(&request) {
-            Err(problem) => (None, Err(problem)),
-            Ok(()) => match Call::read(request).await {
-                Err(problem) => (None, Err(problem)),
-                Ok(call) => {
-                    let done = self.perform(&call).await;
-                    (Some(call), done)
-                }
-            },
+        let mut entry = self.audit.begin(self.access.client(peer));
+        let (head, mut body) = request.into_parts();
+        let done = async {
+            self.access.admit(&head)?;
+            let Ok(_place) = self.requests.try_acquire() else {
+                return Err(Problem::overloaded("Too many requests are under way; try again."));
+            };
+            let call = Call::read(&head, &mut body).await?;
+            entry.asked(&call);
+            self.perform(&call).await
         };
-        self.record(&client, call.as_ref(), &done);
+        let done = done.await;
+        entry.ended(&done);
+        drop(entry);
+        // Who waits for a word before it sends has not sent.
+        if !head.headers.contains_key(EXPECT) {
+            content::drain(&mut body).await;
+        }
         match done {
             Err(problem) => problem.response(),
             Ok(done) if done.status == StatusCode::NO_CONTENT => {
@@ -148,77 +177,70 @@ impl Management {
         }
     }
 
-    /// One line for each change and each refusal, and a count for everything.
-    fn record(&self, client: &str, call: Option<&Call>, done: &Result<Done, Problem>) {
-        let operation = call.map_or("none", |call| call.operation.name());
-        let outcome = done.as_ref().map_or_else(|problem| problem.code, |_| "done");
-        self.metrics.management.get_or_create(&metrics::Management { operation, outcome }).inc();
-        let is_reading = matches!(operation, "list" | "show");
-        if is_reading && done.is_ok() {
-            return;
-        }
-        let named = call.and_then(|call| call.operation.token_id()).map(TokenId::to_string);
-        let made =
-            done.as_ref().map_or_else(|problem| problem.token_id.clone(), |done| done.token_id.clone());
-        tracing::event!(
-            target: "audit",
-            tracing::Level::INFO,
-            keyward.audit.client = client,
-            keyward.audit.action = operation,
-            keyward.audit.outcome = outcome,
-            keyward.org.id = call.map(|call| call.organization.as_str()),
-            keyward.token.id = named.as_deref().or(made.as_deref()),
-            keyward.new_token.id = named.as_deref().and(made.as_deref()),
-            "key management"
-        );
-    }
-
     async fn perform(&self, call: &Call) -> Result<Done, Problem> {
         let organization = &call.organization;
         match &call.operation {
-            Operation::Create(creation) => self.create(call, creation).await,
+            Operation::Create(creation) => self.once(call, self.create(organization, creation)).await,
             Operation::List(listing) => {
                 let listing = Listing { organization_id: organization.clone(), ..listing.clone() };
+                let _turn = self.turn().await?;
                 done(StatusCode::OK, &self.keys.list(&listing).await?)
             }
-            Operation::Show(id) => done(StatusCode::OK, &self.find(organization, id).await?),
+            Operation::Show(id) => {
+                let _turn = self.turn().await?;
+                done(StatusCode::OK, &self.find(organization, id).await?)
+            }
             Operation::Update(id, patch) => self.update(organization, id, patch).await,
             Operation::Revoke(id) => self.revoke(organization, id).await,
-            Operation::Rotate(id, rotation) => self.rotate(call, id, rotation).await,
+            Operation::Rotate(id, rotation) => self.once(call, self.rotate(organization, id, rotation)).await,
         }
     }
 
-    async fn create(&self, call: &Call, creation: &Creation) -> Result<Done, Problem> {
-        let mut new = creation.of(&call.organization);
+    /// Makes a key, once for each `Idempotency-Key`.
+    async fn once(
+        &self,
+        call: &Call,
+        making: impl Future<Output = Result<Done, Problem>>,
+    ) -> Result<Done, Problem> {
+        let Some(name) = &call.idempotency_key else { return making.await };
+        let turn = self.once.begin(&call.path, name, &call.content, Instant::now())?;
+        let made = making.await;
+        match &made {
+            Ok(Done { token_id: Some(id), .. }) => turn.made(id.to_string()),
+            Err(problem) if problem.code == Code::OutcomeUnknown => turn.unknown(problem.suspects.clone()),
+            Ok(_) | Err(_) => turn.undone(),
+        }
+        made
+    }
+
+    /// The right to ask Scalekit.
+    async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        match timeout(TURN_WITHIN, self.calling.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => Err(Problem::overloaded("Scalekit is asked too much at once; try again.")),
+        }
+    }
+
+    /// The right to change this key.
+    async fn alone(&self, id: &TokenId) -> Result<MutexGuard<'_, ()>, Problem> {
+        let hash = self.hash.hash_one(id);
+        let place = usize::try_from(hash % PLACES as u64).unwrap_or_default();
+        let alone = timeout(TURN_WITHIN, self.writing[place].lock()).await;
+        alone.map_err(|_| Problem::overloaded("Other changes are still under way; try again."))
+    }
+
+    async fn create(&self, organization: &str, creation: &Creation) -> Result<Done, Problem> {
+        let mut new = creation.of(organization);
         self.rules.hold(&mut new, Timestamp::now())?;
-        let created = self.make(call, &new).await?;
+        let _turn = self.turn().await?;
+        let created = self.keys.create(&new).await?;
         let (key, token) = (created.key.expose(), &created.token);
         let body = CreatedBody { token: key, token_id: &token.token_id, token_info: token };
         Ok(Done {
             token_id: Some(token.token_id.as_str().into()),
-            location: Some(place(token)),
+            location: Some(place(organization, token)),
             ..done(StatusCode::CREATED, &body)?
         })
-    }
-
-    /// Makes a key, once for each `Idempotency-Key`.
-    async fn make(&self, call: &Call, new: &NewToken) -> Result<Created, Problem> {
-        let turn = match &call.idempotency_key {
-            Some(name) => Some(self.once.begin(&call.path, name, &call.content, Instant::now())?),
-            None => None,
-        };
-        let created = self.keys.create(new).await;
-        if let Some(turn) = turn {
-            match &created {
-                Ok(created) => turn.made(created.token.token_id.clone()),
-                Err(KeyError::Lost { suspects, .. }) => match suspects.as_deref() {
-                    Some([]) => turn.undone(),
-                    suspects => turn.unknown(suspects.unwrap_or_default().to_vec()),
-                },
-                Err(_) => turn.undone(),
-            }
-        }
-        Ok(created?)
     }
 
     /// A live key of this organization; one of another is none.
@@ -228,21 +250,32 @@ impl Management {
     }
 
     async fn update(&self, organization: &str, id: &TokenId, patch: &Patch) -> Result<Done, Problem> {
-        let _alone = self.writing.lock().await;
+        let _alone = self.alone(id).await?;
+        let _turn = self.turn().await?;
         let before = self.find(organization, id).await?;
         let change = patch.of(&before)?;
         if let Some(claims) = &change.custom_claims {
             self.rules.allow(&before.custom_claims, claims)?;
+        }
+        if change == Change::default() {
+            return done(StatusCode::OK, &before);
         }
         done(StatusCode::OK, &self.keys.update(id, &change).await?)
     }
 
     async fn revoke(&self, organization: &str, id: &TokenId) -> Result<Done, Problem> {
         if self.revoked.get(id).as_deref() != Some(organization) {
+            let _turn = self.turn().await?;
             self.find(organization, id).await?;
             self.end(organization, id).await?;
         }
-        Ok(Done { status: StatusCode::NO_CONTENT, content: json!(null), token_id: None, location: None })
+        Ok(Done {
+            status: StatusCode::NO_CONTENT,
+            content: json!(null),
+            token_id: None,
+            location: None,
+            warning: None,
+        })
     }
 
     async fn end(&self, organization: &str, id: &TokenId) -> Result<(), KeyError> {
@@ -251,16 +284,17 @@ impl Management {
         Ok(())
     }
 
-    async fn rotate(&self, call: &Call, id: &TokenId, rotation: &Rotation) -> Result<Done, Problem> {
-        let _alone = self.writing.lock().await;
-        let old = self.find(&call.organization, id).await?;
+    async fn rotate(&self, organization: &str, id: &TokenId, rotation: &Rotation) -> Result<Done, Problem> {
+        let _alone = self.alone(id).await?;
+        let _turn = self.turn().await?;
+        let old = self.find(organization, id).await?;
         let mut new = keys::successor(&old);
         self.rules.hold_successor(&mut new, Timestamp::now())?;
-        let created = self.make(call, &new).await?;
+        let created = self.keys.create_successor(&old, &new).await?;
         // The new key is there, whatever becomes of the old one.
-        let ended = if rotation.keep_old { None } else { Some(self.end(&call.organization, id).await) };
+        let ended = if rotation.keep_old { None } else { Some(self.end(organization, id).await) };
         let warning = match &ended {
-            Some(Err(error)) => Some(format!("the old key is not revoked, and still good: {error}")),
+            Some(Err(error)) => Some(format!("the old key is not revoked, and may still be good: {error}")),
             Some(Ok(())) | None => None,
         };
         let token = &created.token;
@@ -271,28 +305,27 @@ impl Management {
             "replaced_token_id": old.token_id,
             "replaced_token_revoked": matches!(ended, Some(Ok(()))),
         });
-        if let Some(warning) = warning {
-            content["warning"] = warning.into();
+        if let Some(warning) = &warning {
+            content["warning"] = warning.as_str().into();
         }
         Ok(Done {
             status: StatusCode::CREATED,
             content,
             token_id: Some(token.token_id.as_str().into()),
-            location: Some(place(token)),
+            location: Some(place(organization, token)),
+            warning,
         })
     }
 }
 
-fn place(token: &Token) -> String {
-    format!("/v1/organizations/{}/keys/{}", token.organization_id, token.token_id)
+fn place(organization: &str, token: &Token) -> String {
+    format!("/v1/organizations/{organization}/keys/{}", token.token_id)
 }
 
 fn done(status: StatusCode, content: &impl Serialize) -> Result<Done, Problem> {
     // Structs of texts, numbers and maps of text have a form in JSON.
-    let content = serde_json::to_value(content).map_err(|_| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "This is a defect of Keyward's.")
-    })?;
-    Ok(Done { status, content, token_id: None, location: None })
+    let content = serde_json::to_value(content).map_err(|_| Problem::internal())?;
+    Ok(Done { status, content, token_id: None, location: None, warning: None })
 }
 
 fn answer(status: StatusCode, content: impl Into<bytes::Bytes>) -> Response<Body> {

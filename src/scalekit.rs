@@ -78,7 +78,7 @@ pub enum Fault {
     #[error("Scalekit cannot be reached: {0}")]
     Unreachable(String),
     /// No answer: the connection broke after something was sent.
-    #[error("Scalekit cannot be reached: {0}")]
+    #[error("Scalekit gave no answer: {0}")]
     BrokeOff(String),
     /// Nobody there whose certificate can be trusted, or who speaks TLS at all.
     #[error(
@@ -203,6 +203,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// Twenty claims of 256 characters, escaped to the utmost, and as much again.
 const MAX_ANSWER: usize = 256 * 1024;
+/// And of thirty keys with as much.
+const MAX_LIST: usize = 30 * MAX_ANSWER / 2;
 
 impl Scalekit {
     /// A client. Nothing is sent before it is asked something.
@@ -266,6 +268,8 @@ impl Scalekit {
         authorization: Option<HeaderValue>,
         content: Content,
     ) -> Result<Answer, Fault> {
+        // Lists alone are asked for with GET.
+        let most = if method == Method::GET { MAX_LIST } else { MAX_ANSWER };
         let (content_type, content) = match content {
             Content::Form(content) => ("application/x-www-form-urlencoded", content),
             Content::Json(content) => ("application/json", content),
@@ -293,8 +297,8 @@ impl Scalekit {
                 trailers.clone_from(last);
             }
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if body.len() > MAX_ANSWER {
-                return Err(Fault::Broken("an answer of more than 256 KiB"));
+            if body.len() > most {
+                return Err(Fault::Broken("the answer is too long"));
             }
         }
         Ok(Answer { status: head.status, headers: head.headers, body: body.freeze(), trailers })

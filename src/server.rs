@@ -52,6 +52,8 @@ pub struct Server {
     public: Listener,
     admin: Listener,
     management: Option<(Listener, Arc<Management>)>,
+    /// What key management has begun: it is ended, even if nobody waits for the answer.
+    changes: TaskTracker,
     shared: Arc<Shared>,
     fixed: Fixed,
     /// Files beside the route file that are watched.
@@ -149,6 +151,7 @@ impl Server {
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())
             .map_err(|error| StartError::Tls { what: "scalekit".to_owned(), error })?;
+        let changes = TaskTracker::new();
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
                 tls: settings.tls.clone(),
@@ -158,7 +161,7 @@ impl Server {
             };
             let listener = Listener::bind(listener, Arc::default())?;
             let (scalekit, metrics) = (Arc::clone(&scalekit), Arc::clone(&metrics));
-            let management = Management::new(settings, scalekit, metrics, background.clone());
+            let management = Management::new(settings, scalekit, metrics, changes.clone());
             Ok::<_, StartError>((listener, Arc::new(management)))
         });
         let management = management.transpose()?;
@@ -180,6 +183,7 @@ impl Server {
             public,
             admin,
             management,
+            changes,
             shared,
             fixed,
             files,
@@ -219,7 +223,7 @@ impl Server {
     /// `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
         let management_address = self.management_address();
-        let Self { shared, phases, fixed, .. } = self;
+        let Self { shared, phases, fixed, changes, .. } = self;
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
@@ -271,6 +275,8 @@ impl Server {
             let open = async {
                 connections.wait().await;
                 tunnels.wait().await;
+                changes.close();
+                changes.wait().await;
             };
             timeout(drain.timeout, open).await.is_ok()
         };

@@ -82,7 +82,7 @@ pub fn client(
     Ok(config)
 }
 
-/// The public listener's certificate, which can be read again while connections are made.
+/// A listener's certificate, which can be read again while connections are made.
 #[derive(Debug)]
 pub struct ServerCertificate {
     pair: KeyPair,
@@ -99,25 +99,17 @@ impl ServerCertificate {
         Ok(Arc::new(Self { pair: pair.clone(), current }))
     }
 
-    /// Reads the files again. Nothing changes before `Renewal::take_effect`.
+    /// Reads the files of these again, all or none; new connections get what they hold.
     ///
     /// # Errors
-    /// When a file cannot be used.
-    pub fn read_again(&self) -> Result<Renewal<'_>, TlsError> {
-        Ok(Renewal { of: self, new: Arc::new(certified(&self.pair)?) })
-    }
-}
-
-/// A certificate that was read and is not in use yet.
-pub struct Renewal<'a> {
-    of: &'a ServerCertificate,
-    new: Arc<CertifiedKey>,
-}
-
-impl Renewal<'_> {
-    /// From now on new connections get it.
-    pub fn take_effect(self) {
-        *self.of.current.write().unwrap_or_else(PoisonError::into_inner) = self.new;
+    /// When a file cannot be used. What was read before stays in use.
+    pub fn refresh(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
+        let new: Vec<_> =
+            certificates.iter().map(|own| certified(&own.pair).map(Arc::new)).collect::<Result<_, _>>()?;
+        for (own, new) in certificates.iter().zip(new) {
+            *own.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        }
+        Ok(())
     }
 }
 

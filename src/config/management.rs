@@ -8,13 +8,12 @@ use super::values::{boolean, expected, text};
 use super::{file, scalekit, urls};
 use crate::keys::rules::Rules;
 use crate::listener::Listen;
-use crate::management::Settings;
+use crate::management::{SHORTEST_SECRET, Settings};
 use crate::secret::SecretSource;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SOCKET_MODE: u32 = 0o660;
 const SECRET_IN_FILE: &str = "a secret does not belong in this file; set secret_file";
-const SHORTEST_SECRET: usize = 16;
 
 /// `None` without the section, or where a problem was found.
 pub(super) fn read(mut section: Section<'_, '_>, others: [(&str, &Listen); 2]) -> Option<Settings> {

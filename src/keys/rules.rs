@@ -50,6 +50,10 @@ impl Rules {
         if new.expiry.is_none() {
             new.expiry = self.latest(now);
         }
+        if new.expiry.is_none() && self.require_expiry {
+            let problem = "the old key has none, and this server asks for one; create a key instead";
+            return Err(Forbidden::Expiry(problem.to_owned()));
+        }
         self.limit(new, now)
     }
 

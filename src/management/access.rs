@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
-use hyper::{Request, StatusCode};
+use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
 
-use super::Settings;
-use super::problem::Problem;
-use crate::body::Body;
+use super::problem::{Code, Problem};
+use super::{SHORTEST_SECRET, Settings};
 use crate::listener::Listen;
 use crate::secret::SecretSource;
 use crate::upstream::forwarded::Peer;
@@ -41,26 +41,28 @@ impl Access {
         if self.secret.is_some() { format!("{place} with {}", self.name) } else { place }
     }
 
-    pub(super) fn admit(&self, request: &Request<Body>) -> Result<(), Problem> {
+    pub(super) fn admit(&self, head: &Parts) -> Result<(), Problem> {
         // SECURITY: a page in a browser of this machine reaches loopback, too, by its own name or by one that leads here. A
         // backend sends no Origin, and says localhost or the address.
-        let refuse = |detail| Err(Problem::new(StatusCode::FORBIDDEN, "not_permitted", detail));
-        if request.headers().contains_key(ORIGIN) {
+        let refuse = |detail| Err(Problem::new(Code::NotPermitted, detail));
+        if head.headers.contains_key(ORIGIN) {
             return refuse("This is not for browsers.");
         }
-        if self.loopback && !says_loopback(request) {
+        if self.loopback && !says_loopback(head) {
             return refuse("The host should be localhost or a loopback address.");
         }
         let Some(secret) = &self.secret else { return Ok(()) };
+        let unreadable = || Problem::new(Code::SecretUnreadable, "The secret cannot be read at the moment.");
         let secret = secret.read().map_err(|error| {
             tracing::error!("the secret of key management cannot be read: {error}");
-            Problem::new(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "secret_unreadable",
-                "The secret cannot be read at the moment.",
-            )
+            unreadable()
         })?;
-        let mut values = request.headers().get_all(AUTHORIZATION).iter();
+        // SECURITY: it was long enough at the start, and may have been replaced.
+        if secret.expose().len() < SHORTEST_SECRET {
+            tracing::error!("the secret of key management has fewer than {SHORTEST_SECRET} characters");
+            return Err(unreadable());
+        }
+        let mut values = head.headers.get_all(AUTHORIZATION).iter();
         let given = match (values.next(), values.next()) {
             (Some(value), None) => value.as_bytes(),
             _ => b"",
@@ -70,15 +72,20 @@ impl Access {
             Some((_, given)) if secret.is(given.trim_ascii()) => Ok(()),
             _ => {
                 let detail = "Send the secret of key management as 'Authorization: Bearer <secret>'.";
-                Err(Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", detail))
+                Err(Problem::new(Code::Unauthorized, detail))
             }
         }
     }
 }
 
-fn says_loopback(request: &Request<Body>) -> bool {
-    let header = || request.headers().get(HOST)?.to_str().ok()?.parse().ok();
-    let authority: Option<hyper::http::uri::Authority> = request.uri().authority().cloned().or_else(header);
+fn says_loopback(head: &Parts) -> bool {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let (host, more) = (hosts.next(), hosts.next());
+    if more.is_some() {
+        return false;
+    }
+    let header = || host?.to_str().ok()?.parse().ok();
+    let authority: Option<Authority> = head.uri.authority().cloned().or_else(header);
     authority.is_some_and(|authority| {
         let host = authority.host().trim_matches(['[', ']']);
         host.eq_ignore_ascii_case("localhost")

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 use ring::digest::{SHA256, digest};
 
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 
 /// How long a creation is remembered.
 pub(super) const KEPT: Duration = Duration::from_secs(600);
@@ -60,7 +60,7 @@ impl Once {
             }
             Entry::Vacant(_) if full => {
                 let detail = "Too many keys were created within ten minutes; try again later.";
-                return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail));
+                return Err(Problem::overloaded(detail));
             }
             entry => drop(entry.insert_entry(Kept { began: now, fingerprint, outcome: Outcome::Running })),
         }
@@ -81,25 +81,27 @@ impl Kept {
     fn again(&self, fingerprint: &[u8; 32]) -> Problem {
         if self.fingerprint != *fingerprint {
             let detail = "This Idempotency-Key was used for another request; take a new one for each.";
-            return Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused", detail);
+            return Problem::new(Code::IdempotencyKeyReused, detail);
         }
-        let conflict = |code, detail| Problem::new(StatusCode::CONFLICT, code, detail);
         match &self.outcome {
             Outcome::Running => {
-                conflict("request_in_progress", "The first request of this Idempotency-Key runs still.")
+                let detail = "The first request of this Idempotency-Key runs still.";
+                Problem::new(Code::RequestInProgress, detail)
             }
             Outcome::Made(id) => Problem {
                 token_id: Some(id.as_str().into()),
-                ..conflict(
-                    "already_created",
+                ..Problem::new(
+                    Code::AlreadyCreated,
                     "The key was created already, and is shown once only. Where its answer was lost, revoke it and create \
                      another with a new Idempotency-Key.",
                 )
             },
             Outcome::Unknown(suspects) => Problem {
+                // The first answer said 503. Asking again does not help, and this one says so.
+                status: StatusCode::CONFLICT,
                 suspects: suspects.clone(),
-                ..conflict(
-                    "outcome_unknown",
+                ..Problem::new(
+                    Code::OutcomeUnknown,
                     "Whether the first request of this Idempotency-Key created a key is not known. Look through the \
                      organization's keys, and use a new Idempotency-Key.",
                 )
@@ -155,7 +157,7 @@ mod tests {
     use super::*;
 
     fn code(begun: Result<Turn, Problem>) -> (&'static str, Option<Box<str>>) {
-        begun.map_or_else(|problem| (problem.code, problem.token_id), |_| ("begun", None))
+        begun.map_or_else(|problem| (problem.code.name(), problem.token_id), |_| ("begun", None))
     }
 
     #[test]
@@ -180,7 +182,7 @@ mod tests {
         once.begin("/a", "n", b"x", now).unwrap().undone();
         once.begin("/a", "n", b"x", now).unwrap().unknown(vec!["apit_1".into()]);
         let problem = once.begin("/a", "n", b"x", now).err().unwrap();
-        assert_eq!((problem.code, problem.suspects), ("outcome_unknown", vec!["apit_1".to_owned()]));
+        assert_eq!((problem.code, problem.suspects), (Code::OutcomeUnknown, vec!["apit_1".to_owned()]));
         drop(once.begin("/a", "dropped", b"x", now).unwrap());
         assert_eq!(code(once.begin("/a", "dropped", b"x", now)).0, "outcome_unknown");
     }

@@ -15,8 +15,7 @@ use crate::scalekit::management::CallError;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) status: StatusCode,
-    /// Stable, for programs.
-    pub(super) code: &'static str,
+    pub(super) code: Code,
     /// For people.
     pub(super) detail: String,
     /// The key that there is already.
@@ -27,6 +26,60 @@ pub(super) struct Problem {
     pub(super) allow: Option<&'static str>,
     /// Seconds.
     pub(super) retry_after: Option<u32>,
+}
+
+/// Everything that can go wrong. The names are for programs, and stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Code {
+    InvalidRequest,
+    Unauthorized,
+    NotPermitted,
+    NotFound,
+    NoRoute,
+    MethodNotAllowed,
+    BodyTimeout,
+    AlreadyCreated,
+    RequestInProgress,
+    Conflict,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    IdempotencyKeyReused,
+    Internal,
+    ScalekitPermission,
+    ScalekitUnavailable,
+    OutcomeUnknown,
+    SecretUnreadable,
+    Overloaded,
+}
+
+impl Code {
+    pub(super) fn name(self) -> &'static str {
+        self.facts().0
+    }
+
+    fn facts(self) -> (&'static str, StatusCode) {
+        match self {
+            Self::InvalidRequest => ("invalid_request", StatusCode::BAD_REQUEST),
+            Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED),
+            Self::NotPermitted => ("not_permitted", StatusCode::FORBIDDEN),
+            Self::NotFound => ("not_found", StatusCode::NOT_FOUND),
+            Self::NoRoute => ("no_route", StatusCode::NOT_FOUND),
+            Self::MethodNotAllowed => ("method_not_allowed", StatusCode::METHOD_NOT_ALLOWED),
+            Self::BodyTimeout => ("body_timeout", StatusCode::REQUEST_TIMEOUT),
+            Self::AlreadyCreated => ("already_created", StatusCode::CONFLICT),
+            Self::RequestInProgress => ("request_in_progress", StatusCode::CONFLICT),
+            Self::Conflict => ("conflict", StatusCode::CONFLICT),
+            Self::BodyTooLarge => ("body_too_large", StatusCode::PAYLOAD_TOO_LARGE),
+            Self::UnsupportedMediaType => ("unsupported_media_type", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+            Self::IdempotencyKeyReused => ("idempotency_key_reused", StatusCode::UNPROCESSABLE_ENTITY),
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR),
+            Self::ScalekitPermission => ("scalekit_permission", StatusCode::BAD_GATEWAY),
+            Self::ScalekitUnavailable => ("scalekit_unavailable", StatusCode::SERVICE_UNAVAILABLE),
+            Self::OutcomeUnknown => ("outcome_unknown", StatusCode::SERVICE_UNAVAILABLE),
+            Self::SecretUnreadable => ("secret_unreadable", StatusCode::SERVICE_UNAVAILABLE),
+            Self::Overloaded => ("overloaded", StatusCode::SERVICE_UNAVAILABLE),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -43,28 +96,45 @@ struct Content<'a> {
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        let detail = detail.into();
-        Self { status, code, detail, token_id: None, suspects: Vec::new(), allow: None, retry_after: None }
+    pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
+        Self {
+            status: code.facts().1,
+            code,
+            detail: detail.into(),
+            token_id: None,
+            suspects: Vec::new(),
+            allow: None,
+            retry_after: None,
+        }
     }
 
     pub(super) fn invalid(detail: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+        Self::new(Code::InvalidRequest, detail)
     }
 
     /// There is no such thing, or not here: one answer for both.
     pub(super) fn not_found() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not_found", "The organization has no live key of this id.")
+        Self::new(Code::NotFound, "The organization has no live key of this id.")
+    }
+
+    pub(super) fn internal() -> Self {
+        Self::new(Code::Internal, "This is a defect of Keyward's.")
+    }
+
+    /// Nothing was begun.
+    pub(super) fn overloaded(detail: &str) -> Self {
+        Self { retry_after: Some(1), ..Self::new(Code::Overloaded, detail) }
     }
 
     /// The answer. It is never to be kept.
     pub(super) fn response(&self) -> Response<Body> {
+        let code = self.code.name();
         let content = Content {
-            r#type: format!("urn:keyward:management:{}", self.code),
+            r#type: format!("urn:keyward:management:{code}"),
             title: self.status.canonical_reason().unwrap_or_default(),
             status: self.status.as_u16(),
             detail: &self.detail,
-            code: self.code,
+            code,
             token_id: self.token_id.as_deref(),
             possible_token_ids: &self.suspects,
         };
@@ -74,7 +144,7 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(KEYWARD_ERROR, HeaderValue::from_static(self.code));
+        headers.insert(KEYWARD_ERROR, HeaderValue::from_static(code));
         if let Some(methods) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(methods));
         }
@@ -86,11 +156,17 @@ impl Problem {
         }
         response
     }
+
+    fn of_a_fault(fault: &Fault, code: Code, detail: String) -> Self {
+        let wait =
+            fault.retry_after().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
+        Self { retry_after: Some(wait), ..Self::new(code, detail) }
+    }
 }
 
 impl From<Forbidden> for Problem {
     fn from(forbidden: Forbidden) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "not_permitted", forbidden.to_string())
+        Self::new(Code::NotPermitted, forbidden.to_string())
     }
 }
 
@@ -100,31 +176,70 @@ impl From<KeyError> for Problem {
         match error {
             KeyError::Invalid { .. } => Self::invalid(detail),
             KeyError::NotFound => Self::not_found(),
-            KeyError::Lost { fault, suspects } => {
-                let suspects = suspects.unwrap_or_default();
-                Self { detail, suspects, ..Self::of_a_fault(&fault, "outcome_unknown") }
-            }
+            KeyError::Lost { fault, suspects } => match suspects {
+                Some(none) if none.is_empty() => Self::of_a_fault(&fault, Code::ScalekitUnavailable, detail),
+                suspects => Self {
+                    suspects: suspects.unwrap_or_default(),
+                    ..Self::of_a_fault(&fault, Code::OutcomeUnknown, detail)
+                },
+            },
             KeyError::Call(CallError::Refused(refusal)) => match refusal.code {
-                5 => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
-                6 | 10 => Self::new(StatusCode::CONFLICT, "conflict", detail),
+                5 => Self::new(Code::NotFound, detail),
+                6 | 10 => Self::new(Code::Conflict, detail),
                 _ => Self::invalid(detail),
             },
-            KeyError::Call(CallError::Permission(_)) => {
-                Self::new(StatusCode::BAD_GATEWAY, "scalekit_permission", detail)
+            KeyError::Call(CallError::Permission(_)) => Self::new(Code::ScalekitPermission, detail),
+            KeyError::Call(CallError::Fault(fault)) => {
+                Self::of_a_fault(&fault, Code::ScalekitUnavailable, detail)
             }
-            KeyError::Call(CallError::Fault(fault)) => Self::of_a_fault(&fault, "scalekit_unavailable"),
-            KeyError::Call(CallError::Lost(fault)) => Self::of_a_fault(&fault, "outcome_unknown"),
+            KeyError::Call(CallError::Lost(fault)) => Self::of_a_fault(&fault, Code::OutcomeUnknown, detail),
         }
     }
 }
 
-impl Problem {
-    fn of_a_fault(fault: &Fault, code: &'static str) -> Self {
-        let wait =
-            fault.retry_after().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
-        Self {
-            retry_after: Some(wait),
-            ..Self::new(StatusCode::SERVICE_UNAVAILABLE, code, fault.to_string())
-        }
+#[cfg(test)]
+mod tests {
+    use super::super::OPENAPI;
+    use super::*;
+
+    const ALL: [Code; 19] = [
+        Code::InvalidRequest,
+        Code::Unauthorized,
+        Code::NotPermitted,
+        Code::NotFound,
+        Code::NoRoute,
+        Code::MethodNotAllowed,
+        Code::BodyTimeout,
+        Code::AlreadyCreated,
+        Code::RequestInProgress,
+        Code::Conflict,
+        Code::BodyTooLarge,
+        Code::UnsupportedMediaType,
+        Code::IdempotencyKeyReused,
+        Code::Internal,
+        Code::ScalekitPermission,
+        Code::ScalekitUnavailable,
+        Code::OutcomeUnknown,
+        Code::SecretUnreadable,
+        Code::Overloaded,
+    ];
+
+    #[test]
+    fn the_document_and_the_page_list_the_codes_that_there_are() {
+        // `Overloaded` is the last one.
+        assert_eq!(ALL.map(|code| code as usize), std::array::from_fn(|index| index));
+        assert_eq!(ALL.len(), Code::Overloaded as usize + 1);
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+        let documented = &document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"];
+        let mut documented: Vec<&str> =
+            documented.as_array().unwrap().iter().map(|code| code.as_str().unwrap()).collect();
+        let mut names = ALL.map(Code::name);
+        documented.sort_unstable();
+        names.sort_unstable();
+        assert_eq!(documented, names);
+        let page = include_str!("../../docs/management.md");
+        let missing: Vec<&str> =
+            names.into_iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "{missing:?}");
     }
 }

@@ -1,20 +1,16 @@
 //! Reads what is asked for. Everything that is not understood is refused, with what would be.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::header::CONTENT_TYPE;
-use hyper::{Method, Request, StatusCode};
+use bytes::Bytes;
+use hyper::Method;
+use hyper::http::request::Parts;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
-use tokio::time::timeout;
 
-use super::problem::Problem;
+use super::content::{self, Unique};
+use super::problem::{Code, Problem};
 use crate::body::Body;
 use crate::keys::{self, TokenId};
-use crate::scalekit::management::{Change, Claims, Listing, NewToken, Token};
+use crate::scalekit::management::{Change, Listing, NewToken, Token};
 
 /// A request to be done.
 pub(super) struct Call {
@@ -41,7 +37,7 @@ pub(super) enum Operation {
 #[serde(deny_unknown_fields)]
 pub(super) struct Creation {
     user_id: Option<String>,
-    custom_claims: Option<Claims>,
+    custom_claims: Option<Unique<String>>,
     expiry: Option<String>,
     #[serde(skip)]
     ends: Option<Timestamp>,
@@ -53,7 +49,7 @@ pub(super) struct Creation {
 #[serde(deny_unknown_fields)]
 pub(super) struct Patch {
     #[serde(default, deserialize_with = "present")]
-    custom_claims: Option<Option<BTreeMap<String, Option<String>>>>,
+    custom_claims: Option<Option<Unique<Option<String>>>>,
     #[serde(default, deserialize_with = "present")]
     description: Option<Option<String>>,
 }
@@ -69,10 +65,6 @@ pub(super) struct Rotation {
 fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(from).map(Some)
 }
-
-/// The longest body, in bytes: twenty claims of 256 characters, escaped to the utmost, and as much again.
-const MAX_BODY: usize = 128 * 1024;
-const BODY_WITHIN: Duration = Duration::from_secs(10);
 
 impl Operation {
     /// For records.
@@ -97,11 +89,13 @@ impl Operation {
 }
 
 impl Call {
-    /// Reads all of a request.
-    pub(super) async fn read(request: Request<Body>) -> Result<Self, Problem> {
-        let (head, body) = request.into_parts();
+    /// Reads what is asked for, and of the body what belongs to it.
+    pub(super) async fn read(head: &Parts, body: &mut Body) -> Result<Self, Problem> {
         let path = head.uri.path().to_owned();
         let segments: Vec<&str> = path.split('/').collect();
+        if segments == ["", "openapi.json"] {
+            return Err(method_not_allowed("GET"));
+        }
         let ["", "v1", "organizations", organization, "keys", rest @ ..] = segments.as_slice() else {
             return Err(no_such_path());
         };
@@ -121,27 +115,25 @@ impl Call {
             _ => return Err(no_such_path()),
         };
         if !allowed.split(", ").any(|allowed| allowed == method.as_str()) {
-            let detail = format!("This path takes {allowed}.");
-            return Err(Problem {
-                allow: Some(allowed),
-                ..Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
-            });
+            return Err(method_not_allowed(allowed));
         }
         let is_list = rest.is_empty() && *method == Method::GET;
         if !is_list && head.uri.query().is_some() {
             return Err(Problem::invalid("This path takes no query."));
         }
-        let content = read_body(body).await?;
         let idempotency_key = idempotency_key(&head.headers)?;
-        let json = || is_json(&head.headers, &content);
+        // Of the others no body is expected, and none is looked at.
+        let has_body = matches!(*method, Method::POST | Method::PATCH);
+        let content = if has_body { content::read(body).await? } else { Bytes::new() };
+        let headers = &head.headers;
         let operation = match (rest, method) {
             ([], &Method::GET) => Operation::List(listing(head.uri.query().unwrap_or_default())?),
-            ([], _) => Operation::Create(parse::<Creation>(json()?)?.checked()?),
+            ([], _) => Operation::Create(content::parse::<Creation>(headers, &content)?.checked()?),
             ([one], &Method::GET) => Operation::Show(id(one)?),
             ([one], &Method::DELETE) => Operation::Revoke(id(one)?),
-            ([one], _) => Operation::Update(id(one)?, parse(json()?)?),
+            ([one], _) => Operation::Update(id(one)?, content::parse(headers, &content)?),
             ([one, ..], _) if content.is_empty() => Operation::Rotate(id(one)?, Rotation::default()),
-            ([one, ..], _) => Operation::Rotate(id(one)?, parse(json()?)?),
+            ([one, ..], _) => Operation::Rotate(id(one)?, content::parse(headers, &content)?),
         };
         let organization = (*organization).to_owned();
         Ok(Self { organization, operation, path, idempotency_key, content })
@@ -164,7 +156,7 @@ impl Creation {
         NewToken {
             organization_id: organization.to_owned(),
             user_id: some(&self.user_id),
-            custom_claims: self.custom_claims.clone().unwrap_or_default(),
+            custom_claims: self.custom_claims.clone().map(|claims| claims.0).unwrap_or_default(),
             expiry: self.ends,
             description: some(&self.description),
         }
@@ -181,7 +173,7 @@ impl Patch {
                     "custom_claims: should be an object; null claims are removed one by one",
                 ));
             }
-            Some(Some(changes)) => Some(keys::merged(&before.custom_claims, changes.clone())),
+            Some(Some(changes)) => Some(keys::merged(&before.custom_claims, changes.0.clone())),
         };
         let description = self.description.clone().map(Option::unwrap_or_default);
         if custom_claims.is_none() && description.is_none() {
@@ -193,45 +185,16 @@ impl Patch {
     }
 }
 
-async fn read_body(mut body: Body) -> Result<Bytes, Problem> {
-    let read = async {
-        let mut content = BytesMut::new();
-        while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::invalid("The body broke off."))?;
-            content.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if content.len() > MAX_BODY {
-                let detail = "The body is longer than 128 KiB.";
-                return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail));
-            }
-        }
-        Ok(content.freeze())
-    };
-    timeout(BODY_WITHIN, read).await.unwrap_or_else(|_| {
-        Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", "The body did not come within 10 s."))
-    })
+fn method_not_allowed(allowed: &'static str) -> Problem {
+    let detail = format!("This path takes {allowed}.");
+    Problem { allow: Some(allowed), ..Problem::new(Code::MethodNotAllowed, detail) }
 }
 
 fn no_such_path() -> Problem {
     Problem::new(
-        StatusCode::NOT_FOUND,
-        "no_route",
+        Code::NoRoute,
         "Paths begin with /v1/organizations/{organization_id}/keys; /openapi.json describes them.",
     )
-}
-
-/// The body of a request that says it is JSON. Pages in browsers cannot say so without asking first.
-fn is_json<'b>(headers: &hyper::HeaderMap, content: &'b Bytes) -> Result<&'b Bytes, Problem> {
-    let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    if !matches!(kind.as_str(), "application/json" | "application/merge-patch+json") {
-        let detail = "Content-Type should be application/json.";
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail));
-    }
-    Ok(content)
-}
-
-fn parse<'b, T: Deserialize<'b>>(content: &'b Bytes) -> Result<T, Problem> {
-    serde_json::from_slice(content).map_err(|error| Problem::invalid(format!("The body: {error}.")))
 }
 
 fn idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, Problem> {
@@ -248,7 +211,12 @@ fn idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, Problem
 
 fn listing(query: &str) -> Result<Listing, Problem> {
     let mut listing = Listing::default();
+    let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if seen.contains(&name) {
+            return Err(Problem::invalid("The query takes each of its names once."));
+        }
+        seen.push(name.clone());
         let value = value.into_owned();
         match name.as_ref() {
             "user_id" => listing.user_id = Some(value).filter(|value| !value.is_empty()),

@@ -11,6 +11,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::{Duration, Instant};
 
+use super::object::Object;
 use super::tokens::{ErrorBody, VALIDATE};
 use super::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::secret::Secret;
@@ -350,6 +351,7 @@ impl Scalekit {
         let answer = self.call_as_client(method, path, content, deadline).await.map_err(CallError::of)?;
         match answer.status.as_u16() {
             200 | 201 => serde_json::from_slice(&answer.body)
+                .map(|Object(read)| read)
                 .map_err(|_| CallError::Lost(Fault::Broken("a 200 that is not the JSON expected"))),
             _ => Err(answer.refusal(needs)),
         }
@@ -401,7 +403,10 @@ fn json(value: &impl Serialize) -> Result<Content, CallError> {
 
 impl Answer {
     fn refusal(&self, needs: Needs) -> CallError {
-        let said = serde_json::from_slice::<ErrorBody>(&self.body).ok().filter(|_| self.is_json());
+        let said = serde_json::from_slice::<Object<ErrorBody>>(&self.body)
+            .ok()
+            .map(|Object(body)| body)
+            .filter(|_| self.is_json());
         match (self.status.as_u16(), said) {
             (403, _) => CallError::Permission(needs.permission()),
             (400 | 404 | 409, Some(body)) if !body.is_unknown_route() && body.code.is_some() => {

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 
 use super::{Drain, Fixed, Shared, unix_seconds};
 use crate::config::{self, Config, Environment, Problems};
-use crate::tls::{Renewal, ServerCertificate};
+use crate::tls::ServerCertificate;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -106,9 +106,7 @@ fn reload(
     let gateway =
         shared.parts.gateway(config, validator, Some(&before)).map_err(|error| error.to_string())?;
     // The last thing that can fail, so that all of it takes effect or none.
-    let renewals = certificates.iter().map(|certificate| certificate.read_again());
-    let renewals: Vec<Renewal<'_>> = renewals.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
-    renewals.into_iter().for_each(Renewal::take_effect);
+    ServerCertificate::refresh(certificates).map_err(|error| error.to_string())?;
     *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
     for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
         listener.send_replace(settings);
@@ -119,9 +117,8 @@ fn reload(
 
 /// The files beside the route file whose content matters.
 pub(super) fn files(config: &Config) -> Vec<PathBuf> {
-    let management = config.management.as_ref().and_then(|management| management.tls.as_ref());
-    let pairs = config.listener.tls.iter().chain(management);
-    let pairs = pairs.chain(
+    let management = config.management.as_ref().and_then(|settings| settings.tls.as_ref());
+    let pairs = config.listener.tls.iter().chain(management).chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
     );
     let roots = config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.roots.clone());

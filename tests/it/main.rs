@@ -16,6 +16,7 @@ mod grpc_transport;
 mod hostile;
 mod limits;
 mod listeners;
+mod management;
 mod memory;
 mod outage;
 mod own_token;

@@ -30,6 +30,7 @@ struct Reloading {
     echo: Echo,
     echo_address: SocketAddr,
     address: SocketAddr,
+    management: Option<Listen>,
     hup: Arc<Notify>,
     metrics: Arc<Metrics>,
     /// What SIGTERM would cancel.
@@ -57,11 +58,11 @@ fn text(echo: SocketAddr, routes: &[&str], more: &str) -> String {
 
 impl Reloading {
     async fn start(name: &str) -> Self {
-        Self::start_with(name, "").await
+        Self::start_with(name, "", "").await
     }
 
-    /// With more lines for `[server]`.
-    async fn start_with(name: &str, server: &str) -> Self {
+    /// With more lines for `[server]`, and more sections.
+    async fn start_with(name: &str, server: &str, more: &str) -> Self {
         let folder = std::env::temp_dir().join(format!("keyward-reload-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let (emulator, echo, ends) =
@@ -74,7 +75,7 @@ impl Reloading {
         tokio::spawn(async move { echo_too.serve(echo_listener, until_too).await });
         let file = folder.join("keyward.toml");
         let server = format!("[server]\n{server}");
-        std::fs::write(&file, text(echo_address, &["/a"], "").replace("[server]", &server)).unwrap();
+        std::fs::write(&file, text(echo_address, &["/a"], more).replace("[server]", &server)).unwrap();
         let url = format!("http://{emulator_address}");
         let environment = Environment::of([
             ("SCALEKIT_ENVIRONMENT_URL", &*url),
@@ -86,9 +87,23 @@ impl Reloading {
         let mut server = Server::bind(source.load().unwrap(), Arc::clone(&metrics)).unwrap();
         server.reload_from(source);
         let Listen::Tcp(address) = server.address() else { panic!("TCP") };
+        let management = server.management_address();
         let stop = ends.child_token();
         let running = tokio::spawn(server.run(stop.clone(), ends.clone()));
-        Self { folder, file, emulator, echo, echo_address, address, hup, metrics, stop, running, ends }
+        Self {
+            folder,
+            file,
+            emulator,
+            echo,
+            echo_address,
+            address,
+            management,
+            hup,
+            metrics,
+            stop,
+            running,
+            ends,
+        }
     }
 
     fn write(&self, routes: &[&str], more: &str) {
@@ -259,20 +274,27 @@ async fn a_rotated_certificate_is_shown_to_new_connections_and_a_bad_one_to_none
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
-    let keyward = Reloading::start_with("tls", &tls).await;
+    let secret = authority.folder.write("secret", "made-up-secret-of-management");
+    let management =
+        format!("[management]\nlisten = \"127.0.0.1:0\"\nsecret_file = {}\n{tls}", toml(&secret));
+    let keyward = Reloading::start_with("tls", &tls, &management).await;
+    let Some(Listen::Tcp(management)) = keyward.management else { panic!("TCP") };
     let connector = TlsConnector::from(authority.client(&["http/1.1"]));
-    let shown = async || {
-        let stream = tokio::net::TcpStream::connect(keyward.address).await.unwrap();
+    let shown_at = async |address| {
+        let stream = tokio::net::TcpStream::connect(address).await.unwrap();
         let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
         stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
     };
-    let first = shown().await;
+    let first = [shown_at(keyward.address).await, shown_at(management).await];
+    assert_eq!(first[0], first[1]);
     std::fs::write(&key, "no key").unwrap();
     keyward.hup.notify_one();
     keyward.until_reload_fails().await;
-    assert_eq!(shown().await, first);
+    assert_eq!([shown_at(keyward.address).await, shown_at(management).await], first);
     // Noticed by itself: the files are written anew under the same names.
     authority.issue("api.test");
-    let wait = async { while shown().await == first {} };
-    timeout(LIMIT, wait).await.expect("another certificate");
+    for address in [keyward.address, management] {
+        let wait = async { while shown_at(address).await == first[0] {} };
+        timeout(LIMIT, wait).await.expect("another certificate");
+    }
 }

@@ -84,6 +84,8 @@ pub struct Stage {
     pub echo: Echo,
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    /// Where keys are managed, if they are.
+    pub management: Option<Listen>,
     pub metrics: Arc<Metrics>,
     /// What SIGTERM would cancel.
     pub stop: CancellationToken,
@@ -162,13 +164,14 @@ impl Stage {
             Listen::Unix(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let (public, admin) = (address(server.address()), address(server.admin_address()));
+        let management = server.management_address();
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let readiness = server.readiness();
         let running = tokio::spawn(server.run(stop.clone(), kill.clone()));
         if setup.ready {
             timeout(LIMIT, readiness.ready()).await.expect("Keyward gets ready");
         }
-        Self { emulator, echo, address: public, admin, metrics, stop, kill, running, ends }
+        Self { emulator, echo, address: public, admin, management, metrics, stop, kill, running, ends }
     }
 
     /// A new key of an organization, without anything else.

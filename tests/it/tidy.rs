@@ -113,3 +113,26 @@ fn every_file_says_what_it_is() {
         }
     }
 }
+
+#[test]
+fn every_test_that_the_security_page_names_is_there() {
+    let mut files = rust_files(&root().join("src"));
+    files.extend(rust_files(&root().join("tests/it")));
+    let sources: Vec<_> =
+        files.iter().map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect();
+    let page = read("docs/security.md");
+    let named: Vec<&str> =
+        page.split('`').skip(1).step_by(2).filter(|text| text.contains("::") && text.contains('_')).collect();
+    assert!(named.len() > 80, "{named:?}");
+    for name in named {
+        let mut path: Vec<&str> = name.split("::").filter(|part| *part != "tests").collect();
+        let test = format!("fn {}(", path.pop().unwrap());
+        let is_there = sources.iter().any(|(file, source)| {
+            let file = file.with_extension("");
+            let within =
+                |part: &&str| file.iter().any(|own| own == *part) || source.contains(&format!("mod {part} "));
+            source.contains(&test) && path.iter().all(within)
+        });
+        assert!(is_there, "docs/security.md names {name}, which is not there");
+    }
+}

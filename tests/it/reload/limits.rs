@@ -116,7 +116,7 @@ async fn the_number_of_connections_can_be_raised_and_lowered() {
 
 #[tokio::test]
 async fn how_long_a_drain_may_take_can_change() {
-    let mut keyward = Reloading::start_with("drain", "drain_timeout = \"1h\"").await;
+    let mut keyward = Reloading::start_with("drain", "drain_timeout = \"1h\"", "").await;
     let mut stream = Client::connect(keyward.address).await;
     keyward.write_text(
         &text(keyward.echo_address, &["/events", "/b"], "")

@@ -3,8 +3,9 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -12,8 +13,8 @@ use tokio::time::timeout;
 use super::{LIMIT, listen};
 
 /// A client's connection.
-pub struct Client {
-    pub stream: TcpStream,
+pub struct Client<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
 }
 
@@ -52,9 +53,11 @@ impl Client {
             timeout(LIMIT, TcpStream::connect(address)).await.expect("a connection in time").unwrap();
         Self::over(stream)
     }
+}
 
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// On a connection that is there.
-    pub fn over(stream: TcpStream) -> Self {
+    pub fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
@@ -65,7 +68,12 @@ impl Client {
 
     /// Reads one answer, skipping 1xx but 101.
     pub async fn reply(&mut self) -> Reply {
-        timeout(LIMIT, self.read_reply()).await.expect("an answer in time")
+        self.reply_within(LIMIT).await
+    }
+
+    /// The same, for what takes longer.
+    pub async fn reply_within(&mut self, limit: Duration) -> Reply {
+        timeout(limit, self.read_reply()).await.expect("an answer in time")
     }
 
     /// Reads until the peer closes; gives everything that came.

@@ -1,0 +1,200 @@
+//! Key management over HTTP. Whatever a test asks, the answer is held to the OpenAPI document that is served.
+
+mod access;
+mod clients;
+mod document;
+mod endings;
+mod hostile;
+mod operations;
+mod once;
+mod outages;
+mod records;
+mod requests;
+mod schema;
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+
+use keyward::dev::emulator;
+use keyward::dev::emulator::store::Issue;
+use keyward::listener::Listen;
+use keyward::metrics;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::support::raw::{Client, Reply};
+use crate::support::{Setup, Stage};
+
+/// Where most tests ask.
+pub const KEYS: &str = "/v1/organizations/org_1/keys";
+/// Made up for tests.
+pub const SECRET: &str = "made-up-secret-of-management";
+
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
+
+/// Keyward with key management, and what was seen of it.
+pub struct Desk {
+    pub stage: Stage,
+    /// `METHOD path-template status` of every answer.
+    pub seen: Mutex<BTreeSet<String>>,
+}
+
+/// A request for key management.
+#[derive(Clone, Default)]
+pub struct Ask {
+    method: String,
+    path: String,
+    headers: String,
+    body: Option<String>,
+}
+
+impl Ask {
+    pub fn new(method: &str, path: impl Into<String>) -> Self {
+        Self { method: method.to_owned(), path: path.into(), ..Self::default() }
+    }
+
+    pub fn create(body: &Value) -> Self {
+        Self::new("POST", KEYS).json(body)
+    }
+
+    /// Another header.
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push_str(&format!("{name}: {value}\r\n"));
+        self
+    }
+
+    pub fn named(self, idempotency_key: &str) -> Self {
+        self.header("idempotency-key", idempotency_key)
+    }
+
+    pub fn json(self, body: &Value) -> Self {
+        self.header("content-type", "application/json").body(body.to_string())
+    }
+
+    pub fn body(mut self, body: impl Into<String>) -> Self {
+        self.body = Some(body.into());
+        self
+    }
+
+    /// As bytes. A host of the caller's own stands instead of `localhost`.
+    pub fn bytes(&self) -> String {
+        let host =
+            if self.headers.to_ascii_lowercase().contains("host:") { "" } else { "host: localhost\r\n" };
+        let length =
+            self.body.as_ref().map_or(String::new(), |body| format!("content-length: {}\r\n", body.len()));
+        let body = self.body.as_deref().unwrap_or_default();
+        format!("{} {} HTTP/1.1\r\n{host}{}{length}\r\n{body}", self.method, self.path, self.headers)
+    }
+}
+
+impl Desk {
+    /// On a loopback port.
+    pub async fn open() -> Self {
+        Self::with("").await
+    }
+
+    /// On a loopback port, with more lines for `[management]`.
+    pub async fn with(lines: &str) -> Self {
+        Self::of(&format!("listen = \"127.0.0.1:0\"\n{lines}"), Setup::default()).await
+    }
+
+    /// With these lines for `[management]`.
+    pub async fn of(lines: &str, setup: Setup) -> Self {
+        let sections = format!("[management]\n{lines}\n").leak();
+        Self { stage: Stage::with(Setup { sections, ..setup }).await, seen: Mutex::default() }
+    }
+
+    /// Where only these organizations and users are.
+    pub async fn only(only: &[&str]) -> Self {
+        let only = only.iter().map(|only| only.parse().unwrap()).collect();
+        let emulator = emulator::Settings { only, ..emulator::Settings::default() };
+        Self::of("listen = \"127.0.0.1:0\"", Setup { emulator, ..Setup::default() }).await
+    }
+
+    pub async fn connect(&self) -> Client<Box<dyn Io>> {
+        let stream: Box<dyn Io> = match self.stage.management.as_ref().expect("keys are managed") {
+            Listen::Tcp(address) => Box::new(TcpStream::connect(address).await.unwrap()),
+            Listen::Unix(path) => Box::new(UnixStream::connect(path).await.unwrap()),
+        };
+        Client::over(stream)
+    }
+
+    /// One request on a connection of its own.
+    pub async fn ask(&self, ask: &Ask) -> Reply {
+        let mut client = self.connect().await;
+        client.send(ask.bytes()).await;
+        let reply = client.reply().await;
+        self.saw(&ask.method, &ask.path, &reply);
+        reply
+    }
+
+    /// Holds an answer to the document.
+    pub fn saw(&self, method: &str, path: &str, reply: &Reply) {
+        if let Some(seen) = schema::check(method, path, reply) {
+            self.seen.lock().unwrap().insert(seen);
+        }
+    }
+
+    /// A new key, as the answer tells of it.
+    pub async fn create(&self, body: &Value) -> Value {
+        let reply = self.ask(&Ask::create(body)).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        reply.json()
+    }
+
+    pub async fn show(&self, id: &str) -> Value {
+        let reply = self.ask(&Ask::new("GET", format!("{KEYS}/{id}"))).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        reply.json()
+    }
+
+    pub async fn patch(&self, id: &str, body: &Value) -> Reply {
+        self.ask(&Ask::new("PATCH", format!("{KEYS}/{id}")).json(body)).await
+    }
+
+    /// Status and code of the answer.
+    pub async fn code(&self, ask: &Ask) -> (u16, String) {
+        let reply = self.ask(ask).await;
+        (reply.status, reply.code().unwrap_or_default().to_owned())
+    }
+
+    /// A key of an organization that Keyward did not make.
+    pub fn issue(&self, organization: &str) -> (String, String) {
+        let issue = Issue {
+            organization_id: organization.to_owned(),
+            custom_claims: [("team".to_owned(), "a".to_owned())].into(),
+            ..Issue::default()
+        };
+        let issued = self.stage.issue(issue);
+        (issued.key, issued.token_id)
+    }
+
+    /// What the public port says to this key.
+    pub async fn calls(&self, key: &str) -> u16 {
+        self.stage.get("/v1/orders", key).await.status
+    }
+
+    /// How many live keys `org_1` has.
+    pub async fn count(&self) -> u64 {
+        self.ask(&Ask::new("GET", KEYS)).await.json()["total_count"].as_u64().unwrap()
+    }
+
+    pub fn counted(&self, operation: &'static str, outcome: &'static str) -> u64 {
+        self.stage.metrics.management.get_or_create(&metrics::Management { operation, outcome }).get()
+    }
+}
+
+/// A body that makes an ordinary key.
+pub fn ordinary() -> Value {
+    json!({"user_id": "usr_1", "custom_claims": {"team": "a"}, "description": "CI"})
+}
+
+fn id(created: &Value) -> &str {
+    created["token_id"].as_str().unwrap()
+}
+
+fn key(created: &Value) -> &str {
+    created["token"].as_str().unwrap()
+}

@@ -1,0 +1,192 @@
+//! Raw bytes at the management listener: it stays up, stays bounded, and does nothing that was not asked for plainly.
+
+use keyward::dev::emulator::faults::{Effect, Fault, Target};
+use serde_json::json;
+
+use super::{Ask, Desk, KEYS, id, ordinary};
+use crate::support::soon;
+
+#[tokio::test]
+async fn framing_that_can_be_read_in_two_ways_makes_nothing_behind_it() {
+    let desk = Desk::open().await;
+    let hidden = Ask::create(&json!({"description": "smuggled"})).bytes();
+    let head = format!("POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n");
+    for framing in [
+        format!("content-length: 2\r\ncontent-length: {}\r\n\r\n{{}}{hidden}", hidden.len()),
+        format!("content-length: -1\r\n\r\n{hidden}"),
+        format!("content-length: +2\r\n\r\n{{}}{hidden}"),
+        format!("content-length: 2, 2\r\n\r\n{{}}{hidden}"),
+        format!("content-length: 99999999999999999999\r\n\r\n{hidden}"),
+        format!("transfer-encoding: chunked\r\n\r\nzz\r\n{hidden}"),
+        format!("transfer-encoding: xchunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("transfer-encoding : chunked\r\n\r\n0\r\n\r\n{hidden}"),
+        format!("x: a\nb\r\ncontent-length : 0\r\n\r\n{hidden}"),
+        format!("x\0y: a\r\n\r\n{hidden}"),
+        format!("x: a\0b\r\n\r\n{hidden}"),
+    ] {
+        let mut client = desk.connect().await;
+        client.send(format!("{head}{framing}")).await;
+        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert_eq!(answer.matches("HTTP/1.1 201").count(), 0, "{framing}\n{answer}");
+    }
+    let list = desk.ask(&Ask::new("GET", KEYS)).await.text();
+    assert!(!list.contains("smuggled"), "{list}");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_their_order() {
+    let desk = Desk::open().await;
+    let made = desk.create(&ordinary()).await;
+    let one = format!("{KEYS}/{}", id(&made));
+    let mut all = String::new();
+    for ask in
+        [Ask::new("GET", &*one), Ask::new("DELETE", &*one), Ask::new("GET", &*one), Ask::create(&ordinary())]
+    {
+        all.push_str(&ask.bytes());
+    }
+    let mut client = desk.connect().await;
+    client.send(all).await;
+    for status in [200, 204, 404, 201] {
+        assert_eq!(client.reply().await.status, status);
+    }
+}
+
+#[tokio::test]
+async fn bodies_that_no_parser_likes_are_refused_at_once() {
+    let desk = Desk::open().await;
+    let deep = "[".repeat(60_000);
+    let nested = format!("{{\"custom_claims\":{}", "{\"a\":".repeat(10_000));
+    let numbers = format!("{{\"user_id\":{}}}", "9".repeat(100_000));
+    let many: String = (0..9_000).map(|number| format!("\"a{number}\":\"b\",")).collect();
+    for body in [
+        deep.as_bytes().to_vec(),
+        nested.into_bytes(),
+        numbers.into_bytes(),
+        format!("{{\"custom_claims\":{{{many}\"z\":\"b\"}}}}").into_bytes(),
+        b"{\"user_id\":\"\xff\xfe\"}".to_vec(),
+        b"{\"user_id\":\"\\ud800\"}".to_vec(),
+        b"{\"user_id\":\"a\0b\"}".to_vec(),
+        b"{\"user_id\":1e99999}".to_vec(),
+        b"\0".to_vec(),
+    ] {
+        let mut client = desk.connect().await;
+        let head = format!(
+            "POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        client.send(head).await;
+        client.send(&body).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.code()), (400, Some("invalid_request")), "{}", reply.text());
+        assert!(reply.text().len() < 1000, "{}", reply.text().len());
+    }
+    assert_eq!(desk.stage.emulator.counts().creations, 0);
+}
+
+#[tokio::test]
+async fn claims_of_any_characters_come_back_as_they_went() {
+    let desk = Desk::open().await;
+    let claims =
+        json!({"käse": "\u{0}\r\n\t\u{1b}[31m", "😀": "\"\\/\u{202e}\u{feff}", " ": " ", "%41": "%2e%2e%2f"});
+    let made = desk.create(&json!({"custom_claims": claims, "description": "\u{0}\r\n"})).await;
+    assert_eq!(made["token_info"]["custom_claims"], claims);
+    assert_eq!(desk.show(id(&made)).await["custom_claims"], claims);
+    let changed = desk.patch(id(&made), &json!({"custom_claims": {"käse": null}})).await.json();
+    assert!(changed["custom_claims"].get("käse").is_none());
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_makes_nothing() {
+    let desk = Desk::open().await;
+    for end in ["{\"user_id\":\"usr_1\"}", "{\"user_id\":"] {
+        let mut client = desk.connect().await;
+        let head = format!(
+            "POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{end}"
+        );
+        client.send(head).await;
+        // Half of it is closed: hyper takes that for the end.
+        tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
+        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        assert!(!answer.contains("201"), "{answer}");
+    }
+    assert_eq!(desk.stage.emulator.counts().creations, 0);
+}
+
+#[tokio::test]
+async fn who_sends_first_and_reads_then_gets_the_answer_to_a_refused_body() {
+    let desk = Desk::open().await;
+    let one = format!("{KEYS}/apit_1");
+    let long = 300 * 1024;
+    for (method, path, origin, length, status) in [
+        ("POST", KEYS, "origin: null\r\n", 1000, 403),
+        ("POST", KEYS, "", long, 413),
+        ("DELETE", &one, "", 1000, 404),
+        ("PUT", KEYS, "", long, 405),
+    ] {
+        let mut client = desk.connect().await;
+        client
+            .send(format!(
+                "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{origin}content-length: {length}\r\n\r\n"
+            ))
+            .await;
+        // What was refused is there long before the body is.
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        for _ in 0..length / 100 {
+            tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[b'x'; 100]).await.expect("it is taken");
+        }
+        let rest = vec![b'x'; length % 100];
+        client.send(rest).await;
+        assert_eq!(client.reply().await.status, status, "{method} {length}");
+        client.send(Ask::new("GET", KEYS).bytes()).await;
+        assert_eq!(client.reply().await.status, 200, "and the connection goes on");
+    }
+}
+
+#[tokio::test]
+async fn three_hundred_connections_that_wait_do_not_keep_out_who_asks_for_long() {
+    let desk = Desk::of(
+        "listen = \"127.0.0.1:0\"",
+        crate::support::Setup { server: "header_timeout = \"1s\"", ..Default::default() },
+    )
+    .await;
+    let mut waiting = Vec::new();
+    for number in 0..300 {
+        let mut client = desk.connect().await;
+        client.send(if number % 2 == 0 { "GET / HT" } else { "" }).await;
+        waiting.push(client);
+    }
+    // Within the time that a head may take, their places are free again.
+    assert_eq!(desk.ask(&Ask::new("GET", KEYS)).await.status, 200);
+    for client in &mut waiting[..256] {
+        client.rest().await;
+    }
+}
+
+#[tokio::test]
+async fn requests_at_once_are_bounded_over_http_2_as_well() {
+    use crate::support::http::{Caller, Speaks};
+    let desk = Desk::open().await;
+    let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
+    desk.stage.emulator.set_fault(Fault::new(Target::List, Effect::Hang));
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let caller = Caller::connect(address, Speaks::Http2).await;
+        for _ in 0..100 {
+            let mut caller = caller.again();
+            asking.spawn(async move {
+                let mut request = caller.request(hyper::Method::GET, KEYS, "", keyward::body::empty());
+                *request.uri_mut() = format!("http://localhost{KEYS}").parse().unwrap();
+                caller.send(request).await.unwrap().status()
+            });
+        }
+    }
+    // 300 ask, 256 have a place, 32 of these ask Scalekit, and the others are told.
+    for _ in 0..268 {
+        assert_eq!(asking.join_next().await.unwrap().unwrap(), 503);
+    }
+    soon(|| desk.counted("list", "overloaded") == 224 && desk.counted("none", "overloaded") == 44).await;
+    desk.stage.emulator.clear_faults();
+    while let Some(status) = asking.join_next().await {
+        assert_eq!(status.unwrap(), 200);
+    }
+}

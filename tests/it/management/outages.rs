@@ -1,0 +1,242 @@
+//! Scalekit down, slow, strange, or unwilling: whose fault it is, what was done, and what is known of it.
+
+use std::time::Duration;
+
+use keyward::dev::emulator::access::Permission;
+use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use serde_json::json;
+use tokio::time::Instant;
+
+use super::{Ask, Desk, KEYS, id, key, ordinary};
+use crate::support::Setup;
+
+/// Every operation, on this key.
+fn operations(id: &str) -> [(&'static str, Ask); 6] {
+    let one = format!("{KEYS}/{id}");
+    [
+        ("create", Ask::create(&ordinary()).named("one")),
+        ("list", Ask::new("GET", KEYS)),
+        ("show", Ask::new("GET", &*one)),
+        ("update", Ask::new("PATCH", &*one).json(&json!({"description": "new"}))),
+        ("revoke", Ask::new("DELETE", &*one)),
+        ("rotate", Ask::new("POST", format!("{one}/rotate"))),
+    ]
+}
+
+#[tokio::test]
+async fn a_permission_that_is_missing_is_named() {
+    use Permission::{Read, Rotate, Write};
+    let desk = Desk::open().await;
+    let made = desk.create(&ordinary()).await;
+    for (given, missing) in [
+        (&[Read, Rotate][..], &[("create", "write"), ("update", "write"), ("rotate", "write")][..]),
+        (&[Read, Write], &[("revoke", "rotate")]),
+        (
+            &[Write, Rotate],
+            &[("list", "read"), ("show", "read"), ("update", "read"), ("revoke", "read"), ("rotate", "read")],
+        ),
+    ] {
+        desk.stage.emulator.set_permissions(given);
+        for (operation, permission) in missing {
+            let (_, ask) = operations(id(&made)).into_iter().find(|(name, _)| name == operation).unwrap();
+            let reply = desk.ask(&ask).await;
+            assert_eq!((reply.status, reply.code()), (502, Some("scalekit_permission")), "{operation}");
+            assert!(
+                reply.text().contains(&format!("api_credentials:{permission}")),
+                "{operation}: {}",
+                reply.text()
+            );
+        }
+    }
+    // A rotation that may not revoke has made a key all the same.
+    desk.stage.emulator.set_permissions(&[Read, Write]);
+    let next = desk.ask(&operations(id(&made))[5].1).await.json();
+    assert_eq!(next["replaced_token_revoked"], false);
+    assert!(next["warning"].as_str().unwrap().contains("api_credentials:rotate"), "{next}");
+    assert_eq!((desk.calls(key(&made)).await, desk.calls(key(&next)).await), (200, 200));
+}
+
+#[tokio::test]
+async fn while_scalekit_is_down_every_answer_says_so_and_nothing_is_begun() {
+    let desk = Desk::open().await;
+    let made = desk.create(&ordinary()).await;
+    desk.stage.emulator.set_fault("listener:refuse".parse().unwrap());
+    desk.stage.emulator.close_connections();
+    for (operation, ask) in operations(id(&made)) {
+        let reply = desk.ask(&ask).await;
+        assert_eq!(reply.status, 503, "{operation}: {}", reply.text());
+        // A connection that is taken and closed may have taken the request with it.
+        assert!(matches!(reply.code(), Some("scalekit_unavailable" | "outcome_unknown")), "{operation}");
+        assert!(reply.header("retry-after").is_some());
+    }
+    desk.stage.emulator.clear_faults();
+    assert_eq!(desk.stage.emulator.counts().creations, 1);
+    let ended = Ask::new("DELETE", format!("{KEYS}/{}", id(&made)));
+    assert_eq!(desk.ask(&ended).await.status, 204);
+}
+
+#[tokio::test]
+async fn throttling_and_refused_credentials_are_503_with_the_time_to_wait() {
+    let desk = Desk::open().await;
+    let throttled = Answer { retry_after: Some(7), ..Answer::status(429) };
+    desk.stage.emulator.set_fault(Fault::new(Target::Any, Effect::Answer(throttled)));
+    for (operation, ask) in operations("apit_1") {
+        let reply = desk.ask(&ask).await;
+        assert_eq!((reply.status, reply.code()), (503, Some("scalekit_unavailable")), "{operation}");
+        assert_eq!(reply.header("retry-after"), Some("7"), "{operation}");
+    }
+    desk.stage.emulator.clear_faults();
+    desk.stage.emulator.expire_access_tokens();
+    desk.stage.emulator.set_client_secret("another");
+    let reply = desk.ask(&Ask::create(&ordinary())).await;
+    assert_eq!((reply.status, reply.code()), (503, Some("scalekit_unavailable")));
+    assert!(reply.text().contains("SCALEKIT_CLIENT_SECRET"), "{}", reply.text());
+}
+
+#[tokio::test]
+async fn a_revocation_whose_answer_was_lost_is_looked_for() {
+    let desk = Desk::open().await;
+    for effect in [Effect::Truncated, Effect::Reset] {
+        let made = desk.create(&ordinary()).await;
+        let done = effect == Effect::Truncated;
+        // An answer cut before its head is a reset; of two bytes there is no half to read.
+        desk.stage.emulator.set_fault(Fault::new(Target::Invalidate, effect).times(1));
+        let revoke = Ask::new("DELETE", format!("{KEYS}/{}", id(&made)));
+        let reply = desk.ask(&revoke).await;
+        match done {
+            true => assert_eq!(reply.status, 204, "it is revoked: {}", reply.text()),
+            false => assert_eq!((reply.status, reply.code()), (503, Some("outcome_unknown"))),
+        }
+        assert_eq!(desk.calls(key(&made)).await, if done { 401 } else { 200 });
+        assert_eq!(desk.ask(&revoke).await.status, 204);
+        assert_eq!(desk.calls(key(&made)).await, 401);
+    }
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_can_be_made_again() {
+    let desk = Desk::open().await;
+    let made = desk.create(&ordinary()).await;
+    desk.stage.emulator.set_fault(Fault::new(Target::Update, Effect::Truncated).times(1));
+    let body = json!({"custom_claims": {"team": "b"}});
+    assert_eq!(desk.patch(id(&made), &body).await.code(), Some("outcome_unknown"));
+    assert_eq!(desk.patch(id(&made), &body).await.json()["custom_claims"], json!({"team": "b"}));
+}
+
+/// Ten seconds: Keyward's limit for a call. Side by side, so that they take ten seconds together.
+#[tokio::test]
+async fn a_scalekit_that_does_not_answer_is_not_waited_for_longer_than_ten_seconds() {
+    let long = Duration::from_secs(20);
+    let before = async {
+        let desk = Desk::open().await;
+        desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
+        let mut client = desk.connect().await;
+        client.send(Ask::create(&ordinary()).named("one").bytes()).await;
+        let reply = client.reply_within(long).await;
+        // Nothing is there; that it will not come yet, nobody knows.
+        assert_eq!(reply.code(), Some("outcome_unknown"), "{}", reply.text());
+        assert!(reply.json().get("possible_token_ids").is_none());
+        desk.stage.emulator.clear_faults();
+        assert_eq!(desk.code(&Ask::create(&ordinary()).named("one")).await.0, 409);
+    };
+    let after = async {
+        let desk = Desk::open().await;
+        desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::HangAfter));
+        let mut client = desk.connect().await;
+        let began = Instant::now();
+        client.send(Ask::create(&ordinary()).named("one").bytes()).await;
+        let reply = client.reply_within(long).await;
+        assert!(began.elapsed() < Duration::from_secs(12));
+        assert_eq!(reply.code(), Some("outcome_unknown"), "{}", reply.text());
+        let suspect = reply.json()["possible_token_ids"][0].as_str().unwrap().to_owned();
+        assert_eq!(desk.ask(&Ask::new("GET", KEYS)).await.json()["tokens"][0]["token_id"], *suspect);
+        assert_eq!(desk.code(&Ask::create(&ordinary()).named("one")).await.0, 409);
+    };
+    tokio::join!(before, after);
+}
+
+#[tokio::test]
+async fn calls_to_scalekit_are_bounded_and_who_waits_too_long_is_told() {
+    let desk = std::sync::Arc::new(Desk::of("listen = \"127.0.0.1:0\"", Setup::default()).await);
+    desk.stage.emulator.set_fault(Fault::new(Target::List, Effect::Hang));
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let desk = std::sync::Arc::clone(&desk);
+        asking.spawn(async move { desk.ask(&Ask::new("GET", KEYS)).await });
+    }
+    for _ in 0..8 {
+        let reply = asking.join_next().await.unwrap().unwrap();
+        assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
+        assert!(reply.header("retry-after").is_some());
+    }
+    assert_eq!(desk.stage.emulator.counts().lists, 32);
+    desk.stage.emulator.clear_faults();
+    while let Some(reply) = asking.join_next().await {
+        assert_eq!(reply.unwrap().status, 200);
+    }
+}
+
+#[tokio::test]
+async fn hostile_answers_of_scalekit_stay_texts() {
+    let desk = Desk::open().await;
+    let hostile = "x\r\nset-cookie: a=b\u{1b}[31m\u{0}\u{202e}<script>";
+    let info = json!({
+        "token_id": "apit_1\r\nx: y", "organization_id": hostile, "description": hostile, "roles": [hostile], "email": hostile,
+        "custom_claims": {hostile: hostile, "number": 1.5, "deep": [[{"a": null}]]},
+        "token_suffix": null, "expiry": null, "unknown": {"a": 1},
+    });
+    let answer = |status: u16, body: &serde_json::Value| {
+        Effect::Answer(Answer { body: Some(body.to_string().into()), ..Answer::status(status) })
+    };
+    let created = json!({"token": "made-up-key\r\nx: y", "token_id": "apit_1", "token_info": info});
+    desk.stage.emulator.set_fault(Fault::new(Target::Create, answer(201, &created)).times(1));
+    let mut client = desk.connect().await;
+    client.send(Ask::create(&ordinary()).bytes()).await;
+    let reply = client.reply().await;
+    assert_eq!(reply.status, 201);
+    assert!(
+        reply.header("location").is_none()
+            && reply.header("set-cookie").is_none()
+            && reply.header("x").is_none()
+    );
+    assert_eq!(reply.json()["token_info"]["description"], hostile);
+    assert_eq!(reply.json()["token_info"]["custom_claims"]["deep"], "[[{\"a\":null}]]");
+    let said = json!({"code": 3, "message": format!("{hostile}{}", "y".repeat(10_000)), "details": []});
+    desk.stage.emulator.set_fault(Fault::new(Target::Create, answer(400, &said)).times(1));
+    let reply = desk.ask(&Ask::create(&ordinary())).await;
+    assert_eq!(reply.status, 400);
+    let detail = reply.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.len() < 500 && !detail.contains(|char: char| char.is_control()), "{detail}");
+    // What is said of another key is not this one's.
+    let (_, own) = desk.issue("org_1");
+    let other = json!({"token_info": {"token_id": "apit_other", "organization_id": "org_1"}});
+    desk.stage.emulator.set_fault(Fault::new(Target::Validate, answer(200, &other)));
+    for (operation, ask) in operations(&own).into_iter().skip(2) {
+        assert_eq!(desk.code(&ask).await.0, 404, "{operation}");
+    }
+    // And what is no answer at all is none.
+    for body in [
+        "",
+        "null",
+        "[]",
+        "{\"token_info\":null}",
+        "{\"token_info\":{}}",
+        "{\"token_info\":{\"token_id\":1}}",
+        "junk",
+    ] {
+        let answer = Answer { body: Some(body.into()), ..Answer::status(200) };
+        desk.stage.emulator.clear_faults();
+        desk.stage.emulator.set_fault(Fault::new(Target::Any, Effect::Answer(answer)));
+        for (operation, ask) in operations(&own) {
+            let reply = desk.ask(&ask).await;
+            let is_empty_list = operation == "list" && body.starts_with('{');
+            let is_replay = reply.status == 409 && reply.code() == Some("outcome_unknown");
+            assert!(
+                reply.status == 503 || is_empty_list || is_replay,
+                "{operation} {body}: {} {}",
+                reply.status,
+                reply.text()
+            );
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! What is not understood is refused, says what would be right, does nothing, and is not repeated.
+
+use serde_json::json;
+
+use super::{Ask, Desk, KEYS, id, ordinary};
+
+/// Status, code, and a part of the detail.
+async fn refused(desk: &Desk, ask: Ask, status: u16, code: &str, part: &str) {
+    let reply = desk.ask(&ask).await;
+    let context = format!("{} -> {} {}", ask.bytes(), reply.status, reply.text());
+    assert_eq!((reply.status, reply.code()), (status, Some(code)), "{context}");
+    assert!(reply.json()["detail"].as_str().unwrap().contains(part), "{context}");
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_understood_make_nothing() {
+    let desk = Desk::open().await;
+    let long = "ä".repeat(257);
+    let many: serde_json::Map<_, _> = (0..21).map(|number| (format!("claim{number}"), json!("x"))).collect();
+    for (body, part) in [
+        (json!({"claims": {}}), "unknown field `claims`"),
+        (json!({"organization_id": "org_2"}), "unknown field `organization_id`"),
+        (json!({"user_id": 1}), "expected a string"),
+        (json!({"custom_claims": []}), "expected an object"),
+        (json!({"custom_claims": {"a": 1}}), "expected a string"),
+        (json!({"custom_claims": {"a": null}}), "expected a string"),
+        (json!({"custom_claims": {"a": ""}}), "\"a\" has no value"),
+        (json!({"custom_claims": {"": "a"}}), "a name has 0 characters"),
+        (json!({"custom_claims": {"a": long}}), "a value of 257 characters"),
+        (json!({"custom_claims": many}), "these are 21"),
+        (json!({"expiry": "tomorrow"}), "such as \"2027-01-01T00:00:00Z\""),
+        (json!({"expiry": 1}), "expected a string"),
+        (json!({"expiry": "2020-01-01T00:00:00Z"}), "has passed"),
+        (json!({"expiry": "99999-01-01T00:00:00Z"}), "such as"),
+        (json!({"description": "x".repeat(256)}), "has 256 characters"),
+        (json!([]), "a JSON object"),
+        (json!(["usr_1", {}]), "a JSON object"),
+        (json!(null), "a JSON object"),
+    ] {
+        refused(&desk, Ask::create(&body), 400, "invalid_request", part).await;
+    }
+    for text in [
+        "",
+        "{",
+        "{}x",
+        "{\"user_id\":\"a\",\"user_id\":\"b\"}",
+        "{\"custom_claims\":{\"a\":\"1\",\"a\":\"2\"}}",
+        "\u{feff}{}",
+    ] {
+        let ask = Ask::new("POST", KEYS).header("content-type", "application/json").body(text);
+        refused(&desk, ask, 400, "invalid_request", "").await;
+    }
+    assert_eq!(desk.stage.emulator.counts().creations, 0);
+    // Empty and null are as if absent.
+    let made =
+        desk.create(&json!({"user_id": null, "custom_claims": null, "expiry": "", "description": ""})).await;
+    let plain = desk.create(&json!({})).await;
+    for name in ["user_id", "custom_claims", "expiry", "description"] {
+        assert_eq!(made["token_info"][name], plain["token_info"][name]);
+    }
+    for (body, part) in [
+        (json!({"custom_claims": {"a": 1}}), "expected a string"),
+        (json!({"custom_claims": {"a": ""}}), "has no value"),
+        (json!({"expiry": "2099-01-01T00:00:00Z"}), "unknown field `expiry`"),
+        (json!({}), "Nothing to change"),
+    ] {
+        let ask = Ask::new("PATCH", format!("{KEYS}/{}", id(&made))).json(&body);
+        refused(&desk, ask, 400, "invalid_request", part).await;
+    }
+    for body in
+        [json!({"keep_old": "yes"}), json!({"keep_old": null}), json!([true]), json!({"overlap": "1h"})]
+    {
+        let ask = Ask::new("POST", format!("{KEYS}/{}/rotate", id(&made))).json(&body);
+        refused(&desk, ask, 400, "invalid_request", "").await;
+    }
+    assert_eq!(desk.count().await, 2);
+}
+
+#[tokio::test]
+async fn content_types_queries_methods_and_headers_are_checked() {
+    let desk = Desk::open().await;
+    let made = desk.create(&ordinary()).await;
+    let one = format!("{KEYS}/{}", id(&made));
+    let body = ordinary().to_string();
+    for kind in ["text/plain", "application/x-www-form-urlencoded", "", "application/json2"] {
+        let ask = Ask::new("POST", KEYS).header("content-type", kind).body(&*body);
+        refused(&desk, ask, 415, "unsupported_media_type", "application/json").await;
+    }
+    refused(&desk, Ask::new("POST", KEYS).body(&*body), 415, "unsupported_media_type", "").await;
+    let upper = Ask::new("POST", KEYS).header("content-type", "Application/JSON; charset=utf-8").body(&*body);
+    assert_eq!(desk.ask(&upper).await.status, 201);
+    for query in [
+        "page_size=0",
+        "page_size=31",
+        "page_size=-1",
+        "page_size=x",
+        "page_size=999",
+        "page_size=1&page_size=2",
+        "user_id=a&user_id=b",
+        "organization_id=org_2",
+        "x",
+        "page_token=junk",
+    ] {
+        refused(&desk, Ask::new("GET", format!("{KEYS}?{query}")), 400, "invalid_request", "").await;
+    }
+    refused(&desk, Ask::new("GET", format!("{one}?x=1")), 400, "invalid_request", "no query").await;
+    for (method, path, allowed) in [
+        ("PUT", KEYS, "GET, POST"),
+        ("DELETE", KEYS, "GET, POST"),
+        ("HEAD", KEYS, "GET, POST"),
+        ("POST", &one, "GET, PATCH, DELETE"),
+        ("GET", &format!("{one}/rotate"), "POST"),
+        ("POST", "/openapi.json", "GET"),
+    ] {
+        let mut client = desk.connect().await;
+        client.send(Ask::new(method, path).bytes()).await;
+        let reply = client.head().await;
+        assert_eq!((reply.status, reply.header("allow")), (405, Some(allowed)), "{method} {path}");
+    }
+    let named = |name: &str| Ask::create(&ordinary()).named(name);
+    for ask in [named("a").named("a"), named("a").named("b"), named(""), named(&"x".repeat(256)), named("ä")]
+    {
+        refused(&desk, ask, 400, "invalid_request", "Idempotency-Key").await;
+    }
+    assert_eq!(desk.ask(&named(&"x".repeat(255))).await.status, 201);
+    assert_eq!(desk.count().await, 3);
+}
+
+#[tokio::test]
+async fn paths_lead_where_they_say_or_nowhere() {
+    let desk = Desk::open().await;
+    let (_, theirs) = desk.issue("org_2");
+    for (path, status) in [
+        ("/", 404),
+        ("/v1", 404),
+        ("/v1/organizations/org_1", 404),
+        ("/v1/organizations/org_1/keys/", 404),
+        ("/v1/organizations/org_1/keys/apit_1/other", 404),
+        ("/v1/organizations/org_1/keys/apit_1/rotate/", 404),
+        ("//v1/organizations/org_1/keys", 404),
+        ("/v1//organizations/org_1/keys", 404),
+        ("/V1/organizations/org_1/keys", 404),
+        ("/v1/organizations//keys", 400),
+        ("/v1/organizations/org%5f1/keys", 400),
+        ("/v1/organizations/org_1%2f..%2forg_2/keys", 400),
+        ("/v1/organizations/org_1;x/keys", 400),
+        ("/v1/organizations/%00/keys", 400),
+        ("/v1/organizations/./keys", 400),
+        ("/v1/organizations/org_1/../org_2/keys", 404),
+        ("/v1/organizations/org_1/keys/%61pit_1", 404),
+        ("/v1/organizations/org_1/keys/..", 404),
+        ("/v1/organizations/org_1/keys/apit_1%2f..", 404),
+        ("/api/v1/tokens", 404),
+        ("/openapi.json/", 404),
+        ("/metrics", 404),
+    ] {
+        let reply = desk.ask(&Ask::new("GET", path)).await;
+        assert_eq!(reply.status, status, "{path}: {}", reply.text());
+    }
+    for path in [
+        format!("/v1/organizations/org_1/../org_2/keys/{theirs}"),
+        format!("/v1/organizations/org_1/keys/../../org_2/keys/{theirs}"),
+        format!("/v1/organizations/org_1%2f..%2forg_2/keys/{theirs}"),
+    ] {
+        assert!(matches!(desk.ask(&Ask::new("DELETE", path)).await.status, 400 | 404));
+    }
+    assert_eq!(desk.stage.emulator.counts().invalidations, 0);
+    // A listing is of an organization as Scalekit names them.
+    let other = Ask::new("GET", "/v1/organizations/acme/keys");
+    refused(&desk, other, 400, "invalid_request", "begin with org_").await;
+}
+
+#[tokio::test]
+async fn a_key_in_the_wrong_place_is_not_repeated_and_reaches_nobody() {
+    let desk = Desk::open().await;
+    let (key, _) = desk.issue("org_1");
+    let json = |body: serde_json::Value| Ask::create(&body);
+    let asked = desk.stage.emulator.counts().validations;
+    for ask in [
+        Ask::new("GET", format!("{KEYS}/{key}")),
+        Ask::new("DELETE", format!("{KEYS}/{key}")),
+        Ask::new("PATCH", format!("{KEYS}/{key}")).json(&json!({"description": "x"})),
+        Ask::new("POST", format!("{KEYS}/{key}/rotate")),
+        Ask::new("GET", format!("{KEYS}/{key}/x")),
+        Ask::new("GET", format!("/v1/organizations/{key}/keys")),
+        Ask::new("GET", format!("{KEYS}?page_size={key}")),
+        Ask::new("GET", format!("{KEYS}?{key}")),
+        json(json!({&*key: "x"})),
+        json(json!({"custom_claims": key})),
+        json(json!({"custom_claims": {&*key: "x"}})),
+        json(json!({"expiry": key})),
+        Ask::new("PATCH", format!("{KEYS}/apit_1")).json(&json!({"custom_claims": key})),
+        Ask::new("POST", format!("{KEYS}/apit_1/rotate")).json(&json!({"keep_old": key})),
+    ] {
+        let reply = desk.ask(&ask).await;
+        assert!(matches!(reply.status, 400 | 404), "{}", ask.bytes());
+        let said = format!("{:?}{}", reply.headers, reply.text());
+        assert!(!said.contains(&key) && !said.contains(&key[..31]), "{} -> {said}", ask.bytes());
+    }
+    assert_eq!(desk.stage.emulator.counts().validations, asked, "no key was asked about");
+}
+
+#[tokio::test]
+async fn organizations_and_users_that_are_unknown_are_404_with_scalekits_words() {
+    let desk = Desk::only(&["org_1/usr_1:admin", "org_2/usr_2"]).await;
+    for (path, user) in [("/v1/organizations/org_3/keys", "usr_1"), (KEYS, "usr_2"), (KEYS, "usr_3")] {
+        let ask = Ask::new("POST", path).json(&json!({"user_id": user}));
+        refused(&desk, ask, 404, "not_found", "Scalekit refuses it").await;
+    }
+    refused(&desk, Ask::new("GET", "/v1/organizations/org_3/keys"), 404, "not_found", "Scalekit").await;
+    assert_eq!(desk.create(&ordinary()).await["token_info"]["roles"], json!(["admin"]));
+}
