@@ -3,6 +3,7 @@
 
 mod clock;
 mod connection;
+mod framing;
 mod lingering;
 mod proxy_header;
 mod slots;

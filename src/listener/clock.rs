@@ -1,6 +1,7 @@
 //! How long a connection has been silent, whether a request's head was due, and how long it has taken nothing: what the time
 //! limits go by. Costs a request a few atomic writes and no timer.
 
+use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connection::Open;
+use super::framing::{Broken, Framing};
 use super::lingering::Lingering;
 use crate::body::{Body, BodyError};
 
@@ -221,11 +223,35 @@ pub(super) struct Timed<T> {
     _open: Open,
     /// Once nothing more is sent.
     lingering: Option<Lingering>,
+    framing: Framing,
+    /// The framing broke, and nothing more is read.
+    broken: Option<Broken>,
+    /// What of `NO_HEAD` is to be read.
+    refusal: &'static [u8],
 }
+
+/// A head that hyper refuses, whatever came before: it answers 400 then, and closes.
+const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
 impl<T> Timed<T> {
     pub(super) fn new(io: T, clock: Arc<Clock>, open: Open) -> Self {
-        Self { io, clock, _open: open, lingering: None }
+        Self {
+            io,
+            clock,
+            _open: open,
+            lingering: None,
+            framing: Framing::new(),
+            broken: None,
+            refusal: NO_HEAD,
+        }
+    }
+
+    /// Instead of what is ambiguous; then nothing.
+    fn poison(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let (now, later) = self.refusal.split_at(self.refusal.len().min(buf.remaining()));
+        self.refusal = later;
+        buf.put_slice(now);
+        if now.is_empty() { Poll::Pending } else { Poll::Ready(Ok(())) }
     }
 }
 
@@ -234,31 +260,42 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        match this.broken {
+            Some(Broken::Head(_)) => return this.poison(buf),
+            Some(Broken::Body(_)) => return Poll::Ready(Err(ambiguous())),
+            None => {}
+        }
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let polled = Pin::new(&mut this.io).poll_read(cx, buf);
         let new = &buf.filled()[before..];
-        if !new.is_empty() {
-            self.clock.received(new);
+        if new.is_empty() {
+            return polled;
+        }
+        this.clock.received(new);
+        if let Err(broken) = this.framing.follow(new) {
+            let (Broken::Head(at) | Broken::Body(at)) = broken;
+            this.broken = Some(broken);
+            buf.set_filled(before + at);
+            if at == 0 {
+                return Pin::new(this).poll_read(cx, buf);
+            }
         }
         polled
     }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.lingering.is_none() {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
@@ -274,10 +311,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<T> {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
     }
+}
+
+fn ambiguous() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the framing can be read in two ways")
 }
 
 /// The socket's bytes, seen as they leave: below TLS, which takes some that the caller does not.
@@ -291,28 +332,24 @@ impl<T: AsyncRead + Unpin> AsyncRead for Leaving<T> {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_read(cx, buf)
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Leaving<T> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<std::io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
         self.clock.wrote(&polled);
         polled
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         // A socket has nothing to flush.
         Pin::new(&mut self.io).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 
@@ -323,8 +360,8 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Leaving<T> {
     fn poll_write_vectored(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-        bufs: &[std::io::IoSlice<'_>],
-    ) -> Poll<std::io::Result<usize>> {
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
         self.clock.wrote(&polled);
         polled

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -200,6 +200,8 @@ impl Server {
             move |request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
+                // What comes behind such a head was not looked at, as it may be another protocol's.
+                let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
                 let (busy, asked) = (Busy::begin(&clock, version), Asked::begin(&clock));
                 // An upload may outlast its answer.
                 let sending = (!request.body().is_end_stream()).then(|| Busy::begin(&clock, version));
@@ -210,7 +212,8 @@ impl Server {
                     });
                     let mut response = handler.answer(request, peer).await;
                     asked.answered();
-                    if draining.is_cancelled() && version < Version::HTTP_2 && !is_upgrade(&response) {
+                    let last = unread || (draining.is_cancelled() && version < Version::HTTP_2);
+                    if last && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, std::convert::Infallible>(response.map(|body| Given::wrap(body, busy)))
@@ -307,6 +310,13 @@ async fn last_call(phases: &Phases) {
         () = phases.closing.cancelled() => {}
         () = sleep(FIRST_REQUEST) => {}
     }
+}
+
+fn asks_for_websocket(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(UPGRADE)
+        .iter()
+        .any(|value| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket"))
 }
 
 fn is_upgrade(response: &Response<Body>) -> bool {

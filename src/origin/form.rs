@@ -1,6 +1,7 @@
 //! A request as HTTP/1.1 and HTTP/2 write it.
 
-use hyper::header::{COOKIE, HOST, HeaderMap, HeaderValue};
+use http_body::Body as _;
+use hyper::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use hyper::{Request, Uri, Version};
 
@@ -9,6 +10,10 @@ use crate::body::Body;
 pub(super) fn for_http1(mut request: Request<Body>) -> Request<Body> {
     *request.version_mut() = Version::HTTP_11;
     join_cookies(request.headers_mut());
+    // hyper would drop the body of a GET or HEAD that does not say how long it is.
+    if !request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH) {
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if let Some(authority) = request.uri().authority() {
         // Prepared for HTTP/2, and then not sent on it.
         if let Ok(host) = HeaderValue::from_str(authority.as_str()) {

@@ -70,7 +70,7 @@ async fn any_transfer_encoding_but_chunked_alone_is_refused() {
 }
 
 #[tokio::test]
-async fn of_two_framings_the_upstream_sees_one_and_nothing_behind_is_read() {
+async fn two_framings_are_refused_and_nothing_behind_is_read() {
     let wire = Wire::start().await;
     for framing in [
         "content-length: 3\r\ntransfer-encoding: chunked\r\n",
@@ -79,23 +79,14 @@ async fn of_two_framings_the_upstream_sees_one_and_nothing_behind_is_read() {
         "content-length: 3\r\ntransfer-encoding: chunked\r\nconnection: content-length, keep-alive\r\n",
         "content-length: 3\r\ntransfer-encoding: chunked\r\nconnection: transfer-encoding, keep-alive\r\n",
         "connection: keep-alive\r\ntransfer-encoding: chunked\r\ncontent-length: 0\r\n",
+        "content-length: 3\r\ncontent-length: 3\r\n",
+        "content-length: 3\r\ncontent-length: 3\r\nconnection: close\r\n",
     ] {
-        let before = wire.upstream.text().len();
-        let (statuses, _) = try_framing(&wire, framing, &chunked("abc")).await;
-        assert_eq!(statuses, [200], "{framing:?}");
-        wire.upstream.until(|text| text.ends_with("\r\n\r\n3\r\nabc\r\n0\r\n\r\n")).await;
-        let head = &wire.upstream.text()[before..];
-        assert_eq!(
-            (values(head, "content-length").len(), values(head, "transfer-encoding")),
-            (0, vec!["chunked"])
-        );
+        for body in ["abc".to_owned(), chunked("abc")] {
+            let (statuses, forwarded) = try_framing(&wire, framing, &body).await;
+            assert_eq!((statuses, forwarded), (vec![400], false), "{framing:?}");
+        }
     }
-    // Twice the same number is one number (RFC 9110 section 8.6).
-    let (statuses, _) =
-        try_framing(&wire, "content-length: 3\r\ncontent-length: 3\r\nconnection: close\r\n", "abc").await;
-    assert_eq!(statuses, [200]);
-    wire.upstream.until(|text| text.ends_with("\r\n\r\nabc")).await;
-    assert!(!wire.upstream.text().contains("smuggled"));
 }
 
 #[tokio::test]
@@ -104,6 +95,7 @@ async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let huge = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1 << 20));
     let many = format!("3\r\nabc\r\n0\r\n{}\r\n", "a: b\r\n".repeat(5000));
+    let zeros = format!("{}3\r\nabc\r\n0\r\n\r\n", "0".repeat(100_000));
     #[rustfmt::skip]
     let cases = [
         "3\nabc\r\n0\r\n\r\n", "3\rabc\r\n0\r\n\r\n", "3\r\nabc\n0\r\n\r\n", "3\r\nabc\r0\r\n\r\n",
@@ -117,7 +109,8 @@ async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
         "ffffffffffffffffffff\r\nabc\r\n0\r\n\r\n", "3\r\nabc\r\n0\r\nx : y\r\n\r\n",
         "3\r\nabc\r\n0\r\n x: y\r\n\r\n", "3\r\nabc\r\n0\r\nx\r\n\r\n", "3\r\nabc\r\n0\r\nx: a\rb\r\n\r\n",
         "3\r\nabc\r\n0\r\nx: a\0b\r\n\r\n", "3\r\nabc\r\n0\r\nGET /public/smuggled HTTP/1.1\r\n\r\n",
-        "3\r\nabc\r\n-0\r\n\r\n", &huge, &many,
+        "3\r\nabc\r\n-0\r\n\r\n", "3;a=\"\u{1}\"\r\nabc\r\n0\r\n\r\n", "3\r\nabc\r\n0\r\n\n",
+        "3\r\nabc\r\n0\r\nx: y\r\n\n", "3\r\nabc\r\n0\r\nx: y\n\r\n", "3\r\nabc\r\n0\r\n\r", &zeros, &huge, &many,
     ];
     for body in cases {
         let head = wire.head("POST /v1", "transfer-encoding: chunked\r\n");
@@ -136,7 +129,7 @@ async fn odd_but_valid_chunks_are_framed_anew() {
     let wire = Wire::start().await;
     for body in [
         "3;a=b\r\nabc\r\n0\r\n\r\n",
-        "3;a=\"\u{1}\"\r\nabc\r\n0;x\r\n\r\n",
+        "3;a=\"b\"\r\nabc\r\n0;x\r\n\r\n",
         "00000000000000000003\r\nabc\r\n000\r\n\r\n",
         "3\r\nabc\r\n0\r\ncontent-length: 9\r\ntransfer-encoding: x\r\nhost: b\r\n\r\n",
     ] {
@@ -165,13 +158,4 @@ async fn a_body_that_breaks_off_is_never_a_whole_request() {
     }
     soon(|| wire.stage.metrics.connections.get() == 0).await;
     assert!(!wire.upstream.text().contains("\r\n0\r\n"));
-}
-
-#[tokio::test]
-async fn what_hyper_takes_for_a_trailer_behind_a_bare_line_feed_is_no_request() {
-    let wire = Wire::start().await;
-    let head = wire.head("POST /v1", "transfer-encoding: chunked\r\nconnection: close\r\n");
-    let all = wire.all(head + "3\r\nabc\r\n0\r\n\n" + SMUGGLED + SMUGGLED).await;
-    assert!(matches!(statuses(&all)[..], [200 | 400]), "{all}");
-    assert!(!wire.upstream.text().contains("smuggled"));
 }

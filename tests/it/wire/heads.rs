@@ -107,13 +107,19 @@ async fn a_header_that_two_parsers_could_read_differently_is_refused() {
 }
 
 #[tokio::test]
-async fn a_bare_line_feed_ends_a_line_and_hides_nothing() {
+async fn a_bare_line_feed_ends_no_line_and_is_refused() {
     let wire = Wire::start().await;
-    let lines = "x: a\nx-org-id: forged\ny: b\nx_claim_admin: forged\nconnection: close\n";
-    assert_eq!(statuses(&wire.all(wire.head("GET /v1", lines)).await), [200]);
-    let head = wire.upstream.text();
-    assert!(!head.contains("forged"), "{head}");
-    assert_eq!(head.matches('\n').count(), head.matches("\r\n").count(), "{head}");
+    let head = wire.head("GET /v1", "x: a\r\nconnection: close\r\n");
+    assert_eq!(statuses(&wire.all(&head).await), [200]);
+    let seen = wire.upstream.text().len();
+    for end in head.match_indices("\r\n").map(|(at, _)| at) {
+        let bare = format!("{}{}", &head[..end], &head[end + 1..]);
+        assert_eq!(statuses(&wire.all(bare + SMUGGLED).await), [400], "{end}");
+    }
+    assert_eq!(statuses(&wire.all(format!("\n{head}")).await), [400]);
+    assert_eq!(wire.upstream.text().len(), seen);
+    // Empty lines before a request are ignored (RFC 9112 section 2.2).
+    assert_eq!(statuses(&wire.all(format!("\r\n\r\n{head}")).await), [200]);
 }
 
 #[tokio::test]
