@@ -173,7 +173,7 @@ impl Headers {
         if !identity.roles.is_empty() {
             insert(&settings.roles, joined(&identity.roles)?)?;
         }
-        let (claims, left_out) = self.claims(&identity.claims);
+        let (claims, left_out) = self.claims(&identity.claims)?;
         for (name, value) in claims {
             insert(&name, encoded(value)?)?;
         }
@@ -181,17 +181,21 @@ impl Headers {
     }
 
     /// The claims to pass on by header, and how many were left out for meeting in one.
-    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> (Vec<(HeaderName, &'a str)>, usize) {
+    fn claims<'a>(
+        &self,
+        claims: &'a BTreeMap<String, String>,
+    ) -> Result<(Vec<(HeaderName, &'a str)>, usize), Rejection> {
         let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
             .filter(|(name, _)| chosen(name))
-            .filter_map(|(name, value)| Some((self.claim_header(name)?, value.as_str())))
-            .collect();
+            .map(|(name, value)| Some((self.claim_header(name)?, value.as_str())))
+            .collect::<Option<_>>()
+            .ok_or(Rejection::IdentityTooLarge)?;
         let met = |name: &HeaderName| named.iter().filter(|(other, _)| other == name).count() > 1;
         let alone: Vec<_> = named.iter().filter(|(name, _)| !met(name)).cloned().collect();
         let left_out = named.len() - alone.len();
-        (alone, left_out)
+        Ok((alone, left_out))
     }
 
     /// The header of a claim. `None` only for a name too long for HTTP, which Scalekit does not allow.
@@ -414,6 +418,8 @@ mod tests {
     #[test]
     fn an_identity_over_the_limit_is_refused_and_not_cut() {
         let identity = Identity { claims: [("a".to_owned(), "x".repeat(9000))].into(), ..identity() };
+        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Rejection::IdentityTooLarge));
+        let identity = Identity { claims: [("x".repeat(70_000), "a".to_owned())].into(), ..identity };
         assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Rejection::IdentityTooLarge));
     }
 

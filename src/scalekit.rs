@@ -4,6 +4,7 @@
 pub mod access_token;
 mod grpc;
 pub mod management;
+mod moment;
 mod object;
 mod probe;
 pub(crate) mod proto;

@@ -10,7 +10,7 @@ pub mod outgoing;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
 use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
@@ -96,6 +96,10 @@ impl Upstream {
         // An intermediary answers in its own version (RFC 9110 section 2.5), not in an upstream's HTTP/1.0.
         *response.version_mut() = Version::HTTP_11;
         clean(response.headers_mut());
+        if response.status() == StatusCode::NO_CONTENT {
+            // It has no body, and no length of one (RFC 9110 section 8.6).
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
         if switched {
             set_upgrade(response.headers_mut());
         }

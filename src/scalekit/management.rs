@@ -7,10 +7,11 @@ use bytes::Bytes;
 use hyper::Method;
 use jiff::Timestamp;
 use prost::Message;
-use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::de::{DeserializeOwned, Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::time::{Duration, Instant};
 
+use super::moment;
 use super::object::Object;
 use super::tokens::{ErrorBody, VALIDATE};
 use super::{Answer, Content, Fault, Scalekit, Transport, proto};
@@ -432,7 +433,8 @@ fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> 
 }
 
 fn moment<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    text(from)?.map(|text| text.parse().map_err(serde::de::Error::custom)).transpose()
+    let moment = |text: String| moment::of_text(&text).ok_or_else(|| D::Error::custom("no moment"));
+    text(from)?.map(moment).transpose()
 }
 
 fn absent_or<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(from: D) -> Result<T, D::Error> {

@@ -16,8 +16,7 @@ pub(crate) struct Timestamp {
 impl Timestamp {
     /// The moment; `None` where it is none.
     pub(crate) fn moment(&self) -> Option<jiff::Timestamp> {
-        let is_one = (0..1_000_000_000).contains(&self.nanos);
-        is_one.then(|| jiff::Timestamp::new(self.seconds, self.nanos).ok()).flatten()
+        super::moment::of_parts(self.seconds, self.nanos)
     }
 }
 

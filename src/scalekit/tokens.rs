@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use super::grpc::Status;
 use super::management::{self, Claims};
+use super::moment;
 use super::object::Object;
 use super::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::credential::ApiKey;
@@ -91,7 +92,7 @@ impl From<Option<String>> for Expiry {
     fn from(text: Option<String>) -> Self {
         match text.filter(|text| !text.is_empty()) {
             None => Self::Never,
-            Some(text) => text.parse().map_or(Self::Broken, Self::At),
+            Some(text) => moment::of_text(&text).map_or(Self::Broken, Self::At),
         }
     }
 }
@@ -299,6 +300,12 @@ mod tests {
         assert_eq!(identity.roles, ["a", "b"]);
         let claims: Vec<_> = identity.claims.iter().map(|(name, value)| (&**name, &**value)).collect();
         assert_eq!(claims, [("a", "b"), ("n", "1"), ("o", r#"{"x":[true]}"#), ("z", "null")]);
+    }
+
+    #[test]
+    fn the_end_of_protobufs_time_is_no_broken_expiry() {
+        let end = r#""organization_id":"org_1","expiry":"9999-12-31T23:59:59Z""#;
+        assert!(matches!(valid(end), Ok(Verdict::Valid(identity)) if identity.expiry.is_some()));
     }
 
     #[test]

@@ -303,6 +303,16 @@ async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
 }
 
 #[tokio::test]
+async fn an_answer_of_no_content_has_no_length() {
+    let none = "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n";
+    let wire = Wire::with(Scripted::closing_after(none).await, Setup::default()).await;
+    for method in ["GET", "HEAD", "POST"] {
+        let all = wire.all(wire.head(&format!("{method} /v1"), "connection: close\r\n")).await;
+        assert!(all.starts_with("HTTP/1.1 204 ") && !all.to_ascii_lowercase().contains("length"), "{all}");
+    }
+}
+
+#[tokio::test]
 async fn each_side_may_speak_http_1_0_without_the_other_noticing() {
     let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
     let wire = Wire::with(Scripted::closing_after(old).await, Setup::default()).await;
