@@ -229,7 +229,8 @@ impl Scalekit {
     pub async fn create_token(&self, new: &NewToken) -> Result<Created, CallError> {
         let answer = self.manage(Needs::Write, Method::POST, TOKENS, json(new)?).await?;
         let read: Option<CreatedAnswer> = serde_json::from_slice(&answer.body).ok();
-        let made = read.and_then(|made| Some((made.token.filter(|key| !key.is_empty())?, made.token_info?)));
+        let made =
+            read.and_then(|made| Some((made.token.filter(|key| can_be_presented(key))?, made.token_info?)));
         match made {
             Some((key, token)) => Ok(Created { key: Secret::new(key), token }),
             None => Err(CallError::Lost(Fault::Broken("the new key is not in it"))),
@@ -317,6 +318,11 @@ impl Scalekit {
 
 fn broken(what: &'static str) -> CallError {
     CallError::Fault(Fault::Broken(what))
+}
+
+/// Whether it can stand in a header at all. SECURITY: it is also what a terminal is told.
+fn can_be_presented(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Structs of texts, numbers and maps of text have a form in JSON.

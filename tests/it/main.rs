@@ -12,6 +12,7 @@ mod flights;
 mod goaway;
 mod grpc;
 mod hostile;
+mod keys;
 mod limits;
 mod listeners;
 mod memory;
