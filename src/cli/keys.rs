@@ -212,12 +212,12 @@ pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
 
 /// A connection to the environment, with an access token.
 async fn connect() -> Result<Keys> {
-    const WITHIN: Duration = Duration::from_secs(5);
+    const WITHIN: Duration = Duration::from_secs(6);
     let settings = config::scalekit_alone(&Environment::process()).map_err(anyhow::Error::msg)?;
     let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
     let keeper = Arc::clone(&scalekit);
     tokio::spawn(async move { keeper.keep_access_token().await });
-    scalekit.access_token.bearer(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
+    scalekit.access_token.first(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
     Ok(Keys::new(scalekit))
 }
 
