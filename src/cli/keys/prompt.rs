@@ -113,8 +113,9 @@ async fn ask(question: &str, silently: bool) -> Result<String> {
         let silence = silently.then(Silence::begin).transpose();
         silence.context("the terminal cannot be told not to show the key")
     };
-    say(question);
+    // In this order: what is typed as soon as the question is there is not shown.
     let mut quiet = silence()?;
+    say(question);
     let (sender, line) = oneshot::channel();
     // A thread of its own, which nothing waits for: reading from a terminal cannot be given up.
     std::thread::spawn(move || sender.send(read_line()));
@@ -130,8 +131,8 @@ async fn ask(question: &str, silently: bool) -> Result<String> {
             }
             _ = continued.recv() => {
                 drop(quiet.take());
-                say(question);
                 quiet = silence()?;
+                say(question);
             }
         }
     };
