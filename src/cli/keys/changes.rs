@@ -74,7 +74,7 @@ pub(super) async fn create(keys: &Keys, args: Create) -> Result<ExitCode> {
         json(&json!({ "token": key, "token_id": token.token_id, "token_info": token }))?
     } else {
         format!(
-            "Created {} for {}. {}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
+            "Created {} for {}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
             words::safe(&token.token_id),
             words::scope(&token.organization_id, token.user_id.as_deref()),
             words::end(token.expiry, now),

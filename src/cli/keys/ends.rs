@@ -69,7 +69,7 @@ pub(super) async fn rotate(keys: &Keys, args: Rotate) -> Result<ExitCode> {
         }))?
     } else {
         format!(
-            "Created {} in place of {old_id}, for {}. {}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
+            "Created {} in place of {old_id}, for {}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
             words::safe(&token.token_id),
             words::scope(&token.organization_id, token.user_id.as_deref()),
             words::end(token.expiry, now),
@@ -78,7 +78,7 @@ pub(super) async fn rotate(keys: &Keys, args: Rotate) -> Result<ExitCode> {
     deliver(&created, &text)?;
     let said = match until {
         Some(until) => format!(
-            "{old_id} still works. When callers have the new key, at the latest on {until:.0}:\n  keyward keys revoke --yes {old_id}\n"
+            "{old_id} still works. Revoke it when callers have the new key, by {until:.0}:\n  keyward keys revoke --yes {old_id}\n"
         ),
         None => {
             end(keys, &old_id).await?;

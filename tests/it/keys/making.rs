@@ -15,7 +15,7 @@ async fn a_new_key_is_shown_once_and_only_on_standard_output() {
     assert_eq!(made.out.matches(&key).count(), 1);
     assert!(made.out.contains("the only time that the key is shown"), "{}", made.out);
     let id = kit.live("org_1").await.pop().unwrap();
-    assert!(made.out.starts_with(&format!("Created {id} for org_1, user usr_1. It never expires.")));
+    assert!(made.out.starts_with(&format!("Created {id} for org_1, user usr_1.\nIt never expires.")));
 
     let known = json(&kit.run_with(&["inspect", "--json"], format!("{key}\n")).await.out);
     assert_eq!(known["valid"], true);
