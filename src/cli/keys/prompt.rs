@@ -44,6 +44,9 @@ pub(super) async fn confirmed(question: &str) -> Result<bool> {
 
 /// Hands on each line of standard input that says something, until one is refused.
 pub(super) fn each_line(mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    if io::stdin().is_terminal() {
+        say("Ids, one a line; Ctrl-D ends the list:\n");
+    }
     loop {
         let line = read_line()?;
         match line.trim() {

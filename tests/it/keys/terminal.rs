@@ -186,6 +186,23 @@ async fn revoke_asks_and_only_a_yes_is_one() {
 }
 
 #[tokio::test]
+async fn ids_are_typed_where_nothing_is_piped_and_the_question_comes_after_them() {
+    let kit = Kit::start().await;
+    let (_, id) = kit.create(&["--org", "org_1"]).await;
+    let mut terminal = Terminal::start(&kit, &["revoke", "-"]);
+    terminal.until("Ctrl-D ends the list").await;
+    terminal.enter(&format!("{id}\napit_1\n"));
+    terminal.until("apit_1\r\n").await;
+    terminal.enter("\u{4}");
+    terminal.until("Revoke 2 keys? ").await;
+    terminal.enter("y\n");
+    let (code, shown) = terminal.exit().await;
+    assert_eq!(code, 1, "{shown}");
+    assert!(shown.contains(&format!("{id} is revoked.\n")), "{shown}");
+    assert!(!kit.is_live(&id).await);
+}
+
+#[tokio::test]
 async fn update_shows_the_difference_and_asks() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1", "--claim", "team=eng"]).await;
