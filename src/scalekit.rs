@@ -155,6 +155,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// Twenty claims of 256 characters, escaped to the utmost, and as much again.
 const MAX_ANSWER: usize = 256 * 1024;
+/// Thirty of these: the largest page of a list, which is all that is ever asked for by GET.
+const MAX_PAGE: usize = 30 * MAX_ANSWER;
 
 impl Scalekit {
     /// A client. Nothing is sent before it is asked something.
@@ -218,6 +220,7 @@ impl Scalekit {
         authorization: Option<HeaderValue>,
         content: Bytes,
     ) -> Result<Answer, Fault> {
+        let largest = if method == Method::GET { MAX_PAGE } else { MAX_ANSWER };
         let mut request = Request::new(body::full(content));
         *request.method_mut() = method;
         *request.uri_mut() = path.parse().map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
@@ -234,8 +237,8 @@ impl Scalekit {
         while let Some(frame) = frames.frame().await {
             let frame = frame.map_err(|error| Fault::BrokeOff(format!("its answer broke off: {error}")))?;
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if body.len() > MAX_ANSWER {
-                return Err(Fault::Broken("an answer of more than 256 KiB"));
+            if body.len() > largest {
+                return Err(Fault::Broken("the answer is larger than any that it allows"));
             }
         }
         Ok(Answer { status: head.status, headers: head.headers, body: body.freeze() })

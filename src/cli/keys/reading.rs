@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
@@ -67,6 +67,9 @@ pub(super) async fn list(keys: &Keys, args: List) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         match page.next_page_token {
+            Some(next) if args.all && listing.page_token.as_ref() == Some(&next) => {
+                bail!("Scalekit's pages go round in a circle: these may not be all keys")
+            }
             Some(next) if args.all => listing.page_token = Some(next),
             Some(next) => {
                 tell(format_args!(

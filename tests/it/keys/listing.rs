@@ -1,10 +1,13 @@
 //! `list` and `inspect`.
 
+use std::collections::BTreeMap;
+
 use keyward::dev::emulator::store::Issue;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::timeout;
 
-use super::{Kit, done, json, text};
+use super::{Kit, command, done, json, text};
+use crate::support::raw::{Act, Scripted};
 use crate::support::{LIMIT, soon};
 
 fn fill(kit: &Kit, count: usize) {
@@ -63,6 +66,32 @@ async fn a_page_is_printed_before_the_next_one_is_there() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(said.contains("Scalekit answered 503"), code == 1, "{said}");
     }
+}
+
+#[tokio::test]
+async fn a_page_of_the_largest_keys_is_not_too_large() {
+    let kit = Kit::start().await;
+    let custom_claims: BTreeMap<_, _> =
+        (0..20).map(|number| (format!("{number:ä<30}"), "\u{1f511}".repeat(256))).collect();
+    for _ in 0..31 {
+        let (organization_id, custom_claims) = ("org_1".to_owned(), custom_claims.clone());
+        let description = "\u{1}".repeat(255);
+        kit.emulator.issue(Issue { organization_id, custom_claims, description, ..Issue::default() });
+    }
+    assert_eq!(kit.live("org_1").await.len(), 31);
+}
+
+#[tokio::test]
+async fn pages_that_go_round_in_a_circle_end() {
+    let page = r#"{"tokens":[],"total_count":9,"next_page_token":"same"}"#;
+    let token = r#"{"access_token":"made-up","token_type":"Bearer","expires_in":3600}"#;
+    let script = [token, page].map(|body| {
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
+        Act::Say(format!("{head}{}\r\n\r\n{body}", body.len()).into_bytes())
+    });
+    let url = format!("http://{}", Scripted::acting(script).await.address);
+    let listed = done(command(&url, &["list", "--org", "org_1", "--all"])).await;
+    listed.refused("go round in a circle");
 }
 
 #[tokio::test]

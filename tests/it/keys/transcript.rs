@@ -33,7 +33,7 @@ impl Stand {
 
     /// A word of what was printed, as the README has it.
     fn word(&mut self, word: &str) -> String {
-        let mut place = |all: &mut Vec<String>| {
+        let place = |all: &mut Vec<String>| {
             all.iter().position(|known| known == word).unwrap_or_else(|| {
                 all.push(word.to_owned());
                 all.len() - 1
