@@ -3,11 +3,13 @@
 use std::process::Stdio;
 
 use rustix::process::Signal;
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
+use tokio::time::timeout;
 
 use super::{Kit, done, json, shown, text};
 use crate::process::Running;
-use crate::support::soon;
+use crate::support::{LIMIT, soon};
 
 const SCOPE: [&str; 10] = [
     "--org",
@@ -119,6 +121,18 @@ async fn a_list_with_one_bad_id_revokes_nothing() {
     kit.fine(&["revoke", &one]).await;
     let rest = kit.run_with(&["revoke", "-", &one], format!("\r\n{two}\r\n")).await;
     assert_eq!((rest.code, &*rest.out), (0, &*format!("{one} is revoked.\n{two} is revoked.\n")));
+}
+
+#[tokio::test]
+async fn endless_input_is_left_at_its_first_bad_line() {
+    let kit = Kit::start().await;
+    for (arguments, chunk) in [(&["revoke", "-"][..], "y\n"), (&["revoke", "-"], "a"), (&["inspect"], "a")] {
+        let mut child = kit.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
+        let (mut stdin, chunk) = (child.stdin.take().unwrap(), chunk.repeat(10_000));
+        let write = async { while stdin.write_all(chunk.as_bytes()).await.is_ok() {} };
+        timeout(LIMIT, write).await.expect("somebody stops to read");
+        assert_eq!(timeout(LIMIT, child.wait()).await.unwrap().unwrap().code(), Some(1), "{arguments:?}");
+    }
 }
 
 #[tokio::test]
