@@ -7,12 +7,14 @@ mod keys;
 mod papers;
 mod signals;
 
+use std::fmt;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand};
 use tokio::sync::Notify;
 
@@ -91,7 +93,8 @@ struct ConfigFile {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| without_keys(error).exit());
+    let done = match cli.command {
         Command::Run(file) => run(file),
         Command::Dev(args) => demo::dev(args),
         Command::Check(file) => check(&file),
@@ -109,10 +112,22 @@ fn finish(done: Result<ExitCode>) -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("keyward: {error:#}");
+            tell(format_args!("keyward: {error:#}\n"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// SECURITY: a key that was pasted where none belongs is not repeated.
+fn without_keys(mut error: clap::Error) -> clap::Error {
+    for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue] {
+        let may_be_a_key =
+            |text: &str| text.len() >= 20 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if matches!(error.get(kind), Some(ContextValue::String(text)) if may_be_a_key(text)) {
+            error.insert(kind, ContextValue::String("(not shown, as it may be a key)".to_owned()));
+        }
+    }
+    error
 }
 
 impl ConfigFile {
@@ -154,6 +169,11 @@ fn explain(file: &ConfigFile, method: &str, target: &str) -> Result<()> {
     let text = config::explain(&file.load()?, method, target).map_err(anyhow::Error::msg)?;
     print(&text)?;
     Ok(())
+}
+
+/// To standard error, where somebody may listen or not.
+fn tell(text: impl fmt::Display) {
+    let _ = write!(io::stderr(), "{text}");
 }
 
 /// To standard output. Whoever closed it has read enough: then it is false.

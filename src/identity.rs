@@ -100,6 +100,12 @@ pub struct Headers {
     prefixes: Vec<Box<[u8]>>,
 }
 
+/// The claims that are passed on, and how many are not, as two of one key would share a header.
+struct Chosen<'a> {
+    claims: Vec<(HeaderName, &'a str)>,
+    left_out: usize,
+}
+
 impl Headers {
     /// Owns the configured names and, always, the default ones.
     pub fn new(settings: Settings) -> Self {
@@ -173,7 +179,7 @@ impl Headers {
         if !identity.roles.is_empty() {
             insert(&settings.roles, joined(&identity.roles)?)?;
         }
-        let (claims, left_out) = self.claims(&identity.claims)?;
+        let Chosen { claims, left_out } = self.claims(&identity.claims)?;
         for (name, value) in claims {
             insert(&name, encoded(value)?)?;
         }
@@ -181,10 +187,7 @@ impl Headers {
     }
 
     /// The claims to pass on by header, and how many were left out for meeting in one.
-    fn claims<'a>(
-        &self,
-        claims: &'a BTreeMap<String, String>,
-    ) -> Result<(Vec<(HeaderName, &'a str)>, usize), Rejection> {
+    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Chosen<'a>, Rejection> {
         let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
@@ -195,7 +198,7 @@ impl Headers {
         let met = |name: &HeaderName| named.iter().filter(|(other, _)| other == name).count() > 1;
         let alone: Vec<_> = named.iter().filter(|(name, _)| !met(name)).cloned().collect();
         let left_out = named.len() - alone.len();
-        Ok((alone, left_out))
+        Ok(Chosen { claims: alone, left_out })
     }
 
     /// The header of a claim. `None` only for a name too long for HTTP, which Scalekit does not allow.

@@ -74,11 +74,12 @@ pub enum KeyError {
 
 fn lost(suspects: Option<&[String]>) -> String {
     match suspects {
-        Some([]) => "no key was made".to_owned(),
+        Some([]) => "no key like it is in the organization's list".to_owned(),
         Some(ids) => format!(
             "a key was made that nobody has seen; revoke {}: {}",
             if ids.len() == 1 { "it" } else { "those of these that nobody has" },
-            ids.join(" ")
+            // SECURITY: whoever answered wrote them.
+            ids.iter().map(|id| id.escape_default().to_string()).collect::<Vec<_>>().join(" ")
         ),
         None => "a key may have been made that nobody has seen; list the organization's keys, and revoke it"
             .to_owned(),
@@ -208,14 +209,7 @@ impl Keys {
     /// # Errors
     /// When it was not done, or may not have been.
     pub async fn update(&self, id: &TokenId, change: &Change) -> Result<Token, KeyError> {
-        if let Some(claims) = &change.custom_claims {
-            if claims.is_empty() {
-                let problem = "Scalekit cannot take a key's last claim away; make a new key without it";
-                return Err(KeyError::Invalid { field: "custom_claims", problem: problem.to_owned() });
-            }
-            check_claims(claims)?;
-        }
-        check_description(change.description.as_deref())?;
+        check_change(change)?;
         match self.scalekit.update_token(&id.0, change).await {
             Err(CallError::Refused(refusal)) if refusal.code == 5 => Err(KeyError::NotFound),
             done => Ok(done?),
@@ -229,11 +223,6 @@ impl Keys {
     pub async fn revoke(&self, id: &TokenId) -> Result<(), KeyError> {
         match self.scalekit.invalidate_token(&id.0).await {
             Err(CallError::Refused(refusal)) if refusal.code == 5 => Err(KeyError::NotFound),
-            // Whether it was done can be seen.
-            Err(CallError::Lost(fault)) => match self.find(id).await {
-                Err(KeyError::NotFound) => Ok(()),
-                _ => Err(CallError::Lost(fault).into()),
-            },
             done => Ok(done?),
         }
     }
@@ -260,6 +249,21 @@ pub fn merged(claims: &Claims, changes: impl IntoIterator<Item = (String, Option
         };
     }
     claims
+}
+
+/// Whether Scalekit takes such a change.
+///
+/// # Errors
+/// `Invalid`.
+pub fn check_change(change: &Change) -> Result<(), KeyError> {
+    if let Some(claims) = &change.custom_claims {
+        if claims.is_empty() {
+            let problem = "Scalekit cannot take a key's last claim away; make a new key without it";
+            return Err(KeyError::Invalid { field: "custom_claims", problem: problem.to_owned() });
+        }
+        check_claims(claims)?;
+    }
+    check_description(change.description.as_deref())
 }
 
 fn check_new(new: &NewToken, now: Timestamp) -> Result<(), KeyError> {

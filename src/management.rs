@@ -34,7 +34,7 @@ use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::metrics::Metrics;
 use crate::scalekit::Scalekit;
-use crate::scalekit::management::{Change, Listing, Token};
+use crate::scalekit::management::{CallError, Change, Listing, Token};
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Peer;
 
@@ -279,7 +279,14 @@ impl Management {
     }
 
     async fn end(&self, organization: &str, id: &TokenId) -> Result<(), KeyError> {
-        self.keys.revoke(id).await?;
+        match self.keys.revoke(id).await {
+            // Whether it was done can be seen.
+            Err(KeyError::Call(CallError::Lost(fault))) => match self.keys.find(id).await {
+                Err(KeyError::NotFound) => {}
+                _ => return Err(CallError::Lost(fault).into()),
+            },
+            done => done?,
+        }
         self.revoked.insert(id.clone(), organization.to_owned());
         Ok(())
     }

@@ -204,8 +204,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// Twenty claims of 256 characters, escaped to the utmost, and as much again.
 const MAX_ANSWER: usize = 256 * 1024;
-/// And of thirty keys with as much.
-const MAX_LIST: usize = 30 * MAX_ANSWER / 2;
+/// Thirty of these: the largest page of a list.
+const MAX_PAGE: usize = 30 * MAX_ANSWER;
 
 impl Scalekit {
     /// A client. Nothing is sent before it is asked something.
@@ -269,8 +269,8 @@ impl Scalekit {
         authorization: Option<HeaderValue>,
         content: Content,
     ) -> Result<Answer, Fault> {
-        // Lists alone are asked for with GET.
-        let most = if method == Method::GET { MAX_LIST } else { MAX_ANSWER };
+        let is_list = method == Method::GET || path.ends_with("/ListTokens");
+        let largest = if is_list { MAX_PAGE } else { MAX_ANSWER };
         let (content_type, content) = match content {
             Content::Form(content) => ("application/x-www-form-urlencoded", content),
             Content::Json(content) => ("application/json", content),
@@ -298,8 +298,8 @@ impl Scalekit {
                 trailers.clone_from(last);
             }
             body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if body.len() > most {
-                return Err(Fault::Broken("the answer is too long"));
+            if body.len() > largest {
+                return Err(Fault::Broken("the answer is larger than any that it allows"));
             }
         }
         Ok(Answer { status: head.status, headers: head.headers, body: body.freeze(), trailers })

@@ -9,6 +9,8 @@ mod words;
 
 use std::fmt;
 use std::io::{self, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -20,6 +22,7 @@ use tokio::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 
 use self::prompt::{Interrupt, Interrupted};
+use super::tell;
 use crate::config::{self, Environment, parse_duration};
 use crate::keys::{Keys, TokenId};
 use crate::metrics::Metrics;
@@ -228,32 +231,48 @@ pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
 
 /// A connection to the environment, with an access token.
 async fn connect(transport: Transport) -> Result<Keys> {
-    const WITHIN: Duration = Duration::from_secs(5);
+    const WITHIN: Duration = Duration::from_secs(6);
     let settings = config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
     let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
     let keeper = Arc::clone(&scalekit);
     tokio::spawn(async move { keeper.keep_access_token().await });
-    scalekit.access_token.bearer(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
+    scalekit.access_token.first(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
     Ok(Keys::new(scalekit))
 }
 
 /// Makes a key. Whoever wants out meanwhile is asked to wait, as Scalekit cannot be told to stop.
 async fn make(keys: &Keys, new: &NewToken) -> Result<Created> {
+    if leads_nowhere(&io::stdout()) {
+        bail!("standard output is closed or /dev/null, where the key would be lost; no key was made");
+    }
     let mut interrupt = Interrupt::watch()?;
     let mut creation = std::pin::pin!(keys.create(new));
     tokio::select! {
         created = &mut creation => return Ok(created?),
         () = interrupt.comes() => {}
     }
-    eprintln!(
-        "keyward: a key is being made; waiting for Scalekit's answer, so that it is not lost (again to leave)"
+    tell(
+        "keyward: a key is being made; waiting for Scalekit's answer, so that it is not lost (Ctrl-C again to leave)\n",
     );
     tokio::select! {
         created = creation => Ok(created?),
         () = interrupt.comes() => {
-            eprintln!("keyward: a key may have been made that nobody has seen: list the organization's keys, and revoke it");
+            let org = words::safe(&new.organization_id);
+            tell(format_args!(
+                "keyward: a key may have been made that nobody has seen; look for it, and revoke it: keyward keys list --org {org}\n"
+            ));
             Err(Interrupted.into())
         }
+    }
+}
+
+/// What is closed when a program starts, the standard library opens as `/dev/null`.
+fn leads_nowhere(out: &io::Stdout) -> bool {
+    let file = out.as_fd().try_clone_to_owned().map(std::fs::File::from);
+    let here = file.and_then(|file| file.metadata());
+    match (here, std::fs::metadata("/dev/null")) {
+        (Ok(here), Ok(null)) => here.rdev() != 0 && here.rdev() == null.rdev(),
+        _ => false,
     }
 }
 
@@ -261,13 +280,15 @@ async fn make(keys: &Keys, new: &NewToken) -> Result<Created> {
 fn deliver(created: &Created, text: &impl fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
     let printed = write!(out, "{text}").and_then(|()| out.flush());
-    printed.with_context(|| {
-        let id = &created.token.token_id;
-        format!("{id} was made, but its key could not be printed, and is lost; revoke it: keyward keys revoke {id}")
+    printed.map_err(|error| {
+        let id = words::safe(&created.token.token_id);
+        anyhow::anyhow!(
+            "{id} was made, but its key could not be printed ({error}), and is lost; revoke it: keyward keys revoke {id}"
+        )
     })
 }
 
 /// An object on a line.
 fn json(value: &impl Serialize) -> Result<String> {
-    Ok(serde_json::to_string(value)? + "\n")
+    Ok(words::safe_json(&serde_json::to_string(value)?) + "\n")
 }

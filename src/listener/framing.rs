@@ -144,7 +144,7 @@ impl Framing {
     fn check_in_line(&self, byte: u8) -> Result<(), ()> {
         let fine = match self.state {
             State::ChunkEnd => false,
-            State::Size => self.length <= LONGEST_SIZE && !matches!(byte, 0..b'\t' | b'\n'..b' ' | 0x7f),
+            State::Size => self.length <= LONGEST_SIZE && (byte == b'\t' || !byte.is_ascii_control()),
             _ => true,
         };
         fine.then_some(()).ok_or(())

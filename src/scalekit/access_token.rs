@@ -78,6 +78,21 @@ impl AccessToken {
         }
     }
 
+    /// Waits for what the first fetch gives, and no longer: for a program that somebody sits before.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub async fn first(&self, deadline: Instant) -> Result<(), Fault> {
+        let mut state = self.state.subscribe();
+        let told = state.wait_for(|state| state.bearer.is_some() || state.fault.is_some());
+        match timeout_at(deadline, told).await {
+            Ok(Ok(state)) if state.bearer.is_some() => Ok(()),
+            Ok(Ok(state)) => Err(state.fault.clone().unwrap_or(Fault::Timeout)),
+            // The sender lives as long as `self`.
+            Ok(Err(_)) | Err(_) => Err(Fault::Timeout),
+        }
+    }
+
     /// Another token than this one, which Scalekit refused.
     ///
     /// # Errors

@@ -242,7 +242,9 @@ impl Scalekit {
             }
         };
         match made {
-            (Some(key), Some(token)) if !key.is_empty() => Ok(Created { key: Secret::new(key), token }),
+            (Some(key), Some(token)) if can_be_presented(&key) => {
+                Ok(Created { key: Secret::new(key), token })
+            }
             _ => Err(CallError::Lost(Fault::Broken("the new key is not in it"))),
         }
     }
@@ -394,6 +396,11 @@ impl CallError {
             _ => Self::Fault(fault),
         }
     }
+}
+
+/// Whether it can stand in a header at all. SECURITY: it is also what a terminal is told.
+fn can_be_presented(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Structs of texts, numbers and maps of text have a form in JSON.

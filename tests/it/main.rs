@@ -14,6 +14,7 @@ mod goaway;
 mod grpc;
 mod grpc_transport;
 mod hostile;
+mod keys;
 mod limits;
 mod listeners;
 mod management;

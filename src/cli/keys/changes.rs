@@ -7,9 +7,10 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
+use super::super::{print, tell};
 use super::{Claim, Expiry, Form, KeyForm, claims, deliver, id, json, make, prompt, words};
-use crate::keys::{self, Keys};
-use crate::scalekit::management::{Change, NewToken};
+use crate::keys::{self, KeyError, Keys};
+use crate::scalekit::management::{CallError, Change, NewToken};
 
 #[derive(Args)]
 pub(super) struct Create {
@@ -73,7 +74,7 @@ pub(super) async fn create(keys: &Keys, args: Create) -> Result<ExitCode> {
         json(&json!({ "token": key, "token_id": token.token_id, "token_info": token }))?
     } else {
         format!(
-            "Created {} for {}. {}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
+            "Created {} for {}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
             words::safe(&token.token_id),
             words::scope(&token.organization_id, token.user_id.as_deref()),
             words::end(token.expiry, now),
@@ -107,12 +108,13 @@ pub(super) async fn update(keys: &Keys, args: Update) -> Result<ExitCode> {
     let change = Change { custom_claims, description: args.description };
     let difference = words::difference(&before, &change);
     if difference.is_empty() {
-        eprintln!("Nothing changes: {id} is so already.");
+        tell(format_args!("Nothing changes: {id} is so already.\n"));
         if args.form.json {
-            super::super::print(&json(&json!({ "token_info": before }))?)?;
+            print(&json(&json!({ "token_info": before }))?)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
+    keys::check_change(&change)?;
     if !args.form.json {
         let how = if replaces {
             ", whose claims are replaced by those given (--merge keeps the others)"
@@ -120,17 +122,21 @@ pub(super) async fn update(keys: &Keys, args: Update) -> Result<ExitCode> {
             ""
         };
         let scope = words::scope(&before.organization_id, before.user_id.as_deref());
-        eprint!("{id} of {scope}{how}:\n{difference}");
+        tell(format_args!("{id} of {scope}{how}:\n{difference}"));
     }
     if !args.yes && !prompt::confirmed("Change it?").await? {
-        eprintln!("Nothing was changed.");
+        tell("Nothing was changed.\n");
         return Ok(ExitCode::FAILURE);
     }
-    let after = keys.update(&id, &change).await?;
-    super::super::print(&if args.form.json {
-        json(&json!({ "token_info": after }))?
-    } else {
-        format!("Changed {id}.\n")
-    })?;
+    let unknown = || format!("it is not known whether {id} was changed: keyward keys inspect {id}");
+    let after = match prompt::unless_interrupted(keys.update(&id, &change)).await {
+        Ok(Err(KeyError::Call(error @ CallError::Lost(_)))) => bail!("{error}; {}", unknown()),
+        Ok(done) => done?,
+        Err(error) => {
+            tell(format_args!("keyward: {}\n", unknown()));
+            return Err(error);
+        }
+    };
+    print(&if args.form.json { json(&json!({ "token_info": after }))? } else { format!("Changed {id}.\n") })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Duration;
 
-use super::super::print;
+use super::super::{print, tell};
 use super::{Form, KeyForm, deliver, id, json, make, prompt, words};
 use crate::config::parse_duration;
 use crate::keys::{self, KeyError, Keys, TokenId};
@@ -38,6 +38,11 @@ pub(super) struct Revoke {
     form: Form,
 }
 
+/// More are hardly meant.
+const MOST_IDS: usize = 100_000;
+/// After so many in a row that nobody knows about, the rest will hardly fare better.
+const MOST_LOST: usize = 3;
+
 fn overlap(text: &str) -> Result<Duration, &'static str> {
     parse_duration(text).filter(|time| !time.is_zero()).ok_or("it is a duration such as 24h")
 }
@@ -49,66 +54,102 @@ pub(super) async fn rotate(keys: &Keys, args: Rotate) -> Result<ExitCode> {
     let until = args
         .overlap
         .map(|time| now.checked_add(time).context("that is too far in the future"))
-        .transpose()?;
+        .transpose()?
+        // By then it has ended by itself.
+        .map(|until| old.expiry.map_or(until, |expiry| until.min(expiry)));
     let created = make(keys, &keys::successor(&old)).await?;
     let (key, token) = (created.key.expose(), &created.token);
     let silent = args.form.quiet || args.form.json;
-    if args.form.quiet {
-        deliver(&created, &format!("{key}\n"))?;
-    } else if !args.form.json {
-        let text = format!(
-            "Created {} in place of {old_id}, for {}. {}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
+    // The new key is out before the old one ends.
+    let text = if args.form.quiet {
+        format!("{key}\n")
+    } else if args.form.json {
+        json(&json!({
+            "token": key, "token_id": token.token_id, "token_info": token, "replaced_token_id": old.token_id,
+        }))?
+    } else {
+        format!(
+            "Created {} in place of {old_id}, for {}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
             words::safe(&token.token_id),
             words::scope(&token.organization_id, token.user_id.as_deref()),
             words::end(token.expiry, now),
-        );
-        deliver(&created, &text)?;
-    }
-    // The new key is out before the old one ends.
-    let ended = if until.is_none() { Some(keys.revoke(&old_id).await) } else { None };
-    if args.form.json {
-        let content = json!({
-            "token": key, "token_id": token.token_id, "token_info": token,
-            "replaced_token_id": old.token_id, "replaced_token_revoked": matches!(ended, Some(Ok(()))),
-        });
-        deliver(&created, &json(&content)?)?;
-    }
-    match (ended, until) {
-        (Some(Err(error)), _) => bail!(
-            "{old_id} is not revoked, and still good: {error}; when that is mended: keyward keys revoke {old_id}"
-        ),
-        (Some(Ok(())), _) if !silent => print(&format!("{old_id} is revoked.\n"))?,
-        (_, Some(until)) if !silent => print(&format!(
-            "{old_id} still works. When callers have the new key, at the latest on {until:.0}:\n  keyward keys revoke --yes {old_id}\n"
-        ))?,
-        _ => true,
+        )
     };
+    deliver(&created, &text)?;
+    let said = match until {
+        Some(until) => format!(
+            "{old_id} still works. Revoke it when callers have the new key, by {until:.0}:\n  keyward keys revoke --yes {old_id}\n"
+        ),
+        None => {
+            end(keys, &old_id).await?;
+            format!("{old_id} is revoked.\n")
+        }
+    };
+    if !silent {
+        print(&said)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Revokes a key whose successor is out.
+async fn end(keys: &Keys, old: &TokenId) -> Result<()> {
+    let error = match prompt::unless_interrupted(keys.revoke(old)).await {
+        Ok(Ok(())) => return Ok(()),
+        Ok(Err(KeyError::Call(error @ CallError::Lost(_)))) => {
+            anyhow::anyhow!(
+                "it is not known whether {old} is revoked: {error}; to be sure: keyward keys revoke {old}"
+            )
+        }
+        Ok(Err(error)) => anyhow::anyhow!(
+            "{old} is not revoked, and still good: {error}; when that is mended: keyward keys revoke {old}"
+        ),
+        Err(interrupted) => {
+            tell(format_args!("keyward: {old} may still be good: keyward keys revoke {old}\n"));
+            interrupted
+        }
+    };
+    Err(error)
 }
 
 pub(super) async fn revoke(keys: &Keys, args: Revoke) -> Result<ExitCode> {
     let from_input = args.ids.iter().any(|id| id == "-");
-    let mut texts: Vec<String> = args.ids.into_iter().filter(|id| id != "-").collect();
-    if from_input {
-        texts.extend(prompt::lines()?);
-    }
     // All are read before the first is revoked, so that a mistake in the list leaves everything as it is.
-    let read = |(number, text): (usize, &String)| -> Result<TokenId> {
-        id(text).with_context(|| format!("number {} of the list", number + 1))
+    let mut ids: Vec<TokenId> = Vec::new();
+    let mut take = |text: &str| {
+        let number = ids.len() + 1;
+        if number > MOST_IDS {
+            bail!("these are more than {MOST_IDS} ids; nothing was revoked");
+        }
+        let id =
+            id(text).with_context(|| format!("number {number} of the list, of which nothing was revoked"))?;
+        ids.push(id);
+        Ok(())
     };
-    let ids: Vec<TokenId> = texts.iter().enumerate().map(read).collect::<Result<_>>()?;
+    args.ids.iter().filter(|id| *id != "-").try_for_each(|id| take(id))?;
+    if from_input {
+        prompt::each_line(take)?;
+    }
     let question = match ids.as_slice() {
         [] => bail!("there are no ids on standard input"),
         [one] => format!("Revoke {one}? It stops working at once, for good."),
         many => format!("Revoke {} keys? They stop working at once, for good.", many.len()),
     };
     if !args.yes && !prompt::confirmed(&question).await? {
-        eprintln!("Nothing was revoked.");
+        tell("Nothing was revoked.\n");
         return Ok(ExitCode::FAILURE);
     }
-    let mut failed = 0;
+    let (mut failed, mut lost) = (0, 0);
     for (done, id) in ids.iter().enumerate() {
-        let error = keys.revoke(id).await.err();
+        let left = ids.len() - done - 1;
+        let error = match prompt::unless_interrupted(keys.revoke(id)).await {
+            Ok(done) => done.err(),
+            Err(interrupted) => {
+                tell(format_args!(
+                    "keyward: it is not known whether {id} is revoked; the {left} after it were not tried\n"
+                ));
+                return Err(interrupted);
+            }
+        };
         if args.form.json {
             let error = error.as_ref().map(ToString::to_string);
             print(&json(
@@ -117,21 +158,26 @@ pub(super) async fn revoke(keys: &Keys, args: Revoke) -> Result<ExitCode> {
         } else if error.is_none() {
             print(&format!("{id} is revoked.\n"))?;
         }
-        let Some(error) = error else { continue };
-        eprintln!(
-            "keyward: {id}: {}",
+        let Some(error) = error else {
+            lost = 0;
+            continue;
+        };
+        tell(format_args!(
+            "keyward: {id}: {}\n",
             if matches!(error, KeyError::NotFound) {
                 "there is no key of this id".to_owned()
             } else {
                 error.to_string()
             }
-        );
+        ));
         failed += 1;
+        lost = if matches!(error, KeyError::Call(CallError::Lost(_))) { lost + 1 } else { 0 };
         // What lasts for one lasts for all.
-        if matches!(error, KeyError::Call(CallError::Permission(_) | CallError::Fault(_))) {
-            let left = ids.len() - done - 1;
+        if lost == MOST_LOST
+            || matches!(error, KeyError::Call(CallError::Permission(_) | CallError::Fault(_)))
+        {
             if left > 0 {
-                eprintln!("keyward: the {left} after it were not tried");
+                tell(format_args!("keyward: the {left} after it were not tried\n"));
             }
             failed += left;
             break;

@@ -1,8 +1,10 @@
 //! What people are asked: a key without an echo, and yes or no. Whatever ends it, the terminal is left as it was.
 
-use std::io::{self, BufRead, IsTerminal, Read};
+use std::io::{self, BufRead, IsTerminal, Read, Write as _};
+use std::pin::pin;
 
 use anyhow::{Context as _, Result, bail};
+use rustix::process::{Signal as Number, getpid, kill_process};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -12,23 +14,10 @@ use crate::credential::{ApiKey, Settings};
 /// The longest line that can be a key or an id, in bytes.
 const LONGEST: u64 = 4096;
 
-/// Whether somebody is there who can be asked.
-pub(super) fn is_interactive() -> bool {
-    io::stdin().is_terminal() && io::stderr().is_terminal()
-}
-
 /// A key from standard input, or from whoever sits there.
 pub(super) async fn key() -> Result<ApiKey> {
-    let line = if io::stdin().is_terminal() {
-        let interrupt = Interrupt::watch()?;
-        eprint!("API key (not shown): ");
-        let silence = Silence::begin().context("the terminal cannot be told not to show the key")?;
-        let line = interrupt.or(line).await;
-        drop(silence);
-        line?
-    } else {
-        line()?
-    };
+    let line =
+        if io::stdin().is_terminal() { ask("API key (not shown): ", true).await? } else { read_line()? };
     let text = line.trim();
     if text.is_empty() {
         bail!("there is no key on standard input");
@@ -46,29 +35,30 @@ pub(super) async fn key() -> Result<ApiKey> {
 
 /// Whether the answer is yes. Nobody to ask is a yes: scripts do what they are told.
 pub(super) async fn confirmed(question: &str) -> Result<bool> {
-    if !is_interactive() {
+    if !io::stdin().is_terminal() {
         return Ok(true);
     }
-    let interrupt = Interrupt::watch()?;
-    eprint!("{question} [y/N] ");
-    let line = interrupt.or(line).await?;
+    let line = ask(&format!("{question} [y/N] "), false).await?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
-/// The lines of standard input that say something.
-pub(super) fn lines() -> Result<Vec<String>> {
-    let mut lines = Vec::new();
-    for line in io::stdin().lock().lines() {
-        let line = line.context("standard input cannot be read")?;
-        let line = line.trim();
-        if !line.is_empty() {
-            lines.push(line.to_owned());
+/// Hands on each line of standard input that says something, until one is refused.
+pub(super) fn each_line(mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
+    if io::stdin().is_terminal() {
+        say("Ids, one a line; Ctrl-D ends the list:\n");
+    }
+    loop {
+        let line = read_line()?;
+        match line.trim() {
+            "" if line.is_empty() => return Ok(()),
+            "" => {}
+            text => take(text)?,
         }
     }
-    Ok(lines)
 }
 
-fn line() -> Result<String> {
+/// A line of standard input, or as much of it as can matter; empty at the end.
+fn read_line() -> Result<String> {
     let mut line = String::new();
     let read = io::stdin().lock().take(LONGEST).read_line(&mut line);
     read.context("standard input cannot be read")?;
@@ -81,32 +71,90 @@ fn line() -> Result<String> {
 pub(super) struct Interrupted;
 
 /// The signals that end a program, once somebody watches for them.
-pub(super) struct Interrupt(Signal, Signal);
+pub(super) struct Interrupt([Signal; 3]);
 
 impl Interrupt {
     /// From now on they end nothing by themselves.
     pub(super) fn watch() -> Result<Self> {
-        let watch = |kind| signal(kind).context("cannot wait for signals");
-        Ok(Self(watch(SignalKind::interrupt())?, watch(SignalKind::terminate())?))
+        Ok(Self([
+            watch(SignalKind::interrupt())?,
+            watch(SignalKind::terminate())?,
+            watch(SignalKind::quit())?,
+        ]))
     }
 
     /// Completes with the first.
     pub(super) async fn comes(&mut self) {
+        let [interrupt, terminate, quit] = &mut self.0;
         tokio::select! {
-            _ = self.0.recv() => {}
-            _ = self.1.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = quit.recv() => {}
         }
     }
+}
 
-    /// What is read, unless somebody wants out before.
-    async fn or(mut self, read: fn() -> Result<String>) -> Result<String> {
-        let (sender, line) = oneshot::channel();
-        // A thread of its own, which nothing waits for: reading from a terminal cannot be given up.
-        std::thread::spawn(move || sender.send(read()));
+fn watch(kind: SignalKind) -> Result<Signal> {
+    signal(kind).context("cannot wait for signals")
+}
+
+/// What is done, unless somebody wants out before. A signal that was watched for once ends nothing by itself any more.
+pub(super) async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Result<T> {
+    let mut interrupt = Interrupt::watch()?;
+    tokio::select! {
+        done = work => Ok(done),
+        () = interrupt.comes() => Err(Interrupted.into()),
+    }
+}
+
+/// Asks whoever sits at the terminal for a line.
+async fn ask(question: &str, silently: bool) -> Result<String> {
+    let mut interrupt = Interrupt::watch()?;
+    let mut suspended = watch(SignalKind::from_raw(Number::TSTP.as_raw()))?;
+    let mut continued = watch(SignalKind::from_raw(Number::CONT.as_raw()))?;
+    let silence = || -> Result<Option<Silence>> {
+        let silence = silently.then(Silence::begin).transpose();
+        silence.context("the terminal cannot be told not to show the key")
+    };
+    // In this order: what is typed as soon as the question is there is not shown.
+    let mut quiet = silence()?;
+    say(question);
+    let (sender, line) = oneshot::channel();
+    // A thread of its own, which nothing waits for: reading from a terminal cannot be given up.
+    std::thread::spawn(move || sender.send(read_line()));
+    let mut line = pin!(line);
+    let line = loop {
         tokio::select! {
-            line = line => line.context("standard input cannot be read")?,
-            () = self.comes() => Err(Interrupted.into()),
+            line = &mut line => break line.context("standard input cannot be read")?,
+            () = interrupt.comes() => break Err(Interrupted.into()),
+            // Ctrl-Z: the shell gets the terminal as it was, and who comes back is asked again.
+            _ = suspended.recv() => {
+                drop(quiet.take());
+                kill_process(getpid(), Number::STOP).context("cannot be suspended")?;
+            }
+            _ = continued.recv() => {
+                drop(quiet.take());
+                quiet = silence()?;
+                say(question);
+            }
         }
+    };
+    drop(quiet);
+    if !line.as_ref().is_ok_and(|line| line.ends_with('\n')) {
+        // What is said next does not belong behind the question.
+        say("\n");
+    }
+    line
+}
+
+/// To the terminal, wherever standard error goes.
+fn say(text: &str) {
+    let terminal = || std::fs::OpenOptions::new().write(true).open("/dev/tty");
+    let written = (!io::stderr().is_terminal()).then(terminal);
+    if let Some(Ok(mut terminal)) = written {
+        let _ = terminal.write_all(text.as_bytes());
+    } else {
+        super::tell(text);
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::super::print;
+use super::super::{print, tell};
 use super::{Form, id, json, prompt, words};
 use crate::keys::{KeyError, Keys};
 use crate::scalekit::management::Listing;
@@ -24,10 +24,10 @@ pub(super) struct List {
     #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
     all: bool,
     /// How many, from 1 to 30; 10 where nothing is said
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(LARGEST_PAGE)))]
     page_size: Option<u8>,
     /// Where to go on, as the page before told
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     page_token: Option<String>,
     #[command(flatten)]
     form: Form,
@@ -67,23 +67,26 @@ pub(super) async fn list(keys: &Keys, args: List) -> Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         match page.next_page_token {
+            Some(next) if args.all && listing.page_token.as_ref() == Some(&next) => {
+                bail!("Scalekit's pages go round in a circle: these may not be all keys")
+            }
             Some(next) if args.all => listing.page_token = Some(next),
             Some(next) => {
-                eprintln!(
-                    "There are {} in all; go on with --page-token {}",
+                tell(format_args!(
+                    "There are {} in all; go on with --page-token {}\n",
                     page.total_count,
                     words::safe(&next)
-                );
+                ));
                 break;
             }
             None => break,
         }
     }
     if !any {
-        eprintln!(
-            "There are no live keys of {}.",
+        tell(format_args!(
+            "There are no live keys of {}.\n",
             words::scope(&listing.organization_id, listing.user_id.as_deref())
-        );
+        ));
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -91,7 +94,10 @@ pub(super) async fn list(keys: &Keys, args: List) -> Result<ExitCode> {
 pub(super) async fn inspect(keys: &Keys, args: Inspect) -> Result<ExitCode> {
     let found = match &args.id {
         Some(text) => keys.find(&id(text)?).await,
-        None => keys.inspect(&prompt::key().await?).await,
+        None => {
+            let key = prompt::key().await?;
+            prompt::unless_interrupted(keys.inspect(&key)).await?
+        }
     };
     let found = match found {
         Err(KeyError::NotFound) => None,

@@ -10,16 +10,33 @@ use crate::scalekit::management::{Change, Claims, Token};
 pub(super) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
-        // Marks that turn the direction of what follows could make one id look like another.
-        let turns =
-            matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if char.is_control() || turns {
+        if is_obeyed(char) {
             out.extend(char.escape_unicode());
         } else {
             out.push(char);
         }
     }
     out
+}
+
+/// SECURITY: JSON escapes what is below a space; a terminal obeys more than that.
+pub(super) fn safe_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for char in json.chars() {
+        if is_obeyed(char) {
+            let _ = write!(out, "\\u{:04x}", u32::from(char));
+        } else {
+            out.push(char);
+        }
+    }
+    out
+}
+
+/// Whether a terminal does something for it. Marks that turn the direction of what follows could make one id look like
+/// another.
+fn is_obeyed(char: char) -> bool {
+    let turns = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    char.is_control() || turns
 }
 
 /// The same, and not longer than a column.

@@ -144,7 +144,10 @@ async fn a_lost_rotation_does_not_suspect_the_key_that_it_was_to_replace() {
 async fn what_was_not_made_can_be_asked_for_again() {
     let (desk, answer) = lost(Effect::Reset).await;
     assert_eq!(answer["code"], "scalekit_unavailable", "{answer}");
-    assert!(answer["detail"].as_str().unwrap().ends_with("no key was made"), "{answer}");
+    assert!(
+        answer["detail"].as_str().unwrap().ends_with("no key like it is in the organization's list"),
+        "{answer}"
+    );
     assert_eq!(desk.ask(&named("one")).await.status, 201);
     assert_eq!(desk.count().await, 1);
 }

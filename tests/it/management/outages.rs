@@ -188,7 +188,7 @@ async fn hostile_answers_of_scalekit_stay_texts() {
     let answer = |status: u16, body: &serde_json::Value| {
         Effect::Answer(Answer { body: Some(body.to_string().into()), ..Answer::status(status) })
     };
-    let created = json!({"token": "made-up-key\r\nx: y", "token_id": "apit_1", "token_info": info});
+    let created = json!({"token": "made-up-key", "token_id": "apit_1", "token_info": info});
     desk.stage.emulator.set_fault(Fault::new(Target::Create, answer(201, &created)).times(1));
     let mut client = desk.connect().await;
     client.send(Ask::create(&ordinary()).bytes()).await;

@@ -1,6 +1,6 @@
 //! One reading of where a request begins and ends: what has two is refused, and what is forwarded is framed anew.
 
-use super::{SMUGGLED, Wire, chunked, rest, statuses, values};
+use super::{SMUGGLED, Wire, chunked, rest, statuses};
 use crate::support::raw::Scripted;
 use crate::support::{Setup, soon};
 
