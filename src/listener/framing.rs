@@ -102,6 +102,18 @@ impl Framing {
                         (_, left) => State::Chunk(left),
                     };
                 }
+                // Most of a connection's bytes are of such lines, and most of those up to their end mean nothing here.
+                State::Head | State::Trailers if !self.cr => {
+                    let rest = &bytes[at..];
+                    let end =
+                        rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
+                    self.text(&rest[..end]);
+                    at += end;
+                    if let Some(byte) = bytes.get(at) {
+                        self.byte(*byte).map_err(|()| self.broken(at))?;
+                        at += 1;
+                    }
+                }
                 State::Head => {
                     self.byte(bytes[at]).map_err(|()| Broken::Head(at))?;
                     at += 1;
@@ -113,6 +125,21 @@ impl Framing {
             }
         }
         Ok(())
+    }
+
+    fn broken(&self, at: usize) -> Broken {
+        if self.state == State::Head { Broken::Head(at) } else { Broken::Body(at) }
+    }
+
+    /// Some of a line, without its end.
+    fn text(&mut self, text: &[u8]) {
+        let first = if self.length == 0 { text.first() } else { self.line.first() };
+        // No other names matter.
+        if matches!(first, Some(b'c' | b'C' | b't' | b'T' | b'u' | b'U')) {
+            let room = LONGEST.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&text[..text.len().min(room)]);
+        }
+        self.length += text.len();
     }
 
     /// One byte of a line. A line ends with CR and LF, and neither is anywhere else.
@@ -135,13 +162,13 @@ impl Framing {
                 if self.length <= LONGEST {
                     self.line.push(byte);
                 }
-                self.check_in_line(byte)
+                self.check_in_size(byte)
             }
         }
     }
 
     /// The line of a chunk's size is read as it comes, as nothing else bounds it.
-    fn check_in_line(&self, byte: u8) -> Result<(), ()> {
+    fn check_in_size(&self, byte: u8) -> Result<(), ()> {
         let fine = match self.state {
             State::ChunkEnd => false,
             State::Size => self.length <= LONGEST_SIZE && (byte == b'\t' || !byte.is_ascii_control()),
