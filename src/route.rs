@@ -82,6 +82,14 @@ impl Pattern {
         Ok(if prefix { Self::Prefix(path.into()) } else { Self::Exact(path.into()) })
     }
 
+    /// Whether it takes every path that the other takes.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Exact(_), Self::Prefix(_)) => false,
+            (_, Self::Exact(path) | Self::Prefix(path)) => self.takes(path.as_bytes()),
+        }
+    }
+
     fn takes(&self, path: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => exact.as_bytes() == path,

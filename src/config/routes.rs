@@ -40,6 +40,7 @@ pub(super) fn read(
         }
     }
     let (numbers, mut routes): (Vec<usize>, Vec<Route>) = routes.into_iter().unzip();
+    warn_of_hosts(&numbers, &routes, warnings);
     tell_labels_apart(&mut routes);
     let clashes = match RouteTable::new(routes) {
         Ok(table) => return whole.then_some(table),
@@ -57,6 +58,32 @@ pub(super) fn read(
         found.add(Some(places[second]), format!("routes[{second}]"), text);
     }
     None
+}
+
+/// A route with a host wins over one without, and callers choose the host.
+fn warn_of_hosts(numbers: &[usize], routes: &[Route], warnings: &mut Vec<String>) {
+    let asks_less = |one: &Route, other: &Route| match (&one.auth, &other.auth) {
+        (_, Auth::Public) => false,
+        (Auth::Public, Auth::Key(_)) => true,
+        (Auth::Key(one), Auth::Key(other)) => one != other && *other != Requirement::default(),
+    };
+    let all = || numbers.iter().zip(routes);
+    for (wide, with_host) in all() {
+        let Some(host) = &with_host.host else { continue };
+        let around = |route: &Route| {
+            route.host.is_none()
+                && route.upstream == with_host.upstream
+                && with_host.pattern.covers(&route.pattern)
+                && asks_less(with_host, route)
+        };
+        for (strict, route) in all().filter(|(_, route)| around(route)) {
+            warnings.push(format!(
+                "routes[{wide}] lets callers who name the host {host} reach {} without what routes[{strict}] asks; give \
+                 routes[{strict}] the same host as well, or neither of them one",
+                route.pattern
+            ));
+        }
+    }
 }
 
 /// Routes that differ in their methods alone get them into their labels.

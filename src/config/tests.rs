@@ -266,3 +266,33 @@ fn what_is_probably_not_meant_is_warned_of() {
         assert_eq!(parse(&text, "f", &environment()).unwrap().warnings, [warning]);
     }
 }
+
+#[test]
+fn a_route_with_a_host_around_a_stricter_one_is_warned_of() {
+    let warnings = |host: &str, strict: &str| {
+        let text = format!(
+            "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[[routes]]\nhost = \"docs.test\"\nupstream = \"api\"\n\
+             {host}\n[[routes]]\nupstream = \"api\"\n{strict}\n"
+        );
+        parse(&text, "f", &environment()).unwrap().warnings
+    };
+    let public = "path = \"/*\"\nauth = \"none\"";
+    let admin = "path = \"/v1/admin/*\"\nrequire = { roles = [\"admin\"] }";
+    assert_eq!(
+        warnings(public, admin),
+        [
+            "routes[0] lets callers who name the host docs.test reach /v1/admin/* without what routes[1] asks; give routes[1] \
+             the same host as well, or neither of them one"
+        ]
+    );
+    assert_eq!(warnings("path = \"/*\"", admin).len(), 1);
+    assert_eq!(warnings(public, "path = \"/v1/*\"").len(), 1);
+    for (host, strict) in [
+        ("path = \"/docs/*\"\nauth = \"none\"", admin),
+        (public, "path = \"/*\"\nauth = \"none\""),
+        ("path = \"/*\"", "path = \"/v1/*\""),
+        ("path = \"/*\"\nrequire = { roles = [\"admin\"] }", admin),
+    ] {
+        assert_eq!(warnings(host, strict), [""; 0], "{host} {strict}");
+    }
+}

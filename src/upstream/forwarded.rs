@@ -141,13 +141,28 @@ fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
     }
 }
 
+/// What backends take the caller's address from, beside `X-Forwarded-For`; and `Proxy`, which CGI makes `HTTP_PROXY`
+/// (CVE-2016-5385).
+const ADDRESSES: [&[u8]; 8] = [
+    b"cf-connecting-ip",
+    b"fastly-client-ip",
+    b"proxy",
+    b"true-client-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-envoy-external-address",
+    b"x-real-ip",
+];
+
 /// SECURITY: `X_Forwarded_For` is `X-Forwarded-For` to many backends; see `identity::Headers::owns`. Some take the target from
 /// `X-Original-URL` or `X-Rewrite-URL`, so that a public route would open them all.
 fn is_forwarding(name: &str) -> bool {
     let is = |own: &[u8]| name.len() == own.len() && folds_to(name, own);
     folds_to(name, b"x-forwarded-")
         || folds_to(name, b"x-original-")
+        || folds_to(name, b"x-envoy-original-")
         || is(b"x-rewrite-url")
+        || ADDRESSES.iter().any(|own| is(own))
         || is(REQUEST_ID.as_str().as_bytes())
 }
 
@@ -219,6 +234,11 @@ mod tests {
                 ("x-request-id", "forged"),
                 ("x-original-url", "/v1/admin"),
                 ("x_original_uri", "/v1/admin"),
+                ("x-real-ip", "127.0.0.1"),
+                ("X_Real_IP", "127.0.0.1"),
+                ("true-client-ip", "127.0.0.1"),
+                ("cf-connecting-ip", "127.0.0.1"),
+                ("proxy", "http://127.0.0.1"),
                 ("x-rewrite.url", "/v1/admin"),
                 ("forwarded", "for=6.6.6.6"),
                 ("x-forwarder", "kept"),
