@@ -347,4 +347,55 @@ mod tests {
         }
         check(&format!("{CHUNKED}3;{}", "x".repeat(5000)), Err(Broken::Body(CHUNKED.len() + 4096)));
     }
+
+    /// A request as somebody sane writes it.
+    fn request(random: &mut fastrand::Rng) -> Vec<u8> {
+        let mut bytes = b"POST /v1 HTTP/1.1\r\nHost: a\r\n".to_vec();
+        for _ in 0..random.usize(..4) {
+            bytes
+                .extend(format!("X-{}: {}\r\n", random.u8(..), "v".repeat(random.usize(..400))).into_bytes());
+        }
+        let mut data =
+            |most: usize| -> Vec<u8> { (0..random.usize(..most)).map(|_| random.u8(..)).collect() };
+        let body = data(2000);
+        if body.len() % 3 == 0 {
+            bytes.extend(format!("Content-Length: {}\r\n\r\n", body.len()).into_bytes());
+            bytes.extend(&body);
+        } else if body.len() % 3 == 1 {
+            bytes.extend(b"Transfer-Encoding: chunked\r\n\r\n");
+            for chunk in body.chunks(97) {
+                bytes.extend(format!("{:x};e=1\r\n", chunk.len()).into_bytes());
+                bytes.extend(chunk);
+                bytes.extend(b"\r\n");
+            }
+            bytes.extend(b"0\r\nX-Trailer: t\r\n\r\n");
+        } else {
+            bytes.extend(b"\r\n");
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_is_sound_passes_however_it_is_cut_and_nothing_makes_it_panic() {
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..500 {
+            let mut bytes: Vec<u8> = (0..random.usize(1..4)).flat_map(|_| request(&mut random)).collect();
+            let mut framing = Framing::new();
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(random.usize(1..=rest.len().min(300)));
+                assert_eq!(framing.follow(now), Ok(()));
+                rest = later;
+            }
+            assert_eq!((framing.state, framing.begun), (State::Head, false));
+            // The same with some bytes that are wrong: it stops within, or goes on.
+            for _ in 0..3 {
+                let at = random.usize(..bytes.len());
+                bytes[at] = [b'\r', b'\n', b' ', b':', b'0', 0][random.usize(..6)];
+            }
+            if let Err(Broken::Head(at) | Broken::Body(at)) = Framing::new().follow(&bytes) {
+                assert!(at < bytes.len());
+            }
+        }
+    }
 }
