@@ -130,8 +130,8 @@ def main(path, api, organization):
     expect(call(api, key), 200, "good for the service")
     expect(token_id in [token["token_id"] for token in keys.list(user_id="usr_python", page_size=1)], True, "listed")
     expect(keys.show(token_id), made["token_info"], "shown")
-    changed = keys.update(token_id, custom_claims={"team": None, "language": "python"})
-    expect(changed["custom_claims"], {"language": "python"}, "changed")
+    changed = keys.update(token_id, custom_claims={"team": None, "environment": "test"})
+    expect(changed["custom_claims"], {"environment": "test"}, "changed")
 
     rotated = keys.rotate(token_id, str(uuid.uuid4()))
     expect(rotated["replaced_token_revoked"], True, "rotated")

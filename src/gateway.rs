@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use http_body::Body as _;
 use hyper::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
@@ -284,7 +285,12 @@ fn preflight(request: &Request<Body>) -> Option<Method> {
 
 /// The target in origin-form, as sent, and the caller's authority as `Host`.
 fn address(request: &mut Request<Body>, host: &Host) {
-    let path = request.uri().path_and_query().cloned();
-    *request.uri_mut() = path.map_or_else(Default::default, Into::into);
+    let path = match request.uri().path_and_query() {
+        // `http://a` and `http://a#x` have none, which was taken for `/`; hyper would write none.
+        None => PathAndQuery::from_static("/"),
+        Some(path) if path.as_str() == "/" => PathAndQuery::from_static("/"),
+        Some(path) => path.clone(),
+    };
+    *request.uri_mut() = path.into();
     request.headers_mut().insert(hyper::header::HOST, host.value.clone());
 }

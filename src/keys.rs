@@ -76,8 +76,13 @@ fn lost(suspects: Option<&[String]>) -> String {
     match suspects {
         Some([]) => "no key like it is in the organization's list".to_owned(),
         Some(ids) => format!(
-            "a key was made that nobody has seen; revoke {}: {}",
-            if ids.len() == 1 { "it" } else { "those of these that nobody has" },
+            // Another caller may have made one that looks the same, and have it.
+            "a key may have been made that nobody has seen; revoke {}: {}",
+            if ids.len() == 1 {
+                "this one, unless somebody has it"
+            } else {
+                "those of these that nobody has"
+            },
             // SECURITY: whoever answered wrote them.
             ids.iter().map(|id| id.escape_default().to_string()).collect::<Vec<_>>().join(" ")
         ),
@@ -119,7 +124,7 @@ impl Keys {
 
     async fn create_beside(&self, old: Option<&str>, new: &NewToken) -> Result<Created, KeyError> {
         let began = Timestamp::now();
-        check_new(new, began)?;
+        check(new, began)?;
         match self.scalekit.create_token(new).await {
             Err(CallError::Lost(fault)) => {
                 let search = timeout(SEARCH, self.made_since(began, new)).await;
@@ -169,15 +174,7 @@ impl Keys {
     /// # Errors
     /// When there is none.
     pub async fn list(&self, listing: &Listing) -> Result<Page, KeyError> {
-        let organization = &listing.organization_id;
-        if !organization.starts_with("org_") || organization.chars().count() > 32 {
-            let problem = "should begin with org_ and have at most 32 characters".to_owned();
-            return Err(KeyError::Invalid { field: "organization_id", problem });
-        }
-        if listing.page_size.is_some_and(|size| !(1..=30).contains(&size)) {
-            let problem = "should be from 1 to 30".to_owned();
-            return Err(KeyError::Invalid { field: "page_size", problem });
-        }
+        check_listing(listing)?;
         Ok(self.scalekit.list_tokens(listing).await?)
     }
 
@@ -266,16 +263,45 @@ pub fn check_change(change: &Change) -> Result<(), KeyError> {
     check_description(change.description.as_deref())
 }
 
-fn check_new(new: &NewToken, now: Timestamp) -> Result<(), KeyError> {
-    if new.organization_id.is_empty() {
-        return Err(KeyError::Invalid { field: "organization_id", problem: "is missing".to_owned() });
-    }
+/// Whether Scalekit would take a new key, as far as that can be known without asking.
+///
+/// # Errors
+/// `Invalid`, with what would be right.
+pub fn check(new: &NewToken, now: Timestamp) -> Result<(), KeyError> {
+    check_scope(&new.organization_id, new.user_id.as_deref())?;
     if let Some(expiry) = new.expiry.filter(|expiry| *expiry <= now) {
         let problem = format!("{expiry} has passed; it should be in the future");
         return Err(KeyError::Invalid { field: "expiry", problem });
     }
     check_claims(&new.custom_claims)?;
     check_description(new.description.as_deref())
+}
+
+/// Whether Scalekit would take a question for a list.
+///
+/// # Errors
+/// `Invalid`, with what would be right.
+pub fn check_listing(listing: &Listing) -> Result<(), KeyError> {
+    check_scope(&listing.organization_id, listing.user_id.as_deref())?;
+    match listing.page_size {
+        None | Some(1..=30) => Ok(()),
+        Some(_) => {
+            Err(KeyError::Invalid { field: "page_size", problem: "should be from 1 to 30".to_owned() })
+        }
+    }
+}
+
+/// SECURITY: an empty user is somebody's mistake, and would make it a matter of the whole organization.
+fn check_scope(organization: &str, user: Option<&str>) -> Result<(), KeyError> {
+    if !organization.starts_with("org_") || organization.chars().count() > 32 {
+        let problem = "should begin with org_ and have at most 32 characters".to_owned();
+        return Err(KeyError::Invalid { field: "organization_id", problem });
+    }
+    if user == Some("") {
+        let problem = "is empty; leave it out where no user is meant".to_owned();
+        return Err(KeyError::Invalid { field: "user_id", problem });
+    }
+    Ok(())
 }
 
 fn check_claims(claims: &Claims) -> Result<(), KeyError> {
@@ -327,9 +353,9 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(new: NewToken, expected: Result<(), &str>) {
+    fn check_limit(new: NewToken, expected: Result<(), &str>) {
         let new = NewToken { organization_id: "org_1".into(), ..new };
-        let outcome = check_new(&new, now()).map_err(|error| error.to_string());
+        let outcome = check(&new, now()).map_err(|error| error.to_string());
         assert_eq!(outcome, expected.map_err(str::to_owned));
     }
 
@@ -339,34 +365,44 @@ mod tests {
             custom_claims: Claims::from([(name.to_owned(), value.to_owned())]),
             ..NewToken::default()
         };
-        check(claim("team", &"ä".repeat(256)), Ok(()));
-        check(
+        check_limit(claim("team", &"ä".repeat(256)), Ok(()));
+        check_limit(
             claim("team", &"ä".repeat(257)),
             Err("custom_claims: \"team\" has a value of 257 characters; it should have from 1 to 256"),
         );
-        check(
+        check_limit(
             claim("team", ""),
             Err("custom_claims: \"team\" has no value; it should have from 1 to 256 characters"),
         );
-        check(claim(&"ä".repeat(30), "x"), Ok(()));
-        check(
+        check_limit(claim(&"ä".repeat(30), "x"), Ok(()));
+        check_limit(
             claim(&"ä".repeat(31), "x"),
             Err("custom_claims: a name has 31 characters; it should have from 1 to 30"),
         );
-        check(claim("", "x"), Err("custom_claims: a name has 0 characters; it should have from 1 to 30"));
-        check(NewToken { custom_claims: claims(20), ..NewToken::default() }, Ok(()));
-        check(
+        check_limit(
+            claim("", "x"),
+            Err("custom_claims: a name has 0 characters; it should have from 1 to 30"),
+        );
+        check_limit(NewToken { custom_claims: claims(20), ..NewToken::default() }, Ok(()));
+        check_limit(
             NewToken { custom_claims: claims(21), ..NewToken::default() },
             Err("custom_claims: these are 21, and a key takes at most 20"),
         );
         let described = |text: String| NewToken { description: Some(text), ..NewToken::default() };
-        check(described("ä".repeat(255)), Ok(()));
-        check(described("ä".repeat(256)), Err("description: has 256 characters; it should have at most 255"));
-        check(
+        check_limit(described("ä".repeat(255)), Ok(()));
+        check_limit(
+            described("ä".repeat(256)),
+            Err("description: has 256 characters; it should have at most 255"),
+        );
+        check_limit(
             NewToken { expiry: Some(now()), ..NewToken::default() },
             Err("expiry: 2026-11-24T00:00:00Z has passed; it should be in the future"),
         );
-        assert!(check_new(&NewToken::default(), now()).is_err());
+        assert!(check(&NewToken::default(), now()).is_err());
+        check_limit(
+            NewToken { user_id: Some(String::new()), ..NewToken::default() },
+            Err("user_id: is empty; leave it out where no user is meant"),
+        );
     }
 
     #[test]

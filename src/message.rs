@@ -1,6 +1,6 @@
 //! What HTTP asks of a request's head and hyper does not check. Everything of that kind is here, with its reason.
 
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Request, Uri, Version};
 
@@ -24,6 +24,9 @@ pub struct Limits {
     pub max_headers: usize,
 }
 
+/// Far beyond the registered ones, in bytes; hyper sets no limit.
+const LONGEST_METHOD: usize = 64;
+
 /// Checks the head and gives the host.
 ///
 /// # Errors
@@ -41,12 +44,39 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
     if uri.scheme_str().is_some_and(|scheme| !matches!(scheme, "http" | "https")) {
         return Err(Rejection::MalformedRequest("The target's scheme is neither http nor https."));
     }
+    if request.method().as_str().len() > LONGEST_METHOD {
+        return Err(Rejection::MalformedRequest("The method is longer than any."));
+    }
+    // RFC 3986 section 2: what is not ASCII is percent-encoded.
+    if uri.path_and_query().is_some_and(|path| !path.as_str().is_ascii()) {
+        return Err(Rejection::MalformedRequest("The target has a byte that is not ASCII."));
+    }
+    // `path()` would say `/` of `?x`, which HTTP/2 and the absolute form can have.
+    if uri.path_and_query().is_some_and(|path| !path.as_str().starts_with(['/', '*'])) {
+        return Err(Rejection::MalformedRequest("The target's path does not begin with '/'."));
+    }
+    if !request.headers().keys().all(is_name) {
+        return Err(Rejection::MalformedRequest("The name of a header is none."));
+    }
     if !is_framed_once(request.headers()) {
         return Err(Rejection::MalformedRequest(
             "The body is framed twice, or by another Transfer-Encoding than 'chunked'.",
         ));
     }
     host(uri, request.headers(), request.version())
+}
+
+/// RFC 9110 section 5.1. The http crate takes a quotation mark for a character of a token, and hyper does over HTTP/2.
+fn is_name(name: &HeaderName) -> bool {
+    !name.as_str().contains('"')
+}
+
+/// Removes fields whose name is none, from trailers and answers, which it is too late to refuse.
+pub fn drop_no_names(headers: &mut HeaderMap) {
+    let none: Vec<HeaderName> = headers.keys().filter(|name| !is_name(name)).cloned().collect();
+    for name in none {
+        headers.remove(name);
+    }
 }
 
 /// Whether a head says once how its body is framed: by `Transfer-Encoding: chunked`, one `Content-Length`, or nothing.
@@ -204,6 +234,27 @@ mod tests {
                 }
             }
             assert_eq!(is_framed_once(&headers), good, "{codings:?} {lengths:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_ascii_and_a_method_is_short() {
+        for (method, target, good) in [
+            ("GET", "/%C3%A4", true),
+            ("GET", "/\u{e4}", false),
+            ("GET", "/?\u{e4}", false),
+            ("GET", "http://a?x", false),
+            ("GET", "http://a#x", true),
+            ("GET", "http://a", true),
+            ("OPTIONS", "*", true),
+            (&*"M".repeat(64), "/", true),
+            (&*"M".repeat(65), "/", false),
+        ] {
+            let mut request = Request::new(());
+            *request.method_mut() = method.parse().unwrap();
+            *request.uri_mut() = target.parse().unwrap();
+            request.headers_mut().insert(HOST, HeaderValue::from_static("a"));
+            assert_eq!(check(&request, LIMITS).is_ok(), good, "{method} {target}");
         }
     }
 

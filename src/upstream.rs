@@ -156,6 +156,7 @@ impl From<Rejection> for Failure {
 pub fn clean(headers: &mut HeaderMap) {
     hop::strip(headers);
     headers.remove(KEYWARD_ERROR);
+    message::drop_no_names(headers);
 }
 
 fn set_upgrade(headers: &mut HeaderMap) {

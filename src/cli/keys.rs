@@ -14,7 +14,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
@@ -41,8 +41,7 @@ pub(super) struct KeysArgs {
         value_name = "WIRE",
         env = "KEYWARD_TRANSPORT",
         default_value = "rest",
-        value_parser = transport,
-        hide_env = true
+        value_parser = transport
     )]
     transport: Transport,
 }
@@ -196,7 +195,8 @@ impl Expiry {
             Self::At(moment) => Ok(moment),
             Self::In(time) => {
                 let whole = Timestamp::from_second(now.as_second()).unwrap_or(now);
-                whole.checked_add(time).context("that is too far in the future")
+                // What jiff says of it is about its own numbers.
+                whole.checked_add(time).map_err(|_| anyhow::anyhow!("that is too far in the future"))
             }
         }
     }
@@ -212,14 +212,14 @@ fn id(text: &str) -> Result<TokenId> {
 pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
-        let keys = connect(args.transport).await?;
+        let session = Session::new(args.transport)?;
         match args.command {
-            Command::Create(args) => changes::create(&keys, args).await,
-            Command::List(args) => reading::list(&keys, args).await,
-            Command::Inspect(args) => reading::inspect(&keys, args).await,
-            Command::Update(args) => changes::update(&keys, args).await,
-            Command::Rotate(args) => ends::rotate(&keys, args).await,
-            Command::Revoke(args) => ends::revoke(&keys, args).await,
+            Command::Create(args) => changes::create(&session, args).await,
+            Command::List(args) => reading::list(&session, args).await,
+            Command::Inspect(args) => reading::inspect(&session, args).await,
+            Command::Update(args) => changes::update(&session, args).await,
+            Command::Rotate(args) => ends::rotate(&session, args).await,
+            Command::Revoke(args) => ends::revoke(&session, args).await,
         }
     });
     // What a shell says of a program that Ctrl-C ended.
@@ -229,15 +229,25 @@ pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
     }
 }
 
-/// A connection to the environment, with an access token.
-async fn connect(transport: Transport) -> Result<Keys> {
-    const WITHIN: Duration = Duration::from_secs(6);
-    let settings = config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
-    let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
-    let keeper = Arc::clone(&scalekit);
-    tokio::spawn(async move { keeper.keep_access_token().await });
-    scalekit.access_token.first(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
-    Ok(Keys::new(scalekit))
+/// An environment that nothing was asked of yet: what is wrong with the arguments is told first.
+struct Session(Arc<Scalekit>);
+
+impl Session {
+    fn new(transport: Transport) -> Result<Self> {
+        let settings =
+            config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
+        let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
+        Ok(Self(scalekit))
+    }
+
+    /// Its keys, once there is an access token.
+    async fn keys(&self) -> Result<Keys> {
+        const WITHIN: Duration = Duration::from_secs(6);
+        let (keeper, scalekit) = (Arc::clone(&self.0), &self.0);
+        tokio::spawn(async move { keeper.keep_access_token().await });
+        scalekit.access_token.first(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
+        Ok(Keys::new(Arc::clone(scalekit)))
+    }
 }
 
 /// Makes a key. Whoever wants out meanwhile is asked to wait, as Scalekit cannot be told to stop.

@@ -11,6 +11,8 @@ use crate::metrics::{self, Metrics};
 
 /// Those who were not let in share this many lines: they must not push out the others'.
 const STRANGERS_EVERY: Duration = Duration::from_millis(100);
+/// And may have this many of them at once.
+const STRANGERS_AT_ONCE: u32 = 10;
 
 /// Counts everything.
 pub(super) struct Audit {
@@ -20,7 +22,8 @@ pub(super) struct Audit {
 
 #[derive(Default)]
 struct Strangers {
-    last: Option<Instant>,
+    /// Until when the lines that were written are paid for.
+    paid: Option<Instant>,
     unwritten: u64,
 }
 
@@ -100,11 +103,12 @@ impl Drop for Entry<'_> {
         if operation == "none" {
             let mut strangers = self.audit.strangers.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            if strangers.last.is_some_and(|last| now.saturating_duration_since(last) < STRANGERS_EVERY) {
+            let paid = strangers.paid.map_or(now, |paid| paid.max(now)) + STRANGERS_EVERY;
+            if paid > now + STRANGERS_EVERY * STRANGERS_AT_ONCE {
                 strangers.unwritten += 1;
                 return;
             }
-            strangers.last = Some(now);
+            strangers.paid = Some(paid);
             unwritten = Some(std::mem::take(&mut strangers.unwritten)).filter(|count| *count > 0);
         }
         tracing::event!(

@@ -142,7 +142,7 @@ impl Call {
 
 impl Creation {
     fn checked(mut self) -> Result<Self, Problem> {
-        let expiry = self.expiry.take().filter(|text| !text.is_empty());
+        let expiry = self.expiry.take();
         let expiry = expiry.map(|text| text.parse()).transpose();
         self.ends = expiry.map_err(|_| {
             Problem::invalid("expiry: should be a moment such as \"2027-01-01T00:00:00Z\" (RFC 3339)")
@@ -155,7 +155,7 @@ impl Creation {
         let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         NewToken {
             organization_id: organization.to_owned(),
-            user_id: some(&self.user_id),
+            user_id: self.user_id.clone(),
             custom_claims: self.custom_claims.clone().map(|claims| claims.0).unwrap_or_default(),
             expiry: self.ends,
             description: some(&self.description),
@@ -219,7 +219,7 @@ fn listing(query: &str) -> Result<Listing, Problem> {
         seen.push(name.clone());
         let value = value.into_owned();
         match name.as_ref() {
-            "user_id" => listing.user_id = Some(value).filter(|value| !value.is_empty()),
+            "user_id" => listing.user_id = Some(value),
             "page_token" => listing.page_token = Some(value).filter(|value| !value.is_empty()),
             "page_size" => {
                 let size =

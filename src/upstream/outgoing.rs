@@ -18,6 +18,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use crate::body::{Body, BodyError};
 use crate::hop;
 use crate::identity::Headers;
+use crate::message;
 use crate::rejection::Rejection;
 
 /// Limits of a request's body; none by default.
@@ -180,6 +181,7 @@ fn strip_trailers(trailers: &mut HeaderMap, identity: &Headers) {
         trailers.remove(name);
     }
     super::forwarded::strip(trailers);
+    message::drop_no_names(trailers);
 }
 
 #[cfg(test)]
@@ -201,6 +203,7 @@ mod tests {
             "content-length",
             "x-forwarded-for",
             "x_request_id",
+            "\"x\"",
             "grpc-status",
             "x-checksum",
         ] {

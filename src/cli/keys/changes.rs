@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::super::{print, tell};
-use super::{Claim, Expiry, Form, KeyForm, claims, deliver, id, json, make, prompt, words};
-use crate::keys::{self, KeyError, Keys};
+use super::{Claim, Expiry, Form, KeyForm, Session, claims, deliver, id, json, make, prompt, words};
+use crate::keys::{self, KeyError};
 use crate::scalekit::management::{CallError, Change, NewToken};
 
 #[derive(Args)]
@@ -24,7 +24,7 @@ pub(super) struct Create {
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     claims: Vec<Claim>,
     /// When it ends: 90d, or 2027-01-01T00:00:00Z; without it, never
-    #[arg(long, value_name = "WHEN")]
+    #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     expires: Option<Expiry>,
     /// What it is for
     #[arg(long, value_name = "TEXT")]
@@ -57,7 +57,7 @@ pub(super) struct Update {
     form: Form,
 }
 
-pub(super) async fn create(keys: &Keys, args: Create) -> Result<ExitCode> {
+pub(super) async fn create(session: &Session, args: Create) -> Result<ExitCode> {
     let now = Timestamp::now();
     let new = NewToken {
         organization_id: args.org,
@@ -66,7 +66,8 @@ pub(super) async fn create(keys: &Keys, args: Create) -> Result<ExitCode> {
         expiry: args.expires.map(|expires| expires.moment(now)).transpose()?,
         description: args.description.filter(|text| !text.is_empty()),
     };
-    let created = make(keys, &new).await?;
+    keys::check(&new, now)?;
+    let created = make(&session.keys().await?, &new).await?;
     let (key, token) = (created.key.expose(), &created.token);
     let text = if args.form.quiet {
         format!("{key}\n")
@@ -84,12 +85,13 @@ pub(super) async fn create(keys: &Keys, args: Create) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn update(keys: &Keys, args: Update) -> Result<ExitCode> {
+pub(super) async fn update(session: &Session, args: Update) -> Result<ExitCode> {
     let id = id(&args.id)?;
     let (given, removed) = (claims(&args.claims)?, &args.removed);
     if given.is_empty() && removed.is_empty() && args.description.is_none() {
         bail!("there is nothing to change; give --claim, --remove-claim or --description");
     }
+    let keys = session.keys().await?;
     let before = keys.find(&id).await?;
     if let Some(name) = removed.iter().find(|name| !before.custom_claims.contains_key(*name)) {
         bail!("the key has no claim {name:?}");

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::time::Duration;
 
 use super::super::{print, tell};
-use super::{Form, KeyForm, deliver, id, json, make, prompt, words};
+use super::{Form, KeyForm, Session, deliver, id, json, make, prompt, words};
 use crate::config::parse_duration;
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::scalekit::management::CallError;
@@ -47,13 +47,14 @@ fn overlap(text: &str) -> Result<Duration, &'static str> {
     parse_duration(text).filter(|time| !time.is_zero()).ok_or("it is a duration such as 24h")
 }
 
-pub(super) async fn rotate(keys: &Keys, args: Rotate) -> Result<ExitCode> {
+pub(super) async fn rotate(session: &Session, args: Rotate) -> Result<ExitCode> {
     let old_id = id(&args.id)?;
+    let keys = &session.keys().await?;
     let old = keys.find(&old_id).await?;
     let now = Timestamp::now();
     let until = args
         .overlap
-        .map(|time| now.checked_add(time).context("that is too far in the future"))
+        .map(|time| now.checked_add(time).map_err(|_| anyhow::anyhow!("that is too far in the future")))
         .transpose()?
         // By then it has ended by itself.
         .map(|until| old.expiry.map_or(until, |expiry| until.min(expiry)));
@@ -111,7 +112,7 @@ async fn end(keys: &Keys, old: &TokenId) -> Result<()> {
     Err(error)
 }
 
-pub(super) async fn revoke(keys: &Keys, args: Revoke) -> Result<ExitCode> {
+pub(super) async fn revoke(session: &Session, args: Revoke) -> Result<ExitCode> {
     let from_input = args.ids.iter().any(|id| id == "-");
     // All are read before the first is revoked, so that a mistake in the list leaves everything as it is.
     let mut ids: Vec<TokenId> = Vec::new();
@@ -134,6 +135,7 @@ pub(super) async fn revoke(keys: &Keys, args: Revoke) -> Result<ExitCode> {
         [one] => format!("Revoke {one}? It stops working at once, for good."),
         many => format!("Revoke {} keys? They stop working at once, for good.", many.len()),
     };
+    let keys = session.keys().await?;
     if !args.yes && !prompt::confirmed(&question).await? {
         tell("Nothing was revoked.\n");
         return Ok(ExitCode::FAILURE);

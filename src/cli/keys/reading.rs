@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::super::{print, tell};
-use super::{Form, id, json, prompt, words};
-use crate::keys::{KeyError, Keys};
+use super::{Form, Session, id, json, prompt, words};
+use crate::keys::{self, KeyError};
 use crate::scalekit::management::Listing;
 
 #[derive(Args)]
@@ -44,13 +44,15 @@ pub(super) struct Inspect {
 
 const LARGEST_PAGE: u8 = 30;
 
-pub(super) async fn list(keys: &Keys, args: List) -> Result<ExitCode> {
+pub(super) async fn list(session: &Session, args: List) -> Result<ExitCode> {
     let mut listing = Listing {
         organization_id: args.org,
         user_id: args.user,
         page_size: if args.all { Some(LARGEST_PAGE) } else { args.page_size },
         page_token: args.page_token,
     };
+    keys::check_listing(&listing)?;
+    let keys = session.keys().await?;
     let mut table = words::Table::new(Timestamp::now());
     let mut any = false;
     loop {
@@ -91,11 +93,15 @@ pub(super) async fn list(keys: &Keys, args: List) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn inspect(keys: &Keys, args: Inspect) -> Result<ExitCode> {
+pub(super) async fn inspect(session: &Session, args: Inspect) -> Result<ExitCode> {
     let found = match &args.id {
-        Some(text) => keys.find(&id(text)?).await,
+        Some(text) => {
+            let id = id(text)?;
+            session.keys().await?.find(&id).await
+        }
         None => {
             let key = prompt::key().await?;
+            let keys = session.keys().await?;
             prompt::unless_interrupted(keys.inspect(&key)).await?
         }
     };

@@ -25,7 +25,9 @@ async fn a_key_whose_answer_was_lost_is_named() {
         let kit = Kit::start().await;
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng", "--expires", "90d"]).await;
-        made.refused("a key was made that nobody has seen; revoke it: apit_");
+        made.refused(
+            "a key may have been made that nobody has seen; revoke this one, unless somebody has it: apit_",
+        );
         is_named_and_revocable(&kit, &made.err).await;
     }
 }

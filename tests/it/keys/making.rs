@@ -77,7 +77,14 @@ async fn what_is_beyond_a_limit_is_told_with_the_limit_and_not_sent() {
     for (arguments, expected) in &cases {
         kit.run(&[&org, *arguments].concat()).await.refused(expected);
     }
-    kit.run(&["create", "--org", ""]).await.refused("organization_id: is missing");
+    for org in ["", "acme", "ThisKeyIsMadeUpAndOpensNothing000000000000000aB3d"] {
+        kit.run(&["create", "--org", org]).await.refused("organization_id: should begin with org_");
+    }
+    // An empty variable must not make it a matter of the whole organization.
+    for command in ["create", "list"] {
+        kit.run(&[command, "--org", "org_1", "--user", ""]).await.refused("user_id: is empty");
+    }
+    kit.run(&["create", "--org", "org_1", "--expires", "9999999999d"]).await.refused("too far in the future");
     assert_eq!(kit.emulator.counts().creations, 0);
     kit.fine(&[&org[..], &["--claim", &fits]].concat()).await;
 }

@@ -67,7 +67,15 @@ async fn a_scalekit_that_is_down_is_told_at_once() {
     ] {
         done(command(&url, arguments)).await.refused("Scalekit cannot be reached");
     }
-    fed(command(&url, &["inspect"]), "x").await.refused("Scalekit cannot be reached");
+    fed(command(&url, &["inspect"]), "ThisKeyIsMadeUp000000aB3d").await.refused("Scalekit cannot be reached");
+    // What is wrong with the arguments is told first, and nobody asked.
+    for (arguments, expected) in [
+        (&["revoke", "notanid"][..], "not the id of a key"),
+        (&["create", "--org", "org_1", "--expires", "2020-01-01"], "has passed"),
+        (&["list", "--org", "acme"], "should begin with org_"),
+    ] {
+        done(command(&url, arguments)).await.refused(expected);
+    }
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
 }
 

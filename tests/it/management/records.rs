@@ -85,7 +85,7 @@ async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
     let mut stranger = office.connect().await;
     // Those who are not let in share a line every tenth of a second.
     tokio::time::sleep(std::time::Duration::from_millis(110)).await;
-    for _ in 0..20 {
+    for _ in 0..40 {
         stranger
             .send(Ask::new("GET", KEYS).header("authorization", &format!("Bearer {}", key(&made))).bytes())
             .await;
@@ -128,7 +128,7 @@ async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
         (action.to_owned(), outcome.to_owned(), organization.to_owned(), token.to_owned(), new.to_owned())
     });
     assert_eq!(told[..9], expected, "{text}");
-    assert!(told.len() < 15, "strangers do not flood it: {}", told.len());
+    assert!(told.len() <= 9 + 10, "strangers do not flood it: {}", told.len());
     let unknown = &lines[6];
     assert_eq!(unknown["keyward.possible_token.ids"], lost["possible_token_ids"][0]);
     assert!(

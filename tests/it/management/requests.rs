@@ -28,6 +28,8 @@ async fn bodies_that_are_not_understood_make_nothing() {
         (json!({"custom_claims": {"": "a"}}), "a name has 0 characters"),
         (json!({"custom_claims": {"a": long}}), "a value of 257 characters"),
         (json!({"custom_claims": many}), "these are 21"),
+        (json!({"expiry": ""}), "such as \"2027-01-01T00:00:00Z\""),
+        (json!({"user_id": ""}), "user_id: is empty"),
         (json!({"expiry": "tomorrow"}), "such as \"2027-01-01T00:00:00Z\""),
         (json!({"expiry": 1}), "expected a string"),
         (json!({"expiry": "2020-01-01T00:00:00Z"}), "has passed"),
@@ -52,8 +54,9 @@ async fn bodies_that_are_not_understood_make_nothing() {
     }
     assert_eq!(desk.stage.emulator.counts().creations, 0);
     // Empty and null are as if absent.
-    let made =
-        desk.create(&json!({"user_id": null, "custom_claims": null, "expiry": "", "description": ""})).await;
+    let made = desk
+        .create(&json!({"user_id": null, "custom_claims": null, "expiry": null, "description": ""}))
+        .await;
     let plain = desk.create(&json!({})).await;
     for name in ["user_id", "custom_claims", "expiry", "description"] {
         assert_eq!(made["token_info"][name], plain["token_info"][name]);

@@ -39,7 +39,7 @@ async fn a_target_that_is_no_path_of_a_route_is_refused() {
     #[rustfmt::skip]
     let lines = [
         "OPTIONS *", "GET *", "GET public/x", "GET \\public\\x", "GET ?/public/x", "GET #/public/x",
-        "GET a.test:80", "GET http:/public/x", "GET http:///public/x", "GET http://u:p@a/public/x",
+        "GET http://a?x", "GET a.test:80", "GET http:/public/x", "GET http:///public/x", "GET http://u:p@a/public/x",
         "GET http://a:99999/public/x", "GET ftp://a/public/x", "GET file:///public/x", "GET javascript:x",
         "CONNECT a.test:443", "CONNECT a.test", "CONNECT /public/x", "CONNECT http://a/public/x",
         "TRACE /public/x", "TRACE http://a/public/x",
@@ -48,6 +48,17 @@ async fn a_target_that_is_no_path_of_a_route_is_refused() {
         format!("{line} HTTP/1.1\r\nhost: a\r\nconnection: close\r\nauthorization: Bearer {key}\r\n\r\n")
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_target_without_a_path_is_forwarded_as_the_root() {
+    let wire = Wire::start().await;
+    for target in ["http://a", "http://a/", "http://a#x", "http://a/#x", "/#x", "/"] {
+        let mut seen = wire.upstream.text().len();
+        let all = wire.all(wire.head(&format!("GET {target}"), "connection: close\r\n")).await;
+        assert_eq!(statuses(&all), [200], "{target}");
+        assert!(wire.fresh(&mut seen).starts_with("get / http/1.1\r\n"), "{target}");
+    }
 }
 
 #[tokio::test]
