@@ -7,7 +7,7 @@ use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Duration, Instant};
 
-use super::messages::told;
+use super::messages::{page_of, told};
 use super::{CallError, Change, Created, Listing, NewToken, Page, Refusal, Token};
 use crate::scalekit::object::Object;
 use crate::scalekit::tokens::{ErrorBody, VALIDATE};
@@ -90,22 +90,20 @@ impl Scalekit {
     /// # Errors
     /// When there is no answer.
     pub async fn list_tokens(&self, listing: &Listing) -> Result<Page, CallError> {
-        match self.transport {
+        let page = match self.transport {
             Transport::Rest => {
                 self.rest(Needs::Read, Method::GET, &listing.path(), Content::Json(Bytes::new())).await
             }
             Transport::Grpc => {
-                let page: proto::ListTokensResponse =
-                    self.rpc(Needs::Read, "ListTokens", &proto::ListTokensRequest::from(listing)).await?;
-                let some = |text: String| Some(text).filter(|text| !text.is_empty());
-                Ok(Page {
-                    tokens: page.tokens.into_iter().filter_map(told).collect(),
-                    total_count: page.total_count.into(),
-                    next_page_token: some(page.next_page_token),
-                    prev_page_token: some(page.prev_page_token),
+                let page =
+                    self.rpc(Needs::Read, "ListTokens", &proto::ListTokensRequest::from(listing)).await;
+                page.and_then(|page| {
+                    page_of(page)
+                        .ok_or(CallError::Fault(Fault::Broken("a key of the list has no good moment")))
                 })
             }
-        }
+        };
+        page.map_err(CallError::of_reading)
     }
 
     /// The live key of this id, or this key. None for one that is unknown, revoked or expired.
@@ -131,9 +129,7 @@ impl Scalekit {
             Ok(_) => Err(CallError::Fault(Fault::Broken("it tells of no key"))),
             // NOT_FOUND and INVALID_ARGUMENT, as in the table of contract section 5.
             Err(CallError::Refused(Refusal { code: 5 | 3, .. })) => Ok(None),
-            // Reading changes nothing.
-            Err(CallError::Lost(fault)) => Err(CallError::Fault(fault)),
-            Err(error) => Err(error),
+            Err(error) => Err(error.of_reading()),
         }
     }
 
@@ -224,6 +220,14 @@ impl Scalekit {
 }
 
 impl CallError {
+    /// Reading changes nothing, whatever became of its answer.
+    fn of_reading(self) -> Self {
+        match self {
+            Self::Lost(fault) => Self::Fault(fault),
+            other => other,
+        }
+    }
+
     /// What it means for what was asked that there was no answer.
     fn of(fault: Fault) -> Self {
         match fault {

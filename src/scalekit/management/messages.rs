@@ -1,6 +1,6 @@
 //! The same things as gRPC's messages.
 
-use super::{Listing, NewToken, Token};
+use super::{Listing, NewToken, Page, Token};
 use crate::scalekit::proto;
 
 /// A key as gRPC tells of it; `None` where a moment is none.
@@ -47,4 +47,15 @@ impl From<&Listing> for proto::ListTokensRequest {
             page_token: listing.page_token.clone().unwrap_or_default(),
         }
     }
+}
+
+/// A part of a list; `None` where a moment is none.
+pub(super) fn page_of(page: proto::ListTokensResponse) -> Option<Page> {
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    Some(Page {
+        tokens: page.tokens.into_iter().map(told).collect::<Option<_>>()?,
+        total_count: page.total_count.into(),
+        next_page_token: some(page.next_page_token),
+        prev_page_token: some(page.prev_page_token),
+    })
 }
