@@ -10,8 +10,9 @@ use hyper::{HeaderMap, Method, Version};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WebSocket;
 
-const FIXED: [HeaderName; 8] = [
+const FIXED: [HeaderName; 9] = [
     CONNECTION,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
     PROXY_AUTHENTICATE,

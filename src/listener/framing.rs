@@ -210,10 +210,12 @@ impl Framing {
                 _ => head.lengths += 1,
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            head.encodings += 1;
+            // Of a longer line it is not known what it says.
+            head.encodings += if self.length <= LONGEST { 1 } else { 2 };
             head.chunked = value.eq_ignore_ascii_case(b"chunked");
         } else if name.eq_ignore_ascii_case(b"upgrade") {
             head.websocket |= value.eq_ignore_ascii_case(b"websocket");
+            head.encodings += if self.length <= LONGEST { 0 } else { 2 };
         }
     }
 }
@@ -302,6 +304,8 @@ mod tests {
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
             "Content-Length: +3",
             "Content-Length: ",
+            &format!("Transfer-Encoding: {}chunked", " ".repeat(300)),
+            &format!("Upgrade: {}websocket", " ".repeat(300)),
             "Content-Length: 99999999999999999999",
         ] {
             let head = format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n");

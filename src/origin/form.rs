@@ -12,7 +12,11 @@ pub(super) fn for_http1(mut request: Request<Body>) -> Request<Body> {
     join_cookies(request.headers_mut());
     // hyper would drop the body of a GET or HEAD that does not say how long it is.
     if !request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH) {
-        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        let (name, value) = match request.body().size_hint().exact() {
+            Some(length) => (CONTENT_LENGTH, HeaderValue::from(length)),
+            None => (TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
+        };
+        request.headers_mut().insert(name, value);
     }
     if let Some(authority) = request.uri().authority() {
         // Prepared for HTTP/2, and then not sent on it.

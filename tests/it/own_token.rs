@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::rig::{Plan, Probing, Rig, scratch, until};
+use crate::support::raw::Scripted;
 use crate::support::{LIMIT, listen};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -297,4 +298,13 @@ async fn a_failed_renewal_leaves_the_old_token_and_its_fault_is_not_blamed_for_a
     };
     until(|| outcome("timeout") + outcome("credentials") == 1).await;
     assert_eq!(outcome("timeout"), 1);
+}
+
+#[tokio::test]
+async fn what_scalekit_is_sent_says_how_long_it_is() {
+    let scalekit = Scripted::answering("HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n").await;
+    let _keyward = Probing::start(&scalekit.url().unwrap(), "dev", "");
+    scalekit.until(|text| text.contains("client_credentials")).await;
+    let sent = scalekit.text();
+    assert!(sent.contains("content-length: ") && !sent.contains("transfer-encoding"), "{sent}");
 }

@@ -125,6 +125,16 @@ async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
 }
 
 #[tokio::test]
+async fn blanks_before_a_framing_field_hide_nothing_behind_it() {
+    let wire = Wire::start().await;
+    let padded = format!("transfer-encoding: {}chunked\r\n", " ".repeat(300));
+    let bare = SMUGGLED.replace("\r\n", "\n");
+    let all = wire.all(wire.head("POST /v1", &padded) + &chunked("abc") + &bare).await;
+    assert!(matches!(statuses(&all)[..], [400] | [200, 400]), "{all}");
+    assert!(!wire.upstream.text().contains("smuggled"));
+}
+
+#[tokio::test]
 async fn odd_but_valid_chunks_are_framed_anew() {
     let wire = Wire::start().await;
     for body in [
