@@ -11,6 +11,8 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Version};
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::identity::Identity;
 use crate::metrics::{self, Metrics};
@@ -78,14 +80,17 @@ pub fn start(settings: Settings, metrics: Arc<Metrics>) -> WorkerGuard {
     let dropped = writer.error_counter();
     metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
     let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writer);
+    // SECURITY: h2 warns of each PING that nobody asked for, so that callers could fill the log.
+    let own = ["keyward", "access", "audit"].map(|target| (target, LevelFilter::INFO));
+    let own = Targets::new().with_default(LevelFilter::ERROR).with_targets(own);
     // A second start in one process, as in tests, keeps the first.
     if settings.is_json() {
         let log = log.json().flatten_event(true).with_current_span(false).with_span_list(false);
-        let _ = tracing::subscriber::set_global_default(log.finish());
+        let _ = tracing::subscriber::set_global_default(log.finish().with(own));
     } else {
         let ansi = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let log = log.compact().with_target(false).with_timer(Clock).with_ansi(ansi);
-        let _ = tracing::subscriber::set_global_default(log.finish());
+        let _ = tracing::subscriber::set_global_default(log.finish().with(own));
     }
     guard
 }

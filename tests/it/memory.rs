@@ -99,6 +99,36 @@ async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
 }
 
 #[tokio::test]
+async fn no_caller_makes_a_library_fill_the_log() {
+    let (folder, ends) = (Folder::new("flood"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let emulator = Emulator::new(emulator::Settings::default());
+    let (listener, scalekit) = listen().await;
+    let until = ends.clone();
+    tokio::spawn(async move { emulator.serve(listener, until).await });
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    running.until("\"ready\"").await;
+    let mut client = Client::connect(address).await;
+    client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    // Acknowledgements of a PING that nobody sent, and one PING that is answered when all of them were read.
+    let stray = b"\0\0\x08\x06\x01\0\0\0\012345678";
+    client.send([&stray.repeat(1000)[..], b"\0\0\x08\x06\0\0\0\0\0lastlast"].concat()).await;
+    let mut seen = Vec::new();
+    while !seen.windows(8).any(|window| window == b"lastlast") {
+        seen.extend(client.bytes(1).await);
+    }
+    drop(client);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    running.until("\"stopped\"").await;
+    let lines = running.text().lines().count();
+    assert!(lines < 20, "{lines}");
+    ends.cancel();
+}
+
+#[tokio::test]
 async fn each_request_is_one_line_of_json_without_query_and_key() {
     let (folder, ends) = (Folder::new("access"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
