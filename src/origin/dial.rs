@@ -56,6 +56,9 @@ pub(super) enum Dialed {
 trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
+/// What is read ahead of who takes it, in bytes, and so the longest head of an answer; hyper would take some 400 KiB.
+const MAX_BUFFER: usize = 64 * 1024;
+
 impl Dialer {
     pub(super) fn new(settings: &Settings) -> Result<Self, TlsError> {
         let tls = match (&settings.tls, &settings.address) {
@@ -106,7 +109,11 @@ impl Dialer {
             tasks.spawn(watched(connection, Arc::clone(&allowed)));
             Ok(Dialed::Http2(sender, allowed))
         } else {
-            let (sender, connection) = http1::handshake(io).await.map_err(SendError::Broken)?;
+            let (sender, connection) = http1::Builder::new()
+                .max_buf_size(MAX_BUFFER)
+                .handshake(io)
+                .await
+                .map_err(SendError::Broken)?;
             // What ends a connection reaches whoever waits for an answer on it.
             tasks.spawn(connection.with_upgrades());
             Ok(Dialed::Http1(sender))
