@@ -9,7 +9,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body::Body as _;
-use hyper::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use hyper::header::{
+    ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT,
+};
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
@@ -101,11 +103,14 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Passed, Rejection> {
         let host = message::check(&request, self.settings.head)?;
-        let (route, requirement) = self.route(&request, &host)?;
+        let (route, requirement, kind) = self.route(&request, &host)?;
         record.route = Arc::clone(&route.label);
         let key = ApiKey::take(request.headers_mut(), &self.credential);
         let upgrade = hop::upgrade(request.method(), request.version(), request.headers());
         hop::strip(request.headers_mut());
+        if kind == Kind::Preflight {
+            keep_preflight_headers(request.headers_mut());
+        }
         let (permit, mut watched) = match requirement {
             None => (Permit::public(), Watched::default()),
             Some(requirement) => {
@@ -146,27 +151,22 @@ impl Gateway {
         &self,
         request: &Request<Body>,
         host: &Host,
-    ) -> Result<(&Route, Option<&Requirement>), Rejection> {
+    ) -> Result<(&Route, Option<&Requirement>, Kind), Rejection> {
         let path = request.uri().path();
         if let Some(asked) = preflight(request)
             && let Some(route) = self.routes.find_preflight(&asked, &host.name, path)
         {
-            return Ok((route, None));
+            return Ok((route, None, Kind::Preflight));
         }
         let route = self.routes.find(request.method(), &host.name, path)?;
         match &route.auth {
-            Auth::Public => Ok((route, None)),
-            Auth::Key(requirement) => Ok((route, Some(requirement))),
+            Auth::Public => Ok((route, None, Kind::Request)),
+            Auth::Key(requirement) => Ok((route, Some(requirement), Kind::Request)),
         }
     }
 
     /// Removes who the caller claims to be, and says who it is.
-    fn identify(
-        &self,
-        permit: &Permit,
-        headers: &mut hyper::HeaderMap,
-        record: &Record,
-    ) -> Result<(), Rejection> {
+    fn identify(&self, permit: &Permit, headers: &mut HeaderMap, record: &Record) -> Result<(), Rejection> {
         if self.identity.strip(headers) > 0 {
             let route = metrics::Route { route: Arc::clone(&record.route) };
             self.metrics.forged.get_or_create(&route).inc();
@@ -274,13 +274,39 @@ struct Arrival {
     client: Option<std::net::IpAddr>,
 }
 
-/// The method that a CORS preflight asks about: OPTIONS with `Origin` and `Access-Control-Request-Method`, and no body.
+/// What a request is to its route.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Request,
+    /// Passes without a key.
+    Preflight,
+}
+
+/// The method that a CORS preflight asks about: OPTIONS with one `Origin` and one `Access-Control-Request-Method`, and no body.
 fn preflight(request: &Request<Body>) -> Option<Method> {
-    let headers = request.headers();
-    let asks =
-        request.method() == Method::OPTIONS && headers.contains_key(ORIGIN) && request.body().is_end_stream();
-    let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD).filter(|_| asks)?;
+    let asks = request.method() == Method::OPTIONS && request.body().is_end_stream();
+    let only = |name: HeaderName| {
+        let mut values = request.headers().get_all(name).iter();
+        values.next().filter(|_| values.next().is_none())
+    };
+    // SECURITY: of two, the service could take the other one.
+    only(ORIGIN).filter(|_| asks)?;
+    let method = only(ACCESS_CONTROL_REQUEST_METHOD)?;
     Method::from_bytes(method.as_bytes()).ok()
+}
+
+/// SECURITY: nobody has shown a key, and a service that takes every method runs its handler. It gets what the Fetch standard sends of
+/// its own accord, and what trusted proxies say of the client, but no cookie, token or method override.
+fn keep_preflight_headers(headers: &mut HeaderMap) {
+    let kept = |name: &HeaderName| {
+        [ORIGIN, HOST, ACCEPT, USER_AGENT, FORWARDED, REQUEST_ID].contains(name)
+            || name.as_str().starts_with("access-control-request-")
+            || name.as_str().starts_with("x-forwarded-")
+    };
+    let others: Vec<HeaderName> = headers.keys().filter(|name| !kept(name)).cloned().collect();
+    for name in others {
+        headers.remove(name);
+    }
 }
 
 /// The target in origin-form, as sent, and the caller's authority as `Host`.
@@ -292,5 +318,5 @@ fn address(request: &mut Request<Body>, host: &Host) {
         Some(path) => path.clone(),
     };
     *request.uri_mut() = path.into();
-    request.headers_mut().insert(hyper::header::HOST, host.value.clone());
+    request.headers_mut().insert(HOST, host.value.clone());
 }

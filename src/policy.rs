@@ -43,6 +43,15 @@ impl Permit {
 }
 
 impl Requirement {
+    /// Whether both admit the same identities.
+    pub fn asks_same(&self, other: &Self) -> bool {
+        let has_all = |one: &Self, other: &Self| one.roles.iter().all(|role| other.roles.contains(role));
+        self.scope == other.scope
+            && self.claims == other.claims
+            && has_all(self, other)
+            && has_all(other, self)
+    }
+
     /// Admits the identity, if it has all that is asked.
     ///
     /// # Errors

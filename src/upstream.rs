@@ -34,6 +34,8 @@ pub struct Settings {
     pub origin: origin::Settings,
     /// The time to the head of the answer, from the last of the request that was sent.
     pub response_timeout: Duration,
+    /// Whether the service tells paths apart by letter case.
+    pub case_sensitive_paths: bool,
 }
 
 /// A service behind Keyward.

@@ -87,7 +87,7 @@ fn read_document(
     let identity = headers::read(file.section("identity"), &mut warnings);
     let log = log(file.section("log"));
     let (upstreams, names) = upstreams::read(&mut file);
-    let routes = routes::read(file.sections("routes"), &names, found, lines, &mut warnings);
+    let routes = routes::read(file.sections("routes"), &upstreams, &names, found, lines, &mut warnings);
     file.finish();
 
     let max_headers = limits.take("headers", integer(1, 10_000)).map_or(100, |headers| headers as usize);
