@@ -296,3 +296,96 @@ fn a_route_with_a_host_around_a_stricter_one_is_warned_of() {
         assert_eq!(warnings(host, strict), [""; 0], "{host} {strict}");
     }
 }
+
+/// The warnings about `[upstreams]` with a loopback service under two names and another one, and these routes.
+fn warnings_of(routes: &str) -> Vec<String> {
+    let text = format!(
+        "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[upstreams.same]\nurl = \"http://localhost:8080\"\n\
+         connect_timeout = \"2s\"\n[upstreams.other]\nurl = \"http://127.0.0.1:8081\"\n{routes}"
+    );
+    let warnings = parse(&text, "f", &environment()).unwrap_or_else(|problems| panic!("{problems}")).warnings;
+    warnings.into_iter().filter(|warning| !warning.ends_with("is used by no route")).collect()
+}
+
+/// One route; `more` are its lines.
+fn route_of(path: &str, upstream: &str, more: &str) -> String {
+    format!("[[routes]]\npath = \"{path}\"\nupstream = \"{upstream}\"\n{more}\n")
+}
+
+const OPEN: &str = "auth = \"none\"";
+const ADMIN: &str = "require = { roles = [\"admin\"] }";
+
+#[test]
+fn a_strict_route_with_a_host_beside_a_loose_one_is_warned_of() {
+    let on_host = |more: &str| format!("host = \"admin.test\"\n{more}");
+    let strict = route_of("/admin/*", "api", &on_host(""));
+    let expected = "routes[1] lets callers who name any host but admin.test reach /admin/* without what routes[0] asks; give \
+                    routes[1] a host as well, or neither of them one";
+    for (loose, warned) in [
+        (route_of("/*", "api", OPEN), true),
+        (route_of("/*", "same", OPEN), true),
+        (route_of("/*", "other", OPEN), false),
+        (route_of("/*", "api", ""), false),
+        (route_of("/public/*", "api", OPEN), false),
+        (route_of("/*", "api", OPEN) + &route_of("/admin/*", "api", ""), false),
+        (route_of("/*", "api", &format!("{OPEN}\nhost = \"docs.test\"")), false),
+    ] {
+        let warnings = warnings_of(&(strict.clone() + &loose));
+        assert_eq!(warnings, vec![expected; usize::from(warned)], "{loose}");
+    }
+    // The other way round, under two names of one address.
+    let wide = route_of("/*", "same", &on_host(OPEN)) + &route_of("/v1/*", "api", "");
+    assert_eq!(warnings_of(&wide).len(), 1, "{wide}");
+}
+
+#[test]
+fn an_exact_route_stricter_than_its_surroundings_is_warned_of() {
+    let expected = "routes[0] takes /v1/rotate.json and the like without what routes[1] asks for /v1/rotate: make sure that the \
+                    service does not answer a path with a suffix as the path without (Rails does), or let routes[0] ask for as much";
+    for (around, exact, warned) in [
+        (route_of("/v1/*", "api", ""), route_of("/v1/rotate", "api", ADMIN), true),
+        (route_of("/*", "same", OPEN), route_of("/v1/rotate", "api", ""), true),
+        (route_of("/*", "api", ADMIN), route_of("/v1/rotate", "api", ""), false),
+        (route_of("/*", "api", ""), route_of("/v1/rotate", "api", OPEN), false),
+        (route_of("/v2/*", "api", OPEN), route_of("/v1/rotate", "api", ADMIN), false),
+        (route_of("/*", "other", OPEN), route_of("/v1/rotate", "api", ADMIN), false),
+    ] {
+        assert_eq!(
+            warnings_of(&format!("{around}{exact}")),
+            vec![expected; usize::from(warned)],
+            "{around}{exact}"
+        );
+    }
+}
+
+#[test]
+fn similar_paths_that_ask_for_different_things_are_warned_of() {
+    let both = |one: &str, other: &str| route_of(one, "other", OPEN) + &route_of(other, "other", ADMIN);
+    for (routes, count) in [
+        (both("/a", "/a/"), 1),
+        (both("/a/*", "/A/*"), 1),
+        (both("/a", "/A/"), 1),
+        (both("/a/*", "/B/*"), 0),
+        (both("/a/*", "/A/b/*"), 0),
+        (route_of("/a", "other", ADMIN) + &route_of("/A", "other", ADMIN), 0),
+    ] {
+        let warnings = warnings_of(&routes);
+        let about = warnings.iter().filter(|warning| warning.contains("are refused as ambiguous")).count();
+        assert_eq!(about, count, "{warnings:?}");
+    }
+}
+
+#[test]
+fn letter_case_is_told_apart_where_every_upstream_of_the_address_says_so() {
+    let passes = |api: bool, same: bool| {
+        let text = format!(
+            "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\ncase_sensitive_paths = {api}\n\
+             [upstreams.same]\nurl = \"http://localhost:8080\"\ncase_sensitive_paths = {same}\n{}{}",
+            route_of("/*", "api", OPEN),
+            route_of("/v1/*", "api", ADMIN)
+        );
+        let config = parse(&text, "f", &environment()).unwrap();
+        config.routes.find(&hyper::Method::GET, "a", "/V1/x").is_ok()
+    };
+    assert_eq!([passes(true, true), passes(true, false), passes(false, false)], [true, false, false]);
+}

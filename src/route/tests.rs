@@ -19,15 +19,19 @@ fn route(text: &str, methods: &[Method], auth: Auth) -> Route {
     }
 }
 
+fn role(name: &str) -> Auth {
+    Auth::Key(Requirement { roles: vec![name.to_owned()], ..Requirement::default() })
+}
+
 fn table() -> RouteTable {
     let key = || Auth::Key(Requirement::default());
     RouteTable::new(vec![
         route("/*", &[], key()),
         route("/public/*", &[], Auth::Public),
         route("/healthz", &[Method::GET], Auth::Public),
-        route("/v1/*", &[], key()),
-        route("/v1/admin/*", &[Method::POST, Method::DELETE], key()),
-        route("/v1/admin/*", &[Method::GET], key()),
+        route("/v1/*", &[], role("reader")),
+        route("/v1/admin/*", &[Method::POST, Method::DELETE], role("admin")),
+        route("/v1/admin/*", &[Method::GET], role("auditor")),
         route("api.test/v1/*", &[], key()),
         route("/cors/*", &[Method::PUT], key()),
     ])
@@ -49,10 +53,9 @@ fn the_most_specific_route_wins() {
         ("/v1/", "/v1/*"),
         ("/v12", "/*"),
         ("/v1/orders", "/v1/*"),
-        ("/V1/orders", "/*"),
         ("/v1/administrators", "/v1/*"),
         ("/healthz", "/healthz"),
-        ("/healthz/", "/*"),
+        ("/healthz/x", "/*"),
         ("/public/a%20b", "/public/*"),
     ] {
         check(Method::GET, "x", path, Ok(expected));
@@ -117,6 +120,8 @@ fn a_broken_control_or_overlong_escape_is_ambiguous() {
         "/a%25c0%25af",
         "/a%e0%80%af",
         "/a%f0%80%80%af",
+        "/a%f8%80%80%80%af",
+        "/a%fc%80%80%80%80%af",
         "/a%",
         "/a%2",
         "/a%zz",
@@ -166,7 +171,7 @@ fn parameters_may_be_cut_off_before_or_after_decoding() {
         "/files/all;x%2Fy/%73ecret",
         "/files/all;%2F/secre%74",
         "/files/all%3Bx%252Fy/%73ecret",
-        "/files\\all;x%2Fy/secret",
+        "/files/all\\;x%2Fy/secret",
     ] {
         let found = table.find(&Method::GET, "x", path);
         assert_eq!(found.err(), Some(Rejection::AmbiguousPath), "{path}");
@@ -193,11 +198,166 @@ fn an_odd_path_that_every_reading_takes_the_same_way_passes() {
 }
 
 #[test]
+fn two_leading_separators_are_read_as_an_authority() {
+    for path in [
+        "//x/v1/orders",
+        "///x/v1/orders",
+        "/\\x/v1/orders",
+        "/\\\\x/v1/orders",
+        "\\/x/v1",
+        "/%2fx/v1/orders",
+        "/%5Cx/v1/orders",
+        "/%255cx/v1/orders",
+        "//x:80/v1/orders",
+        "//user@x/v1/orders",
+        "//x\\v1/orders",
+        "//x//y/v1/orders",
+        "//x//v1/orders",
+        "//x/V1%2forders",
+    ] {
+        check(Method::GET, "x", path, Err("ambiguous_path"));
+    }
+    check(Method::GET, "x", "//x/orders", Ok("/*"));
+}
+
+#[test]
+fn letter_case_and_a_final_slash_open_no_route() {
+    for path in [
+        "/V1/orders",
+        "/v1/Admin",
+        "/v1/ADMIN/users",
+        "/Healthz",
+        "/healthz/",
+        "/HEALTHZ/",
+        "/healthz//",
+        "/%48ealthz",
+        "/%56%31/orders",
+        "//x/V1;y/orders",
+        "/v1/adm%C4%B1n",
+        "/v1/adm\u{130}n",
+    ] {
+        check(Method::GET, "x", path, Err("ambiguous_path"));
+    }
+    // Nobody is served either way.
+    check(Method::PUT, "x", "/v1/admin/", Err("method_not_allowed"));
+}
+
+#[test]
+fn a_path_ends_where_a_service_could_see_a_query() {
+    let table =
+        RouteTable::new(vec![route("/*", &[], Auth::Public), route("/v1/rotate", &[], role("admin"))]);
+    let table = table.unwrap();
+    for path in [
+        "/v1/rotate;x/y",
+        "/v1/rotate%3fx/y",
+        "/v1/rotate%23/y",
+        "/v1/rotate%3bx/y",
+        "/v1/rotate%253f",
+        "/v1/rotate.",
+        "/v1./rotate",
+        "/v1/rotate%20",
+        "/v1/%20rotate%20./",
+        "/v1/rotate/;x",
+    ] {
+        let found = table.find(&Method::GET, "x", path);
+        assert_eq!(found.err(), Some(Rejection::AmbiguousPath), "{path}");
+    }
+    for path in ["/v1/rotate.json", "/v1/rotates", "/v1/a%3fb", "/v1/a%23b", "/v1/a;b/c", "/v1/a%20b."] {
+        assert!(table.find(&Method::GET, "x", path).is_ok(), "{path}");
+    }
+}
+
+/// The answer of a table with `/*` and `/api/*` for `GET path`.
+fn of_two(root: Route, api: Route, path: &str) -> bool {
+    RouteTable::new(vec![root, api]).unwrap().find(&Method::GET, "x", path).is_ok()
+}
+
+#[test]
+fn only_a_difference_in_what_is_asked_is_ambiguous() {
+    let all = |auth| route("/*", &[], auth);
+    let roles = |names: [&str; 2]| {
+        Auth::Key(Requirement { roles: names.map(str::to_owned).to_vec(), ..Requirement::default() })
+    };
+    let asks_same = route("/api/*", &[], roles(["a", "b"]));
+    for path in ["/API/x", "//api/x", "//x/api/y", "/api%2Fx", "/Api"] {
+        assert!(of_two(all(roles(["b", "a"])), asks_same.clone(), path), "{path}");
+        assert!(!of_two(all(role("a")), asks_same.clone(), path), "{path}");
+        // The service of the wide route serves something at this path that no route lets through.
+        let elsewhere = Service { name: "other".into(), case_sensitive: false };
+        let other_service = Route { service: elsewhere, ..asks_same.clone() };
+        assert!(!of_two(all(roles(["a", "b"])), other_service, path), "{path}");
+        let other_method = Route { methods: Some(vec![Method::PUT]), ..asks_same.clone() };
+        assert!(!of_two(all(roles(["a", "b"])), other_method, path), "{path}");
+    }
+}
+
+#[test]
+fn letter_case_counts_where_both_services_tell_it_apart() {
+    let cased = |route: Route, case_sensitive| Route {
+        service: Service { name: "api".into(), case_sensitive },
+        ..route
+    };
+    for (root, api, passes) in
+        [(false, false, false), (true, false, false), (false, true, false), (true, true, true)]
+    {
+        let root = cased(route("/*", &[], Auth::Public), root);
+        let api = cased(route("/api/*", &[], role("a")), api);
+        assert_eq!(of_two(root.clone(), api.clone(), "/API/x"), passes);
+        assert!(!of_two(root, api, "//x/api/x"), "only letter case is told apart");
+    }
+}
+
+#[test]
+fn of_similar_paths_that_ask_for_different_things_none_passes() {
+    let exact =
+        RouteTable::new(vec![route("/a", &[], Auth::Public), route("/a/", &[], role("admin"))]).unwrap();
+    let prefix =
+        RouteTable::new(vec![route("/a/*", &[], Auth::Public), route("/A/*", &[], role("admin"))]).unwrap();
+    for (table, path) in [(&exact, "/a"), (&exact, "/a/"), (&prefix, "/a/x"), (&prefix, "/A/x")] {
+        let found = table.find(&Method::GET, "x", path);
+        assert_eq!(found.err(), Some(Rejection::AmbiguousPath), "{path}");
+    }
+}
+
+#[test]
+fn the_reading_that_leads_elsewhere_is_named() {
+    let table = table();
+    let Some(Ambiguity::Elsewhere(reading, place)) = table.ambiguity(&Method::GET, "x", "//x/v1/admin/1")
+    else {
+        panic!("it is ambiguous")
+    };
+    assert_eq!((&*reading, &*place[0].label, place.len()), ("/v1/admin/1", "/v1/admin/*", 2));
+    assert_eq!(table.ambiguity(&Method::GET, "x", "/v1/orders"), None);
+}
+
+#[test]
+fn long_paths_pass_unless_there_are_many_ways_to_read_them() {
+    let table = table();
+    let long = |part: &str| format!("/v1/{}", part.repeat(8 * 1024 / part.len()));
+    for part in ["a", "%C3%A9", "%20", "a%2Fb", "a%3Db%26", "caf\u{e9}-"] {
+        let found = table.find(&Method::GET, "x", &long(part));
+        assert_eq!(found.map(|route| &*route.label), Ok("/v1/*"), "{part}");
+    }
+    for part in ["/a\\b;c%2F", "//a;b%5cc%253b"] {
+        assert_eq!(
+            table.find(&Method::GET, "x", &long(part)).err(),
+            Some(Rejection::AmbiguousPath),
+            "{part}"
+        );
+        let short = format!("/v1/{}", part.repeat(100 / part.len()));
+        assert!(table.find(&Method::GET, "x", &short).is_ok(), "{part}");
+    }
+}
+
+#[test]
 fn a_preflight_is_found_by_the_method_it_asks_about() {
     let table = table();
     assert!(table.find_preflight(&Method::PUT, "x", "/cors/a").is_some());
     assert!(table.find_preflight(&Method::GET, "x", "/cors/a").is_none());
     assert!(table.find_preflight(&Method::GET, "x", "/v1/a").is_none());
+    assert!(table.find_preflight(&Method::TRACE, "x", "/cors/a").is_none());
+    assert!(table.find_preflight(&Method::PUT, "x", "/CORS/a").is_none());
+    assert!(table.find_preflight(&Method::PUT, "x", "//x/v1/a").is_none());
 }
 
 #[test]
