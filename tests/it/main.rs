@@ -7,6 +7,7 @@ mod support;
 mod admin;
 mod admission;
 mod answers;
+mod backends;
 mod deploy;
 mod drain;
 mod flights;
