@@ -1,6 +1,8 @@
 //! One line and one count for each request, whatever happened to it, in OpenTelemetry's words. Never a query string, never
 //! a key.
 
+pub mod sampler;
+
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
