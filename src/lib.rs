@@ -4,6 +4,7 @@
 // Words: no async, no clock.
 pub mod body;
 pub mod secret;
+pub mod terminal;
 pub mod metrics;
 pub mod rejection;
 pub mod credential;
