@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod rejection;
 pub mod credential;
 pub mod message;
+pub mod browser;
 pub mod hop;
 pub mod identity;
 pub mod policy;
