@@ -7,6 +7,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use crate::body::{self, Body};
+use crate::browser::{self, NamedHost};
 use crate::gateway::Current;
 use crate::listener::Handler;
 use crate::metrics::Metrics;
@@ -65,8 +66,15 @@ pub struct Admin {
 }
 
 impl Handler for Admin {
-    async fn answer(self: Arc<Self>, request: Request<Body>, _peer: Peer) -> Response<Body> {
+    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
         let mut response = match (request.method(), request.uri().path()) {
+            _ if browser::asks_for_page(request.headers()) => {
+                text(StatusCode::FORBIDDEN, "not for web pages\n")
+            }
+            (_, path) if !self.trusts_host(&request, peer) && !is_probe(path) => text(
+                StatusCode::FORBIDDEN,
+                "from this machine, the host should be an IP address or localhost\n",
+            ),
             (&Method::GET | &Method::HEAD, path) => self.get(path),
             _ => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
@@ -80,6 +88,14 @@ impl Handler for Admin {
 }
 
 impl Admin {
+    /// SECURITY: a web page whose own name was made to lead to this machine (DNS rebinding) is of the same origin to its browser,
+    /// which then tells neither `Origin` nor, over plain HTTP, `Sec-Fetch-Site`. From elsewhere any name is taken: Prometheus
+    /// asks for a service by its name.
+    fn trusts_host(&self, request: &Request<Body>, peer: Peer) -> bool {
+        let is_local = peer.address.is_some_and(|address| address.to_canonical().is_loopback());
+        !is_local || NamedHost::of(request.uri(), request.headers()).is_safe()
+    }
+
     fn get(&self, path: &str) -> Response<Body> {
         match path {
             "/livez" => text(StatusCode::OK, "live\n"),
@@ -109,6 +125,11 @@ impl Admin {
             _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /routes /version\n"),
         }
     }
+}
+
+/// What says little, and is asked for by load balancers that send a `Host` of their own.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
 }
 
 /// A route as programs read it. Nothing in it is secret: it is the route file again.

@@ -20,11 +20,12 @@ use tokio_util::task::TaskTracker;
 
 use self::answer::Answer;
 use self::watch::{Watch, Watched};
+use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::Body;
 use crate::credential::{self, ApiKey};
 use crate::hop;
-use crate::identity;
+use crate::identity::{self, Identity, Misfit};
 use crate::message::{self, Host};
 use crate::metrics::{self, Metrics};
 use crate::policy::{Permit, Requirement};
@@ -46,6 +47,8 @@ pub struct Settings {
     pub body: outgoing::Limits,
     /// How often the key of an open stream is asked about again.
     pub revalidate_every: Duration,
+    /// Headers about forwarding that are kept from trusted proxies beside the usual ones.
+    pub pass_headers: Vec<HeaderName>,
     /// What is written of each request.
     pub access_log: access_log::Line,
 }
@@ -128,6 +131,7 @@ impl Gateway {
             request.headers_mut(),
             arrival.peer,
             arrival.believed,
+            &self.settings.pass_headers,
             &host.value,
             &record.request_id,
         );
@@ -166,21 +170,25 @@ impl Gateway {
     }
 
     /// Removes who the caller claims to be, and says who it is.
-    fn identify(&self, permit: &Permit, headers: &mut HeaderMap, record: &Record) -> Result<(), Rejection> {
+    fn identify(
+        &self,
+        permit: &Permit,
+        headers: &mut HeaderMap,
+        record: &mut Record,
+    ) -> Result<(), Rejection> {
         if self.identity.strip(headers) > 0 {
             let route = metrics::Route { route: Arc::clone(&record.route) };
             self.metrics.forged.get_or_create(&route).inc();
         }
         if let Some(identity) = permit.identity() {
-            let left_out = self.identity.set(identity, headers)?;
-            if left_out > 0 && self.metrics.claims_left_out.inc_by(left_out as u64).is_power_of_two() {
-                let token = identity.token_id.as_ref().and_then(|id| id.to_str().ok());
-                tracing::warn!(
-                    keyward.token.id = token,
-                    left_out,
-                    "claims that would share a header are left out"
-                );
-            }
+            self.identity.set(identity, headers).map_err(|misfit| {
+                if let Misfit::SharedHeader { header, claims } = &misfit {
+                    self.metrics.claims_left_out.inc_by(claims.len() as u64);
+                    record.cause = Some(format!("the claims {claims:?} would share the header {header}"));
+                    warn_of_shared_header(identity, header, claims);
+                }
+                misfit
+            })?;
         }
         Ok(())
     }
@@ -306,6 +314,19 @@ fn keep_preflight_headers(headers: &mut HeaderMap) {
     let others: Vec<HeaderName> = headers.keys().filter(|name| !kept(name)).cloned().collect();
     for name in others {
         headers.remove(name);
+    }
+}
+
+/// Tells the operator of a key that cannot be used as it is, also where requests are not logged.
+fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
+    static SAMPLER: Sampler = Sampler::new();
+    if let Some(suppressed) = SAMPLER.admit() {
+        tracing::warn!(
+            keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
+            suppressed,
+            "refused a key whose claims {claims:?} would share the header {header}; name a header for one under \
+             identity.claim_headers, or choose the claims in identity.claims"
+        );
     }
 }
 

@@ -66,7 +66,7 @@ pub struct Metrics {
     pub upstream_seconds: Histograms<Route>,
     /// Requests that carried headers, or trailers, of Keyward's own.
     pub forged: Family<Route, Counter>,
-    /// Claims left out because two of one key would have shared a header.
+    /// Claims not passed on because two of one key would have shared a header; such requests are refused.
     pub claims_left_out: Counter,
     /// Validations by Scalekit.
     pub validations: Family<Outcome, Counter>,
@@ -177,7 +177,7 @@ impl Metrics {
         );
         registry.register(
             "claims_left_out",
-            "Claims that would have shared a header",
+            "Claims that would have shared a header, in requests refused for it",
             self.claims_left_out.clone(),
         );
         registry.register("validations", "Validations by Scalekit", self.validations.clone());

@@ -50,6 +50,8 @@ pub enum Rejection {
     UpstreamTimeout,
     /// The identity headers would exceed their limit.
     IdentityTooLarge,
+    /// Two claims of the key would share a header.
+    AmbiguousIdentity,
     /// Scalekit gave no verdict: down, slow, throttling, or refusing Keyward itself.
     ValidationUnavailable(Duration),
     /// Too many requests wait for a verdict.
@@ -238,6 +240,13 @@ impl Rejection {
                 "Identity too large",
                 "The key's roles and claims exceed what may be passed on in headers.",
             ),
+            Self::AmbiguousIdentity => answer(
+                StatusCode::BAD_GATEWAY,
+                "ambiguous_identity",
+                14,
+                "Ambiguous identity",
+                "Two of the key's claims would be passed on in the same header.",
+            ),
             Self::ValidationUnavailable(_) => answer(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "validation_unavailable",
@@ -361,6 +370,7 @@ mod tests {
             Rejection::UpstreamUnreachable,
             Rejection::UpstreamTimeout,
             Rejection::IdentityTooLarge,
+            Rejection::AmbiguousIdentity,
             Rejection::ValidationUnavailable(WAIT),
             Rejection::Overloaded(WAIT),
         ]

@@ -55,7 +55,7 @@ async fn ask(args: &Healthcheck) -> Result<(u16, String)> {
     let origin = Origin::new(&settings, TaskTracker::new())?;
     let mut request = Request::new(body::empty());
     *request.uri_mut() = hyper::Uri::from_static(if args.live { "/livez" } else { "/readyz" });
-    request.headers_mut().insert(HOST, HeaderValue::from_static("keyward"));
+    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
     let response = origin.send(request).await?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();

@@ -119,6 +119,8 @@ fn read_document(
     let drain_delay = server.take("drain_delay", duration(Duration::ZERO)).unwrap_or(5 * SECOND);
     let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
     let trusted = trusted(&mut server, "trusted_proxies");
+    let has_trusted = trusted != Trusted::default();
+    let pass_headers = headers::pass_headers(&mut server, &identity, has_trusted, &mut warnings);
     let realm = server.take("realm", |value| realm(text(value)?)).unwrap_or_else(|| "api".to_owned());
     let revalidate_every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
     let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
@@ -163,7 +165,14 @@ fn read_document(
         validator,
         credential,
         identity,
-        gateway: gateway::Settings { realm, head, body, revalidate_every, access_log: log.line() },
+        gateway: gateway::Settings {
+            realm,
+            head,
+            body,
+            revalidate_every,
+            pass_headers,
+            access_log: log.line(),
+        },
         log,
         upstreams,
         routes: routes?,

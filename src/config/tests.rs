@@ -250,8 +250,18 @@ fn what_is_probably_not_meant_is_warned_of() {
     assert_eq!(
         warnings,
         [
-            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: of a key with both, neither is \
-          passed on; name a header for one under identity.claim_headers"
+            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: a key with both is answered \
+          502; name a header for one under identity.claim_headers"
+        ]
+    );
+    let passed = REST.replacen("[up", "[server]\npass_headers = [\"X-Real-IP\", \"X-Api-Version\"]\n[up", 1);
+    let warnings = parse(&format!("version = 1\n{passed}"), "f", &environment()).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
+             alone",
+            "server.pass_headers has x-api-version, which Keyward passes on from everybody anyway",
         ]
     );
     let nobody =

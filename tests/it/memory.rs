@@ -198,6 +198,42 @@ async fn each_request_is_one_line_of_json_without_query_and_key() {
 }
 
 #[tokio::test]
+async fn control_characters_of_callers_are_escaped_in_the_log() {
+    const HOSTILE: &str = "a\u{9b}2J\u{85}b\u{202e}c\u{2066}d\u{200f}e\u{2028}f";
+    for format in ["json", "text"] {
+        let (folder, ends) = (Folder::new(&format!("escapes-{format}")), CancellationToken::new());
+        let secret = folder.write("secret", "dev");
+        let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
+        let file = folder.write("keyward.toml", &format!("{routes}[log]\nformat = \"{format}\"\n"));
+        let (_scalekit, scalekit) = listen().await;
+        // The address is told as JSON alone, so a free port is taken beforehand.
+        let (listener, address) = listen().await;
+        drop(listener);
+        let text = std::fs::read_to_string(&file).unwrap();
+        folder.write("keyward.toml", &text.replacen("127.0.0.1:0", &address.to_string(), 1));
+        let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+        running.until("listening").await;
+        let mut client = Client::connect(address).await;
+        client
+            .send(format!("GET /public/{HOSTILE} HTTP/1.1\r\nhost: a\r\nuser-agent: {HOSTILE}\r\n\r\n"))
+            .await;
+        client.reply().await;
+        running.signal(rustix::process::Signal::TERM);
+        assert_eq!(running.exit().await, Some(0));
+        running.until("stopped").await;
+        let text = running.text();
+        assert!(!text.contains(|char| char != '\n' && keyward::terminal::is_obeyed(char)), "{text:?}");
+        if format == "json" {
+            assert!(text.contains("\\u009b2J\\u0085b\\u202ec\\u2066d\\u200fe\\u2028f"), "{text}");
+            let line = text.lines().find(|line| line.contains("user_agent")).unwrap();
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["user_agent.original"], HOSTILE, "whoever parses the line gets the text back");
+        }
+        ends.cancel();
+    }
+}
+
+#[tokio::test]
 async fn the_emulator_runs_alone_and_keeps_its_secret() {
     let mut command = keyward(&["emulator", "--listen", "127.0.0.1:0", "--client-id", "me"]);
     command.env("KEYWARD_EMULATOR_CLIENT_SECRET", "a-secret-of-mine");

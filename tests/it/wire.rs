@@ -2,6 +2,7 @@
 
 mod bodies;
 mod floods;
+mod forwarded;
 mod framing;
 mod h2;
 mod heads;
