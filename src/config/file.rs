@@ -13,6 +13,7 @@ use crate::access_log::{self, Format};
 use crate::credential::{self, Alphabet};
 use crate::listener::{self, Listen};
 use crate::message;
+use crate::route::Auth;
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Trusted;
 use crate::upstream::outgoing;
@@ -20,6 +21,9 @@ use crate::{gateway, validator};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// The throttle where the file says nothing and client addresses are known: more than a misconfigured client tries, and
+/// too few to use up a rate limit.
+const BAD_KEYS_PER_MINUTE: u32 = 300;
 
 pub(super) fn read(lines: &Lines<'_>, environment: &Environment) -> Result<Config, Vec<Problem>> {
     let (text, found) = (lines.text, Found::default());
@@ -81,7 +85,7 @@ fn read_document(
         scalekit::read(file.section("scalekit"), &mut validator, found, environment, &mut warnings);
     let credential = credential(file.section("credential"));
     negative_cache(file.section("negative_cache"), &mut validator);
-    throttle(file.section("throttle"), &mut validator);
+    let bad_keys_per_minute = throttle(file.section("throttle"));
     let mut limits = file.section("limits");
     let mut streams = file.section("streams");
     let identity = headers::read(file.section("identity"), &mut warnings);
@@ -121,6 +125,14 @@ fn read_document(
     let trusted = trusted(&mut server, "trusted_proxies");
     let realm = server.take("realm", |value| realm(text(value)?)).unwrap_or_else(|| "api".to_owned());
     let revalidate_every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
+    let unconfirmed_for =
+        streams.take("unconfirmed_for", duration(SECOND)).unwrap_or_else(|| 2 * revalidate_every);
+    if unconfirmed_for < revalidate_every {
+        let every = humantime::format_duration(revalidate_every);
+        let text =
+            format!("is less than streams.revalidate_every, \"{every}\", before which no key is asked about again");
+        streams.problem("unconfirmed_for", text);
+    }
     let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
     if urls::clash(&listener.listen, &admin_listen) {
         let (section, other, taken) = match admin.had("listen") {
@@ -138,7 +150,23 @@ fn read_document(
     [server, admin, limits, streams].into_iter().for_each(Section::finish);
 
     let from_proxies = [&trusted, &listener.proxied];
-    if validator.bad_keys_per_minute.is_some() && from_proxies == [&Trusted::default(); 2] {
+    let addresses_are_known = from_proxies != [&Trusted::default(); 2];
+    validator.bad_keys_per_minute = match bad_keys_per_minute {
+        Some(per_minute) => per_minute,
+        None => addresses_are_known.then_some(BAD_KEYS_PER_MINUTE),
+    };
+    let takes_keys = routes.as_ref().is_some_and(|routes| {
+        routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_)))
+    });
+    if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
+        warnings.push(
+            "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
+             for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
+             front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute"
+                .to_owned(),
+        );
+    }
+    if validator.bad_keys_per_minute.is_some() && !addresses_are_known {
         warnings.push(
             "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
              one address, and so one allowance"
@@ -163,7 +191,14 @@ fn read_document(
         validator,
         credential,
         identity,
-        gateway: gateway::Settings { realm, head, body, revalidate_every, access_log: log.line() },
+        gateway: gateway::Settings {
+            realm,
+            head,
+            body,
+            revalidate_every,
+            unconfirmed_for,
+            access_log: log.line(),
+        },
         log,
         upstreams,
         routes: routes?,
@@ -231,10 +266,16 @@ fn negative_cache(mut section: Section<'_, '_>, validator: &mut validator::Setti
     section.finish();
 }
 
-fn throttle(mut section: Section<'_, '_>, validator: &mut validator::Settings) {
-    let per_minute = section.take("bad_keys_per_minute", integer(0, 1_000_000)).unwrap_or(0);
-    validator.bad_keys_per_minute = (per_minute > 0).then_some(per_minute as u32);
+/// The limit of the throttle: `Some(None)` for none, `None` for "auto".
+fn throttle(mut section: Section<'_, '_>) -> Option<Option<u32>> {
+    let per_minute = section.take("bad_keys_per_minute", |value| match value.as_str() {
+        Some("auto") => Ok(None),
+        Some(_) => Err("should be \"auto\" or a whole number without quotes".to_owned()),
+        None => integer(0, 1_000_000)(value).map(Some),
+    });
     section.finish();
+    let per_minute = per_minute.flatten();
+    per_minute.map(|per_minute| (per_minute > 0).then_some(per_minute as u32))
 }
 
 fn log(mut section: Section<'_, '_>) -> access_log::Settings {
