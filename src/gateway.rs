@@ -203,7 +203,8 @@ impl Gateway {
         };
         let caller = upgrade.map(|_| hyper::upgrade::on(&mut request));
         let began = Instant::now();
-        let answered = upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
+        let answered =
+            upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
         let mut response = answered.map_err(|Failure { rejection, cause }| {
             record.cause = Some(cause);

@@ -129,8 +129,9 @@ fn read_document(
         streams.take("unconfirmed_for", duration(SECOND)).unwrap_or_else(|| 2 * revalidate_every);
     if unconfirmed_for < revalidate_every {
         let every = humantime::format_duration(revalidate_every);
-        let text =
-            format!("is less than streams.revalidate_every, \"{every}\", before which no key is asked about again");
+        let text = format!(
+            "is less than streams.revalidate_every, \"{every}\", before which no key is asked about again"
+        );
         streams.problem("unconfirmed_for", text);
     }
     let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
@@ -155,9 +156,9 @@ fn read_document(
         Some(per_minute) => per_minute,
         None => addresses_are_known.then_some(BAD_KEYS_PER_MINUTE),
     };
-    let takes_keys = routes.as_ref().is_some_and(|routes| {
-        routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_)))
-    });
+    let takes_keys = routes
+        .as_ref()
+        .is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
     if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
         warnings.push(
             "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \

@@ -217,7 +217,10 @@ impl Question {
         };
         let closed = metrics.streams_closed.get_or_create(&Outcome { outcome }).inc() + 1;
         if outcome == "unconfirmed" && closed.is_power_of_two() {
-            tracing::warn!(closed, "streams were closed whose key could not be confirmed (streams.unconfirmed_for)");
+            tracing::warn!(
+                closed,
+                "streams were closed whose key could not be confirmed (streams.unconfirmed_for)"
+            );
         }
         rejection
     }

@@ -69,8 +69,7 @@ impl Hold {
         let until = now + wait.unwrap_or_default().max(SHORTEST);
         state.until = state.until.max(Some(until));
         if !was_held {
-            let first =
-                || Pace { pause: FIRST_PAUSE, next: Some(now + FIRST_PAUSE), changed: Some(now) };
+            let first = || Pace { pause: FIRST_PAUSE, next: Some(now + FIRST_PAUSE), changed: Some(now) };
             (state.good, state.streams) = (first(), first());
         } else if let Some(pace) = state.pace(class)
             && pace.changed.is_none_or(|changed| changed <= began)
