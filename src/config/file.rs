@@ -124,16 +124,7 @@ fn read_document(
     let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
     let trusted = trusted(&mut server, "trusted_proxies");
     let realm = server.take("realm", |value| realm(text(value)?)).unwrap_or_else(|| "api".to_owned());
-    let revalidate_every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
-    let unconfirmed_for =
-        streams.take("unconfirmed_for", duration(SECOND)).unwrap_or_else(|| 2 * revalidate_every);
-    if unconfirmed_for < revalidate_every {
-        let every = humantime::format_duration(revalidate_every);
-        let text = format!(
-            "is less than streams.revalidate_every, \"{every}\", before which no key is asked about again"
-        );
-        streams.problem("unconfirmed_for", text);
-    }
+    let (revalidate_every, unconfirmed_for) = stream_limits(&mut streams);
     let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
     if urls::clash(&listener.listen, &admin_listen) {
         let (section, other, taken) = match admin.had("listen") {
@@ -265,6 +256,20 @@ fn negative_cache(mut section: Section<'_, '_>, validator: &mut validator::Setti
         validator.negative_entries = entries;
     }
     section.finish();
+}
+
+/// `revalidate_every` and `unconfirmed_for`.
+fn stream_limits(streams: &mut Section<'_, '_>) -> (Duration, Duration) {
+    let every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
+    let within = streams.take("unconfirmed_for", duration(SECOND)).unwrap_or(2 * every);
+    if within < every {
+        let every = humantime::format_duration(every);
+        let text = format!(
+            "should be at least \"{every}\" (streams.revalidate_every): no key is confirmed more often"
+        );
+        streams.problem("unconfirmed_for", text);
+    }
+    (every, within)
 }
 
 /// The limit of the throttle: `Some(None)` for none, `None` for "auto".

@@ -104,10 +104,10 @@ async fn revoked_keys_stream_ends_in_one_interval_at_a_scalekit_that_throttles()
 
 #[tokio::test]
 async fn revoked_keys_stream_ends_in_one_interval_though_all_calls_are_taken() {
-    let scalekit = "max_in_flight = 4\nmax_waiting = 4";
+    let scalekit = "max_in_flight = 4\nmax_waiting = 40";
     let stage = Stage::with(Setup { scalekit, sections: EVERY_SECOND, ..Setup::default() }).await;
-    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Latency(Duration::from_millis(100))));
-    let flood = || Flood::start(stage.address, 30, Duration::ZERO);
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Latency(Duration::from_millis(200))));
+    let flood = || Flood::start(stage.address, 60, Duration::ZERO);
     let lived = stream_outlives_revocation(&stage, flood).await;
     assert!(lived < SOON + Duration::from_millis(200), "{lived:?}");
 }

@@ -54,6 +54,11 @@ fn fail(stage: &Stage) {
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
 }
 
+/// Waits until Scalekit was asked so many times.
+async fn asked(stage: &Stage, times: u64) {
+    timeout(LIMIT, stage.emulator.validations_begun(times)).await.expect("the key is asked about again");
+}
+
 fn unconfirmed(stage: &Stage) -> u64 {
     stage.metrics.streams_closed.get_or_create(&Outcome { outcome: "unconfirmed" }).get()
 }
@@ -84,7 +89,7 @@ async fn late_101_is_not_opened_for_a_revoked_key() {
     let before = stage.emulator.counts().validations;
     // Of the question about the key nothing is known when the 101 comes.
     hang(&stage);
-    stage.emulator.validations_begun(before + 1).await;
+    asked(&stage, before + 1).await;
     tokio::time::sleep(SECOND / 2).await;
     service.write_all(SWITCH.as_bytes()).await.unwrap();
     timeout(SECOND / 5, client.bytes(1)).await.expect_err("it waits for the answer");
@@ -109,7 +114,7 @@ async fn late_head_is_passed_on_once_the_key_is_confirmed() {
         let mut service = accept(&listener).await;
         let before = stage.emulator.counts().validations;
         hang(&stage);
-        stage.emulator.validations_begun(before + 1).await;
+        asked(&stage, before + 1).await;
         tokio::time::sleep(SECOND / 2).await;
         service.write_all(head.as_bytes()).await.unwrap();
         timeout(SECOND / 5, client.bytes(1)).await.expect_err("it waits for the answer");
