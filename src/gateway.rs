@@ -2,7 +2,7 @@
 //! `Gateway::handle` around it records what happened.
 
 mod answer;
-mod watch;
+mod revalidation;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::answer::Answer;
-use self::watch::{Watch, Watched};
+use self::revalidation::{Revalidation, close_code, close_reason};
 use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::Body;
@@ -45,10 +45,12 @@ pub struct Settings {
     pub head: message::Limits,
     /// The most of a request's body.
     pub body: outgoing::Limits,
-    /// How often the key of an open stream is asked about again.
+    /// How often the key of a request that lasts is asked about again.
     pub revalidate_every: Duration,
     /// Headers about forwarding that are kept from trusted proxies beside the usual ones.
     pub pass_headers: Vec<HeaderName>,
+    /// How long such a request may go on when nobody can say whether its key is good; at least `revalidate_every`.
+    pub unconfirmed_for: Duration,
     /// What is written of each request.
     pub access_log: access_log::Line,
 }
@@ -114,16 +116,16 @@ impl Gateway {
         if kind == Kind::Preflight {
             keep_preflight_headers(request.headers_mut());
         }
-        let (permit, mut watched) = match requirement {
-            None => (Permit::public(), Watched::default()),
+        let (permit, mut revalidation) = match requirement {
+            None => (Permit::public(), Revalidation::default()),
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
                 let identity = self.validator.validate(&key, arrival.client).await;
                 record.validation = Some(began.elapsed());
                 let identity = identity?;
                 record.identity = Some(Arc::clone(&identity));
-                let watch = Watch::new(self, key, &identity, requirement);
-                (requirement.admit(identity)?, Watched::by(watch))
+                let revalidation = Revalidation::new(self, key, &identity, requirement, began.into());
+                (requirement.admit(identity)?, revalidation)
             }
         };
         self.identify(&permit, request.headers_mut(), record)?;
@@ -136,18 +138,20 @@ impl Gateway {
             &record.request_id,
         );
         address(&mut request, &host);
-        let sending = !request.body().is_end_stream();
-        if sending {
-            request = request.map(|body| watched.upload(body));
+        if !request.body().is_end_stream() {
+            request = request.map(|body| revalidation.upload(body));
         }
+        let due = revalidation.due();
         let (response, tunnel) = tokio::select! {
             // This first: the upload breaks off for the same reason.
             biased;
-            // What is sent without end, as a stream of gRPC, may outlast its key before there is an answer.
-            rejection = watched.ended(), if sending => return Err(rejection),
-            forwarded = self.forward(request, route, &permit, upgrade, record) => forwarded?,
+            // An upload without end, or a slow service, may outlast the key before there is an answer.
+            rejection = revalidation.closed_while_waiting() => return Err(rejection),
+            forwarded = self.forward(request, route, &permit, upgrade, due, record) => forwarded?,
         };
-        Ok(Passed { response, tunnel, watched })
+        // SECURITY: a late head or 101 opens nothing for a key that was revoked while it was awaited.
+        revalidation.confirm().await?;
+        Ok(Passed { response, tunnel, revalidation })
     }
 
     /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
@@ -199,6 +203,7 @@ impl Gateway {
         route: &Route,
         permit: &Permit,
         upgrade: Option<hop::WebSocket>,
+        due: Option<tokio::time::Instant>,
         record: &mut Record,
     ) -> Result<(Response<Body>, Option<Tunnel>), Rejection> {
         let Some(upstream) = self.upstreams.get(&route.upstream) else {
@@ -206,7 +211,8 @@ impl Gateway {
         };
         let caller = upgrade.map(|_| hyper::upgrade::on(&mut request));
         let began = Instant::now();
-        let answered = upstream.forward(request, permit, upgrade, &self.identity, self.settings.body).await;
+        let answered =
+            upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
         let mut response = answered.map_err(|Failure { rejection, cause }| {
             record.cause = Some(cause);
@@ -220,17 +226,17 @@ impl Gateway {
 
     /// The answer, watched and recorded to its end.
     fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
-        let Passed { response, tunnel, mut watched } = passed;
+        let Passed { response, tunnel, mut revalidation } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
-            return response.map(|body| Answer::wrap(body, record, watched, status));
+            return response.map(|body| Answer::wrap(body, record, revalidation, status));
         };
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
-                    _ = watched.ended() => (CloseCode::PolicyViolation, "key_no_longer_valid"),
+                    rejection = revalidation.closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };
             match tunnel::run(caller, upstream, cut).await {
@@ -266,7 +272,7 @@ impl Current {
 struct Passed {
     response: Response<Body>,
     tunnel: Option<Tunnel>,
-    watched: Watched,
+    revalidation: Revalidation,
 }
 
 /// Both ends of a WebSocket to be.

@@ -98,8 +98,9 @@ pub struct Metrics {
     pub open_streams: Gauge,
     /// Of these, those whose last question got no answer.
     pub unconfirmed_streams: Gauge,
-    /// Streams closed because their key is no longer good.
-    pub streams_closed: Counter,
+    /// Streams closed because their key is no longer good (`revoked`, `expired`, `not_permitted`), or could not be confirmed
+    /// for too long (`unconfirmed`).
+    pub streams_closed: Family<Outcome, Counter>,
     /// Requests for key management.
     pub management: Family<Management, Counter>,
     /// Lines that the log could not take, from whoever counts them.
@@ -139,7 +140,7 @@ impl Default for Metrics {
             connection_errors: Family::default(),
             open_streams: Gauge::default(),
             unconfirmed_streams: Gauge::default(),
-            streams_closed: Counter::default(),
+            streams_closed: Family::default(),
             management: Family::default(),
             log_lines_dropped: Counter::default(),
             dropped_lines: OnceLock::new(),
@@ -148,6 +149,10 @@ impl Default for Metrics {
             ready: Gauge::default(),
         };
         metrics.register();
+        for outcome in ["revoked", "expired", "not_permitted", "unconfirmed"] {
+            // There from the start, so that the first one shows in a rate.
+            drop(metrics.streams_closed.get_or_create(&Outcome { outcome }));
+        }
         metrics
     }
 }
@@ -226,12 +231,12 @@ impl Metrics {
         registry.register("open_streams", "Answers and tunnels asked about again", self.open_streams.clone());
         registry.register(
             "unconfirmed_streams",
-            "Of these, those whose last question got no answer",
+            "Of these, those whose key could not be confirmed when it was last asked about",
             self.unconfirmed_streams.clone(),
         );
         registry.register(
             "streams_closed",
-            "Streams whose key ceased to be good",
+            "Streams closed because their key was revoked, expired, not permitted any more, or unconfirmed for too long",
             self.streams_closed.clone(),
         );
         registry.register("management_requests", "Requests for key management", self.management.clone());

@@ -63,7 +63,8 @@ impl Upstream {
         Ok(Self { origin: Origin::new(&settings.origin, tasks)?, settings: settings.clone() })
     }
 
-    /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer.
+    /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer. The task is
+    /// woken at `wake_at`, if there is no head by then: one timer serves that and the time limit.
     ///
     /// # Errors
     /// `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
@@ -72,6 +73,7 @@ impl Upstream {
         request: Request<Body>,
         _permit: &Permit,
         upgrade: Option<WebSocket>,
+        wake_at: Option<Instant>,
         identity: &Arc<Headers>,
         limits: Limits,
     ) -> Result<Response<Body>, Failure> {
@@ -81,9 +83,9 @@ impl Upstream {
         let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
             set_upgrade(request.headers_mut());
-            self.answered(self.origin.send_upgrade(request), &progress).await?
+            self.answered(self.origin.send_upgrade(request), wake_at, &progress).await?
         } else {
-            self.answered(self.origin.send(request), &progress).await?
+            self.answered(self.origin.send(request), wake_at, &progress).await?
         };
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
@@ -113,14 +115,17 @@ impl Upstream {
     async fn answered(
         &self,
         sending: impl Future<Output = Result<Response<Body>, SendError>>,
+        mut wake_at: Option<Instant>,
         progress: &Progress,
     ) -> Result<Response<Body>, Failure> {
         let mut sending = std::pin::pin!(sending);
         loop {
             let deadline = progress.last() + self.settings.response_timeout;
+            let deadline = wake_at.map_or(deadline, |wake_at| wake_at.min(deadline));
             tokio::select! {
                 sent = &mut sending => return sent.map_err(|error| Failure::sending(&error, progress)),
                 () = sleep_until(deadline) => {
+                    wake_at = wake_at.filter(|wake_at| *wake_at > Instant::now());
                     if progress.last() + self.settings.response_timeout <= Instant::now() {
                         let rejection = Rejection::UpstreamTimeout;
                         return Err(Failure { rejection, cause: "no answer in time".into() });

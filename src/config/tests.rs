@@ -236,6 +236,9 @@ fn what_is_probably_not_meant_is_warned_of() {
          [[routes]]\npath = \"/v1/:id\"\nupstream = \"api\"\nauth = \"none\"\npreflight = true\n"
     );
     let warnings = parse(&text, "f", &environment()).unwrap().warnings;
+    let unbounded = "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
+         for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in front, else \
+         throttle.bad_keys_per_minute, or scalekit.validations_per_minute";
     let expected = [
         "routes[0].methods has \"DELTE\"; did you mean \"DELETE\"?",
         "routes[1].path is matched as it stands: /v1/:id has no parameters",
@@ -251,7 +254,8 @@ fn what_is_probably_not_meant_is_warned_of() {
         warnings,
         [
             "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: a key with both is answered \
-          502; name a header for one under identity.claim_headers"
+          502; name a header for one under identity.claim_headers",
+            unbounded,
         ]
     );
     let passed = REST.replacen("[up", "[server]\npass_headers = [\"X-Real-IP\", \"X-Api-Version\"]\n[up", 1);
@@ -262,12 +266,16 @@ fn what_is_probably_not_meant_is_warned_of() {
             "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
              alone",
             "server.pass_headers has x-api-version, which Keyward passes on from everybody anyway",
+            unbounded,
         ]
     );
     let nobody =
         format!("version = 1\n{REST}require = {{ scope = \"organization\", roles = [\"admin\"] }}\n");
     let warnings = parse(&nobody, "f", &environment()).unwrap().warnings;
-    assert_eq!(warnings, ["routes[0].require lets nobody pass: an organization's key has no roles"]);
+    assert_eq!(
+        warnings,
+        ["routes[0].require lets nobody pass: an organization's key has no roles", unbounded]
+    );
     let everybody = format!("version = 1\n[server]\ntrusted_proxies = [\"::/0\"]\n{REST}");
     for key in ["trusted_proxies", "proxy_protocol_from"] {
         let text = everybody.replace("trusted_proxies", key);
@@ -281,7 +289,7 @@ fn what_is_probably_not_meant_is_warned_of() {
 fn a_route_with_a_host_around_a_stricter_one_is_warned_of() {
     let warnings = |host: &str, strict: &str| {
         let text = format!(
-            "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[[routes]]\nhost = \"docs.test\"\nupstream = \"api\"\n\
+            "version = 1\n[throttle]\nbad_keys_per_minute = 60\n[server]\ntrusted_proxies = [\"192.0.2.1\"]\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[[routes]]\nhost = \"docs.test\"\nupstream = \"api\"\n\
              {host}\n[[routes]]\nupstream = \"api\"\n{strict}\n"
         );
         parse(&text, "f", &environment()).unwrap().warnings
@@ -398,4 +406,52 @@ fn letter_case_is_told_apart_where_every_upstream_of_the_address_says_so() {
         config.routes.find(&hyper::Method::GET, "a", "/V1/x").is_ok()
     };
     assert_eq!([passes(true, true), passes(true, false), passes(false, false)], [true, false, false]);
+}
+
+#[test]
+fn bad_keys_are_limited_by_default_where_addresses_are_known() {
+    let read =
+        |sections: &str| parse(&format!("version = 1\n{sections}\n{REST}"), "f", &environment()).unwrap();
+    let proxies =
+        ["[server]\ntrusted_proxies = [\"10.0.0.0/8\"]", "[server]\nproxy_protocol_from = [\"10.0.0.0/8\"]"];
+    for proxies in proxies {
+        for (throttle, limit) in [("", Some(300)), ("\"auto\"", Some(300)), ("7", Some(7)), ("0", None)] {
+            let throttle = match throttle {
+                "" => String::new(),
+                throttle => format!("\n[throttle]\nbad_keys_per_minute = {throttle}"),
+            };
+            let config = read(&format!("{proxies}{throttle}"));
+            assert_eq!(config.validator.bad_keys_per_minute, limit, "{proxies}{throttle}");
+            assert_eq!(config.warnings.len(), usize::from(limit.is_none()), "{:?}", config.warnings);
+        }
+    }
+    for (sections, warnings) in [
+        ("", 1),
+        ("[throttle]\nbad_keys_per_minute = 0", 1),
+        ("[throttle]\nbad_keys_per_minute = \"auto\"", 1),
+        ("[scalekit]\nvalidations_per_minute = 600", 0),
+    ] {
+        let config = read(sections);
+        assert_eq!(config.validator.bad_keys_per_minute, None, "{sections}");
+        assert_eq!(config.warnings.len(), warnings, "{sections}: {:?}", config.warnings);
+    }
+    let public = format!("version = 1\n{REST}auth = \"none\"\n");
+    assert_eq!(parse(&public, "f", &environment()).unwrap().warnings, [""; 0], "no route takes keys");
+    let found = problems(&format!("version = 1\n[throttle]\nbad_keys_per_minute = \"60\"\n{REST}"));
+    assert!(
+        found.contains("f:3:23: throttle.bad_keys_per_minute: should be \"auto\" or a whole number"),
+        "{found}"
+    );
+}
+
+#[test]
+fn streams_may_be_unconfirmed_for_two_intervals_by_default() {
+    let read = |streams: &str| {
+        let config =
+            parse(&format!("version = 1\n[streams]\n{streams}\n{REST}"), "f", &environment()).unwrap();
+        (config.gateway.revalidate_every.as_secs(), config.gateway.unconfirmed_for.as_secs())
+    };
+    assert_eq!(read(""), (30, 60));
+    assert_eq!(read("revalidate_every = \"10s\""), (10, 20));
+    assert_eq!(read("unconfirmed_for = \"1h\""), (30, 3600));
 }
