@@ -10,7 +10,7 @@ const BAD: &str = "0123456789ABCDEFGHIJabcdefghij";
 async fn metrics(stage: &Stage) -> String {
     let reply = stage.ask_admin("/metrics").await;
     assert_eq!(reply.status, 200);
-    assert!(reply.header("content-type").unwrap().starts_with("application/openmetrics-text"));
+    assert!(reply.header("content-type").unwrap().starts_with("text/plain; version=0.0.4;"));
     reply.text()
 }
 

@@ -9,6 +9,7 @@ mod admission;
 mod answers;
 mod deploy;
 mod drain;
+mod exposition;
 mod flights;
 mod goaway;
 mod grpc;
