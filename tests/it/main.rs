@@ -7,6 +7,7 @@ mod support;
 mod admin;
 mod admission;
 mod answers;
+mod command_line;
 mod deploy;
 mod drain;
 mod exposition;

@@ -85,7 +85,7 @@ async fn over_tls_it_is_the_same() {
         }
         let mut answer = Vec::new();
         timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
-        assert!(answer.starts_with(b"HTTP/1.1 401 ") && answer.ends_with(b"}"));
+        assert!(answer.starts_with(b"HTTP/1.1 401 ") && answer.ends_with(b"}\n"));
     }
 }
 
