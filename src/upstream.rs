@@ -148,7 +148,10 @@ impl Upstream {
         let mut failure = Failure::sending(error, progress);
         // A server of HTTP/2 alone answers HTTP/1.1 with a SETTINGS frame, which hyper takes for a status line.
         let http1 = self.settings.origin.tls.is_none() && self.settings.origin.protocol != Protocol::Http2;
-        if http1 && matches!(error, SendError::Broken(_)) && failure.cause.contains(NOT_HTTP1) {
+        if http1
+            && matches!(error, SendError::Broken(_))
+            && NOT_HTTP1.iter().any(|text| failure.cause.contains(text))
+        {
             failure
                 .cause
                 .push_str("; a service that speaks HTTP/2 alone, as gRPC does, needs h2c:// in its url");
@@ -160,8 +163,8 @@ impl Upstream {
     }
 }
 
-/// What hyper says of an answer that does not begin with an HTTP/1 status line.
-const NOT_HTTP1: &str = "invalid HTTP version";
+/// What hyper says of an answer that does not begin with an HTTP/1 status line, and of one that comes before the request.
+const NOT_HTTP1: [&str; 2] = ["invalid HTTP version", "received unexpected message"];
 
 impl Failure {
     fn unreachable(cause: impl Into<String>) -> Self {
