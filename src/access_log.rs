@@ -206,6 +206,9 @@ impl Record {
         self.reason = Some(rejection.code());
         self.denied = rejection.is_denial();
         self.whole = true;
+        if *rejection == Rejection::KeyIdPresented {
+            self.cause = Some("the credential is the id of a key (apit_…), not a key".to_owned());
+        }
     }
 
     /// The upstream answers.

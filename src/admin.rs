@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
@@ -10,7 +10,7 @@ use crate::body::{self, Body};
 use crate::browser::{self, NamedHost};
 use crate::gateway::Current;
 use crate::listener::Handler;
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 use crate::route::{Auth, Route};
 use crate::upstream::forwarded::Peer;
 
@@ -75,7 +75,7 @@ impl Handler for Admin {
                 StatusCode::FORBIDDEN,
                 "from this machine, the host should be an IP address or localhost\n",
             ),
-            (&Method::GET | &Method::HEAD, path) => self.get(path),
+            (&Method::GET | &Method::HEAD, path) => self.get(path, request.headers()),
             _ => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -96,7 +96,7 @@ impl Admin {
         !is_local || NamedHost::of(request.uri(), request.headers()).is_safe()
     }
 
-    fn get(&self, path: &str) -> Response<Body> {
+    fn get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
         match path {
             "/livez" => text(StatusCode::OK, "live\n"),
             "/readyz" => match self.readiness.get() {
@@ -106,8 +106,8 @@ impl Admin {
             "/metrics" => {
                 self.current.gateway().validator.observe();
                 self.metrics.ready.set(self.readiness.get().is_ok().into());
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                answer(StatusCode::OK, kind, self.metrics.encode())
+                let format = Format::accepted(headers);
+                answer(StatusCode::OK, format.content_type(), self.metrics.encode_as(format))
             }
             "/routes" => {
                 let gateway = self.current.gateway();
@@ -115,12 +115,12 @@ impl Admin {
                 answer(
                     StatusCode::OK,
                     "application/json",
-                    serde_json::json!({ "routes": routes }).to_string(),
+                    format!("{}\n", serde_json::json!({ "routes": routes })),
                 )
             }
             "/version" => {
                 let version = serde_json::json!({ "name": "keyward", "version": env!("CARGO_PKG_VERSION") });
-                answer(StatusCode::OK, "application/json", version.to_string())
+                answer(StatusCode::OK, "application/json", format!("{version}\n"))
             }
             _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /routes /version\n"),
         }

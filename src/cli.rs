@@ -14,8 +14,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tokio::sync::Notify;
 
 use crate::access_log;
@@ -35,14 +35,15 @@ struct Cli {
 enum Command {
     /// Run the proxy
     #[command(after_help = RUN_HELP)]
-    Run(ConfigFile),
+    Run(RouteFile),
     /// Try everything on this machine, without an account
     ///
     /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, makes sample keys,
     /// and prints curl lines to try. Ends with Ctrl-C.
     Dev(demo::Dev),
     /// Read a configuration as `run` would, report every problem, and show the routes
-    Check(ConfigFile),
+    #[command(after_help = "Example: keyward check keyward.toml")]
+    Check(RouteFile),
     /// Show what happens to a request: its route, what that asks for, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
     Explain {
@@ -91,13 +92,36 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+/// The route file of `run` and `check`, with or without `--config` before it.
+#[derive(Args)]
+struct RouteFile {
+    /// The route file
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The route file, likewise
+    #[arg(short, long, value_name = "FILE", env = "KEYWARD_CONFIG", required_unless_present = "file")]
+    config: Option<PathBuf>,
+}
+
+impl RouteFile {
+    /// The one on the command line goes before the one of the environment.
+    fn path(self) -> ConfigFile {
+        let from_environment = std::env::var_os("KEYWARD_CONFIG").map(PathBuf::from);
+        if self.file.is_some() && self.config.is_some() && self.config != from_environment {
+            let text = "the route file is given twice: as FILE and with --config";
+            Cli::command().error(ErrorKind::ArgumentConflict, text).exit();
+        }
+        ConfigFile { config: self.file.or(self.config).unwrap_or_default() }
+    }
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| without_keys(error).exit());
     let done = match cli.command {
-        Command::Run(file) => run(file),
+        Command::Run(file) => run(file.path()),
         Command::Dev(args) => demo::dev(args),
-        Command::Check(file) => check(&file),
+        Command::Check(file) => check(&file.path()),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
         Command::Keys(args) => return finish(keys::run(args)),
         Command::Emulator(args) => demo::emulator(args),

@@ -45,7 +45,7 @@ impl ApiKey {
     ///
     /// # Errors
     /// `MissingCredential` without a Bearer value, `AmbiguousCredential` with more than one `Authorization`,
-    /// `InvalidKey` where the value cannot be a key.
+    /// `InvalidKey` where the value cannot be a key, `KeyIdPresented` where it is the id of one.
     pub fn take(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let first = values.next().cloned();
@@ -58,7 +58,11 @@ impl ApiKey {
         let value = first.ok_or(Rejection::MissingCredential)?;
         let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
         let key = Self(value, range);
-        if settings.could_be(key.expose().as_bytes()) { Ok(key) } else { Err(Rejection::InvalidKey) }
+        match key.expose().as_bytes() {
+            token if settings.could_be(token) => Ok(key),
+            token if is_key_id(token) => Err(Rejection::KeyIdPresented),
+            _ => Err(Rejection::InvalidKey),
+        }
     }
 
     /// A key from elsewhere than a request, such as standard input.
@@ -105,9 +109,13 @@ impl Settings {
         };
         // SECURITY: a token id stands in lists, databases and logs, and Scalekit's validate takes it for a key
         // (contract section 0). It is refused whatever the alphabet.
-        let identifier = token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"));
-        alphabet && !identifier && (self.min_length..=self.max_length).contains(&token.len())
+        alphabet && !is_key_id(token) && (self.min_length..=self.max_length).contains(&token.len())
     }
+}
+
+/// Whether this names a key and is none.
+fn is_key_id(token: &[u8]) -> bool {
+    token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"))
 }
 
 /// A key as it is remembered: keyed and one-way, so that memory holds nothing that works as a key and nobody
@@ -195,7 +203,6 @@ mod tests {
         for token in [
             "short",
             &long,
-            "apit_123456789012345678901234",
             "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl",
             "0123456789ABCDEFGHIJ 0123456789",
             "0123456789ABCDEFGHIJ,Bearer",
@@ -204,6 +211,7 @@ mod tests {
             check(&[format!("Bearer {token}").as_bytes()], Err(Rejection::InvalidKey));
         }
         check(&[b"Bearer 0123456789ABCDEFGHIJ\xff\xfe"], Err(Rejection::InvalidKey));
+        check(&[b"Bearer apit_123456789012345678901234"], Err(Rejection::KeyIdPresented));
     }
 
     #[test]

@@ -214,7 +214,9 @@ impl Gateway {
         let answered =
             upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
-        let mut response = answered.map_err(|Failure { rejection, cause }| {
+        let mut response = answered.map_err(|failure| {
+            upstream.log_failure(&failure);
+            let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
             rejection
         })?;

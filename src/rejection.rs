@@ -28,6 +28,8 @@ pub enum Rejection {
     MissingCredential,
     /// The key is not a key, unknown, expired or revoked: one answer for all, so that it tells nothing.
     InvalidKey,
+    /// The id of a key (`apit_…`) in place of the key. Callers are told the same as of any other bad key.
+    KeyIdPresented,
     /// A good key that this route does not accept.
     NotPermitted,
     /// No route takes the path.
@@ -160,7 +162,7 @@ impl Rejection {
                 "Missing authorization token",
                 "Send the API key as 'Authorization: Bearer <key>'.",
             ),
-            Self::InvalidKey => answer(
+            Self::InvalidKey | Self::KeyIdPresented => answer(
                 StatusCode::UNAUTHORIZED,
                 "invalid_key",
                 16,
@@ -277,7 +279,7 @@ impl Rejection {
     fn challenge(&self, realm: &str) -> Option<HeaderValue> {
         let error = match self {
             Self::MissingCredential => "",
-            Self::InvalidKey => ", error=\"invalid_token\"",
+            Self::InvalidKey | Self::KeyIdPresented => ", error=\"invalid_token\"",
             Self::NotPermitted => ", error=\"insufficient_scope\"",
             _ => return None,
         };
@@ -321,7 +323,10 @@ impl Rejection {
                 error: answer.sentence,
             };
             // A struct of strings and one number always serializes.
-            *response.body_mut() = body::full(serde_json::to_vec(&problem).unwrap_or_default());
+            let mut text = serde_json::to_vec(&problem).unwrap_or_default();
+            // So that a shell's prompt does not stick to it.
+            text.push(b'\n');
+            *response.body_mut() = body::full(text);
         }
         response
     }
@@ -359,6 +364,7 @@ mod tests {
             Rejection::AmbiguousPath,
             Rejection::MissingCredential,
             Rejection::InvalidKey,
+            Rejection::KeyIdPresented,
             Rejection::NotPermitted,
             Rejection::NoRoute,
             Rejection::MethodNotAllowed(HeaderValue::from_static("GET")),

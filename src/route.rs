@@ -1,6 +1,7 @@
 //! Which route takes a request. The path is matched and forwarded as sent, byte for byte; a path that a backend could
 //! read in another way, and that would then take another route, is refused.
 
+pub mod changes;
 mod reading;
 
 use std::cmp::Reverse;

@@ -262,10 +262,11 @@ impl Server {
 
         stop.cancelled().await;
         until_stop.iter().for_each(JoinHandle::abort);
+        // Connections first: whoever has seen that it is not ready gets `Connection: close` from then on.
+        phases.draining.cancel();
         self.readiness.drain();
         let drain = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
         tracing::info!(delay = ?drain.delay, timeout = ?drain.timeout, "draining");
-        phases.draining.cancel();
         let tunnels = &shared.parts.tunnels;
         let drained = async {
             sleep(drain.delay).await;

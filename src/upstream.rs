@@ -1,6 +1,7 @@
 //! Forwarding to the service behind Keyward. Takes a `Permit`, so nothing gets here without one. Bodies stream both ways;
 //! a request goes out once.
 
+mod failure_log;
 pub mod forwarded;
 pub mod tunnel;
 pub mod websocket;
@@ -15,12 +16,13 @@ use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use self::failure_log::FailureLog;
 use self::outgoing::{Limits, Outgoing, Progress};
 use crate::body::Body;
 use crate::hop::{self, WebSocket};
 use crate::identity::Headers;
 use crate::message;
-use crate::origin::{self, Origin, SendError};
+use crate::origin::{self, Origin, Protocol, SendError};
 use crate::policy::Permit;
 use crate::rejection::{KEYWARD_ERROR, Rejection};
 use crate::tls::TlsError;
@@ -43,6 +45,7 @@ pub struct Upstream {
     /// What it was made from.
     pub settings: Settings,
     origin: Arc<Origin>,
+    failures: FailureLog,
 }
 
 /// Why there is no answer of the upstream's.
@@ -60,7 +63,11 @@ impl Upstream {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Self, TlsError> {
-        Ok(Self { origin: Origin::new(&settings.origin, tasks)?, settings: settings.clone() })
+        Ok(Self {
+            origin: Origin::new(&settings.origin, tasks)?,
+            settings: settings.clone(),
+            failures: FailureLog::default(),
+        })
     }
 
     /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer. The task is
@@ -123,7 +130,7 @@ impl Upstream {
             let deadline = progress.last() + self.settings.response_timeout;
             let deadline = wake_at.map_or(deadline, |wake_at| wake_at.min(deadline));
             tokio::select! {
-                sent = &mut sending => return sent.map_err(|error| Failure::sending(&error, progress)),
+                sent = &mut sending => return sent.map_err(|error| self.sending_failed(&error, progress)),
                 () = sleep_until(deadline) => {
                     wake_at = wake_at.filter(|wake_at| *wake_at > Instant::now());
                     if progress.last() + self.settings.response_timeout <= Instant::now() {
@@ -135,6 +142,36 @@ impl Upstream {
         }
     }
 }
+
+impl Upstream {
+    /// Says in the log, once in a while, that the upstream fails and why.
+    pub fn log_failure(&self, failure: &Failure) {
+        if matches!(failure.rejection, Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout) {
+            self.failures.failed(&self.settings.name, &failure.cause);
+        }
+    }
+
+    fn sending_failed(&self, error: &SendError, progress: &Progress) -> Failure {
+        let mut failure = Failure::sending(error, progress);
+        // A server of HTTP/2 alone answers HTTP/1.1 with a SETTINGS frame, which hyper takes for a status line.
+        let http1 = self.settings.origin.tls.is_none() && self.settings.origin.protocol != Protocol::Http2;
+        if http1
+            && matches!(error, SendError::Broken(_))
+            && NOT_HTTP1.iter().any(|text| failure.cause.contains(text))
+        {
+            failure
+                .cause
+                .push_str("; a service that speaks HTTP/2 alone, as gRPC does, needs h2c:// in its url");
+            if matches!(self.settings.origin.address, origin::Address::Unix(_)) {
+                failure.cause.push_str(", or http = \"2\" behind a unix socket");
+            }
+        }
+        failure
+    }
+}
+
+/// What hyper says of an answer that does not begin with an HTTP/1 status line, and of one that comes before the request.
+const NOT_HTTP1: [&str; 2] = ["invalid HTTP version", "received unexpected message"];
 
 impl Failure {
     fn unreachable(cause: impl Into<String>) -> Self {

@@ -236,6 +236,8 @@ impl Validator {
         }
         if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
             self.metrics.validation_headroom.set(lock(budget).left(limit, Instant::now()));
+        } else {
+            self.metrics.validation_headroom.clear();
         }
     }
 

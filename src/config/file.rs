@@ -139,7 +139,7 @@ fn read_document(
     }
     let management = management.and_then(|section| {
         let others = [("server", &listener.listen), ("admin", &admin_listen)];
-        management::read(section, others)
+        management::read(section, others, &mut warnings)
     });
     [server, admin, limits, streams].into_iter().for_each(Section::finish);
 

@@ -108,6 +108,11 @@ struct Target {
     protocol: Protocol,
 }
 
+/// Whether it can be the `url` of an upstream; if not, what would be right.
+pub(super) fn check_url(given: &str) -> Result<(), String> {
+    target(given).map(drop)
+}
+
 fn target(given: &str) -> Result<Target, String> {
     if let Some(path) = unix_path(given) {
         return Ok(Target { address: Address::Unix(path?), tls: false, protocol: Protocol::Auto });
