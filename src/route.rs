@@ -261,10 +261,15 @@ impl RouteTable {
     fn judge(&self, ask: Ask<'_>, host: &str, path: &str) -> Result<&Route, Refusal<'_>> {
         let path = path.as_bytes();
         let readings = readings(path).map_err(|reason| Refusal::Ambiguous(Ambiguity::Unsafe(reason)))?;
-        let place = self.place(host, path).ok_or(Refusal::NoRoute)?;
+        // The places before have nothing to do with this path, however it is read.
+        let similar = |place: &[Route]| place[0].pattern.may_take(path, Case::Ignored);
+        let from = self.places_of(host).position(similar).ok_or(Refusal::NoRoute)?;
+        let place = self.places_of(host).skip(from).find(|place| place[0].pattern.takes(path));
+        let place = place.ok_or(Refusal::NoRoute)?;
         let route = ask.route_of(place).ok_or(Refusal::Method(place))?;
-        for reading in std::iter::once(path).chain(readings.iter().map(Vec::as_slice)) {
-            if let Some(other) = self.differing_place(ask, host, reading, route) {
+        let readings = readings.iter().map(|reading| (0, reading.as_slice()));
+        for (from, reading) in std::iter::once((from, path)).chain(readings) {
+            if let Some(other) = differing_place(self.places_of(host).skip(from), ask, reading, route) {
                 let reading = String::from_utf8_lossy(reading).into_owned();
                 return Err(Refusal::Ambiguous(Ambiguity::Elsewhere(reading, other)));
             }
@@ -277,39 +282,44 @@ impl RouteTable {
         self.places_of(host).find(|place| place[0].pattern.takes(path))
     }
 
-    /// A place that asks for something else, and that a service may read the path to be in: one at least as specific as the
-    /// path's own, letter case and a final slash aside. No place at all, which serves nobody, is an empty one.
-    ///
-    /// SECURITY: Express, Koa, ASP.NET Core and IIS match without letter case, and with or without a final slash.
-    fn differing_place(&self, ask: Ask<'_>, host: &str, path: &[u8], route: &Route) -> Option<&[Route]> {
-        let mut own = None;
-        for place in self.places_of(host) {
-            let first = &place[0];
-            if own.is_some_and(|own| first.rank() < own) {
-                break;
-            }
-            let told_apart =
-                || route.service.case_sensitive && place.iter().all(|other| other.service.case_sensitive);
-            if !first.pattern.may_take(path, Case::Ignored)
-                || (told_apart() && !first.pattern.may_take(path, Case::Compared))
-            {
-                continue;
-            }
-            if !ask.route_of(place).is_some_and(|other| ask.is_same(route, other)) {
-                return Some(place);
-            }
-            if first.pattern.takes(path) {
-                own = Some(first.rank());
-            }
-        }
-        own.is_none().then_some(&[])
-    }
-
     /// The places that a host has, the most specific first. None is empty.
     fn places_of(&self, host: &str) -> impl Iterator<Item = &[Route]> {
         let place = |range: &Range<usize>| self.routes.get(range.clone());
         self.places.iter().filter_map(place).filter(move |place| place[0].takes_host(host))
     }
+}
+
+/// A place of these that asks for something else, and that a service may read the path to be in: one at least as specific as the
+/// path's own, letter case and a final slash aside. No place at all, which serves nobody, is an empty one.
+///
+/// SECURITY: Express, Koa, ASP.NET Core and IIS match without letter case, and with or without a final slash.
+fn differing_place<'t>(
+    places: impl Iterator<Item = &'t [Route]>,
+    ask: Ask<'_>,
+    path: &[u8],
+    route: &Route,
+) -> Option<&'t [Route]> {
+    let mut own = None;
+    for place in places {
+        let first = &place[0];
+        if own.is_some_and(|own| first.rank() < own) {
+            break;
+        }
+        let told_apart =
+            || route.service.case_sensitive && place.iter().all(|other| other.service.case_sensitive);
+        if !first.pattern.may_take(path, Case::Ignored)
+            || (told_apart() && !first.pattern.may_take(path, Case::Compared))
+        {
+            continue;
+        }
+        if !ask.route_of(place).is_some_and(|other| ask.is_same(route, other)) {
+            return Some(place);
+        }
+        if first.pattern.takes(path) {
+            own = Some(first.rank());
+        }
+    }
+    own.is_none().then_some(&[])
 }
 
 impl Ask<'_> {

@@ -52,10 +52,14 @@ impl fmt::Display for Change {
 /// meet them: a new route within an older, stricter one loosens that.
 pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     let changed = |own: &RouteTable, other: &RouteTable| -> Vec<Route> {
-        own.0.iter().filter(|route| !other.0.iter().any(|same| route.asks_the_same(same))).cloned().collect()
+        own.routes()
+            .iter()
+            .filter(|route| !other.routes().iter().any(|same| route.asks_the_same(same)))
+            .cloned()
+            .collect()
     };
     let differing = [changed(before, after), changed(after, before)].concat();
-    let tables = || before.0.iter().chain(&after.0);
+    let tables = || before.routes().iter().chain(after.routes());
     // Every method that a route names, and one that none names.
     let named: BTreeSet<&str> =
         tables().flat_map(|route| route.methods.iter().flatten()).map(Method::as_str).collect();
@@ -91,13 +95,13 @@ fn find<'a>(
     method: Option<&str>,
 ) -> Option<&'a Route> {
     let takes_host = |route: &&Route| route.host.is_none() || route.host.as_deref() == host;
-    let winner = table.0.iter().filter(takes_host).find(|route| route.pattern.covers(place))?;
+    let winner = table.routes().iter().filter(takes_host).find(|route| route.pattern.covers(place))?;
     let takes_method = |route: &&Route| match (&route.methods, method) {
         (None, _) => true,
         (Some(methods), Some(method)) => methods.iter().any(|own| own.as_str() == method),
         (Some(_), None) => false,
     };
-    table.0.iter().filter(|route| winner.same_place(route)).find(takes_method)
+    table.routes().iter().filter(|route| winner.same_place(route)).find(takes_method)
 }
 
 fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -> Option<Change> {
@@ -205,6 +209,7 @@ mod tests {
                 pattern: Pattern::parse(&place[at..]).unwrap(),
                 methods: methods.map(|all| all.split(',').map(|name| name.parse().unwrap()).collect()),
                 upstream: "api".into(),
+                service: Default::default(),
                 auth: if auth == "none" { Auth::Public } else { Auth::Key(requirement) },
                 preflight: auth == "preflight",
             }

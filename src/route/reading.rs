@@ -134,10 +134,25 @@ fn without_authority(text: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// How servers and file systems tidy a path up before they look it up.
-fn tidied(text: &[u8]) -> [Vec<u8>; 3] {
-    let trimmed = without_empty_segments(&with_trimmed_segments(text));
-    [without_empty_segments(text), with_ascii_letters(&trimmed), trimmed]
+/// What servers and file systems make of a text before they look it up, where that is another one.
+fn tidied(text: &[u8]) -> Vec<Vec<u8>> {
+    let has = |condition: fn(&[u8]) -> bool| text.windows(2).any(condition);
+    let is_empty_segment = has(|pair| pair == b"//");
+    let is_trimmed = has(|pair| matches!(pair, [b'/', b' '] | [b' ' | b'.', b'/']))
+        || text.ends_with(b" ")
+        || text.ends_with(b".");
+    let has_letters = has(|pair| matches!(pair, [0xc4, 0xb0 | 0xb1] | [0xc5, 0xbf] | [0x84, 0xaa]));
+    let mut tidied = Vec::new();
+    if is_empty_segment {
+        tidied.push(without_empty_segments(text));
+    }
+    if is_trimmed {
+        tidied.push(without_empty_segments(&with_trimmed_segments(text)));
+    }
+    if has_letters {
+        tidied.push(with_ascii_letters(&without_empty_segments(&with_trimmed_segments(text))));
+    }
+    tidied
 }
 
 fn without_empty_segments(path: &[u8]) -> Vec<u8> {

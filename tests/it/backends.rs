@@ -88,7 +88,7 @@ async fn serve_nothing_without_right(runtime: &str, option: &str, program: &str)
             }
         }
     }
-    println!(
+    eprintln!(
         "{runtime}: {PATHS} paths, {would_be_served} reach what is closed, {passed} requests passed, {refused} were ambiguous, \
          {} served without right",
         without_right.len()
