@@ -80,6 +80,8 @@ Environment:
   SCALEKIT_CLIENT_ID        the client
   SCALEKIT_CLIENT_SECRET    its secret
 Each may be given as NAME_FILE instead: a file that holds the value, read again when needed.
+  KEYWARD_CORE_DUMPS        allow: leaves core files and debuggers as the system has them; without
+                            it there are none, as keys would be in them
 
 Signals:
   SIGTERM, SIGINT  drain, then stop; a second one stops at once
@@ -123,7 +125,11 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => demo::dev(args),
         Command::Check(file) => check(&file.path()),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
-        Command::Keys(args) => return finish(keys::run(args)),
+        Command::Keys(args) => {
+            // Where it cannot be had the command is no worse than any other program of the user's.
+            let _ = protect_memory();
+            return finish(keys::run(args));
+        }
         Command::Emulator(args) => demo::emulator(args),
         Command::Healthcheck(args) => health::check(&args),
         Command::Completions { shell } => papers::completions(shell),
@@ -162,11 +168,15 @@ impl ConfigFile {
 }
 
 fn run(file: ConfigFile) -> Result<()> {
+    let protected = protect_memory();
     let hup = Arc::new(Notify::new());
     let source = reload::Source::new(file.config, Environment::process(), Arc::clone(&hup));
     let config = source.load()?;
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(config.log, Arc::clone(&metrics));
+    if let Err(error) = protected {
+        tracing::warn!("core files cannot be turned off: {error}; one would hold keys");
+    }
     raise_file_limit();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -217,6 +227,20 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         _ => tokio::runtime::Builder::new_multi_thread(),
     };
     builder.enable_all().build().context("cannot start the runtime")
+}
+
+/// Writes no core file and lets no other process of the same user read this one's memory (`ptrace`, `/proc/PID/mem`): keys and the
+/// client secret are in it. `KEYWARD_CORE_DUMPS=allow` leaves the process as it was started, for whoever debugs it.
+fn protect_memory() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if std::env::var_os("KEYWARD_CORE_DUMPS").is_some_and(|value| value == "allow") {
+        return Ok(());
+    }
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    // The limit alone does not stop a core that is piped to a program (core(5)).
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
 }
 
 /// As many connections as the system allows; the usual 1,024 descriptors are for programs of the last century.

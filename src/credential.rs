@@ -2,13 +2,15 @@
 //! is refused here, without asking Scalekit; in particular a token id (`apit_…`), which Scalekit would accept.
 
 use std::fmt;
+use std::sync::Arc;
 
 use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::AUTHORIZATION;
 use ring::hmac;
 use ring::rand::SystemRandom;
 
 use crate::rejection::Rejection;
+use crate::secret::Secret;
 
 /// What can be a key at all.
 #[derive(Clone, Debug)]
@@ -36,9 +38,10 @@ impl Default for Settings {
     }
 }
 
-/// An API key as the caller presented it. It cannot be printed, only asked about.
+/// An API key as the caller presented it. It cannot be printed, only asked about. A copy of its own, which is overwritten when
+/// the last of its clones is dropped, and keeps nothing of the request's head in memory.
 #[derive(Clone)]
-pub struct ApiKey(HeaderValue, std::ops::Range<usize>);
+pub struct ApiKey(Arc<Secret>);
 
 impl ApiKey {
     /// Removes `Authorization` and gives the key that it carried.
@@ -57,24 +60,22 @@ impl ApiKey {
         }
         let value = first.ok_or(Rejection::MissingCredential)?;
         let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
-        let key = Self(value, range);
-        match key.expose().as_bytes() {
-            token if settings.could_be(token) => Ok(key),
-            token if is_key_id(token) => Err(Rejection::KeyIdPresented),
-            _ => Err(Rejection::InvalidKey),
+        let token = value.as_bytes().get(range).unwrap_or_default();
+        if is_key_id(token) {
+            return Err(Rejection::KeyIdPresented);
         }
+        let token = std::str::from_utf8(token).ok();
+        token.and_then(|token| Self::parse(token, settings)).ok_or(Rejection::InvalidKey)
     }
 
     /// A key from elsewhere than a request, such as standard input.
     pub fn parse(text: &str, settings: &Settings) -> Option<Self> {
-        let value = HeaderValue::from_str(text).ok()?;
-        settings.could_be(text.as_bytes()).then(|| Self(value, 0..text.len()))
+        settings.could_be(text.as_bytes()).then(|| Self(Arc::new(Secret::new(text))))
     }
 
     /// The key itself, for the body of a call to Scalekit and for nothing else.
     pub fn expose(&self) -> &str {
-        // Anything but ASCII is no key; see `Settings::could_be`.
-        self.0.as_bytes().get(self.1.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("")
+        self.0.expose()
     }
 }
 
@@ -146,6 +147,8 @@ impl Digester {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     const KEY: &str = "0123456789ABCDEFGHIJabcdefghij";

@@ -185,13 +185,12 @@ impl Gateway {
             self.metrics.forged.get_or_create(&route).inc();
         }
         if let Some(identity) = permit.identity() {
-            self.identity.set(identity, headers).map_err(|misfit| {
-                if let Misfit::SharedHeader { header, claims } = &misfit {
+            self.identity.set(identity, headers).inspect_err(|misfit| {
+                if let Misfit::SharedHeader { header, claims } = misfit {
                     self.metrics.claims_left_out.inc_by(claims.len() as u64);
                     record.cause = Some(format!("the claims {claims:?} would share the header {header}"));
                     warn_of_shared_header(identity, header, claims);
                 }
-                misfit
             })?;
         }
         Ok(())

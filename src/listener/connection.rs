@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use super::clock::{Asked, Busy, BusyBody, Clock, Leaving, Silent, Timed};
 use super::unread::{self, Given, Streams};
 use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
+use crate::access_log::sampler::Sampler;
 use crate::body::{self, Body, BodyError};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
@@ -154,7 +155,7 @@ impl Server {
             };
             match told {
                 Ok(Ok(caller)) => peer.address = caller.or(peer.address),
-                Ok(Err(_)) => return self.count("proxy_header"),
+                Ok(Err(_)) => return self.refuse("proxy_header", peer),
                 Err(_) => return self.count("proxy_header_timeout"),
             }
         }
@@ -233,7 +234,7 @@ impl Server {
                 return;
             }
             // Not with grace: hyper would take more until the caller has seen that it ends.
-            () = clock.fickle() => return self.count("requests_taken_back"),
+            () = clock.fickle() => return self.refuse("requests_taken_back", peer),
             () = self.stopping(&clock, &phases) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
@@ -243,7 +244,10 @@ impl Server {
             }
         };
         if let Err(error) = ended {
-            self.count(outcome(&*error));
+            match outcome(&*error) {
+                outcome if is_refusal(&*error) => self.refuse(outcome, peer),
+                outcome => self.count(outcome),
+            }
         }
     }
 
@@ -286,6 +290,21 @@ impl Server {
         }
     }
 
+    /// Counts what no request came of and is no accident, and logs it: an attacker who searches for a way past the framing sends
+    /// this. SECURITY: nothing of what was sent is in the line, and callers cannot fill the log with it.
+    fn refuse(&self, outcome: &'static str, peer: Peer) {
+        static SAMPLER: Sampler = Sampler::new();
+        self.count(outcome);
+        if let Some(suppressed) = SAMPLER.admit() {
+            tracing::warn!(
+                client.address = peer.address.map(tracing::field::display),
+                keyward.connection.outcome = outcome,
+                suppressed,
+                "refused a connection"
+            );
+        }
+    }
+
     fn count(&self, outcome: &'static str) {
         self.metrics.connection_errors.get_or_create(&Outcome { outcome }).inc();
     }
@@ -321,6 +340,13 @@ fn asks_for_websocket(headers: &HeaderMap) -> bool {
 
 fn is_upgrade(response: &Response<Body>) -> bool {
     response.status() == hyper::StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Whether Keyward refused what the peer sent, rather than the connection breaking off.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(error) = error.downcast_ref::<hyper::Error>() else { return false };
+    let http2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_parse() || http2.is_some_and(h2::Error::is_library)
 }
 
 fn outcome(error: &(dyn std::error::Error + 'static)) -> &'static str {

@@ -110,9 +110,8 @@ impl Drop for Entry<'_> {
         if is_reading && outcome == "done" {
             return;
         }
-        let mut unwritten = None;
+        let mut strangers = self.audit.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         if operation == "none" {
-            let mut strangers = self.audit.strangers.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             let paid = strangers.paid.map_or(now, |paid| paid.max(now)) + STRANGERS_EVERY;
             if paid > now + STRANGERS_EVERY * STRANGERS_AT_ONCE {
@@ -120,8 +119,9 @@ impl Drop for Entry<'_> {
                 return;
             }
             strangers.paid = Some(paid);
-            unwritten = Some(std::mem::take(&mut strangers.unwritten)).filter(|count| *count > 0);
         }
+        let unwritten = Some(std::mem::take(&mut strangers.unwritten)).filter(|count| *count > 0);
+        drop(strangers);
         tracing::event!(
             target: AUDIT,
             tracing::Level::INFO,
