@@ -7,6 +7,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use crate::body::{self, Body};
+use crate::budget::Account;
 use crate::gateway::Current;
 use crate::listener::Handler;
 use crate::metrics::Metrics;
@@ -65,7 +66,12 @@ pub struct Admin {
 }
 
 impl Handler for Admin {
-    async fn answer(self: Arc<Self>, request: Request<Body>, _peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        _peer: Peer,
+        _account: &Account,
+    ) -> Response<Body> {
         let mut response = match (request.method(), request.uri().path()) {
             (&Method::GET | &Method::HEAD, path) => self.get(path),
             _ => {

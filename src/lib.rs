@@ -6,6 +6,7 @@ pub mod body;
 pub mod secret;
 pub mod metrics;
 pub mod rejection;
+pub mod budget;
 pub mod credential;
 pub mod message;
 pub mod hop;

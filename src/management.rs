@@ -29,6 +29,7 @@ use self::once::{KEPT, Once};
 use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
 use crate::body::{self, Body};
+use crate::budget::Account;
 use crate::keys::rules::Rules;
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
@@ -107,7 +108,12 @@ struct CreatedBody<'a> {
 }
 
 impl Handler for Management {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        _account: &Account,
+    ) -> Response<Body> {
         let tasks = self.tasks.clone();
         let answered = tasks.spawn(async move { self.handle(request, peer).await }).await;
         // Only a panic ends a task without an answer.

@@ -1,6 +1,7 @@
 //! Forwarding to the service behind Keyward. Takes a `Permit`, so nothing gets here without one. Bodies stream both ways;
 //! a request goes out once.
 
+mod capacity;
 pub mod forwarded;
 pub mod tunnel;
 pub mod websocket;
@@ -15,6 +16,7 @@ use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use self::capacity::Capacity;
 use self::outgoing::{Limits, Outgoing, Progress};
 use crate::body::Body;
 use crate::hop::{self, WebSocket};
@@ -22,7 +24,7 @@ use crate::identity::Headers;
 use crate::message;
 use crate::origin::{self, Origin, SendError};
 use crate::policy::Permit;
-use crate::rejection::{KEYWARD_ERROR, Rejection};
+use crate::rejection::{self, KEYWARD_ERROR, Rejection};
 use crate::tls::TlsError;
 
 /// One `[upstreams.NAME]` of the file.
@@ -34,6 +36,8 @@ pub struct Settings {
     pub origin: origin::Settings,
     /// The time to the head of the answer, from the last of the request that was sent.
     pub response_timeout: Duration,
+    /// Requests at once, of which a quarter is for routes that ask for a key.
+    pub max_requests: usize,
 }
 
 /// A service behind Keyward.
@@ -41,6 +45,17 @@ pub struct Upstream {
     /// What it was made from.
     pub settings: Settings,
     origin: Arc<Origin>,
+    capacity: Arc<Capacity>,
+}
+
+/// A request's place at its upstream, to be held until its answer has ended.
+pub struct Exchange(Arc<Progress>);
+
+impl Drop for Exchange {
+    /// What the caller still sends is nobody's answer any more, and has its time limit again.
+    fn drop(&mut self) {
+        self.0.set_answering(false);
+    }
 }
 
 /// Why there is no answer of the upstream's.
@@ -58,23 +73,28 @@ impl Upstream {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Self, TlsError> {
-        Ok(Self { origin: Origin::new(&settings.origin, tasks)?, settings: settings.clone() })
+        let capacity = Capacity::new(settings.max_requests);
+        Ok(Self { origin: Origin::new(&settings.origin, tasks)?, settings: settings.clone(), capacity })
     }
 
     /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer.
     ///
     /// # Errors
-    /// `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
+    /// `Overloaded`, `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
     pub async fn forward(
         &self,
         request: Request<Body>,
-        _permit: &Permit,
+        permit: &Permit,
         upgrade: Option<WebSocket>,
         identity: &Arc<Headers>,
         limits: Limits,
-    ) -> Result<Response<Body>, Failure> {
-        let progress = Arc::new(Progress::begin());
+    ) -> Result<(Response<Body>, Exchange), Failure> {
+        let place = self.capacity.take(permit.identity().is_none())?;
+        let progress = Arc::new(Progress::begin(place));
         let (head, body) = request.into_parts();
+        // A stream of gRPC may be quiet for as long as it likes.
+        let is_grpc = rejection::is_grpc(&head.headers);
+        let limits = Limits { timeout: limits.timeout.filter(|_| !is_grpc), ..limits };
         let body = Outgoing::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
         let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
@@ -83,6 +103,8 @@ impl Upstream {
         } else {
             self.answered(self.origin.send(request), &progress).await?
         };
+        progress.set_answering(true);
+        let exchange = Exchange(progress);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
         if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
@@ -103,7 +125,7 @@ impl Upstream {
         if switched {
             set_upgrade(response.headers_mut());
         }
-        Ok(response)
+        Ok((response, exchange))
     }
 
     /// Waits for the head of the answer. The time limit runs while it is the upstream's turn, so that it never cuts

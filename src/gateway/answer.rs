@@ -12,7 +12,7 @@ use hyper::header::CONTENT_LENGTH;
 use super::watch::Watched;
 use crate::access_log::Record;
 use crate::body::{self, Body, BodyError};
-use crate::upstream;
+use crate::upstream::{self, Exchange};
 
 pub(super) struct Answer {
     body: Body,
@@ -20,15 +20,22 @@ pub(super) struct Answer {
     watched: Watched,
     /// Whether the caller takes a status for the end.
     status: bool,
+    _exchange: Exchange,
 }
 
 impl Answer {
-    pub(super) fn wrap(body: Body, mut record: Record, watched: Watched, status: bool) -> Body {
+    pub(super) fn wrap(
+        body: Body,
+        mut record: Record,
+        watched: Watched,
+        status: bool,
+        exchange: Exchange,
+    ) -> Body {
         if body.is_end_stream() {
             record.ended();
             return body;
         }
-        Self { body, record, watched, status }.boxed_unsync()
+        Self { body, record, watched, status, _exchange: exchange }.boxed_unsync()
     }
 }
 

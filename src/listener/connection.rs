@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,19 +20,33 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use super::clock::{Asked, Busy, BusyBody, Clock, Leaving, Silent, Timed};
+use super::registry::{Entry, Registry};
 use super::unread::{self, Given, Streams};
 use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::body::{self, Body, BodyError};
+use crate::budget::{Account, Budget, Held, REQUEST};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
+use crate::rejection::Rejection;
 use crate::upstream::forwarded::{Peer, Trusted};
 
 /// What waits to be sent on an HTTP/2 stream, in bytes.
 const MAX_STREAM_BUFFER: usize = 64 * 1024;
-/// What a caller may send of one body before the upstream takes it, in bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// And of all bodies on an HTTP/2 connection: some that stall leave room for the others.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// What a caller may send over HTTP/2 before it is taken, in bytes: of one body, and of all on the connection, so that some
+/// that stall leave room for the others. Nobody knows yet whether there is a good key, so that `budget::CONNECTION` must have
+/// room for it, whatever the number of connections.
+#[derive(Clone, Copy)]
+struct Windows {
+    stream: u32,
+    connection: u32,
+}
+
+/// For one connection in `WIDE_SHARE`: 64 KiB for each of all.
+const WIDE: Windows = Windows { stream: 256 * 1024, connection: 1024 * 1024 };
+/// For all others. HTTP/2 knows no smaller one of a connection (RFC 9113 section 6.9.2).
+const NARROW: Windows = Windows { stream: 32 * 1024, connection: 65_535 };
+const WIDE_SHARE: usize = 16;
 /// Streams that the peer made Keyward reset, before the connection ends (CVE-2025-8671).
 const MAX_RESETS: usize = 64;
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -40,19 +54,25 @@ const PONG_WITHIN: Duration = Duration::from_secs(20);
 /// For a connection that was told to end while nothing was under way on it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
+/// A header in memory beside its bytes, in bytes.
+const HEADER: usize = 112;
+/// What callers are told to wait when there is no memory for their request.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// From the end of accepting to the first request of a connection that was accepted before.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// A connection's place among those allowed at once, held as long as its socket is, tunnels included.
 pub(super) struct Open {
     metrics: Arc<Metrics>,
+    _entry: Entry,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Open {
-    pub(super) fn count(slot: Option<OwnedSemaphorePermit>, metrics: &Arc<Metrics>) -> Self {
+    pub(super) fn count(slot: Option<OwnedSemaphorePermit>, entry: Entry, metrics: &Arc<Metrics>) -> Self {
         metrics.connections.inc();
-        Self { metrics: Arc::clone(metrics), _slot: slot }
+        Self { metrics: Arc::clone(metrics), _entry: entry, _slot: slot }
     }
 }
 
@@ -64,7 +84,14 @@ impl Drop for Open {
 
 /// How connections are served.
 pub(super) struct Server {
-    builder: auto::Builder<Streams>,
+    wide: auto::Builder<Streams>,
+    narrow: auto::Builder<Streams>,
+    /// Connections up to which windows are wide.
+    wide_connections: usize,
+    max_headers: usize,
+    max_per_address: Option<usize>,
+    registry: Arc<Registry>,
+    budget: Arc<Budget>,
     tls: Option<TlsAcceptor>,
     proxied: Trusted,
     header_timeout: Duration,
@@ -78,12 +105,15 @@ impl Server {
         settings: &Settings,
         tls: Option<TlsAcceptor>,
         metrics: Arc<Metrics>,
+        registry: Arc<Registry>,
+        budget: Arc<Budget>,
         tasks: &TaskTracker,
     ) -> Self {
         let mut builder = auto::Builder::new(Streams {
             tasks: Tasks(tasks.clone()),
             limit: settings.answer_timeout,
             metrics: Arc::clone(&metrics),
+            budget: Arc::clone(&budget),
         });
         builder
             .http1()
@@ -99,12 +129,24 @@ impl Server {
             .keep_alive_timeout(PONG_WITHIN)
             .max_concurrent_streams(settings.max_streams)
             .max_send_buf_size(MAX_STREAM_BUFFER)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_local_error_reset_streams(MAX_RESETS)
             .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX));
+        let with = |windows: Windows| {
+            let mut builder = builder.clone();
+            builder
+                .http2()
+                .initial_stream_window_size(windows.stream)
+                .initial_connection_window_size(windows.connection);
+            builder
+        };
         Self {
-            builder,
+            wide: with(WIDE),
+            narrow: with(NARROW),
+            wide_connections: settings.max_connections / WIDE_SHARE,
+            max_headers: settings.max_headers,
+            max_per_address: settings.max_connections_per_address,
+            registry,
+            budget,
             tls,
             proxied: settings.proxied.clone(),
             header_timeout: settings.header_timeout,
@@ -114,10 +156,26 @@ impl Server {
         }
     }
 
+    /// Serves a connection to its end, or until its place is needed.
     pub(super) async fn serve<H: Handler>(
         &self,
         accepted: Accepted,
         open: Open,
+        clock: Arc<Clock>,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
+        tokio::select! {
+            () = self.accept(accepted, open, Arc::clone(&clock), handler, phases) => {}
+            () = clock.evicted() => self.count("evicted"),
+        }
+    }
+
+    async fn accept<H: Handler>(
+        &self,
+        accepted: Accepted,
+        open: Open,
+        clock: Arc<Clock>,
         handler: Arc<H>,
         phases: Phases,
     ) {
@@ -128,11 +186,11 @@ impl Server {
                     show_progress(&stream);
                 }
                 let peer = Peer { address: Some(address.ip()), uid: None, tls };
-                self.receive(stream, open, peer, handler, phases).await;
+                self.receive(stream, open, peer, handler, phases, clock).await;
             }
             Accepted::Unix(stream) => {
                 let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases).await;
+                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases, clock).await;
             }
         }
     }
@@ -145,8 +203,8 @@ impl Server {
         mut peer: Peer,
         handler: Arc<H>,
         phases: Phases,
+        clock: Arc<Clock>,
     ) {
-        let clock = Arc::new(Clock::start());
         if self.proxied.believes(peer) {
             let told = tokio::select! {
                 told = timeout_at(clock.start + self.header_timeout, proxy_header::read(&mut stream)) => told,
@@ -157,6 +215,13 @@ impl Server {
                 Ok(Err(_)) => return self.count("proxy_header"),
                 Err(_) => return self.count("proxy_header_timeout"),
             }
+        }
+        if let (Some(most), Some(address)) = (self.max_per_address, peer.address) {
+            let Some(place) = self.registry.take_from(address, most) else {
+                return self.count("too_many_of_one_address");
+            };
+            // Set once.
+            let _ = clock.from_address.set(place);
         }
         let stream = Leaving { io: stream, clock: Arc::clone(&clock) };
         self.secure(stream, open, peer, handler, phases, clock).await;
@@ -197,9 +262,12 @@ impl Server {
         let io = TokioIo::new(Timed::new(stream, Arc::clone(&clock), open));
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
-            move |request: Request<Incoming>| {
+            let max_headers = self.max_headers;
+            move |mut request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
+                let account = Arc::clone(&clock.account);
+                let admitted = admit(&mut request, max_headers, &account);
                 // What comes behind such a head was not looked at, as it may be another protocol's.
                 let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
                 let (busy, asked) = (Busy::begin(&clock, version), Asked::begin(&clock));
@@ -208,19 +276,27 @@ impl Server {
                 async move {
                     let request = request.map(|body| {
                         let body = body.map_err(BodyError::from).boxed_unsync();
-                        sending.map_or_else(body::empty, |busy| BusyBody::wrap(body, busy))
+                        sending
+                            .map_or_else(body::empty, |busy| BusyBody::wrap(body, busy, Arc::clone(&account)))
                     });
-                    let mut response = handler.answer(request, peer).await;
+                    let (mut response, held) = match admitted {
+                        Ok(held) => (handler.answer(request, peer, &account).await, Some(held)),
+                        Err(rejection) => (handler.refuse(request, peer, rejection), None),
+                    };
                     asked.answered();
                     let last = unread || (draining.is_cancelled() && version < Version::HTTP_2);
                     if last && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, std::convert::Infallible>(response.map(|body| Given::wrap(body, busy)))
+                    Ok::<_, std::convert::Infallible>(
+                        response.map(|body| Given::wrap(body, busy, held, account)),
+                    )
                 }
             }
         });
-        let mut connection = std::pin::pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let is_crowded = self.budget.connections() > self.wide_connections;
+        let builder = if is_crowded { &self.narrow } else { &self.wide };
+        let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             late = self.overdue(&clock) => {
@@ -274,7 +350,10 @@ impl Server {
         let tick = (shortest / 4).max(Duration::from_millis(10));
         loop {
             sleep(tick).await;
-            if self.answer_timeout.is_some_and(|limit| clock.unread() >= limit) {
+            let limit = self
+                .answer_timeout
+                .map(|limit| if self.budget.is_tight() { limit.min(unread::TIGHT_LIMIT) } else { limit });
+            if limit.is_some_and(|limit| clock.unread() >= limit) {
                 return Some(unread::OUTCOME);
             }
             match clock.silent() {
@@ -310,6 +389,34 @@ async fn last_call(phases: &Phases) {
         () = phases.closing.cancelled() => {}
         () = sleep(FIRST_REQUEST) => {}
     }
+}
+
+/// Counts a request, by what its headers take. One over a limit loses them at once.
+///
+/// SECURITY: HTTP/2 makes a head of 64 KiB and four times that in memory from one byte a field, and all that came in one go
+/// are there before the first of them is answered.
+fn admit(
+    request: &mut Request<Incoming>,
+    max_headers: usize,
+    account: &Arc<Account>,
+) -> Result<Held, Rejection> {
+    let headers = request.headers();
+    let count = headers.len();
+    let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum::<usize>();
+    let refused = if count > max_headers {
+        Rejection::HeadTooLarge
+    } else {
+        match account.request(REQUEST + size) {
+            Some(held) => return Ok(held),
+            None => Rejection::Overloaded(RETRY_AFTER),
+        }
+    };
+    let content_type = request.headers_mut().remove(CONTENT_TYPE);
+    *request.headers_mut() = HeaderMap::new();
+    if let Some(content_type) = content_type {
+        request.headers_mut().insert(CONTENT_TYPE, content_type);
+    }
+    Err(refused)
 }
 
 fn asks_for_websocket(headers: &HeaderMap) -> bool {

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::{Drain, Fixed, Shared, unix_seconds};
-use crate::config::{self, Config, Environment, Problems};
+use crate::config::{self, Config, Environment, Problems, Resources};
 use crate::tls::ServerCertificate;
 
 /// How often the files are looked at.
@@ -31,12 +31,14 @@ impl Source {
         Self { first: mark(&path), path, environment, hup }
     }
 
-    /// Reads it as it is now.
+    /// Reads it as it is now, with limits that fit this process's memory and descriptors.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(&self) -> Result<Config, Problems> {
-        config::load(&self.path, &self.environment)
+        let mut config = config::load(&self.path, &self.environment)?;
+        config.fit(Resources::of_process());
+        Ok(config)
     }
 }
 

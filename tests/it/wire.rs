@@ -3,7 +3,7 @@
 mod bodies;
 mod floods;
 mod framing;
-mod h2;
+pub(crate) mod h2;
 mod heads;
 mod identity;
 mod limits;
