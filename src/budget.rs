@@ -14,12 +14,12 @@ use bytes::Bytes;
 pub const CONNECTION: usize = 160 * 1024;
 /// What a request is counted for until its answer ends, in bytes: its tasks, its connection to the upstream, and what of the
 /// answer was read there and not asked for yet. What its headers take comes on top.
-pub const REQUEST: usize = 64 * 1024;
+pub const REQUEST: usize = 96 * 1024;
 /// The least share of a connection, in bytes: room for a request of usual size, so that no flood shuts out a caller who
 /// comes on a connection of its own.
 pub const SHARE: usize = REQUEST + 32 * 1024;
 /// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
-const PLANNED_PERCENT: usize = 75;
+const PLANNED_PERCENT: usize = 70;
 /// The process before its first connection, in bytes.
 const PROCESS: usize = 16 * 1024 * 1024;
 /// A remembered bad key, in bytes.
@@ -38,8 +38,8 @@ impl Plan {
     /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
     ///
     /// ```text
-    /// 75 % of memory = 16 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
-    /// requests       ≥ connections × 2 × 96 KiB
+    /// 70 % of memory = 16 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
+    /// requests       ≥ connections × 2 × 128 KiB
     /// ```
     pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
         let fixed = PROCESS.saturating_add(bad_keys.saturating_mul(BAD_KEY));

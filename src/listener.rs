@@ -1,6 +1,7 @@
 //! Accepts connections and serves them: TCP, unix socket, TLS; HTTP/1.1 and HTTP/2 on one port; within limits of time,
 //! size and number.
 
+mod admission;
 mod clock;
 mod connection;
 mod framing;

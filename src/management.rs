@@ -60,6 +60,9 @@ pub const OPENAPI: &str = include_str!("management/openapi.json");
 /// The fewest characters of the secret.
 pub const SHORTEST_SECRET: usize = 16;
 
+/// Connections for key management at once.
+pub const CONNECTIONS: usize = 256;
+
 /// Ids of keys revoked here that are remembered, so that a repeated revocation succeeds.
 const REVOKED: u64 = 10_000;
 /// Requests at once, over all connections; each may hold a body.

@@ -133,8 +133,6 @@ impl Fixed {
     }
 }
 
-/// Connections for key management at once.
-pub const MANAGEMENT_CONNECTIONS: usize = 256;
 /// Between two probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
@@ -157,7 +155,7 @@ impl Server {
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
                 tls: settings.tls.clone(),
-                max_connections: MANAGEMENT_CONNECTIONS,
+                max_connections: management::CONNECTIONS,
                 socket_mode: Some(settings.socket_mode),
                 ..fixed.listener.beside(settings.listen.clone())
             };

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use super::Config;
 use crate::budget::Plan;
 use crate::listener::BESIDE_CONNECTIONS;
-use crate::server::MANAGEMENT_CONNECTIONS;
 use crate::upstream::forwarded::Trusted;
 
 /// Memory and file descriptors, as far as they are known.
@@ -52,7 +51,7 @@ impl Config {
     }
 
     fn fit_descriptors(&mut self, descriptors: usize) {
-        let management = if self.management.is_some() { MANAGEMENT_CONNECTIONS } else { 0 };
+        let management = if self.management.is_some() { crate::management::CONNECTIONS } else { 0 };
         let reserve = OTHER_DESCRIPTORS + BESIDE_CONNECTIONS + management + self.validator.max_in_flight;
         let free = descriptors.saturating_sub(reserve).max(2);
         let wanted = |upstreams: &[crate::upstream::Settings]| {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderMap, HeaderValue, UPGRADE};
+use hyper::header::{CONNECTION, HeaderMap, HeaderValue, UPGRADE};
 use hyper::service::service_fn;
 use hyper::{Request, Response, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -19,15 +19,15 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use super::admission::admit;
 use super::clock::{Asked, Busy, BusyBody, Clock, Leaving, Silent, Timed};
 use super::registry::{Entry, Registry};
 use super::unread::{self, Given, Streams};
 use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::body::{self, Body, BodyError};
-use crate::budget::{Account, Budget, Held, REQUEST};
+use crate::budget::Budget;
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
-use crate::rejection::Rejection;
 use crate::upstream::forwarded::{Peer, Trusted};
 
 /// What waits to be sent on an HTTP/2 stream, in bytes.
@@ -53,11 +53,6 @@ const PING_EVERY: Duration = Duration::from_secs(30);
 const PONG_WITHIN: Duration = Duration::from_secs(20);
 /// For a connection that was told to end while nothing was under way on it.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-
-/// A header in memory beside its bytes, in bytes.
-const HEADER: usize = 112;
-/// What callers are told to wait when there is no memory for their request.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// From the end of accepting to the first request of a connection that was accepted before.
 const FIRST_REQUEST: Duration = Duration::from_secs(1);
@@ -389,34 +384,6 @@ async fn last_call(phases: &Phases) {
         () = phases.closing.cancelled() => {}
         () = sleep(FIRST_REQUEST) => {}
     }
-}
-
-/// Counts a request, by what its headers take. One over a limit loses them at once.
-///
-/// SECURITY: HTTP/2 makes a head of 64 KiB and four times that in memory from one byte a field, and all that came in one go
-/// are there before the first of them is answered.
-fn admit(
-    request: &mut Request<Incoming>,
-    max_headers: usize,
-    account: &Arc<Account>,
-) -> Result<Held, Rejection> {
-    let headers = request.headers();
-    let count = headers.len();
-    let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum::<usize>();
-    let refused = if count > max_headers {
-        Rejection::HeadTooLarge
-    } else {
-        match account.request(REQUEST + size) {
-            Some(held) => return Ok(held),
-            None => Rejection::Overloaded(RETRY_AFTER),
-        }
-    };
-    let content_type = request.headers_mut().remove(CONTENT_TYPE);
-    *request.headers_mut() = HeaderMap::new();
-    if let Some(content_type) = content_type {
-        request.headers_mut().insert(CONTENT_TYPE, content_type);
-    }
-    Err(refused)
 }
 
 fn asks_for_websocket(headers: &HeaderMap) -> bool {

@@ -257,7 +257,7 @@ async fn long_heads_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn bad_keys_by_the_thousand_stay_within_the_memory_and_give_it_back() {
+async fn bad_keys_by_the_thousand_stay_within_the_memory() {
     let flooded = Flooded::start("keys", "http", Duration::from_millis(60)).await;
     let (address, count) = (flooded.address, 1200);
     let attack = async {
@@ -289,7 +289,7 @@ async fn bad_keys_by_the_thousand_stay_within_the_memory_and_give_it_back() {
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_gives_everything_back() {
+async fn a_flood_that_is_over_gives_its_memory_back() {
     let flooded = Flooded::start("back", "http", Duration::ZERO).await;
     let before = memory(&flooded.running, "RssAnon:");
     hold(flooded.address, 100, Duration::from_secs(2), || uploads(8 * 1024)).await;
