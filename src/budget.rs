@@ -88,9 +88,9 @@ impl Budget {
         self.limit.load(Ordering::Relaxed) / 2
     }
 
-    /// A connection's share of the other half.
+    /// A connection's share of the other half. Connections that are ending count, and take nobody's least share.
     fn share(&self) -> usize {
-        self.common() / self.connections().max(1)
+        (self.common() / self.connections().max(1)).max(SHARE)
     }
 
     /// Whether all connections together hold so much that each must keep to its share.
@@ -252,10 +252,10 @@ mod tests {
 
     #[test]
     fn a_body_waits_where_memory_is_tight_until_its_connection_was_read_from() {
-        let budget = Budget::new(4 * REQUEST);
+        let budget = Budget::new(8 * REQUEST);
         let (account, _other) = (Account::open(&budget), Account::open(&budget));
         let mut cx = Context::from_waker(Waker::noop());
-        let first = account.piece(2 * REQUEST);
+        let first = account.piece(4 * REQUEST);
         assert!(account.poll_room(&mut cx).is_ready());
         let second = account.request(1).map_or_else(|| account.piece(1), |_| account.piece(1));
         assert!(account.poll_room(&mut cx).is_pending());

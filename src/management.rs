@@ -62,6 +62,8 @@ pub const SHORTEST_SECRET: usize = 16;
 
 /// Connections for key management at once.
 pub const CONNECTIONS: usize = 256;
+/// What its requests may hold, in bytes: room for all that are answered at once, and for as many that are told to wait.
+pub const MEMORY: usize = 128 * 1024 * 1024;
 
 /// Ids of keys revoked here that are remembered, so that a repeated revocation succeeds.
 const REVOKED: u64 = 10_000;

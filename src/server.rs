@@ -156,6 +156,7 @@ impl Server {
             let listener = listener::Settings {
                 tls: settings.tls.clone(),
                 max_connections: management::CONNECTIONS,
+                memory: management::MEMORY,
                 socket_mode: Some(settings.socket_mode),
                 ..fixed.listener.beside(settings.listen.clone())
             };

@@ -114,7 +114,7 @@ fn read_document(
             .map_or(Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
         max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
         max_headers,
-        max_streams: limits.take("streams", integer(1, 10_000)).map_or(32, |streams| streams as u32),
+        max_streams: limits.take("streams", integer(1, 10_000)).map_or(100, |streams| streams as u32),
         max_connections: limits
             .take("connections", integer(1, 1_000_000))
             .map_or(10_000, |connections| connections as usize),

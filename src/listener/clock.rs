@@ -248,12 +248,16 @@ pub(super) struct Timed<T> {
     /// Once nothing more is sent.
     lingering: Option<Lingering>,
     framing: Framing,
+    /// What was read in one go, in bytes.
+    read_at_once: usize,
     /// The framing broke, and nothing more is read.
     broken: Option<Broken>,
     /// What of `NO_HEAD` is to be read.
     refusal: &'static [u8],
 }
 
+/// What is read of an HTTP/2 connection before others have their turn, in bytes.
+const READ_AT_ONCE: usize = 32 * 1024;
 /// A head that hyper refuses, whatever came before: it answers 400 then, and closes.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
@@ -265,6 +269,7 @@ impl<T> Timed<T> {
             _open: open,
             lingering: None,
             framing: Framing::new(),
+            read_at_once: 0,
             broken: None,
             refusal: NO_HEAD,
         }
@@ -292,7 +297,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
             None => {}
         }
         let before = buf.filled().len();
+        // SECURITY: all heads that are there are in memory before the first of them is answered, and a few bytes make a long one.
+        if this.read_at_once >= READ_AT_ONCE && this.clock.http2.load(Ordering::Relaxed) {
+            this.read_at_once = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        match polled {
+            Poll::Pending => this.read_at_once = 0,
+            Poll::Ready(_) => this.read_at_once += buf.filled().len() - before,
+        }
         let new = &buf.filled()[before..];
         if new.is_empty() {
             return polled;

@@ -43,9 +43,9 @@ struct Windows {
 }
 
 /// For one connection in `WIDE_SHARE`: 64 KiB for each of all.
-const WIDE: Windows = Windows { stream: 256 * 1024, connection: 1024 * 1024 };
+const WIDE: Windows = Windows { stream: 128 * 1024, connection: 1024 * 1024 };
 /// For all others. HTTP/2 knows no smaller one of a connection (RFC 9113 section 6.9.2).
-const NARROW: Windows = Windows { stream: 32 * 1024, connection: 65_535 };
+const NARROW: Windows = Windows { stream: 16 * 1024, connection: 65_535 };
 const WIDE_SHARE: usize = 16;
 /// Streams that the peer made Keyward reset, before the connection ends (CVE-2025-8671).
 const MAX_RESETS: usize = 64;
@@ -275,7 +275,8 @@ impl Server {
                             .map_or_else(body::empty, |busy| BusyBody::wrap(body, busy, Arc::clone(&account)))
                     });
                     let (mut response, held) = match admitted {
-                        Ok(held) => (handler.answer(request, peer, &account).await, Some(held)),
+                        // In a box, so that a request that is refused takes no room for what is not begun.
+                        Ok(held) => (Box::pin(handler.answer(request, peer, &account)).await, Some(held)),
                         Err(rejection) => (handler.refuse(request, peer, rejection), None),
                     };
                     asked.answered();

@@ -85,7 +85,7 @@ fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
     config.warnings.clear();
     config.fit(Resources { memory: Some(memory), descriptors: None });
     assert_eq!(config.warnings, [""; 0]);
-    for (memory, connections) in [(256, 295), (1024, 1440)] {
+    for (memory, connections) in [(256, 296), (1024, 1442)] {
         let head = config.listener.max_head;
         let plan =
             budget::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);

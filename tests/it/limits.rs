@@ -141,7 +141,7 @@ async fn without_a_limit_nothing_is_too_long() {
 
 #[tokio::test]
 async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
-    for (sections, streams) in [("", 32), ("[limits]\nstreams = 7", 7)] {
+    for (sections, streams) in [("", 100), ("[limits]\nstreams = 7", 7)] {
         let stage = stage(sections).await;
         let mut client = stage.connect().await;
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;

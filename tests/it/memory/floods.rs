@@ -37,7 +37,7 @@ struct Flooded {
 /// What a good caller saw, and what the program held.
 struct Seen {
     times: Vec<Duration>,
-    failed: Vec<u16>,
+    failed: Vec<(u16, String)>,
     peak: usize,
 }
 
@@ -52,7 +52,8 @@ impl Flooded {
         tokio::spawn(async move { serving.serve(listener, until).await });
         let file = format!(
             "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_delay = \"0s\"\ndrain_timeout = \"0s\"\n[admin]\n\
-             listen = \"127.0.0.1:0\"\n[log]\naccess = false\n[limits]\nmemory = \"128MiB\"\n[upstreams.echo]\n\
+             listen = \"127.0.0.1:0\"\n[log]\naccess = false\n[limits]\nmemory = \"128MiB\"\n[scalekit]\n\
+             timeout = \"8s\"\n[upstreams.echo]\n\
              url = \"{scheme}://{}\"\n[[routes]]\npath = \"/bytes/*\"\nupstream = \"echo\"\nauth = \"none\"\n[[routes]]\n\
              path = \"/*\"\nupstream = \"echo\"\n",
             echo(&ends).await
@@ -70,26 +71,28 @@ impl Flooded {
     /// Runs an attack with a good caller beside it, who asks one thing after the other.
     async fn beside(&self, attack: impl Future<Output = ()>) -> Seen {
         let mut seen = Seen { times: Vec::new(), failed: Vec::new(), peak: 0 };
+        let is_over = std::cell::Cell::new(false);
         let good = async {
             let mut client = Client::connect(self.address).await;
             let request =
                 format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", self.key);
-            loop {
+            while !is_over.get() || seen.times.is_empty() {
                 let began = Instant::now();
                 client.send(&request).await;
-                let status = client.reply().await.status;
+                let reply = client.reply_within(LIMIT * 2).await;
                 seen.times.push(began.elapsed());
-                if status != 200 {
-                    seen.failed.push(status);
+                if reply.status != 200 {
+                    seen.failed.push((reply.status, reply.code().unwrap_or_default().to_owned()));
                     client = Client::connect(self.address).await;
                 }
                 sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::select! {
-            () = good => {}
-            () = attack => {}
-        }
+        let attack = async {
+            attack.await;
+            is_over.set(true);
+        };
+        tokio::join!(good, attack);
         seen.times.sort_unstable();
         // Without the program's own text, which the system may drop.
         seen.peak = memory(&self.running, "VmHWM:") - memory(&self.running, "RssFile:");
@@ -156,14 +159,14 @@ fn post(path: &str) -> [(&str, &str); 4] {
 /// POSTs with keys that nobody knows, each with as much of a body as any window would take.
 fn uploads(piece: usize) -> Vec<u8> {
     let mut all = preface();
-    for stream in (1..64).step_by(2) {
+    for stream in (1..200).step_by(2) {
         let key = format!("Bearer {}", random_key());
         let fields = [&post("/v1")[..], &[("authorization", &*key)]].concat();
         all.extend(frame(HEADERS, END_HEADERS, stream, &block(&fields)));
     }
     // Within the narrow windows, so that the connection lives: 64 KiB less the frames' own part.
     for at in 0..65_000 / piece {
-        let stream = 1 + 2 * (at * 32 / (65_000 / piece)) as u32;
+        let stream = 1 + 2 * (at * 100 / (65_000 / piece)) as u32;
         all.extend(frame(DATA, 0, stream, &vec![b'.'; piece]));
     }
     all
@@ -195,7 +198,7 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
             let mut all = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
             all.extend(frame(SETTINGS, 0, 0, &[0, 4, 0, 16, 0, 0]));
             all.extend(frame(WINDOW_UPDATE, 0, 0, &[0x10, 0, 0, 0]));
-            for stream in (1..64).step_by(2) {
+            for stream in (1..200).step_by(2) {
                 let fields = [GET[0], GET[1], GET[2], (":path", "/bytes/4000000")];
                 all.extend(frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields)));
             }
@@ -209,11 +212,11 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
 
 #[tokio::test]
 async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
-    let flooded = Flooded::start("heads", "http", Duration::from_millis(1500)).await;
+    let flooded = Flooded::start("heads", "http", Duration::from_millis(500)).await;
     let asks = || {
         let key = format!("Bearer {}", random_key());
         let mut all = preface();
-        for stream in (1..64).step_by(2) {
+        for stream in (1..200).step_by(2) {
             let mut head = block(&[&GET[..], &[("authorization", &*key)]].concat());
             if stream == 1 {
                 // `a: ` into the table, at 62.
@@ -224,17 +227,17 @@ async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
         }
         all
     };
-    let attack = hold(flooded.address, 400, Duration::from_secs(3), asks);
+    let attack = hold(flooded.address, 60, Duration::from_secs(3), asks);
     let seen = flooded.beside(attack).await;
     flooded.end("heads of 1,800 fields", seen).await;
 }
 
 #[tokio::test]
 async fn long_heads_stay_within_the_memory() {
-    let flooded = Flooded::start("long", "http", Duration::from_millis(1500)).await;
+    let flooded = Flooded::start("long", "http", Duration::from_millis(500)).await;
     let asks = || {
         let mut all = preface();
-        for stream in (1..64).step_by(2) {
+        for stream in (1..200).step_by(2) {
             let key = format!("Bearer {}", random_key());
             let mut head = block(&[&GET[..3], &[(":path", "/v1"), ("authorization", &*key)]].concat());
             if stream == 1 {
@@ -248,7 +251,7 @@ async fn long_heads_stay_within_the_memory() {
     let attack = hold(flooded.address, 400, Duration::from_secs(3), asks);
     let seen = flooded.beside(attack).await;
     flooded.end("heads of 54 KiB over HTTP/2", seen).await;
-    let flooded = Flooded::start("slow", "http", Duration::from_millis(1500)).await;
+    let flooded = Flooded::start("slow", "http", Duration::from_millis(500)).await;
     let attack = hold(flooded.address, 400, Duration::from_secs(3), || {
         format!("GET /v1 HTTP/1.1\r\nhost: a\r\nx: {}", "x".repeat(63_000)).into_bytes()
     });
