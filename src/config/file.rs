@@ -99,7 +99,7 @@ fn read_document(
         max_bytes: limits.take("body", size(0, 1 << 50)).map(|bytes| bytes as u64),
         timeout: limits
             .take("body_timeout", duration(Duration::ZERO))
-            .map_or(Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
+            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
     };
     let memory = limits.take("memory", size(32 << 20, 1 << 50));
     let per_address = limits.take("connections_per_address", integer(0, 1_000_000));
@@ -111,7 +111,7 @@ fn read_document(
         idle_timeout: server.take("idle_timeout", duration(MILLISECOND)).unwrap_or(60 * SECOND),
         answer_timeout: limits
             .take("answer_timeout", duration(Duration::ZERO))
-            .map_or(Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
+            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
         max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
         max_headers,
         max_streams: limits.take("streams", integer(1, 10_000)).map_or(100, |streams| streams as u32),

@@ -103,7 +103,7 @@ impl Flooded {
     async fn end(mut self, name: &str, seen: Seen) {
         let p99 = seen.times[seen.times.len() * 99 / 100];
         let held = memory(&self.running, "RssAnon:");
-        println!(
+        eprintln!(
             "{name}: at most {} MiB, {} MiB after it; {} good requests, p99 {p99:?}, failed {:?}",
             seen.peak / MIB,
             held / MIB,
@@ -308,7 +308,7 @@ async fn a_flood_that_is_over_gives_its_memory_back() {
     let given_back = timeout(LIMIT, wait).await.is_ok();
     let held = memory(&flooded.running, "RssAnon:");
     assert!(given_back, "{} MiB before, {} MiB after", before / MIB, held / MIB);
-    println!("given back: {} MiB before, {} MiB after", before / MIB, held / MIB);
+    eprintln!("given back: {} MiB before, {} MiB after", before / MIB, held / MIB);
     let seen = Seen { times: vec![Duration::ZERO], failed: Vec::new(), peak: 0 };
     flooded.end("given back", seen).await;
 }
