@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use crate::body::{self, Body};
 use crate::browser::{self, NamedHost};
+use crate::budget::Account;
 use crate::gateway::Current;
 use crate::listener::Handler;
 use crate::metrics::{Format, Metrics};
@@ -66,7 +67,12 @@ pub struct Admin {
 }
 
 impl Handler for Admin {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        _account: &Account,
+    ) -> Response<Body> {
         let mut response = match (request.method(), request.uri().path()) {
             _ if browser::asks_for_page(request.headers()) => {
                 text(StatusCode::FORBIDDEN, "not for web pages\n")

@@ -19,7 +19,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tokio::sync::Notify;
 
 use crate::access_log;
-use crate::config::{self, Config, Environment};
+use crate::config::{self, Config, Environment, Resources};
 use crate::metrics::Metrics;
 use crate::server::{Server, reload};
 
@@ -163,7 +163,10 @@ fn without_keys(mut error: clap::Error) -> clap::Error {
 impl ConfigFile {
     /// To look at, not to run.
     fn load(&self) -> Result<Config> {
-        Ok(config::load(&self.config, &Environment::process().without_scalekit())?)
+        let mut config = config::load(&self.config, &Environment::process().without_scalekit())?;
+        // Not to the memory of this machine, which need not be where it will run.
+        config.fit(Resources::default());
+        Ok(config)
     }
 }
 
@@ -181,7 +184,7 @@ fn run(file: ConfigFile) -> Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    runtime()?.block_on(async {
+    runtime(config.memory)?.block_on(async {
         let mut server = Server::bind(config, metrics)?;
         server.reload_from(source);
         let (stop, kill) = signals::watch(Some(hup))?;
@@ -219,12 +222,19 @@ fn print(text: &str) -> Result<bool> {
     }
 }
 
-/// One thread where there is one core, which costs a request least; else a thread for each.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+/// One thread where there is one core, which costs a request least; else a thread for each, but no more than memory is there
+/// for, as each may be reading one connection's heads.
+fn runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
+    const MEMORY: usize = 16 * 1024 * 1024;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut builder = match cores {
+    let threads = memory.map_or(cores, |memory| cores.min(memory / MEMORY).max(1));
+    let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
     };
     builder.enable_all().build().context("cannot start the runtime")
 }

@@ -6,6 +6,7 @@ mod file;
 mod headers;
 mod management;
 mod reader;
+mod resources;
 mod routes;
 mod scalekit;
 mod upstreams;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::explain::{describe_routes, explain};
+pub use self::resources::Resources;
 
 use self::reader::Lines;
 
@@ -60,6 +62,8 @@ pub struct Config {
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.
     pub routes: RouteTable,
+    /// `[limits] memory`, in bytes; after `fit`, what limits were fitted to.
+    pub memory: Option<usize>,
     /// What is allowed, and probably not meant.
     pub warnings: Vec<String>,
 }

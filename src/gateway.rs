@@ -23,6 +23,7 @@ use self::revalidation::{Revalidation, close_code, close_reason};
 use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::Body;
+use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop;
 use crate::identity::{self, Identity, Misfit};
@@ -33,7 +34,7 @@ use crate::rejection::{Caller, Rejection};
 use crate::route::{Auth, Route, RouteTable};
 use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
 use crate::upstream::websocket::CloseCode;
-use crate::upstream::{Failure, Upstream, outgoing, tunnel};
+use crate::upstream::{Exchange, Failure, Upstream, outgoing, tunnel};
 use crate::validator::Validator;
 
 /// What holds for every route.
@@ -81,14 +82,14 @@ pub struct Gateway {
 
 impl Gateway {
     /// Answers a request, and records it once the answer has ended.
-    pub async fn handle(&self, request: Request<Body>, peer: Peer) -> Response<Body> {
+    pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Account) -> Response<Body> {
         let believed = self.trusted.believes(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
         let client = self.trusted.client(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = Caller::of(&request);
-        let arrival = Arrival { peer, believed, client };
+        let arrival = Arrival { peer, believed, client, account };
         let mut response = match self.pass(request, arrival, &mut record).await {
             Ok(passed) => self.answer(passed, record, &caller),
             Err(rejection) => {
@@ -100,11 +101,24 @@ impl Gateway {
         response
     }
 
+    /// Refuses a request whatever it asks for, and records it.
+    pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
+        let request_id = forwarded::request_id(request.headers(), false);
+        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
+        let client = self.trusted.client(peer, request.headers());
+        let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
+        record.rejected(&rejection);
+        let id = request_id.to_str().unwrap_or_default();
+        let mut response = rejection.response(&Caller::of(request), id, &self.settings.realm);
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
+    }
+
     /// The request path, from a head to the head of the answer.
     async fn pass(
         &self,
         mut request: Request<Body>,
-        arrival: Arrival,
+        arrival: Arrival<'_>,
         record: &mut Record,
     ) -> Result<Passed, Rejection> {
         let host = message::check(&request, self.settings.head)?;
@@ -123,6 +137,7 @@ impl Gateway {
                 let identity = self.validator.validate(&key, arrival.client).await;
                 record.validation = Some(began.elapsed());
                 let identity = identity?;
+                arrival.account.show_a_good_key();
                 record.identity = Some(Arc::clone(&identity));
                 let revalidation = Revalidation::new(self, key, &identity, requirement, began.into());
                 (requirement.admit(identity)?, revalidation)
@@ -142,7 +157,7 @@ impl Gateway {
             request = request.map(|body| revalidation.upload(body));
         }
         let due = revalidation.due();
-        let (response, tunnel) = tokio::select! {
+        let (response, tunnel, exchange) = tokio::select! {
             // This first: the upload breaks off for the same reason.
             biased;
             // An upload without end, or a slow service, may outlast the key before there is an answer.
@@ -151,7 +166,7 @@ impl Gateway {
         };
         // SECURITY: a late head or 101 opens nothing for a key that was revoked while it was awaited.
         revalidation.confirm().await?;
-        Ok(Passed { response, tunnel, revalidation })
+        Ok(Passed { response, tunnel, revalidation, exchange })
     }
 
     /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
@@ -204,7 +219,7 @@ impl Gateway {
         upgrade: Option<hop::WebSocket>,
         due: Option<tokio::time::Instant>,
         record: &mut Record,
-    ) -> Result<(Response<Body>, Option<Tunnel>), Rejection> {
+    ) -> Result<(Response<Body>, Option<Tunnel>, Exchange), Rejection> {
         let Some(upstream) = self.upstreams.get(&route.upstream) else {
             return Err(Rejection::UpstreamUnreachable);
         };
@@ -213,7 +228,7 @@ impl Gateway {
         let answered =
             upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
-        let mut response = answered.map_err(|failure| {
+        let (mut response, exchange) = answered.map_err(|failure| {
             upstream.log_failure(&failure);
             let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
@@ -222,18 +237,19 @@ impl Gateway {
         record.answered(response.status().as_u16());
         let switched = caller.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let tunnel = switched.map(|caller| Tunnel { caller, upstream: hyper::upgrade::on(&mut response) });
-        Ok((response, tunnel))
+        Ok((response, tunnel, exchange))
     }
 
     /// The answer, watched and recorded to its end.
     fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
-        let Passed { response, tunnel, mut revalidation } = passed;
+        let Passed { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
-            return response.map(|body| Answer::wrap(body, record, revalidation, status));
+            return response.map(|body| Answer::wrap(body, record, revalidation, status, exchange));
         };
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
+            let _exchange = exchange;
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
@@ -274,6 +290,7 @@ struct Passed {
     response: Response<Body>,
     tunnel: Option<Tunnel>,
     revalidation: Revalidation,
+    exchange: Exchange,
 }
 
 /// Both ends of a WebSocket to be.
@@ -283,10 +300,11 @@ struct Tunnel {
 }
 
 /// What is known of a request beside itself.
-struct Arrival {
+struct Arrival<'a> {
     peer: Peer,
     believed: bool,
     client: Option<std::net::IpAddr>,
+    account: &'a Account,
 }
 
 /// What a request is to its route.

@@ -7,6 +7,7 @@ pub mod secret;
 pub mod terminal;
 pub mod metrics;
 pub mod rejection;
+pub mod budget;
 pub mod credential;
 pub mod message;
 pub mod browser;

@@ -31,6 +31,7 @@ use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
 use crate::access_log::output::AuditSlot;
 use crate::body::{self, Body};
+use crate::budget::Account;
 use crate::keys::rules::Rules;
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
@@ -60,6 +61,11 @@ pub const OPENAPI: &str = include_str!("management/openapi.json");
 
 /// The fewest characters of the secret.
 pub const SHORTEST_SECRET: usize = 16;
+
+/// Connections for key management at once.
+pub const CONNECTIONS: usize = 256;
+/// What its requests may hold, in bytes: room for all that are answered at once, and for as many that are told to wait.
+pub const MEMORY: usize = 128 * 1024 * 1024;
 
 /// Ids of keys revoked here that are remembered, so that a repeated revocation succeeds.
 const REVOKED: u64 = 10_000;
@@ -109,7 +115,12 @@ struct CreatedBody<'a> {
 }
 
 impl Handler for Management {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        _account: &Account,
+    ) -> Response<Body> {
         let tasks = self.tasks.clone();
         let answered = tasks.spawn(async move { self.handle(request, peer).await }).await;
         // Only a panic ends a task without an answer.

@@ -56,7 +56,7 @@ pub enum Rejection {
     AmbiguousIdentity,
     /// Scalekit gave no verdict: down, slow, throttling, or refusing Keyward itself.
     ValidationUnavailable(Duration),
-    /// Too many requests wait for a verdict.
+    /// Too many requests wait for a verdict or are under way, or hold too much memory.
     Overloaded(Duration),
 }
 
@@ -101,6 +101,11 @@ impl Caller {
     pub fn takes_status(&self, answered: &HeaderMap) -> bool {
         self.trailers && is_type(answered, b"application/grpc") && !is_type(answered, b"application/grpc-web")
     }
+}
+
+/// Whether a message says that it is one of gRPC's.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    is_type(headers, b"application/grpc")
 }
 
 fn is_type(headers: &HeaderMap, prefix: &[u8]) -> bool {

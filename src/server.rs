@@ -16,11 +16,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
+use crate::budget::Account;
 use crate::config::Config;
 use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
+use crate::rejection::Rejection;
 use crate::scalekit::{Fault, Scalekit};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
@@ -131,8 +133,6 @@ impl Fixed {
     }
 }
 
-/// Connections for key management at once.
-const MANAGEMENT_CONNECTIONS: usize = 256;
 /// Between two probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
@@ -155,7 +155,8 @@ impl Server {
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
                 tls: settings.tls.clone(),
-                max_connections: MANAGEMENT_CONNECTIONS,
+                max_connections: management::CONNECTIONS,
+                memory: management::MEMORY,
                 socket_mode: Some(settings.socket_mode),
                 ..fixed.listener.beside(settings.listen.clone())
             };
@@ -345,9 +346,18 @@ impl Parts {
 }
 
 impl Handler for Current {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        account: &Account,
+    ) -> Response<Body> {
         let gateway = self.gateway();
-        gateway.handle(request, peer).await
+        gateway.handle(request, peer, account).await
+    }
+
+    fn refuse(&self, request: Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
+        self.gateway().refuse(&request, peer, rejection)
     }
 }
 

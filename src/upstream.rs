@@ -1,6 +1,7 @@
 //! Forwarding to the service behind Keyward. Takes a `Permit`, so nothing gets here without one. Bodies stream both ways;
 //! a request goes out once.
 
+mod capacity;
 mod failure_log;
 pub mod forwarded;
 pub mod tunnel;
@@ -16,6 +17,7 @@ use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use self::capacity::Capacity;
 use self::failure_log::FailureLog;
 use self::outgoing::{Limits, Outgoing, Progress};
 use crate::body::Body;
@@ -24,7 +26,7 @@ use crate::identity::Headers;
 use crate::message;
 use crate::origin::{self, Origin, Protocol, SendError};
 use crate::policy::Permit;
-use crate::rejection::{KEYWARD_ERROR, Rejection};
+use crate::rejection::{self, KEYWARD_ERROR, Rejection};
 use crate::tls::TlsError;
 
 /// One `[upstreams.NAME]` of the file.
@@ -38,6 +40,8 @@ pub struct Settings {
     pub response_timeout: Duration,
     /// Whether the service tells paths apart by letter case.
     pub case_sensitive_paths: bool,
+    /// Requests at once, of which a quarter is for routes that ask for a key.
+    pub max_requests: usize,
 }
 
 /// A service behind Keyward.
@@ -46,6 +50,17 @@ pub struct Upstream {
     pub settings: Settings,
     origin: Arc<Origin>,
     failures: FailureLog,
+    capacity: Arc<Capacity>,
+}
+
+/// A request's place at its upstream, to be held until its answer has ended.
+pub struct Exchange(Arc<Progress>);
+
+impl Drop for Exchange {
+    /// What the caller still sends is nobody's answer any more, and has its time limit again.
+    fn drop(&mut self) {
+        self.0.set_answering(false);
+    }
 }
 
 /// Why there is no answer of the upstream's.
@@ -65,6 +80,7 @@ impl Upstream {
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Self, TlsError> {
         Ok(Self {
             origin: Origin::new(&settings.origin, tasks)?,
+            capacity: Capacity::new(settings.max_requests),
             settings: settings.clone(),
             failures: FailureLog::default(),
         })
@@ -74,18 +90,23 @@ impl Upstream {
     /// woken at `wake_at`, if there is no head by then: one timer serves that and the time limit.
     ///
     /// # Errors
-    /// `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
+    /// `Overloaded`, `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
     pub async fn forward(
         &self,
         request: Request<Body>,
-        _permit: &Permit,
+        permit: &Permit,
         upgrade: Option<WebSocket>,
         wake_at: Option<Instant>,
         identity: &Arc<Headers>,
         limits: Limits,
-    ) -> Result<Response<Body>, Failure> {
-        let progress = Arc::new(Progress::begin());
+    ) -> Result<(Response<Body>, Exchange), Failure> {
+        let place = self.capacity.take(permit.identity().is_none())?;
+        let progress = Arc::new(Progress::begin(place));
         let (head, body) = request.into_parts();
+        // A stream of gRPC may be quiet for as long as it likes. SECURITY: not on a public route, where anybody could hold
+        // places by naming that content type.
+        let may_be_quiet = permit.identity().is_some() && rejection::is_grpc(&head.headers);
+        let limits = Limits { timeout: limits.timeout.filter(|_| !may_be_quiet), ..limits };
         let body = Outgoing::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
         let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
@@ -94,6 +115,8 @@ impl Upstream {
         } else {
             self.answered(self.origin.send(request), wake_at, &progress).await?
         };
+        progress.set_answering(true);
+        let exchange = Exchange(progress);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
         if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
@@ -114,7 +137,7 @@ impl Upstream {
         if switched {
             set_upgrade(response.headers_mut());
         }
-        Ok(response)
+        Ok((response, exchange))
     }
 
     /// Waits for the head of the answer. The time limit runs while it is the upstream's turn, so that it never cuts

@@ -76,7 +76,7 @@ pub(super) fn dev(mut args: Dev) -> Result<()> {
     // For people, piped or not.
     let log = access_log::Settings { format: Format::Text, access: true };
     let _log = access_log::start(log, Arc::clone(&metrics));
-    runtime()?.block_on(async {
+    runtime(None)?.block_on(async {
         let stop_all = CancellationToken::new();
         let tasks = TaskTracker::new();
         let emulator = Emulator::new(Settings::default());
@@ -259,7 +259,7 @@ curl -i http://{address}/v1/orders
 pub(super) fn emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(access_log::Settings { format: Format::Text, access: false }, metrics);
-    runtime()?.block_on(async {
+    runtime(None)?.block_on(async {
         let (stop, _) = signals::watch(None)?;
         let emulator = Emulator::new(Settings {
             client_id: args.client_id.clone(),

@@ -101,9 +101,13 @@ fn read_document(
     };
     let body = outgoing::Limits {
         max_bytes: limits.take("body", size(0, 1 << 50)).map(|bytes| bytes as u64),
-        timeout: limits.take("body_timeout", duration(MILLISECOND)),
+        timeout: limits
+            .take("body_timeout", duration(Duration::ZERO))
+            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
     };
-    let listener = listener::Settings {
+    let memory = limits.take("memory", size(32 << 20, 1 << 50));
+    let per_address = limits.take("connections_per_address", integer(0, 1_000_000));
+    let mut listener = listener::Settings {
         listen: listen(&mut server, Ipv4Addr::UNSPECIFIED, 4480),
         tls: server.optional_section("tls").and_then(certificate),
         proxied: trusted(&mut server, "proxy_protocol_from"),
@@ -111,15 +115,22 @@ fn read_document(
         idle_timeout: server.take("idle_timeout", duration(MILLISECOND)).unwrap_or(60 * SECOND),
         answer_timeout: limits
             .take("answer_timeout", duration(Duration::ZERO))
-            .filter(|timeout| !timeout.is_zero()),
+            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
         max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
         max_headers,
-        max_streams: limits.take("streams", integer(1, 10_000)).map_or(128, |streams| streams as u32),
+        max_streams: limits.take("streams", integer(1, 10_000)).map_or(100, |streams| streams as u32),
         max_connections: limits
             .take("connections", integer(1, 1_000_000))
             .map_or(10_000, |connections| connections as usize),
+        max_connections_per_address: None,
+        memory: usize::MAX,
         socket_mode: None,
     };
+    // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
+    let is_told = listener.proxied != Trusted::default();
+    let default = if is_told { listener.max_connections.div_ceil(4) } else { 0 };
+    let per_address = per_address.map_or(default, |most| most as usize);
+    listener.max_connections_per_address = (per_address > 0).then_some(per_address);
     let drain_delay = server.take("drain_delay", duration(Duration::ZERO)).unwrap_or(5 * SECOND);
     let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
     let trusted = trusted(&mut server, "trusted_proxies");
@@ -197,6 +208,7 @@ fn read_document(
         log,
         upstreams,
         routes: routes?,
+        memory,
         warnings,
     })
 }

@@ -12,7 +12,7 @@ use hyper::header::CONTENT_LENGTH;
 use super::revalidation::{Revalidation, close_reason};
 use crate::access_log::Record;
 use crate::body::{self, Body, BodyError};
-use crate::upstream;
+use crate::upstream::{self, Exchange};
 
 pub(super) struct Answer {
     body: Body,
@@ -20,15 +20,22 @@ pub(super) struct Answer {
     revalidation: Revalidation,
     /// Whether the caller takes a status for the end.
     status: bool,
+    _exchange: Exchange,
 }
 
 impl Answer {
-    pub(super) fn wrap(body: Body, mut record: Record, revalidation: Revalidation, status: bool) -> Body {
+    pub(super) fn wrap(
+        body: Body,
+        mut record: Record,
+        revalidation: Revalidation,
+        status: bool,
+        exchange: Exchange,
+    ) -> Body {
         if body.is_end_stream() {
             record.ended();
             return body;
         }
-        Self { body, record, revalidation, status }.boxed_unsync()
+        Self { body, record, revalidation, status, _exchange: exchange }.boxed_unsync()
     }
 }
 

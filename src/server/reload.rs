@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::{Drain, Fixed, Shared, unix_seconds};
-use crate::config::{self, Config, Environment, Problems};
+use crate::config::{self, Config, Environment, Problems, Resources};
 use crate::route::changes::{self, Change, Kind};
 use crate::tls::ServerCertificate;
 
@@ -58,12 +58,14 @@ impl Source {
         Self { pace, ..self }
     }
 
-    /// Reads it as it is now.
+    /// Reads it as it is now, with limits that fit this process's memory and descriptors.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(&self) -> Result<Config, Problems> {
-        config::load(&self.path, &self.environment)
+        let mut config = config::load(&self.path, &self.environment)?;
+        config.fit(Resources::of_process());
+        Ok(config)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The program under long bodies: how much memory they take, and what it prints meanwhile.
 
+mod floods;
+
 use keyward::dev::emulator::store::Issue;
 use keyward::dev::emulator::{self, Emulator};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,11 +16,16 @@ use crate::support::{LIMIT, listen};
 const MIB: usize = 1024 * 1024;
 const LENGTH: usize = 96 * MIB;
 
+/// A line of the process's `/proc/PID/status`, in bytes.
+fn memory(running: &Running, name: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
 /// The most memory that the process ever had, in bytes.
 fn peak(running: &Running) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id().unwrap())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    memory(running, "VmHWM:")
 }
 
 #[tokio::test]
