@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use self::prompt::{Interrupt, Interrupted};
 use super::tell;
-use crate::config::{self, Environment, parse_duration};
+use crate::config::{Environment, parse_duration};
 use crate::keys::{Keys, TokenId};
 use crate::metrics::Metrics;
 use crate::scalekit::management::{CallError, Claims, Created, NewToken};
@@ -234,8 +234,7 @@ struct Session(Arc<Scalekit>);
 
 impl Session {
     fn new(transport: Transport) -> Result<Self> {
-        let settings =
-            config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
+        let settings = Environment::process().scalekit_settings(transport).map_err(anyhow::Error::msg)?;
         let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
         Ok(Self(scalekit))
     }

@@ -1,310 +1,520 @@
-//! The route file as a whole, and its small sections.
+//! The whole route file: every section, every key, with its default beside it. Only this shape is known to `serde`, and the
+//! JSON Schema is made from it; what values mean together is checked where they become the settings of each part.
 
-use std::net::{Ipv4Addr, SocketAddr};
-use std::ops::Range;
-use std::time::Duration;
+use std::net::Ipv4Addr;
 
-use toml::de::DeTable;
+use hyper::header::HeaderName;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use toml::Spanned;
 
-use super::reader::{Found, Lines, Problem, Section};
-use super::values::{boolean, choice, duration, expected, file, integer, shown, size, text, usable};
-use super::{Config, Environment, headers, management, routes, scalekit, upstreams, urls};
-use crate::access_log::{self, Format};
+use super::headers::{ClaimPrefix, IdentityHeader, PlainHeader};
+use super::routes::{Host, RoleName, RouteName};
+use super::scalekit::{SecretPath, VisibleText};
+use super::settings::{PemPath, Realm};
+use super::upstreams::{ServerNameText, UpstreamUrl};
+use super::values::{
+    BadKeys, Choice, Choices, Claims, Lifetime, Named, Number, Size, SocketMode, Table, Text, Time, Version,
+};
+use crate::access_log::Format;
 use crate::credential::{self, Alphabet};
-use crate::listener::{self, Listen};
-use crate::message;
-use crate::route::Auth;
-use crate::tls::KeyPair;
+use crate::listener::Listen;
+use crate::origin::Protocol;
+use crate::policy::Scope;
+use crate::route::Pattern;
+use crate::scalekit::Transport;
 use crate::upstream::forwarded::Trusted;
-use crate::upstream::outgoing;
-use crate::{gateway, validator};
+use crate::{identity, validator};
 
-const MILLISECOND: Duration = Duration::from_millis(1);
-const SECOND: Duration = Duration::from_secs(1);
-/// The throttle where the file says nothing and client addresses are known: more than a misconfigured client tries, and
-/// too few to use up a rate limit.
-const BAD_KEYS_PER_MINUTE: u32 = 300;
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const PIB: u64 = 1 << 50;
 
-pub(super) fn read(lines: &Lines<'_>, environment: &Environment) -> Result<Config, Vec<Problem>> {
-    let (text, found) = (lines.text, Found::default());
-    let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        let span = error.span().unwrap_or_default();
-        found.add(Some(span.start), "", no_toml(text, span, error.message()));
-    }
-    if !errors.is_empty() {
-        return Err(found.into_inner());
-    }
-    let root = Section::root(&found, document.into_inner());
-    let config = read_document(root, &found, lines, environment);
-    let problems = found.into_inner();
-    match config {
-        Some(config) if problems.is_empty() => Ok(config),
-        _ => Err(problems),
-    }
+/// Where requests arrive, where they go, and what they need.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "Keyward's route file", extend("required" = ["version", "upstreams", "routes"]))]
+pub(super) struct File {
+    /// The version of this format. There is one.
+    pub(super) version: Option<Version>,
+    pub(super) server: Table<Server>,
+    pub(super) admin: Table<Admin>,
+    pub(super) management: Option<Table<Management>>,
+    pub(super) scalekit: Table<Scalekit>,
+    pub(super) credential: Table<Credential>,
+    pub(super) negative_cache: Table<NegativeCache>,
+    pub(super) throttle: Table<Throttle>,
+    pub(super) limits: Table<Limits>,
+    pub(super) streams: Table<Streams>,
+    pub(super) identity: Table<Identity>,
+    pub(super) log: Table<Log>,
+    /// The services behind Keyward, by a name of letters, digits, "-" and "_".
+    pub(super) upstreams: Named<Table<Upstream>>,
+    /// Which requests go where, and what they need. The most specific route wins, whatever the order.
+    #[schemars(with = "Vec<Route>")]
+    pub(super) routes: Vec<Spanned<Table<Route>>>,
 }
 
-/// What the parser says, and where it is short, what it means. Values are not repeated: one could be a secret.
-fn no_toml(text: &str, span: Range<usize>, message: &str) -> String {
-    let (before, after) = text.split_at_checked(span.start).unwrap_or((text, ""));
-    let line = before.rsplit('\n').next().unwrap_or_default();
-    // The value as far as it was taken for one, where there is no sign of a string, list or table.
-    let value = line.split_once('=').map(|(_, value)| value.trim_start());
-    let bare = value.is_some_and(|value| !value.contains(['"', '\'', '[', '{', '#', ' ', '\t']));
-    match (text.get(span), after.chars().next()) {
-        (Some(key), _) if message == "duplicate key" => {
-            format!("{} is here a second time, and TOML takes it once", shown(key))
-        }
-        (_, Some('\r' | '\n' | '#') | None) if bare => "this is not TOML: a value is missing".to_owned(),
-        (_, Some(next)) if bare && !"\"'[{".contains(next) => {
-            "this is not TOML: texts, durations and sizes stand in quotes".to_owned()
-        }
-        _ => format!("this is not TOML: {message}"),
-    }
+/// Where requests arrive.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Server {
+    /// HTTP/1.1 and HTTP/2 on one port: an IP address and a port, or "unix:/path".
+    pub(super) listen: Text<Listen>,
+    /// To receive the head of a request; for the first one of a connection, TLS included. From "1ms".
+    pub(super) header_timeout: Time<1>,
+    /// How long an open connection may wait for its next request. From "1ms".
+    pub(super) idle_timeout: Time<1>,
+    /// After SIGTERM, for load balancers to notice: not ready any more, and still accepting.
+    pub(super) drain_delay: Time<0>,
+    /// Then, to finish what is open. What takes longer is closed.
+    pub(super) drain_timeout: Time<0>,
+    /// Proxies in front, as networks or addresses, whose X-Forwarded-* is kept. "unix:" trusts who connects over a unix socket.
+    pub(super) trusted_proxies: Vec<Text<Trusted>>,
+    /// Other headers about forwarding that are kept from trusted proxies; name only what your proxy sets or removes itself.
+    #[schemars(with = "Vec<String>")]
+    pub(super) pass_headers: Vec<Spanned<Text<PlainHeader>>>,
+    /// Load balancers that begin each connection with a PROXY header, version 1 or 2, as networks or addresses.
+    pub(super) proxy_protocol_from: Vec<Text<Trusted>>,
+    /// The realm in the WWW-Authenticate of a 401.
+    pub(super) realm: Text<Realm>,
+    /// Serve TLS with these PEM files. They are read again when they change.
+    pub(super) tls: Option<Table<TlsFiles>>,
 }
 
-/// `None` only where a problem was found.
-fn read_document(
-    mut file: Section<'_, '_>,
-    found: &Found,
-    lines: &Lines<'_>,
-    environment: &Environment,
-) -> Option<Config> {
-    let mut warnings = Vec::new();
-    file.require("version", "1", |value| match value.as_integer() {
-        Some(number) if number.as_str() == "1" => Ok(()),
-        Some(_) => Err("is one that this Keyward does not know; it knows 1".to_owned()),
-        None => Err(expected("1", value)),
-    });
-
-    let mut server = file.section("server");
-    let mut admin = file.section("admin");
-    let mut validator = validator::Settings::default();
-    let management = file.optional_section("management");
-    let scalekit =
-        scalekit::read(file.section("scalekit"), &mut validator, found, environment, &mut warnings);
-    let credential = credential(file.section("credential"));
-    negative_cache(file.section("negative_cache"), &mut validator);
-    let bad_keys_per_minute = throttle(file.section("throttle"));
-    let mut limits = file.section("limits");
-    let mut streams = file.section("streams");
-    let identity = headers::read(file.section("identity"), &mut warnings);
-    let log = log(file.section("log"));
-    let (upstreams, names) = upstreams::read(&mut file);
-    let routes = routes::read(file.sections("routes"), &upstreams, &names, found, lines, &mut warnings);
-    file.finish();
-
-    let max_headers = limits.take("headers", integer(1, 10_000)).map_or(100, |headers| headers as usize);
-    let head = message::Limits {
-        max_uri: limits.take("uri", size(256, 64 * 1024)).unwrap_or(16 * 1024),
-        max_headers,
-    };
-    let body = outgoing::Limits {
-        max_bytes: limits.take("body", size(0, 1 << 50)).map(|bytes| bytes as u64),
-        timeout: limits
-            .take("body_timeout", duration(Duration::ZERO))
-            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
-    };
-    let memory = limits.take("memory", size(32 << 20, 1 << 50));
-    let per_address = limits.take("connections_per_address", integer(0, 1_000_000));
-    let mut listener = listener::Settings {
-        listen: listen(&mut server, Ipv4Addr::UNSPECIFIED, 4480),
-        tls: server.optional_section("tls").and_then(certificate),
-        proxied: trusted(&mut server, "proxy_protocol_from"),
-        header_timeout: server.take("header_timeout", duration(MILLISECOND)).unwrap_or(10 * SECOND),
-        idle_timeout: server.take("idle_timeout", duration(MILLISECOND)).unwrap_or(60 * SECOND),
-        answer_timeout: limits
-            .take("answer_timeout", duration(Duration::ZERO))
-            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
-        max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
-        max_headers,
-        max_streams: limits.take("streams", integer(1, 10_000)).map_or(100, |streams| streams as u32),
-        max_connections: limits
-            .take("connections", integer(1, 1_000_000))
-            .map_or(10_000, |connections| connections as usize),
-        max_connections_per_address: None,
-        memory: usize::MAX,
-        socket_mode: None,
-    };
-    // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
-    let is_told = listener.proxied != Trusted::default();
-    let default = if is_told { listener.max_connections.div_ceil(4) } else { 0 };
-    let per_address = per_address.map_or(default, |most| most as usize);
-    listener.max_connections_per_address = (per_address > 0).then_some(per_address);
-    let drain_delay = server.take("drain_delay", duration(Duration::ZERO)).unwrap_or(5 * SECOND);
-    let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
-    let trusted = trusted(&mut server, "trusted_proxies");
-    let has_trusted = trusted != Trusted::default();
-    let pass_headers = headers::pass_headers(&mut server, &identity, has_trusted, &mut warnings);
-    let realm = server.take("realm", |value| realm(text(value)?)).unwrap_or_else(|| "api".to_owned());
-    let (revalidate_every, unconfirmed_for) = stream_limits(&mut streams);
-    let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
-    if urls::clash(&listener.listen, &admin_listen) {
-        let (section, other, taken) = match admin.had("listen") {
-            true => (&admin, "server", &listener.listen),
-            false => (&server, "admin", &admin_listen),
-        };
-        let text =
-            format!("is taken by {other}.listen, {taken}; health and metrics have a port of their own");
-        section.problem("listen", text);
-    }
-    let management = management.and_then(|section| {
-        let others = [("server", &listener.listen), ("admin", &admin_listen)];
-        management::read(section, others, &mut warnings)
-    });
-    [server, admin, limits, streams].into_iter().for_each(Section::finish);
-
-    let from_proxies = [&trusted, &listener.proxied];
-    let addresses_are_known = from_proxies != [&Trusted::default(); 2];
-    validator.bad_keys_per_minute = match bad_keys_per_minute {
-        Some(per_minute) => per_minute,
-        None => addresses_are_known.then_some(BAD_KEYS_PER_MINUTE),
-    };
-    let takes_keys = routes
-        .as_ref()
-        .is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
-    if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
-        warnings.push(
-            "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
-             for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
-             front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute"
-                .to_owned(),
-        );
-    }
-    if validator.bad_keys_per_minute.is_some() && !addresses_are_known {
-        warnings.push(
-            "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
-             one address, and so one allowance"
-                .to_owned(),
-        );
-    }
-    for (key, from) in ["trusted_proxies", "proxy_protocol_from"].into_iter().zip(from_proxies) {
-        if from.networks.iter().any(|network| network.prefix_len() == 0) {
-            warnings.push(format!(
-                "server.{key} has a network of all addresses: everybody can say who the client is"
-            ));
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: Text(Listen::Tcp((Ipv4Addr::UNSPECIFIED, 4480).into())),
+            header_timeout: Time::seconds(10),
+            idle_timeout: Time::seconds(60),
+            drain_delay: Time::seconds(5),
+            drain_timeout: Time::seconds(25),
+            trusted_proxies: Vec::new(),
+            pass_headers: Vec::new(),
+            proxy_protocol_from: Vec::new(),
+            realm: Text(Realm("api".to_owned())),
+            tls: None,
         }
     }
-    Some(Config {
-        listener,
-        drain_delay,
-        drain_timeout,
-        trusted,
-        admin: admin_listen,
-        management,
-        scalekit: scalekit?,
-        validator,
-        credential,
-        identity,
-        gateway: gateway::Settings {
-            realm,
-            head,
-            body,
-            revalidate_every,
-            pass_headers,
-            unconfirmed_for,
-            access_log: log.line(),
-        },
-        log,
-        upstreams,
-        routes: routes?,
-        memory,
-        warnings,
-    })
 }
 
-fn listen(section: &mut Section<'_, '_>, address: Ipv4Addr, port: u16) -> Listen {
-    let given = section.take("listen", |value| urls::listen(&text(value)?));
-    given.unwrap_or_else(|| Listen::Tcp(SocketAddr::from((address, port))))
+/// A certificate and its key, in PEM.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("required" = ["certificate", "key"]))]
+pub(super) struct TlsFiles {
+    /// The certificate, with those between it and the root.
+    pub(super) certificate: Option<Text<PemPath>>,
+    /// Its private key.
+    pub(super) key: Option<Text<PemPath>>,
 }
 
-/// A certificate and its key that can be used together.
-pub(super) fn certificate(mut section: Section<'_, '_>) -> Option<KeyPair> {
-    let certificate = section.require("certificate", "\"/tls/tls.crt\"", file);
-    let key = section.require("key", "\"/tls/tls.key\"", file);
-    let pair = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
-    if let Some(Err(problem)) = pair.as_ref().map(usable) {
-        section.problem("certificate", problem);
+/// Health, metrics and the routes.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Admin {
+    /// Keep it to those who ask: on loopback, or within a pod. Never the same as server.listen.
+    pub(super) listen: Text<Listen>,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: Text(Listen::Tcp((Ipv4Addr::LOCALHOST, 4481).into())) }
     }
-    section.finish();
-    pair
 }
 
-fn trusted(server: &mut Section<'_, '_>, key: &'static str) -> Trusted {
-    let mut trusted = Trusted::default();
-    for one in server.list(key, None, urls::trust).unwrap_or_default() {
-        trusted.networks.extend(one.networks);
-        trusted.unix |= one.unix;
+/// Key management over HTTP. Whoever reaches it makes keys of every organization; it is off unless this section is there.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["listen"]))]
+pub(super) struct Management {
+    /// A unix socket, or a loopback address. Elsewhere only with tls and secret_file.
+    pub(super) listen: Option<Text<Listen>>,
+    /// Who may connect to the unix socket, besides the user that Keyward runs as: "0660" its group, "0600" nobody.
+    pub(super) socket_mode: SocketMode,
+    /// PEM files, read again when they change.
+    pub(super) tls: Option<Table<TlsFiles>>,
+    /// A file with what callers present as a Bearer token, of at least 16 characters; read anew for each request.
+    pub(super) secret_file: Option<Text<SecretPath>>,
+    /// The longest life of a new key, from "1h" to "3660d". One for which no end is asked ends then.
+    pub(super) max_expiry: Option<Lifetime>,
+    /// Whether every creation must name an end.
+    pub(super) require_expiry: bool,
+    /// The claims that may be set, changed and removed. Without this, all.
+    pub(super) allowed_claims: Option<Vec<String>>,
+}
+
+impl Default for Management {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            socket_mode: SocketMode(0o660),
+            tls: None,
+            secret_file: None,
+            max_expiry: None,
+            require_expiry: false,
+            allowed_claims: None,
+        }
     }
-    trusted
 }
 
-fn realm(given: String) -> Result<String, String> {
-    let plain = !given.is_empty()
-        && given.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b"\"\\".contains(&byte));
-    plain.then_some(given).ok_or_else(|| "should be printable ASCII without '\"' and '\\'".to_owned())
+/// Where your Scalekit environment is, and who Keyward is to it. Environment variables come before this file.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Scalekit {
+    /// As in `https://acme.scalekit.com`; `http://` only for loopback hosts.
+    pub(super) environment_url: Option<Text<VisibleText>>,
+    /// The client, as in "skc_1234567890".
+    pub(super) client_id: Option<Text<VisibleText>>,
+    /// A file that holds the client, instead of client_id.
+    pub(super) client_id_file: Option<Text<SecretPath>>,
+    /// A file that holds the client's secret. A secret itself is refused in this file.
+    pub(super) client_secret_file: Option<Text<SecretPath>>,
+    /// The roots that Scalekit's certificate is verified with, in PEM, instead of the system's.
+    pub(super) ca_file: Option<Text<PemPath>>,
+    /// "rest", or "grpc", which is what Scalekit's own SDKs speak.
+    pub(super) transport: Choice<Transport>,
+    /// From a request's arrival to the verdict on its key, retries included; after it the answer is 503. From "10ms".
+    pub(super) timeout: Time<10>,
+    /// Validations of one key at once. Further requests with that key share the next one, which begins after they arrived.
+    pub(super) max_in_flight_per_key: Number<1, 1_000_000>,
+    /// Calls to Scalekit at once, over all keys.
+    pub(super) max_in_flight: Number<1, 1_000_000>,
+    /// Requests that wait for a verdict beyond that. Over it the answer is 503 at once. 0: none waits.
+    pub(super) max_waiting: Number<0, 1_000_000>,
+    /// Calls to Scalekit in a minute. Over it the answer is 503. 0: as many as needed.
+    pub(super) validations_per_minute: Number<0, 100_000_000>,
 }
 
-fn credential(mut section: Section<'_, '_>) -> credential::Settings {
-    let default = credential::Settings::default();
-    let alphabets = choice(&[("base62", Alphabet::Base62), ("token68", Alphabet::Token68)]);
-    let mut length =
-        |key, most, default| section.take(key, integer(1, most)).map_or(default, |length| length as usize);
-    let min_length = length("min_length", 512, default.min_length);
-    let max_length = length("max_length", 8192, default.max_length);
-    let alphabet = section.take("alphabet", alphabets).unwrap_or(default.alphabet);
-    if min_length > max_length {
-        let text = format!(
-            "leaves no key: the shortest would have {min_length} characters, the longest {max_length}"
-        );
-        section.problem(if section.had("max_length") { "max_length" } else { "min_length" }, text);
+impl Default for Scalekit {
+    fn default() -> Self {
+        let limits = validator::Settings::default();
+        Self {
+            environment_url: None,
+            client_id: None,
+            client_id_file: None,
+            client_secret_file: None,
+            ca_file: None,
+            transport: Choice(Transport::Rest),
+            timeout: Time(limits.timeout),
+            max_in_flight_per_key: Number(limits.max_in_flight_per_key as u64),
+            max_in_flight: Number(limits.max_in_flight as u64),
+            max_waiting: Number(limits.max_waiting as u64),
+            validations_per_minute: Number(0),
+        }
     }
-    section.finish();
-    credential::Settings { alphabet, min_length, max_length }
 }
 
-fn negative_cache(mut section: Section<'_, '_>, validator: &mut validator::Settings) {
-    if let Some(ttl) = section.take("ttl", duration(Duration::ZERO)) {
-        validator.negative_ttl = ttl;
+impl Choices for Transport {
+    const WORDS: &'static [(&'static str, Self)] = &[("rest", Self::Rest), ("grpc", Self::Grpc)];
+}
+
+/// What can be a key at all. Anything else is 401 without asking Scalekit.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Credential {
+    /// "base62": digits and letters; or "token68", which adds -._~+/ and = at the end.
+    pub(super) alphabet: Choice<Alphabet>,
+    /// The shortest key, in characters.
+    pub(super) min_length: Number<1, 512>,
+    /// The longest key, in characters.
+    pub(super) max_length: Number<1, 8192>,
+}
+
+impl Default for Credential {
+    fn default() -> Self {
+        let credential::Settings { alphabet, min_length, max_length } = credential::Settings::default();
+        Self {
+            alphabet: Choice(alphabet),
+            min_length: Number(min_length as u64),
+            max_length: Number(max_length as u64),
+        }
     }
-    if let Some(entries) = section.take("max_entries", integer(1, 10_000_000)) {
-        validator.negative_entries = entries;
+}
+
+impl Choices for Alphabet {
+    const WORDS: &'static [(&'static str, Self)] = &[("base62", Self::Base62), ("token68", Self::Token68)];
+}
+
+/// Keys that are definitely bad. Good keys are never remembered.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct NegativeCache {
+    /// How long one is remembered, from Scalekit's answer on; hits do not prolong it. "0s": not at all.
+    pub(super) ttl: Time<0>,
+    /// How many are remembered.
+    pub(super) max_entries: Number<1, 10_000_000>,
+}
+
+impl Default for NegativeCache {
+    fn default() -> Self {
+        let limits = validator::Settings::default();
+        Self { ttl: Time(limits.negative_ttl), max_entries: Number(limits.negative_entries) }
     }
-    section.finish();
 }
 
-/// `revalidate_every` and `unconfirmed_for`.
-fn stream_limits(streams: &mut Section<'_, '_>) -> (Duration, Duration) {
-    let every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
-    let within = streams.take("unconfirmed_for", duration(SECOND)).unwrap_or(2 * every);
-    if within < every {
-        let every = humantime::format_duration(every);
-        let text = format!(
-            "should be at least \"{every}\" (streams.revalidate_every): no key is confirmed more often"
-        );
-        streams.problem("unconfirmed_for", text);
+/// A limit on guessing.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Throttle {
+    /// Bad keys in a minute from one client address (IPv6: one /64), before it gets 429. 0: off. "auto": 300 where
+    /// server.trusted_proxies or server.proxy_protocol_from says where client addresses come from, else off.
+    pub(super) bad_keys_per_minute: BadKeys,
+}
+
+impl Throttle {
+    /// What "auto" is where client addresses are known: more than a misconfigured client tries, and too few to use up a rate
+    /// limit.
+    pub(super) const AUTO: u32 = 300;
+}
+
+impl Default for Throttle {
+    fn default() -> Self {
+        Self { bad_keys_per_minute: BadKeys::Auto }
     }
-    (every, within)
 }
 
-/// The limit of the throttle: `Some(None)` for none, `None` for "auto".
-fn throttle(mut section: Section<'_, '_>) -> Option<Option<u32>> {
-    let per_minute = section.take("bad_keys_per_minute", |value| match value.as_str() {
-        Some("auto") => Ok(None),
-        Some(_) => Err("should be \"auto\" or a whole number without quotes".to_owned()),
-        None => integer(0, 1_000_000)(value).map(Some),
-    });
-    section.finish();
-    let per_minute = per_minute.flatten();
-    per_minute.map(|per_minute| (per_minute > 0).then_some(per_minute as u32))
+/// Limits on requests and connections.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Limits {
+    /// The head of a request, all of it; over it 431. From "8KiB" to "16MiB".
+    pub(super) head: Size<{ 8 * KIB }, { 16 * MIB }>,
+    /// The header fields in it; over it 431.
+    pub(super) headers: Number<1, 10_000>,
+    /// The target in it, path and query; over it 414. From "256B" to "64KiB".
+    pub(super) uri: Size<256, { 64 * KIB }>,
+    /// The body of a request, counted as it comes; over it 413. Without it, no limit.
+    pub(super) body: Option<Size<0, PIB>>,
+    /// How long a caller may send nothing of a body that the service waits for; after it 408. "0s": no limit.
+    pub(super) body_timeout: Time<0>,
+    /// How long a caller may take nothing of an answer that is there for it. "0s": no limit.
+    pub(super) answer_timeout: Time<0>,
+    /// Requests at once on one HTTP/2 connection; clients keep further ones back.
+    pub(super) streams: Number<1, 10_000>,
+    /// Open connections. Further ones wait.
+    pub(super) connections: Number<1, 1_000_000>,
+    /// And from one client address (IPv6: one /64); further ones are closed. 0: no limit. Without it, a quarter of
+    /// connections where server.proxy_protocol_from tells addresses, else no limit.
+    pub(super) connections_per_address: Option<Number<0, 1_000_000>>,
+    /// The memory that Keyward may use, where its cgroup sets no lower limit; without either, all of the machine's. From "32MiB".
+    pub(super) memory: Option<Size<{ 32 * MIB }, PIB>>,
 }
 
-fn log(mut section: Section<'_, '_>) -> access_log::Settings {
-    let formats = choice(&[("auto", Format::Auto), ("json", Format::Json), ("text", Format::Text)]);
-    let settings = access_log::Settings {
-        format: section.take("format", formats).unwrap_or(Format::Auto),
-        access: section.take("access", boolean).unwrap_or(true),
-    };
-    section.finish();
-    settings
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head: Size(64 << 10),
+            headers: Number(100),
+            uri: Size(16 << 10),
+            body: None,
+            body_timeout: Time::seconds(30),
+            answer_timeout: Time::seconds(30),
+            streams: Number(100),
+            connections: Number(10_000),
+            connections_per_address: None,
+            memory: None,
+        }
+    }
+}
+
+/// Requests that last: WebSockets, event streams, gRPC streams, downloads, uploads.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Streams {
+    /// How often, at the least, the key of such a request is asked about again. From "1s".
+    pub(super) revalidate_every: Time<1000>,
+    /// How long such a request may go on when nobody can say whether its key is still good. Not less than revalidate_every;
+    /// without this, twice that.
+    pub(super) unconfirmed_for: Option<Time<1000>>,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { revalidate_every: Time::seconds(30), unconfirmed_for: None }
+    }
+}
+
+/// The headers that tell the upstream who calls. A caller's own are removed on every route.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Identity {
+    /// Always there, on a route that takes keys.
+    pub(super) org_id: Text<IdentityHeader>,
+    /// Where Scalekit has one.
+    pub(super) org_external_id: Text<IdentityHeader>,
+    /// For a user's key.
+    pub(super) user_id: Text<IdentityHeader>,
+    /// Where Scalekit has one.
+    pub(super) user_external_id: Text<IdentityHeader>,
+    /// Joined with ",".
+    pub(super) roles: Text<IdentityHeader>,
+    /// The id of the key.
+    pub(super) token_id: Text<IdentityHeader>,
+    /// A claim's header: this, and the claim's name with "-" for everything but letters and digits.
+    pub(super) claim_prefix: Text<ClaimPrefix>,
+    /// Which claims pass: "all", or a list of names. []: none.
+    pub(super) claims: Claims,
+    /// Headers for single claims, each beginning with the prefix.
+    pub(super) claim_headers: Named<Text<IdentityHeader>>,
+    /// The most that names and values may take together. Over it the answer is 502. From "64B" to "1MiB".
+    pub(super) max_bytes: Size<64, MIB>,
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        let defaults = identity::Settings::default();
+        let name = |name: HeaderName| Text(IdentityHeader(name));
+        Self {
+            org_id: name(defaults.org_id),
+            org_external_id: name(defaults.org_external_id),
+            user_id: name(defaults.user_id),
+            user_external_id: name(defaults.user_external_id),
+            roles: name(defaults.roles),
+            token_id: name(defaults.token_id),
+            claim_prefix: Text(ClaimPrefix(defaults.claim_prefix)),
+            claims: Claims::All,
+            claim_headers: Named::default(),
+            max_bytes: Size(defaults.max_bytes),
+        }
+    }
+}
+
+/// What is logged.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    /// "json": a JSON object a line. "text": short lines for people. "auto": text on a terminal.
+    pub(super) format: Choice<Format>,
+    /// A line for each request. Events are logged anyway.
+    pub(super) access: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: Choice(Format::Auto), access: true }
+    }
+}
+
+impl Choices for Format {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("json", Self::Json), ("text", Self::Text)];
+}
+
+/// A service behind Keyward.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["url"]))]
+pub(super) struct Upstream {
+    /// "http://host:port", "https://host", "h2c://host:port" (HTTP/2 in clear text), or "unix:/path". Without a path.
+    pub(super) url: Option<Text<UpstreamUrl>>,
+    /// "auto": HTTP/1.1, and by ALPN with https://. "1": HTTP/1.1 alone. "2": HTTP/2 alone.
+    pub(super) http: Choice<Protocol>,
+    /// To connect, TLS included. From "1ms".
+    pub(super) connect_timeout: Time<1>,
+    /// How long an unused connection is kept: less than the service keeps it. From "1ms".
+    pub(super) idle_timeout: Time<1>,
+    /// From the last of the request that was sent to the head of the answer; after it the answer is 504. From "1ms".
+    pub(super) response_timeout: Time<1>,
+    /// Whether the service tells paths apart by letter case.
+    pub(super) case_sensitive_paths: bool,
+    /// Requests at once, to the ends of their answers; over it 503.
+    pub(super) max_requests: Number<1, 1_000_000>,
+    /// With https:// alone: roots in PEM, instead of the system's.
+    pub(super) ca_file: Option<Text<PemPath>>,
+    /// With https:// alone: the name to verify, instead of the host.
+    pub(super) server_name: Option<Text<ServerNameText>>,
+    /// With https:// alone: a certificate to present, in PEM.
+    pub(super) client_certificate: Option<Text<PemPath>>,
+    /// Its private key.
+    pub(super) client_key: Option<Text<PemPath>>,
+}
+
+impl Default for Upstream {
+    fn default() -> Self {
+        Self {
+            url: None,
+            http: Choice(Protocol::Auto),
+            connect_timeout: Time::seconds(1),
+            idle_timeout: Time::seconds(4),
+            response_timeout: Time::seconds(30),
+            case_sensitive_paths: false,
+            max_requests: Number(4096),
+            ca_file: None,
+            server_name: None,
+            client_certificate: None,
+            client_key: None,
+        }
+    }
+}
+
+impl Choices for Protocol {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("1", Self::Http1), ("2", Self::Http2)];
+}
+
+/// Which requests go where, and what they need.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["path", "upstream"]))]
+pub(super) struct Route {
+    /// "/healthz" is this path alone; "/v1/*" is /v1 and all below it, not /v12.
+    pub(super) path: Option<Text<Pattern>>,
+    /// One of the upstreams.
+    pub(super) upstream: Option<String>,
+    /// "key": takes a good key. "none": open to everybody.
+    pub(super) auth: Choice<Authentication>,
+    /// Let a CORS preflight, which has no key, pass without one.
+    pub(super) preflight: bool,
+    /// Only requests for this host: one name, without a port.
+    pub(super) host: Option<Text<Host>>,
+    /// Only these methods. Without this, all but TRACE and CONNECT, which are never forwarded.
+    pub(super) methods: Option<Vec<Text<hyper::Method>>>,
+    /// The label in logs and metrics, instead of host and path. No two routes have the same.
+    pub(super) name: Option<Text<RouteName>>,
+    /// What the key must have besides being good.
+    pub(super) require: Option<Table<Require>>,
+}
+
+impl Default for Route {
+    fn default() -> Self {
+        Self {
+            path: None,
+            upstream: None,
+            auth: Choice(Authentication::Key),
+            preflight: false,
+            host: None,
+            methods: None,
+            name: None,
+            require: None,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Authentication {
+    Key,
+    None,
+}
+
+impl Choices for Authentication {
+    const WORDS: &'static [(&'static str, Self)] = &[("key", Self::Key), ("none", Self::None)];
+}
+
+/// What a key must have; each may be left out.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Require {
+    /// Whose key: "user" or "organization".
+    pub(super) scope: Option<Choice<Scope>>,
+    /// Every one of these roles.
+    pub(super) roles: Option<Vec<Text<RoleName>>>,
+    /// Every one of these claims, with this value.
+    pub(super) claims: Option<Named<String>>,
+}
+
+impl Choices for Scope {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("user", Self::User), ("organization", Self::Organization)];
 }

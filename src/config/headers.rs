@@ -4,91 +4,116 @@
 use std::collections::HashMap;
 
 use hyper::header::HeaderName;
+use toml::Spanned;
 
-use super::reader::Section;
-use super::values::{expected, shown, size, text};
+use super::diagnostics::quoted;
+use super::document::Place;
+use super::file;
+use super::values::{Claims, FromText, Text};
 use crate::identity::{Headers, Settings};
 use crate::upstream::forwarded;
 
-pub(super) fn read(mut section: Section<'_, '_>, warnings: &mut Vec<String>) -> Settings {
-    let mut settings = Settings::default();
-    if let Some(prefix) = section.take("claim_prefix", |value| claim_prefix(&text(value)?)) {
-        settings.claim_prefix = prefix;
-    }
-    let prefix = settings.claim_prefix.clone();
-    let names: [(&'static str, &mut HeaderName); 6] = [
-        ("org_id", &mut settings.org_id),
-        ("org_external_id", &mut settings.org_external_id),
-        ("user_id", &mut settings.user_id),
-        ("user_external_id", &mut settings.user_external_id),
-        ("roles", &mut settings.roles),
-        ("token_id", &mut settings.token_id),
-    ];
-    let mut taken: HashMap<HeaderName, &str> = HashMap::new();
-    for (key, name) in names {
-        if let Some(given) = section.take(key, |value| own_header(&text(value)?)) {
-            *name = given;
-        }
-        if name.as_str().starts_with(&prefix) {
-            // A default name is not what somebody wrote.
-            let blamed = if section.had(key) { key } else { "claim_prefix" };
-            section.problem(blamed, format!("would let a claim set {key}: {name} begins with {prefix}"));
-        }
-        if let Some(other) = taken.insert(name.clone(), key) {
-            let (blamed, other) = if section.had(key) { (key, other) } else { (other, key) };
-            section.problem(blamed, format!("is the header of {other} already"));
+pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Settings {
+    let mut settings = Settings {
+        org_id: file.org_id.0.0,
+        org_external_id: file.org_external_id.0.0,
+        user_id: file.user_id.0.0,
+        user_external_id: file.user_external_id.0.0,
+        roles: file.roles.0.0,
+        token_id: file.token_id.0.0,
+        claim_prefix: file.claim_prefix.0.0,
+        claims: match file.claims {
+            Claims::Named(names) if !place.child("claims").is_faulty() => Some(names),
+            Claims::All | Claims::Named(_) => None,
+        },
+        claim_headers: Default::default(),
+        max_bytes: file.max_bytes.0,
+    };
+    check_names(&settings, place);
+    let (section, mut taken) = (place.child("claim_headers"), HashMap::new());
+    let mut pairs = file.claim_headers.0;
+    pairs.sort_by_key(|(claim, _)| section.child(claim).at);
+    for (claim, Text(IdentityHeader(name))) in pairs {
+        match check_claim_header(&settings, &claim, &name, &mut taken) {
+            Ok(()) => drop(settings.claim_headers.insert(claim, name)),
+            Err(problem) => section.child(&claim).add_problem(problem),
         }
     }
-    settings.claims = claims(&mut section);
-    if let Some(bytes) = section.take("max_bytes", size(64, 1024 * 1024)) {
-        settings.max_bytes = bytes;
-    }
-    let (claims, mut headers) = (&settings.claims, HashMap::new());
-    let pairs = section.section("claim_headers").texts(|claim, header| {
-        let name = own_header(header)?;
-        if !name.as_str().starts_with(&prefix) || name.as_str() == prefix {
-            return Err(format!("should begin with {prefix}, as every claim's header does"));
-        }
-        if claims.as_ref().is_some_and(|claims| !claims.iter().any(|passed| passed == claim)) {
-            return Err("is for a claim that identity.claims does not let pass".to_owned());
-        }
-        match headers.insert(name.clone(), claim.to_owned()) {
-            Some(other) => Err(format!("is the header of {} already", shown(&other))),
-            None => Ok(name),
-        }
-    });
-    settings.claim_headers = pairs.into_iter().collect();
-    section.finish();
-    warn_of_shared_headers(&settings, warnings);
+    warn_of_shared_headers(&settings, place);
     settings
 }
 
-/// `server.pass_headers`: what is kept from trusted proxies beside the usual headers.
-pub(super) fn pass_headers(
-    server: &mut Section<'_, '_>,
-    identity: &Settings,
-    has_trusted: bool,
-    warnings: &mut Vec<String>,
-) -> Vec<HeaderName> {
-    let identity = Headers::new(identity.clone());
-    let names =
-        server.list("pass_headers", None, |given| passed_header(given, &identity)).unwrap_or_default();
-    if !names.is_empty() && !has_trusted {
-        warnings.push(
-            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
-             alone"
-                .to_owned(),
-        );
+/// No two headers are one, and no claim reaches one.
+fn check_names(settings: &Settings, place: &Place<'_>) {
+    let names = [
+        ("org_id", &settings.org_id),
+        ("org_external_id", &settings.org_external_id),
+        ("user_id", &settings.user_id),
+        ("user_external_id", &settings.user_external_id),
+        ("roles", &settings.roles),
+        ("token_id", &settings.token_id),
+    ];
+    let (prefix, mut taken) = (&settings.claim_prefix, HashMap::new());
+    for (key, name) in names {
+        if name.as_str().starts_with(prefix) {
+            // A default name is not what somebody wrote.
+            let blamed = if place.has(key) { key } else { "claim_prefix" };
+            let problem = format!("would let a claim set {key}: {name} begins with {prefix}");
+            place.child(blamed).add_problem(problem);
+        }
+        if let Some(other) = taken.insert(name, key) {
+            let (blamed, other) = if place.has(key) { (key, other) } else { (other, key) };
+            place.child(blamed).add_problem(format!("is the header of {other} already"));
+        }
     }
-    for name in names.iter().filter(|name| !forwarded::is_removed(name.as_str())) {
-        warnings
-            .push(format!("server.pass_headers has {name}, which Keyward passes on from everybody anyway"));
-    }
-    names
 }
 
-fn passed_header(given: &str, identity: &Headers) -> Result<HeaderName, String> {
-    let name = plain_header(given)?;
+fn check_claim_header(
+    settings: &Settings,
+    claim: &str,
+    name: &HeaderName,
+    taken: &mut HashMap<HeaderName, String>,
+) -> Result<(), String> {
+    let prefix = &settings.claim_prefix;
+    if !name.as_str().starts_with(prefix) || name.as_str() == prefix {
+        return Err(format!("should begin with {prefix}, as every claim's header does"));
+    }
+    if settings.claims.as_ref().is_some_and(|claims| !claims.iter().any(|passed| passed == claim)) {
+        return Err("is for a claim that identity.claims does not let pass".to_owned());
+    }
+    let other = taken.insert(name.clone(), claim.to_owned());
+    other.map_or(Ok(()), |other| Err(format!("is the header of {} already", quoted(&other))))
+}
+
+/// `server.pass_headers`: what is kept from trusted proxies beside the usual headers.
+pub(super) fn convert_pass_headers(
+    names: Vec<Spanned<Text<PlainHeader>>>,
+    place: &Place<'_>,
+    identity: &Settings,
+    has_trusted: bool,
+) -> Vec<HeaderName> {
+    let (identity, mut passed) = (Headers::new(identity.clone()), Vec::new());
+    for name in names {
+        let span = name.span();
+        match check_passed_header(name.into_inner().0, &identity) {
+            Ok(name) => passed.push(name),
+            Err(problem) => place.item(&span).1.add_problem(problem),
+        }
+    }
+    if !passed.is_empty() && !has_trusted {
+        place.warn(
+            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
+             alone",
+        );
+    }
+    for name in passed.iter().filter(|name| !forwarded::is_removed(name.as_str())) {
+        place.warn(format!("server.pass_headers has {name}, which Keyward passes on from everybody anyway"));
+    }
+    passed
+}
+
+fn check_passed_header(header: PlainHeader, identity: &Headers) -> Result<HeaderName, String> {
+    let PlainHeader { name, given } = header;
     // SECURITY: these are never the caller's to say, whoever stands between.
     if identity.owns(name.as_str()) {
         return Err(format!(
@@ -113,65 +138,81 @@ const HOP_BY_HOP: &str = "connection http2-settings keep-alive proxy-authenticat
     trailer upgrade";
 
 /// Which is known beforehand only of claims that are chosen by name.
-fn warn_of_shared_headers(settings: &Settings, warnings: &mut Vec<String>) {
+fn warn_of_shared_headers(settings: &Settings, place: &Place<'_>) {
     let (headers, mut taken) = (Headers::new(settings.clone()), HashMap::new());
     for claim in settings.claims.iter().flatten() {
         let Some(name) = headers.claim_header(claim) else { continue };
         if let Some(other) = taken.insert(name.clone(), claim).filter(|other| *other != claim) {
-            warnings.push(format!(
+            place.warn(format!(
                 "identity.claims has {} and {}, which share the header {name}: a key with both is answered 502; name a \
                  header for one under identity.claim_headers",
-                shown(other),
-                shown(claim)
+                quoted(other),
+                quoted(claim)
             ));
         }
     }
 }
 
-/// `None` for all of them.
-fn claims(section: &mut Section<'_, '_>) -> Option<Vec<String>> {
-    if section.has_list("claims") {
-        return section.list("claims", None, |claim| Ok(claim.to_owned()));
-    }
-    section.take("claims", |value| match value.as_str() {
-        Some("all") => Ok(()),
-        Some(_) => Err("should be \"all\", or a list of claims".to_owned()),
-        None => Err(expected("\"all\" or a list of claims", value)),
-    });
-    None
-}
+/// What the names of all claims' headers begin with, in lower case.
+pub(super) struct ClaimPrefix(pub(super) String);
 
-fn claim_prefix(given: &str) -> Result<String, String> {
-    let prefix = own_header(given)?.as_str().to_owned();
-    if !prefix.ends_with('-') || prefix.len() < 3 {
-        return Err("should be some letters and a '-' at the end, as in \"X-Claim-\"".to_owned());
+impl FromText for ClaimPrefix {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let prefix = IdentityHeader::parse_text(text)?.0.as_str().to_owned();
+        if !prefix.ends_with('-') || prefix.len() < 3 {
+            return Err("should be some letters and a '-' at the end, as in \"X-Claim-\"".to_owned());
+        }
+        // SECURITY: a claim is named by whoever makes a key. With "Transfer-" for a prefix, one named "encoding" would frame
+        // the request; with "X-User-" one named "id" would be a user to any backend that reads the usual name.
+        let headers = Headers::new(Settings::default());
+        let reserved = RESERVED.split(' ').chain(RESERVED_STARTS.split(' '));
+        let mut reserved = reserved.chain(headers.names().map(HeaderName::as_str));
+        match reserved.find(|name| name.starts_with(&prefix)) {
+            Some(name) => Err(format!("would let a claim set {name}, which has a meaning of its own")),
+            None => Ok(Self(prefix)),
+        }
     }
-    // SECURITY: a claim is named by whoever makes a key. With "Transfer-" for a prefix, one named "encoding" would frame
-    // the request; with "X-User-" one named "id" would be a user to any backend that reads the usual name.
-    let headers = Headers::new(Settings::default());
-    let reserved = RESERVED.split(' ').chain(RESERVED_STARTS.split(' '));
-    match reserved.chain(headers.names().map(HeaderName::as_str)).find(|name| name.starts_with(&prefix)) {
-        Some(name) => Err(format!("would let a claim set {name}, which has a meaning of its own")),
-        None => Ok(prefix),
+
+    fn format_text(&self) -> Option<String> {
+        Some(self.0.clone())
     }
 }
 
 /// A header that may carry an identity: none that HTTP, a proxy or Keyward itself gives a meaning.
-fn own_header(given: &str) -> Result<HeaderName, String> {
-    let name = plain_header(given)?;
-    let reserved = RESERVED.split(' ').any(|reserved| name == reserved)
-        || RESERVED_STARTS.split(' ').any(|start| name.as_str().starts_with(start));
-    if reserved { Err(format!("should be another name: {given} has a meaning of its own")) } else { Ok(name) }
+pub(super) struct IdentityHeader(pub(super) HeaderName);
+
+impl FromText for IdentityHeader {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let PlainHeader { name, given } = PlainHeader::parse_text(text)?;
+        let is_reserved = RESERVED.split(' ').any(|reserved| name == reserved)
+            || RESERVED_STARTS.split(' ').any(|start| name.as_str().starts_with(start));
+        match is_reserved {
+            true => Err(format!("should be another name: {given} has a meaning of its own")),
+            false => Ok(Self(name)),
+        }
+    }
+
+    fn format_text(&self) -> Option<String> {
+        Some(self.0.to_string())
+    }
 }
 
-fn plain_header(given: &str) -> Result<HeaderName, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let name = HeaderName::try_from(given).ok();
-    let name = name.filter(|name| name.as_str().bytes().all(plain) && !name.as_str().starts_with('-'));
-    name.ok_or_else(|| {
-        "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
-            .to_owned()
-    })
+/// A header, and its name as it was written.
+pub(super) struct PlainHeader {
+    name: HeaderName,
+    given: String,
+}
+
+impl FromText for PlainHeader {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+        let name = HeaderName::try_from(text).ok();
+        let name = name.filter(|name| name.as_str().bytes().all(plain) && !name.as_str().starts_with('-'));
+        name.map(|name| Self { name, given: text.to_owned() }).ok_or_else(|| {
+            "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
+                .to_owned()
+        })
+    }
 }
 
 const RESERVED: &str = "authorization baggage cache-control connection cookie date expect forwarded from host \

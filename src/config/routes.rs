@@ -6,65 +6,78 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use hyper::Method;
+use toml::Spanned;
 
-use super::reader::{Found, Lines, Section, did_you_mean, dotted};
-use super::urls::host;
-use super::values::{boolean, choice, shown, text};
+use super::diagnostics::{Lines, did_you_mean, quoted};
+use super::document::{Place, dotted};
+use super::file::{self, Authentication};
+use super::urls::read_host;
+use super::values::{FromText, Table, Text};
 use crate::origin::Address;
 use crate::policy::{Requirement, Scope};
 use crate::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
 use crate::upstream;
 
+/// A route of the file, with its index and its place there.
+struct Numbered<'f> {
+    index: usize,
+    place: Place<'f>,
+    route: Route,
+}
+
 /// The routes; `None` where there is a problem with one. Without any upstream, which is a problem already, each is accepted.
-pub(super) fn read(
-    sections: Option<Vec<Section<'_, '_>>>,
-    settings: &[upstream::Settings],
-    upstreams: &[Arc<str>],
-    found: &Found,
+pub(super) fn convert_routes(
+    file: Vec<Spanned<Table<file::Route>>>,
+    root: &Place<'_>,
+    upstreams: &[upstream::Settings],
     lines: &Lines<'_>,
-    warnings: &mut Vec<String>,
 ) -> Option<RouteTable> {
-    let sections = sections?;
-    let places: Vec<usize> = sections.iter().map(Section::place).collect();
-    let (before, mut names) = (found.count(), HashMap::new());
-    // With their places in the file.
-    let mut routes: Vec<(usize, Route)> = Vec::new();
-    for (index, mut section) in sections.into_iter().enumerate() {
-        let name = section.take("name", |value| name(text(value)?));
-        if let Some(other) = name.as_ref().and_then(|name| names.insert(Arc::clone(name), index)) {
-            section.problem("name", format!("is the name of routes[{other}] already"));
-        }
-        routes.extend(route(index, name, section, upstreams, found, warnings).map(|route| (index, route)));
+    let (place, names) = (root.child("routes"), root.child("upstreams").names());
+    if !place.exists() || place.is_empty() {
+        place.add_problem("there are none, so nothing would be forwarded; write [[routes]]");
+        return None;
     }
-    let whole = found.count() == before;
-    if whole {
-        for upstream in upstreams {
-            if !routes.iter().any(|(_, route)| route.upstream == *upstream) {
-                warnings.push(format!("upstreams.{upstream} is used by no route"));
-            }
+    let mut is_whole = !place.is_faulty();
+    let (mut routes, mut labels): (Vec<Numbered<'_>>, _) = (Vec::new(), HashMap::new());
+    for route in file {
+        let (index, place) = place.item(&route.span());
+        let route = route.into_inner().0;
+        let name = route.name.as_ref().map(|name| name.0.0.clone());
+        if let Some(other) = name.and_then(|name| labels.insert(name, index)) {
+            place.child("name").add_problem(format!("is the name of routes[{other}] already"));
+            is_whole = false;
+        }
+        let converted = convert_route(index, route, &place, &names);
+        is_whole &= converted.is_sound;
+        routes.extend(converted.route.map(|route| Numbered { index, place, route }));
+    }
+    if is_whole {
+        for name in names.iter().filter(|name| routes.iter().all(|route| *route.route.upstream != ***name)) {
+            root.warn(format!("upstreams.{name} is used by no route"));
         }
     }
-    let (numbers, mut routes): (Vec<usize>, Vec<Route>) = routes.into_iter().unzip();
-    let services = services(settings);
+    let (indices, places): (Vec<usize>, Vec<Place<'_>>) =
+        routes.iter().map(|route| (route.index, route.place.clone())).unzip();
+    let mut routes: Vec<Route> = routes.into_iter().map(|route| route.route).collect();
+    let services = services(upstreams);
     for route in &mut routes {
         route.service = services.get(&route.upstream).cloned().unwrap_or_default();
     }
-    warnings::warn(&numbers, &routes, warnings);
+    warnings::warn(&indices, &routes, root);
     tell_labels_apart(&mut routes);
     let clashes = match RouteTable::new(routes) {
-        Ok(table) => return whole.then_some(table),
+        Ok(table) => return is_whole.then_some(table),
         Err(clashes) => clashes,
     };
     // Of three that are alike, the second and the third clash with the first; no more needs to be said.
     let mut said = HashSet::new();
     for Clash(first, second) in clashes.into_iter().filter(|clash| said.insert(clash.1)) {
-        let (first, second) = (numbers[first], numbers[second]);
-        let (line, _) = lines.place(places[first]);
-        let text = format!(
+        let (line, _) = lines.position(places[first].at);
+        let first = indices[first];
+        places[second].add_problem(format!(
             "has the same host, path and a method in common with routes[{first}] in line {line}, so that they cannot be \
              told apart; list different methods"
-        );
-        found.add(Some(places[second]), format!("routes[{second}]"), text);
+        ));
     }
     None
 }
@@ -110,57 +123,46 @@ fn tell_labels_apart(routes: &mut [Route]) {
 }
 
 /// A route of which host, path and methods are known, even where something else is wrong: it may clash with another.
-fn route(
-    index: usize,
-    name: Option<Arc<str>>,
-    mut section: Section<'_, '_>,
-    upstreams: &[Arc<str>],
-    found: &Found,
-    warnings: &mut Vec<String>,
-) -> Option<Route> {
-    let before = found.count();
-    let pattern = section.require("path", "\"/v1/*\"", |value| pattern(&text(value)?));
-    let host = section.take("host", |value| host(&text(value)?));
-    let none = "would take no request; leave it out to take every method";
-    let methods = section.list("methods", Some(none), method);
-    if let Some(again) = methods.as_deref().and_then(first_repeated) {
-        section.problem("methods", format!("lists {again} twice"));
+struct Converted {
+    route: Option<Route>,
+    is_sound: bool,
+}
+
+fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: &[&str]) -> Converted {
+    let known = place.problem_count();
+    let pattern = place.require("path", file.path, "\"/v1/*\"").map(|path| path.0);
+    let methods: Option<Vec<Method>> =
+        file.methods.map(|methods| methods.into_iter().map(|method| method.0).collect());
+    check_methods(index, methods.as_deref(), &place.child("methods"));
+    let is_placed = place.problem_count() == known
+        && !["path", "host", "methods"].iter().any(|key| place.child(key).is_faulty());
+    let example = format!("{:?}", upstreams.first().unwrap_or(&"api"));
+    let upstream = place.require("upstream", file.upstream, &example);
+    let upstream = place.convert("upstream", upstream, |name| check_upstream(name, upstreams));
+    let is_public = file.auth.0 == Authentication::None;
+    let requirement = file.require.map(|require| convert_requirement(require.0, &place.child("require")));
+    if is_public && place.has("require") {
+        place
+            .child("require")
+            .add_problem("asks something of the key, and auth = \"none\" takes no key; remove one of them");
     }
-    for method in methods.iter().flatten().map(Method::as_str).filter(|method| !METHODS.contains(method)) {
-        let hint = did_you_mean(method, METHODS.into_iter());
-        if !hint.is_empty() {
-            warnings.push(format!("routes[{index}].methods has {method:?}{hint}"));
-        }
-    }
-    let has_place = found.count() == before;
-    let example = format!("{:?}", upstreams.first().map_or("api", |name| name));
-    let upstream = section.require("upstream", &example, |value| upstream(&text(value)?, upstreams));
-    let public = section.take("auth", choice(&[("key", false), ("none", true)])).unwrap_or(false);
-    let preflight = section.take("preflight", boolean).unwrap_or(false);
-    let requirement = section.optional_section("require").map(requirement);
-    if public && requirement.is_some() {
-        section.problem(
-            "require",
-            "asks something of the key, and auth = \"none\" takes no key; remove one of them",
-        );
-    }
-    section.finish();
-    let pattern = pattern.filter(|_| has_place)?;
+    let is_sound = place.problem_count() == known && !place.is_faulty();
+    let Some(pattern) = pattern.filter(|_| is_placed) else { return Converted { route: None, is_sound } };
     if pattern.to_string().contains("/:") {
-        warnings.push(format!("routes[{index}].path is matched as it stands: {pattern} has no parameters"));
+        place.warn(format!("routes[{index}].path is matched as it stands: {pattern} has no parameters"));
     }
-    if public && preflight {
-        warnings.push(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
+    if is_public && file.preflight {
+        place.warn(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
     }
     if let Some(Requirement { scope: Some(Scope::Organization), roles, .. }) = &requirement
         && !roles.is_empty()
     {
-        warnings
-            .push(format!("routes[{index}].require lets nobody pass: an organization's key has no roles"));
+        place.warn(format!("routes[{index}].require lets nobody pass: an organization's key has no roles"));
     }
+    let host = file.host.map(|host| host.0.0);
     let label = || format!("{}{pattern}", host.as_deref().unwrap_or_default()).into();
-    Some(Route {
-        label: name.unwrap_or_else(label),
+    let route = Route {
+        label: file.name.map_or_else(label, |name| name.0.0),
         host,
         pattern,
         methods,
@@ -168,77 +170,113 @@ fn route(
         upstream: upstream.unwrap_or_default(),
         // Known once all upstreams are.
         service: Service::default(),
-        auth: if public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
-        preflight,
-    })
+        auth: if is_public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
+        preflight: file.preflight,
+    };
+    Converted { route: Some(route), is_sound }
 }
 
-fn requirement(mut section: Section<'_, '_>) -> Requirement {
-    if section.is_empty() {
-        section.problem_with_all("asks for nothing; leave it out, and every good key passes");
+fn check_methods(index: usize, methods: Option<&[Method]>, place: &Place<'_>) {
+    if place.is_empty() {
+        place.add_problem("would take no request; leave it out to take every method");
     }
-    let scopes = choice(&[("user", Scope::User), ("organization", Scope::Organization)]);
-    let scope = section.take("scope", scopes);
-    let none = "asks for no role; leave it out, or name the roles that a key must have";
-    let roles = section.list("roles", Some(none), |role| match role {
-        "" => Err("is empty, and no role is".to_owned()),
-        role => Ok(role.to_owned()),
-    });
-    let claims = section.optional_section("claims");
-    if let Some(claims) = claims.as_ref().filter(|claims| claims.is_empty()) {
-        claims.problem_with_all("asks for no claim; leave it out, or name the claims that a key must have");
+    if let Some(again) = methods.and_then(first_repeated) {
+        place.add_problem(format!("lists {again} twice"));
     }
-    let claims = claims.map(|claims| claims.texts(|_, value| Ok(value.to_owned()))).unwrap_or_default();
-    section.finish();
-    Requirement { scope, roles: roles.unwrap_or_default(), claims: claims.into_iter().collect() }
-}
-
-fn pattern(given: &str) -> Result<Pattern, String> {
-    if given.contains(['{', '}', '<', '>']) {
-        return Err("should have no parameters; \"/v1/orders/*\" takes all below /v1/orders".to_owned());
-    }
-    if given == "*" {
-        return Err("a path begins with '/'; did you mean \"/*\"?".to_owned());
-    }
-    Ok(Pattern::parse(given)?)
-}
-
-fn upstream(given: &str, known: &[Arc<str>]) -> Result<Arc<str>, String> {
-    if known.is_empty() {
-        return Ok(given.into());
-    }
-    let found = known.iter().find(|name| ***name == *given).cloned();
-    found.ok_or_else(|| {
-        let names = || known.iter().map(|name| &**name);
-        let hint = match did_you_mean(given, names()) {
-            hint if hint.is_empty() => {
-                let names: Vec<String> = names().map(|name| dotted("", name)).collect();
-                format!("; known are {}", names.join(", "))
-            }
-            hint => hint,
-        };
-        format!("no upstream is named {}{hint}", shown(given))
-    })
-}
-
-const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
-
-fn method(given: &str) -> Result<Method, String> {
-    let upper = given.to_ascii_uppercase();
-    match Method::from_bytes(given.as_bytes()) {
-        Ok(Method::TRACE | Method::CONNECT) => Err(format!("{given} is never forwarded")),
-        Ok(_) if given != upper => Err(format!("methods are in capitals; did you mean {}?", shown(&upper))),
-        Ok(method) => Ok(method),
-        Err(_) => {
-            Err(format!("{} is not a method{}", shown(given), did_you_mean(&upper, METHODS.into_iter())))
+    for method in methods.into_iter().flatten().map(Method::as_str).filter(|method| !METHODS.contains(method))
+    {
+        let hint = did_you_mean(method, METHODS);
+        if !hint.is_empty() {
+            place.warn(format!("routes[{index}].methods has {method:?}{hint}"));
         }
     }
 }
 
-fn name(given: String) -> Result<Arc<str>, String> {
-    let plain =
-        (1..=128).contains(&given.len()) && given.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
-    plain.then(|| given.into()).ok_or_else(|| "should be 1 to 128 characters of printable ASCII".to_owned())
+fn convert_requirement(file: file::Require, place: &Place<'_>) -> Requirement {
+    for (place, problem) in [
+        (place.clone(), "asks for nothing; leave it out, and every good key passes"),
+        (place.child("roles"), "asks for no role; leave it out, or name the roles that a key must have"),
+        (place.child("claims"), "asks for no claim; leave it out, or name the claims that a key must have"),
+    ] {
+        if place.is_empty() {
+            place.add_problem(problem);
+        }
+    }
+    Requirement {
+        scope: file.scope.map(|scope| scope.0),
+        roles: file.roles.into_iter().flatten().map(|Text(RoleName(role))| role).collect(),
+        claims: file.claims.map(|claims| claims.0.into_iter().collect()).unwrap_or_default(),
+    }
+}
+
+impl FromText for Pattern {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        if text.contains(['{', '}', '<', '>']) {
+            return Err("should have no parameters; \"/v1/orders/*\" takes all below /v1/orders".to_owned());
+        }
+        if text == "*" {
+            return Err("a path begins with '/'; did you mean \"/*\"?".to_owned());
+        }
+        Ok(Self::parse(text)?)
+    }
+}
+
+fn check_upstream(name: String, known: &[&str]) -> Result<Arc<str>, String> {
+    if known.is_empty() || known.contains(&name.as_str()) {
+        return Ok(name.into());
+    }
+    let hint = match did_you_mean(&name, known.iter().copied()) {
+        hint if hint.is_empty() => {
+            let names: Vec<String> = known.iter().map(|name| dotted("", name)).collect();
+            format!("; known are {}", names.join(", "))
+        }
+        hint => hint,
+    };
+    Err(format!("no upstream is named {}{hint}", quoted(&name)))
+}
+
+const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+
+impl FromText for Method {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let upper = text.to_ascii_uppercase();
+        match Self::from_bytes(text.as_bytes()) {
+            Ok(Self::TRACE | Self::CONNECT) => Err(format!("{text} is never forwarded")),
+            Ok(_) if text != upper => {
+                Err(format!("methods are in capitals; did you mean {}?", quoted(&upper)))
+            }
+            Ok(method) => Ok(method),
+            Err(_) => Err(format!("{} is not a method{}", quoted(text), did_you_mean(&upper, METHODS))),
+        }
+    }
+}
+
+pub(super) struct Host(Box<str>);
+
+impl FromText for Host {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        read_host(text).map(Self)
+    }
+}
+
+pub(super) struct RouteName(Arc<str>);
+
+impl FromText for RouteName {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let is_plain = (1..=128).contains(&text.len())
+            && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+        let problem = || "should be 1 to 128 characters of printable ASCII".to_owned();
+        is_plain.then(|| Self(text.into())).ok_or_else(problem)
+    }
+}
+
+pub(super) struct RoleName(String);
+
+impl FromText for RoleName {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let problem = || "is empty, and no role is".to_owned();
+        (!text.is_empty()).then(|| Self(text.to_owned())).ok_or_else(problem)
+    }
 }
 
 fn first_repeated(methods: &[Method]) -> Option<&Method> {

@@ -4,207 +4,186 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Environment;
-use super::reader::{Found, NO_SECRETS, Section, Value};
-use super::urls::url;
-use super::values::{choice, duration, integer, roots, text};
-use crate::scalekit::Transport;
+use super::diagnostics::Report;
+use super::document::Place;
+use super::environment::{Found, Problem};
+use super::file;
+use super::settings::check_roots;
+use super::urls::read_url;
+use super::values::FromText;
 use crate::secret::{Secret, SecretSource};
-use crate::{scalekit, validator};
-
-const URL: Wanted = Wanted {
-    variable: "SCALEKIT_ENVIRONMENT_URL",
-    value_key: Some("environment_url"),
-    file_key: None,
-    placeholder: "https://environment.invalid",
-};
-const CLIENT_ID: Wanted = Wanted {
-    variable: "SCALEKIT_CLIENT_ID",
-    value_key: Some("client_id"),
-    file_key: Some("client_id_file"),
-    placeholder: "missing",
-};
-const CLIENT_SECRET: Wanted = Wanted {
-    variable: "SCALEKIT_CLIENT_SECRET",
-    value_key: None,
-    file_key: Some("client_secret_file"),
-    placeholder: "missing",
-};
-
-pub(super) fn read(
-    mut section: Section<'_, '_>,
-    validator: &mut validator::Settings,
-    found: &Found,
-    environment: &Environment,
-    warnings: &mut Vec<String>,
-) -> Option<scalekit::Settings> {
-    for secret in ["client_secret", "access_token"] {
-        if section.has(secret) {
-            section.take(secret, |_| Err::<(), _>(NO_SECRETS.to_owned()));
-        }
-    }
-    let mut find = |wanted: &Wanted| wanted.find(&mut section, found, environment, warnings);
-    let (url, client_id, client_secret) = (find(&URL), find(&CLIENT_ID), find(&CLIENT_SECRET));
-    let roots = section.take("ca_file", roots);
-    let transports = choice(&[("rest", Transport::Rest), ("grpc", Transport::Grpc)]);
-    let transport = section.take("transport", transports).unwrap_or_default();
-    if let Some(timeout) = section.take("timeout", duration(Duration::from_millis(10))) {
-        validator.timeout = timeout;
-    }
-    let mut number = |key, least, default: usize| {
-        section.take(key, integer(least, 1_000_000)).map_or(default, |number| number as usize)
-    };
-    validator.max_in_flight_per_key = number("max_in_flight_per_key", 1, validator.max_in_flight_per_key);
-    validator.max_in_flight = number("max_in_flight", 1, validator.max_in_flight);
-    validator.max_waiting = number("max_waiting", 0, validator.max_waiting);
-    let per_minute = section.take("validations_per_minute", integer(0, 100_000_000)).unwrap_or(0);
-    validator.max_per_minute = (per_minute > 0).then_some(per_minute as u32);
-
-    let origin = url.and_then(|(source, place)| {
-        // Where it comes from a file, it was read just now.
-        let url = source.read().ok()?.expose().trim_end_matches('/').to_owned();
-        let settings = url_is_one(&url).and_then(|()| Ok(scalekit::origin_settings(&url, roots)?));
-        settings.map_err(|problem| place.problem(&section, found, problem)).ok().map(|origin| (url, origin))
-    });
-    section.finish();
-    let (environment_url, mut origin) = origin?;
-    origin.connect_timeout = origin.connect_timeout.min(validator.timeout);
-    let settings = scalekit::Settings {
-        environment_url,
-        origin,
-        client_id: client_id?.0,
-        client_secret: client_secret?.0,
-        timeout: validator.timeout,
-        transport: Transport::Rest,
-    };
-    Some(settings.over(transport))
-}
-
-fn url_is_one(given: &str) -> Result<(), String> {
-    url(given, "a URL, as in \"https://acme.scalekit.com\"").map(|_| ())
-}
+use crate::{origin, scalekit};
 
 /// Something that the environment or the file has to say.
-struct Wanted {
-    variable: &'static str,
+pub(super) struct Setting {
+    pub(super) variable: &'static str,
     value_key: Option<&'static str>,
     file_key: Option<&'static str>,
     /// Where it may be missing.
     placeholder: &'static str,
 }
 
+pub(super) const ENVIRONMENT_URL: Setting = Setting {
+    variable: "SCALEKIT_ENVIRONMENT_URL",
+    value_key: Some("environment_url"),
+    file_key: None,
+    placeholder: "https://environment.invalid",
+};
+pub(super) const CLIENT_ID: Setting = Setting {
+    variable: "SCALEKIT_CLIENT_ID",
+    value_key: Some("client_id"),
+    file_key: Some("client_id_file"),
+    placeholder: "missing",
+};
+pub(super) const CLIENT_SECRET: Setting = Setting {
+    variable: "SCALEKIT_CLIENT_SECRET",
+    value_key: None,
+    file_key: Some("client_secret_file"),
+    placeholder: "missing",
+};
+
+/// `None` only where a problem was found.
+pub(super) fn convert_scalekit(
+    file: file::Scalekit,
+    place: &Place<'_>,
+    report: &Report,
+    environment: &Environment,
+) -> Option<scalekit::Settings> {
+    let finder = Finder { place, report, environment };
+    let value = |text: VisibleText| SecretSource::Value(Secret::new(text.0));
+    let path = |path: SecretPath| SecretSource::File(path.0);
+    let url = finder.find(&ENVIRONMENT_URL, file.environment_url.map(|url| value(url.0)), None);
+    let client_id = finder.find(
+        &CLIENT_ID,
+        file.client_id.map(|id| value(id.0)),
+        file.client_id_file.map(|file| path(file.0)),
+    );
+    let client_secret = finder.find(&CLIENT_SECRET, None, file.client_secret_file.map(|file| path(file.0)));
+    let roots = place.convert("ca_file", file.ca_file, |path| check_roots(&path.0));
+    let timeout = file.timeout.0;
+    let (environment_url, origin) = url.and_then(|(source, origin)| {
+        let found = environment_origin(&source, roots, timeout);
+        found.map_err(|problem| finder.add_problem(&origin, problem)).ok()
+    })?;
+    let settings = scalekit::Settings {
+        environment_url,
+        origin,
+        client_id: client_id?.0,
+        client_secret: client_secret?.0,
+        timeout,
+        transport: file.transport.0,
+    };
+    Some(settings.over(file.transport.0))
+}
+
+/// The URL of an environment without a slash at its end, and how to connect to it: within the time that a validation has.
+pub(super) fn environment_origin(
+    url: &SecretSource,
+    roots: Option<PathBuf>,
+    timeout: Duration,
+) -> Result<(String, origin::Settings), String> {
+    let url = url.read().map_err(|error| error.to_string())?;
+    let url = url.expose().trim_end_matches('/').to_owned();
+    read_url(&url, "a URL, as in \"https://acme.scalekit.com\"")?;
+    let mut origin = scalekit::origin_settings(&url, roots)?;
+    origin.connect_timeout = origin.connect_timeout.min(timeout);
+    Ok((url, origin))
+}
+
 /// Who said it.
-enum Place {
+enum Said {
     Variable(String),
     Key(&'static str),
 }
 
-impl Wanted {
-    /// The environment comes first. A file that is named must be readable now.
+struct Finder<'a, 'f> {
+    place: &'a Place<'f>,
+    report: &'a Report,
+    environment: &'a Environment,
+}
+
+impl Finder<'_, '_> {
+    /// The environment comes first.
     fn find(
         &self,
-        section: &mut Section<'_, '_>,
-        found: &Found,
-        environment: &Environment,
-        warnings: &mut Vec<String>,
-    ) -> Option<(SecretSource, Place)> {
-        let value = self.value_key.and_then(|key| Some((section.take(key, visible)?, Place::Key(key))));
-        let file = self.file_key.and_then(|key| Some((section.take(key, file)?, Place::Key(key))));
-        if let (Some(value), Some(file)) = (self.value_key, self.file_key)
-            && section.had(value)
-            && section.had(file)
+        setting: &Setting,
+        value: Option<SecretSource>,
+        file: Option<SecretSource>,
+    ) -> Option<(SecretSource, Said)> {
+        if let (Some(value), Some(file)) = (setting.value_key, setting.file_key)
+            && self.place.has(value)
+            && self.place.has(file)
         {
-            section.problem(file, format!("and {value} are both set; set one"));
+            self.place.child(file).add_problem(format!("and {value} are both set; set one"));
         }
-        let (source, place) = match environment.secret(self.variable) {
-            Ok(None) => match value.or(file) {
-                Some(given) => given,
-                None => return self.missing(section, found, environment, warnings),
+        let of_file = value.zip(setting.value_key).or_else(|| file.zip(setting.file_key));
+        match (self.environment.find_scalekit(setting), of_file) {
+            (Ok(Some(Found { source, variable })), _) => Some((source, Said::Variable(variable))),
+            (Ok(None), Some((source, key))) => match source.read() {
+                Ok(_) => Some((source, Said::Key(key))),
+                Err(error) => {
+                    self.place.child(key).add_problem(error.to_string());
+                    None
+                }
             },
-            Ok(Some(SecretSource::Value(value))) if !is_visible(value.expose()) => {
-                found.add(
-                    None,
-                    self.variable,
-                    "has white space or a character in it that is not visible ASCII",
-                );
-                return None;
-            }
-            Ok(Some(source @ SecretSource::Value(_))) => (source, Place::Variable(self.variable.to_owned())),
-            Ok(Some(source @ SecretSource::File(_))) => {
-                (source, Place::Variable(format!("{}_FILE", self.variable)))
-            }
-            Err(problem) => {
-                found.add(None, self.variable, problem);
-                return None;
-            }
-        };
-        if let SecretSource::File(path) = &source
-            && let Err(problem) = is_path(&path.to_string_lossy())
-        {
-            place.problem(section, found, problem);
-            return None;
-        }
-        match source.read() {
-            Ok(_) => Some((source, place)),
-            Err(error) => {
-                place.problem(section, found, error.to_string());
+            (Ok(None), None) => self.report_missing(setting),
+            (Err(Problem { variable, message }), _) => {
+                self.report.add_problem(None, variable, message);
                 None
             }
         }
     }
 
-    fn missing(
-        &self,
-        section: &Section<'_, '_>,
-        found: &Found,
-        environment: &Environment,
-        warnings: &mut Vec<String>,
-    ) -> Option<(SecretSource, Place)> {
-        let keys: Vec<&str> = self.value_key.into_iter().chain(self.file_key).collect();
-        if keys.iter().any(|key| section.had(key)) {
+    fn report_missing(&self, setting: &Setting) -> Option<(SecretSource, Said)> {
+        let keys: Vec<&str> = setting.value_key.into_iter().chain(setting.file_key).collect();
+        if keys.iter().any(|key| self.place.has(key)) {
             // What the file says of it is a problem already.
             return None;
         }
-        let variable = self.variable;
+        let variable = setting.variable;
         let keys: Vec<String> = keys.iter().map(|key| format!("scalekit.{key}")).collect();
         let problem = format!("is not set, nor {variable}_FILE, nor {} in the file", keys.join(", nor "));
-        if environment.incomplete {
-            warnings.push(format!("{variable} {problem}; `keyward run` needs it"));
-            let placeholder = SecretSource::Value(Secret::new(self.placeholder));
-            return Some((placeholder, Place::Variable(variable.to_owned())));
+        if self.environment.incomplete {
+            self.report.warn(format!("{variable} {problem}; `keyward run` needs it"));
+            let placeholder = SecretSource::Value(Secret::new(setting.placeholder));
+            return Some((placeholder, Said::Variable(variable.to_owned())));
         }
-        found.add(None, variable, problem);
+        self.report.add_problem(None, variable, problem);
         None
     }
-}
 
-impl Place {
-    fn problem(&self, section: &Section<'_, '_>, found: &Found, text: String) {
-        match self {
-            Self::Variable(name) => found.add(None, name, text),
-            Self::Key(key) => section.problem(key, text),
+    fn add_problem(&self, said: &Said, message: String) {
+        match said {
+            Said::Variable(name) => self.report.add_problem(None, name, message),
+            Said::Key(key) => self.place.child(key).add_problem(message),
         }
     }
 }
 
-fn is_visible(text: &str) -> bool {
+pub(super) fn is_visible(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-fn visible(value: &Value<'_>) -> Result<SecretSource, String> {
-    let given = text(value)?;
-    is_visible(&given)
-        .then(|| SecretSource::Value(Secret::new(given)))
-        .ok_or_else(|| "should be visible ASCII, without spaces".to_owned())
+pub(super) struct VisibleText(String);
+
+impl FromText for VisibleText {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let problem = || "should be visible ASCII, without spaces".to_owned();
+        is_visible(text).then(|| Self(text.to_owned())).ok_or_else(problem)
+    }
 }
 
-pub(super) fn file(value: &Value<'_>) -> Result<SecretSource, String> {
-    let path = text(value)?;
-    is_path(&path)?;
-    Ok(SecretSource::File(PathBuf::from(path)))
+/// The path of a file with a secret.
+pub(super) struct SecretPath(pub(super) PathBuf);
+
+impl FromText for SecretPath {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        is_path(text).map(|()| Self(PathBuf::from(text)))
+    }
 }
 
 /// SECURITY: a path is shown when it cannot be read, and a secret in its place must not be.
-fn is_path(given: &str) -> Result<(), String> {
+pub(super) fn is_path(given: &str) -> Result<(), String> {
     let is_one = ["/", "./", "../"].iter().any(|start| given.starts_with(start));
     let problem = "should be the path of a file that holds it, beginning with '/' or './'";
     is_one.then_some(()).ok_or_else(|| problem.to_owned())

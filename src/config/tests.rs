@@ -4,6 +4,7 @@
 mod environment;
 mod explained;
 mod reference;
+mod schema;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -170,6 +171,16 @@ fn no_text_makes_the_reader_panic() {
         // Whatever comes of it, it is an answer.
         let _ = parse(&String::from_utf8_lossy(&text), "f", &environment());
     }
+}
+
+#[test]
+fn problems_over_the_limit_are_left_for_later() {
+    let unknown: String = (0..300).map(|number| format!("key{number} = \"hunter2\"\n")).collect();
+    let found = problems(&format!("version = 1\n{unknown}{REST}"));
+    let lines: Vec<&str> = found.lines().collect();
+    assert_eq!(lines.len(), 1 + 200 + 1, "{found}");
+    assert_eq!(lines[201], "  f: there may be more problems; these come first");
+    assert!(!found.contains("hunter2"), "{found}");
 }
 
 #[test]

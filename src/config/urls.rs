@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::values::shown;
+use super::diagnostics::quoted;
+use super::values::FromText;
 use crate::listener::Listen;
 use crate::upstream::forwarded::Trusted;
 
@@ -19,7 +20,7 @@ pub(super) struct Url {
 }
 
 /// Reads a URL; `forms` says what it may be like.
-pub(super) fn url(given: &str, forms: &str) -> Result<Url, String> {
+pub(super) fn read_url(given: &str, forms: &str) -> Result<Url, String> {
     let unlike = || format!("should be {forms}");
     let (scheme, rest) = given.split_once("://").ok_or_else(unlike)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -32,7 +33,7 @@ pub(super) fn url(given: &str, forms: &str) -> Result<Url, String> {
     }
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => {
-            address.parse::<Ipv6Addr>().map_err(|_| format!("{} is not an IPv6 address", shown(address)))?;
+            address.parse::<Ipv6Addr>().map_err(|_| format!("{} is not an IPv6 address", quoted(address)))?;
             (address, rest)
         }
         None if authority.matches(':').count() > 1 => {
@@ -51,7 +52,7 @@ pub(super) fn url(given: &str, forms: &str) -> Result<Url, String> {
             let number = digits.parse::<u16>().ok().filter(|port| *port > 0);
             Some(
                 number
-                    .ok_or_else(|| format!("has {} for a port, which is from 1 to 65535", shown(digits)))?,
+                    .ok_or_else(|| format!("has {} for a port, which is from 1 to 65535", quoted(digits)))?,
             )
         }
     };
@@ -63,7 +64,7 @@ fn is_of_a_name(byte: u8) -> bool {
 }
 
 /// What a route's `host` is compared with: a name in lower case, or an IPv6 address in brackets, without a port.
-pub(super) fn host(given: &str) -> Result<Box<str>, String> {
+pub(super) fn read_host(given: &str) -> Result<Box<str>, String> {
     let problem = if given.contains("://") || given.contains('/') {
         "should be a host name alone, without scheme and path"
     } else if given.parse::<Ipv6Addr>().is_ok() {
@@ -71,7 +72,7 @@ pub(super) fn host(given: &str) -> Result<Box<str>, String> {
     } else if let Some(address) = given.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return match address.parse::<Ipv6Addr>() {
             Ok(address) => Ok(format!("[{address}]").into()),
-            Err(_) => Err(format!("{} is not an IPv6 address", shown(address))),
+            Err(_) => Err(format!("{} is not an IPv6 address", quoted(address))),
         };
     } else if given.contains(':') {
         "is matched without a port; remove it"
@@ -92,8 +93,17 @@ pub(super) fn host(given: &str) -> Result<Box<str>, String> {
     Err(problem.to_owned())
 }
 
-/// Where to listen.
-pub(super) fn listen(given: &str) -> Result<Listen, String> {
+impl FromText for Listen {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        read_listen(text)
+    }
+
+    fn format_text(&self) -> Option<String> {
+        Some(self.to_string())
+    }
+}
+
+fn read_listen(given: &str) -> Result<Listen, String> {
     if let Some(path) = unix_path(given) {
         return path.map(Listen::Unix);
     }
@@ -137,13 +147,19 @@ pub(super) fn unix_path(given: &str) -> Option<Result<PathBuf, String>> {
 }
 
 /// One of `trusted_proxies` or `proxy_protocol_from`: a network, an address, or `unix:`.
-pub(super) fn trust(given: &str) -> Result<Trusted, String> {
+impl FromText for Trusted {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        read_trusted(text)
+    }
+}
+
+fn read_trusted(given: &str) -> Result<Trusted, String> {
     if given == "unix:" {
         return Ok(Trusted { networks: Vec::new(), unix: true });
     }
     let network = given.parse().ok().or_else(|| given.parse::<IpAddr>().ok().map(IpNet::from));
     let network: IpNet = network.ok_or_else(|| {
-        format!("{} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"", shown(given))
+        format!("{} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"", quoted(given))
     })?;
     if network.trunc() != network {
         let (network, address) = (network.trunc(), network.addr());

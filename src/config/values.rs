@@ -1,162 +1,579 @@
-//! Single values of the route file: what is accepted, and what is said of the rest.
+//! The kinds of values in the route file: what each accepts, what is said of the rest, and how a JSON Schema describes it.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::borrow::Cow;
+use std::fmt::{self, Display};
+use std::marker::PhantomData;
 use std::time::Duration;
 
-use super::reader::{Value, did_you_mean};
-use crate::tls::{self, KeyPair, ServerCertificate};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
+use serde::ser::{Serialize, Serializer};
+use serde_json::{Value as Json, json};
 
-/// `should be …, not a string`.
-pub(super) fn expected(what: impl fmt::Display, found: &Value<'_>) -> String {
-    let kind = found.type_str();
-    let article = if kind.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
-    format!("should be {what}, not {article} {kind}")
-}
+use super::diagnostics::{did_you_mean, quoted};
 
-/// A text of the file's within a message: on one line, and not all of it if it is long.
-pub(super) fn shown(text: &str) -> String {
-    const MOST: usize = 60;
-    match text.char_indices().nth(MOST) {
-        None => format!("{text:?}"),
-        Some((end, _)) => format!("{:?}", format!("{}…", &text[..end])),
+/// A value that is read from a string or an integer. `None` where it is never of that type.
+pub(super) trait Scalar: Sized {
+    /// What a value of another type should be.
+    fn describe() -> String;
+    fn from_text(_: &str) -> Option<Result<Self, String>> {
+        None
+    }
+    fn from_integer(_: i128) -> Option<Result<Self, String>> {
+        None
+    }
+    fn schema() -> Schema;
+    /// As a default in the schema; null for what is never one.
+    fn to_json(&self) -> Json {
+        Json::Null
     }
 }
 
-pub(super) fn text(value: &Value<'_>) -> Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| expected("a string in quotes", value))
-}
+struct ScalarVisitor<T>(PhantomData<T>);
 
-pub(super) fn boolean(value: &Value<'_>) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| match value.as_str() {
-        Some("true" | "false") => "should be true or false, without quotes".to_owned(),
-        _ => expected("true or false", value),
-    })
-}
-
-pub(super) fn integer(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<u64, String> {
-    move |value| {
-        let number = value.as_integer().ok_or_else(|| match value.as_str().map(str::parse::<u64>) {
-            Some(Ok(_)) => "should be a whole number, without quotes".to_owned(),
-            _ => expected("a whole number", value),
-        })?;
-        let number = u64::from_str_radix(number.as_str(), number.radix()).ok();
-        number
-            .filter(|number| (least..=most).contains(number))
-            .ok_or_else(|| format!("should be from {least} to {most}"))
+impl<T: Scalar> ScalarVisitor<T> {
+    fn read_integer<E: Error>(self, number: i128) -> Result<T, E> {
+        let read = T::from_integer(number);
+        read.map_or_else(
+            || Err(E::invalid_type(Unexpected::Other("integer"), &self)),
+            |read| read.map_err(E::custom),
+        )
     }
 }
 
-/// A duration of at least `least` and at most a day.
-pub(super) fn duration(least: Duration) -> impl FnOnce(&Value<'_>) -> Result<Duration, String> {
-    const EXAMPLE: &str = "a duration in quotes, such as \"2s\", \"250ms\" or \"1m 30s\"";
-    move |value| {
-        let bare = value.as_integer().map(|number| number.as_str().to_owned());
-        let bare = bare.or_else(|| value.as_str().map(|text| text.trim().to_owned()));
-        if let Some(number) = bare.and_then(|text| text.parse::<u64>().ok())
-            && number > 0
-        {
-            return Err(format!("has no unit; write \"{number}s\" for seconds, or \"{number}ms\""));
+impl<T: Scalar> Visitor<'_> for ScalarVisitor<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&T::describe())
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
+        let read = T::from_text(text);
+        read.map_or_else(
+            || Err(E::invalid_type(Unexpected::Other("string"), &self)),
+            |read| read.map_err(E::custom),
+        )
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<T, E> {
+        self.read_integer(number.into())
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<T, E> {
+        self.read_integer(number.into())
+    }
+
+    fn visit_i128<E: Error>(self, number: i128) -> Result<T, E> {
+        self.read_integer(number)
+    }
+
+    fn visit_u128<E: Error>(self, number: u128) -> Result<T, E> {
+        self.read_integer(i128::try_from(number).unwrap_or(i128::MAX))
+    }
+}
+
+/// What serde and schemars ask of a scalar.
+macro_rules! implement_scalar {
+    ([$($generics:tt)*] $type:ty) => {
+        impl<'de, $($generics)*> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(ScalarVisitor(PhantomData))
+            }
         }
-        let given = value.as_str().ok_or_else(|| expected(EXAMPLE, value))?;
-        let given = super::parse_duration(given);
-        let given = given.ok_or_else(|| format!("should be {EXAMPLE}"))?;
-        let range = least..=Duration::from_secs(86_400);
-        let limit = |limit: &Duration| humantime::format_duration(*limit);
-        range.contains(&given).then_some(given).ok_or_else(|| {
-            format!("should be from \"{}\" to \"{}\"", limit(range.start()), limit(range.end()))
+
+        impl<$($generics)*> Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.to_json().serialize(serializer)
+            }
+        }
+
+        impl<$($generics)*> JsonSchema for $type {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($type).into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                Self::schema()
+            }
+        }
+    };
+}
+
+implement_scalar!([const LEAST: u64] Time<LEAST>);
+implement_scalar!([const LEAST: u64, const MOST: u64] Size<LEAST, MOST>);
+implement_scalar!([const LEAST: u64, const MOST: u64] Number<LEAST, MOST>);
+implement_scalar!([T: Choices] Choice<T>);
+implement_scalar!([T: FromText] Text<T>);
+implement_scalar!([] Version);
+implement_scalar!([] BadKeys);
+implement_scalar!([] Lifetime);
+implement_scalar!([] SocketMode);
+
+/// A duration of at least `LEAST` milliseconds and at most a day.
+#[derive(Clone, Copy)]
+pub(super) struct Time<const LEAST: u64>(pub(super) Duration);
+
+const DAY: Duration = Duration::from_secs(86_400);
+const DURATION_PATTERN: &str = r"^\s*(\d+(\.\d+)?\s*[a-zA-Zµ]+\s*)+$|^\s*0\s*$";
+
+impl<const LEAST: u64> Time<LEAST> {
+    pub(super) const fn seconds(seconds: u64) -> Self {
+        Self(Duration::from_secs(seconds))
+    }
+}
+
+fn lacks_unit(number: impl Display) -> String {
+    format!("has no unit; write \"{number}s\" for seconds, or \"{number}ms\"")
+}
+
+impl<const LEAST: u64> Scalar for Time<LEAST> {
+    fn describe() -> String {
+        "a duration in quotes, such as \"2s\", \"250ms\" or \"1m 30s\"".to_owned()
+    }
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        (number > 0).then(|| Err(lacks_unit(number)))
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        if let Some(number) = text.trim().parse::<u64>().ok().filter(|number| *number > 0) {
+            return Some(Err(lacks_unit(number)));
+        }
+        let range = Duration::from_millis(LEAST)..=DAY;
+        Some(match super::parse_duration(text) {
+            None => Err(format!("should be {}", Self::describe())),
+            Some(given) if range.contains(&given) => Ok(Self(given)),
+            Some(_) => {
+                let limit = |limit: &Duration| humantime::format_duration(*limit);
+                Err(format!("should be from \"{}\" to \"{}\"", limit(range.start()), limit(range.end())))
+            }
         })
     }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": DURATION_PATTERN })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(humantime::format_duration(self.0).to_string())
+    }
 }
+
+/// A size in bytes, as a number or with a unit of 1,024.
+#[derive(Clone, Copy)]
+pub(super) struct Size<const LEAST: u64, const MOST: u64>(pub(super) usize);
 
 const UNITS: [(&str, u64); 4] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
-/// A size in bytes, as a number or with a unit of 1,024.
-pub(super) fn size(least: u64, most: u64) -> impl FnOnce(&Value<'_>) -> Result<usize, String> {
-    const EXAMPLE: &str = "a size in quotes, such as \"64KiB\" or \"1MiB\"";
-    move |value| {
-        let out_of_range = || format!("should be from \"{}\" to \"{}\"", in_units(least), in_units(most));
-        let bytes = match (value.as_integer(), value.as_str()) {
-            (Some(number), _) => u64::from_str_radix(number.as_str(), number.radix()).ok(),
-            (None, Some(given)) => {
-                let digits = given.trim_end_matches(|char: char| char.is_ascii_alphabetic());
-                let (number, unit) = (digits.trim(), &given[digits.len()..]);
-                if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-                    return Err(format!("should be {EXAMPLE}"));
-                }
-                let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| factor);
-                let factor = match factor {
-                    Some(factor) => *factor,
-                    None if unit.is_empty() => 1,
-                    None => return Err(unknown(number, unit)),
-                };
-                number.parse().ok().and_then(|number: u64| number.checked_mul(factor))
-            }
-            (None, None) => return Err(expected(EXAMPLE, value)),
-        };
-        let bytes = bytes.filter(|bytes| (least..=most).contains(bytes)).ok_or_else(out_of_range)?;
-        usize::try_from(bytes).map_err(|_| out_of_range())
+impl<const LEAST: u64, const MOST: u64> Size<LEAST, MOST> {
+    fn new(bytes: Option<u64>) -> Result<Self, String> {
+        let bytes = bytes.filter(|bytes| (LEAST..=MOST).contains(bytes));
+        bytes
+            .and_then(|bytes| usize::try_from(bytes).ok())
+            .map(Self)
+            .ok_or_else(|| format!("should be from \"{}\" to \"{}\"", format_size(LEAST), format_size(MOST)))
     }
 }
 
-fn in_units(bytes: u64) -> String {
+impl<const LEAST: u64, const MOST: u64> Scalar for Size<LEAST, MOST> {
+    fn describe() -> String {
+        "a size in quotes, such as \"64KiB\" or \"1MiB\"".to_owned()
+    }
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        Some(Self::new(number.try_into().ok()))
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
+        let (number, unit) = (digits.trim(), &text[digits.len()..]);
+        if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Some(Err(format!("should be {}", Self::describe())));
+        }
+        let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
+        Some(match factor.or_else(|| unit.is_empty().then_some(1)) {
+            Some(factor) => Self::new(number.parse().ok().and_then(|number: u64| number.checked_mul(factor))),
+            None => Err(unknown_unit(number, unit)),
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({
+            "anyOf": [
+                { "type": "string", "pattern": r"^\s*\d+\s*(B|KiB|MiB|GiB)?$" },
+                { "type": "integer", "minimum": LEAST, "maximum": MOST },
+            ],
+        })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(format_size(self.0 as u64))
+    }
+}
+
+fn format_size(bytes: u64) -> String {
     let unit = UNITS.iter().find(|(_, factor)| bytes >= *factor && bytes.is_multiple_of(*factor));
     unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
 /// `64k`, `64KB` and the like are meant as 64 KiB, but that is not for Keyward to decide.
-fn unknown(number: &str, unit: &str) -> String {
+fn unknown_unit(number: &str, unit: &str) -> String {
     let first = unit.get(..1).unwrap_or_default().to_ascii_uppercase();
     let near = UNITS.iter().find(|(name, _)| name.starts_with(&first) && unit.len() <= 3);
     let hint = near.map_or_else(String::new, |(name, _)| format!("; did you mean \"{number}{name}\"?"));
-    format!("has an unknown unit {}; known are B, KiB, MiB and GiB{hint}", shown(unit))
+    format!("has an unknown unit {}; known are B, KiB, MiB and GiB{hint}", quoted(unit))
 }
 
-/// One of a few words.
-pub(super) fn choice<T: Copy>(choices: &[(&str, T)]) -> impl FnOnce(&Value<'_>) -> Result<T, String> {
-    move |value| {
-        let known = || choices.iter().map(|(word, _)| *word);
-        let words = || {
-            let quoted: Vec<String> = known().map(|word| format!("\"{word}\"")).collect();
-            quoted.split_last().map_or_else(String::new, |(last, rest)| match rest {
-                [] => last.clone(),
-                rest => format!("{} or {last}", rest.join(", ")),
-            })
-        };
-        let given = value.as_str().ok_or_else(|| expected(words(), value))?;
-        let chosen = choices.iter().find(|(word, _)| *word == given).map(|(_, choice)| *choice);
-        chosen.ok_or_else(|| format!("should be {}{}", words(), did_you_mean(given, known())))
+/// A whole number.
+#[derive(Clone, Copy)]
+pub(super) struct Number<const LEAST: u64, const MOST: u64>(pub(super) u64);
+
+impl<const LEAST: u64, const MOST: u64> Number<LEAST, MOST> {
+    pub(super) fn to_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn to_u32(self) -> u32 {
+        u32::try_from(self.0).unwrap_or(u32::MAX)
     }
 }
 
-/// The path of a file that can be read.
-pub(super) fn file(value: &Value<'_>) -> Result<PathBuf, String> {
-    let given = text(value)?;
-    if given.contains("-----BEGIN") {
-        return Err("should be the path of a PEM file, not what is in one".to_owned());
+impl<const LEAST: u64, const MOST: u64> Scalar for Number<LEAST, MOST> {
+    fn describe() -> String {
+        "a whole number".to_owned()
     }
-    // SECURITY: a key that stands here in base64 is no path, and is not repeated.
-    let is_path = given.starts_with('/') || given.contains('.');
-    let name = if is_path { shown(&given) } else { "the file".to_owned() };
-    let path = PathBuf::from(given);
-    let fail = |error: &dyn fmt::Display| format!("{name} cannot be read: {error}");
-    // A pipe would wait for somebody to write; a directory can be opened, and not read.
-    let metadata = std::fs::metadata(&path).map_err(|error| fail(&error))?;
-    if !metadata.is_file() {
-        return Err(fail(&"it is not a file"));
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        let number = u64::try_from(number).ok().filter(|number| (LEAST..=MOST).contains(number));
+        Some(number.map(Self).ok_or_else(|| format!("should be from {LEAST} to {MOST}")))
     }
-    std::fs::File::open(&path).map_err(|error| fail(&error))?;
-    Ok(path)
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        text.parse::<u64>().ok().map(|_| Err("should be a whole number, without quotes".to_owned()))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "integer", "minimum": LEAST, "maximum": MOST })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(self.0)
+    }
 }
 
-/// The path of a file with root certificates that can be used.
-pub(super) fn roots(value: &Value<'_>) -> Result<PathBuf, String> {
-    let path = file(value)?;
-    tls::client(Some(&path), None, &[]).map_err(|error| error.to_string())?;
-    Ok(path)
+/// What is chosen by one of a few words.
+pub(super) trait Choices: Copy + PartialEq + 'static {
+    const WORDS: &'static [(&'static str, Self)];
 }
 
-/// Whether a certificate and its key can be used together.
-pub(super) fn usable(pair: &KeyPair) -> Result<(), String> {
-    ServerCertificate::read(pair).map(|_| ()).map_err(|error| error.to_string())
+#[derive(Clone, Copy)]
+pub(super) struct Choice<T>(pub(super) T);
+
+fn words<T: Choices>() -> impl Iterator<Item = &'static str> {
+    T::WORDS.iter().map(|(word, _)| *word)
+}
+
+impl<T: Choices> Scalar for Choice<T> {
+    fn describe() -> String {
+        let quoted: Vec<String> = words::<T>().map(|word| format!("\"{word}\"")).collect();
+        let (last, rest) = quoted.split_last().map_or(("", &[][..]), |(last, rest)| (last.as_str(), rest));
+        format!("{} or {last}", rest.join(", "))
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        let chosen = T::WORDS.iter().find(|(word, _)| *word == text).map(|(_, choice)| Self(*choice));
+        let problem = || format!("should be {}{}", Self::describe(), did_you_mean(text, words::<T>()));
+        Some(chosen.ok_or_else(problem))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": words::<T>().collect::<Vec<_>>() })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(T::WORDS.iter().find(|(_, choice)| *choice == self.0).map(|(word, _)| *word))
+    }
+}
+
+/// What is written as a string of a certain form.
+pub(super) trait FromText: Sized {
+    fn parse_text(text: &str) -> Result<Self, String>;
+    /// As a default in the schema.
+    fn format_text(&self) -> Option<String> {
+        None
+    }
+}
+
+#[derive(Clone)]
+pub(super) struct Text<T>(pub(super) T);
+
+impl<T: FromText> Scalar for Text<T> {
+    fn describe() -> String {
+        "a string in quotes".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        Some(T::parse_text(text).map(Self))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string" })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(self.0.format_text())
+    }
+}
+
+/// The version of the format: 1.
+pub(super) struct Version;
+
+impl Scalar for Version {
+    fn describe() -> String {
+        "1".to_owned()
+    }
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        let problem = || "is one that this Keyward does not know; it knows 1".to_owned();
+        Some((number == 1).then_some(Self).ok_or_else(problem))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "const": 1 })
+    }
+}
+
+/// The limit of bad keys in a minute: 0 for none, or "auto".
+#[derive(Clone, Copy)]
+pub(super) enum BadKeys {
+    Auto,
+    PerMinute(u32),
+}
+
+type BadKeysNumber = Number<0, 1_000_000>;
+
+impl Scalar for BadKeys {
+    fn describe() -> String {
+        "\"auto\" or a whole number".to_owned()
+    }
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        Some(BadKeysNumber::from_integer(number)?.map(|number| Self::PerMinute(number.to_u32())))
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        let problem = || "should be \"auto\" or a whole number without quotes".to_owned();
+        Some((text == "auto").then_some(Self::Auto).ok_or_else(problem))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "anyOf": [{ "const": "auto" }, BadKeysNumber::schema()] })
+    }
+
+    fn to_json(&self) -> Json {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::PerMinute(number) => json!(number),
+        }
+    }
+}
+
+/// The longest life of a key, from an hour to ten years.
+pub(super) struct Lifetime(pub(super) Duration);
+
+impl Scalar for Lifetime {
+    fn describe() -> String {
+        "a duration in quotes, such as \"90d\"".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        let range = DAY / 24..=3660 * DAY;
+        Some(match super::parse_duration(text) {
+            None => Err(format!("should be {}", Self::describe())),
+            Some(given) if range.contains(&given) => Ok(Self(given)),
+            Some(_) => Err("should be from \"1h\" to \"3660d\"".to_owned()),
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": DURATION_PATTERN })
+    }
+}
+
+/// The mode of a socket as `chmod` takes it, and nothing for others.
+pub(super) struct SocketMode(pub(super) u32);
+
+impl Scalar for SocketMode {
+    fn describe() -> String {
+        "the mode of the socket in quotes, \"0600\" or \"0660\"".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        Some(match text {
+            "0600" | "600" => Ok(Self(0o600)),
+            "0660" | "660" => Ok(Self(0o660)),
+            _ => Err(format!("should be {}: nobody else may manage keys", Self::describe())),
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": ["0600", "0660", "600", "660"] })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(format!("{:04o}", self.0))
+    }
+}
+
+/// The claims that pass: "all", or a list of names.
+pub(super) enum Claims {
+    All,
+    Named(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for Claims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ClaimsVisitor;
+
+        impl<'de> Visitor<'de> for ClaimsVisitor {
+            type Value = Claims;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"all\" or a list of claims")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Claims, E> {
+                let problem = || E::custom("should be \"all\", or a list of claims");
+                (text == "all").then_some(Claims::All).ok_or_else(problem)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Claims, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = items.next_element()? {
+                    names.push(name);
+                }
+                Ok(Claims::Named(names))
+            }
+        }
+
+        deserializer.deserialize_any(ClaimsVisitor)
+    }
+}
+
+impl Serialize for Claims {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::All => "all".serialize(serializer),
+            Self::Named(names) => names.serialize(serializer),
+        }
+    }
+}
+
+impl JsonSchema for Claims {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Claims".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "anyOf": [{ "const": "all" }, generator.subschema_for::<Vec<String>>()] })
+    }
+}
+
+/// A table with keys of its own. serde alone would take an array for one, value by value.
+#[derive(Default)]
+pub(super) struct Table<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Table<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TableVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TableVisitor<T> {
+            type Value = Table<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, entries: A) -> Result<Table<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(entries)).map(Table)
+            }
+        }
+
+        deserializer.deserialize_map(TableVisitor(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Table<T> {
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        T::schema_id()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// A table of names that the user chooses.
+pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
+
+impl<T> Default for Named<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NamedVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for NamedVisitor<T> {
+            type Value = Named<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Named<T>, A::Error> {
+                let mut named = Vec::new();
+                while let Some(name) = entries.next_key::<String>()? {
+                    // The `toml` crate hands a datetime over as a table with one key.
+                    if name == "$__toml_private_datetime" {
+                        return Err(A::Error::invalid_type(Unexpected::Other("datetime"), &self));
+                    }
+                    named.push((name, entries.next_value()?));
+                }
+                Ok(Named(named))
+            }
+        }
+
+        deserializer.deserialize_map(NamedVisitor(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Named<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        format!("Named{}", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "object", "additionalProperties": generator.subschema_for::<T>() })
+    }
 }

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::{Drain, Fixed, Shared, unix_seconds};
-use crate::config::{self, Config, Environment, Problems, Resources};
+use crate::config::{self, Config, Diagnostics, Environment, Resources};
 use crate::route::changes::{self, Change, Kind};
 use crate::tls::ServerCertificate;
 
@@ -62,7 +62,7 @@ impl Source {
     ///
     /// # Errors
     /// Everything that is wrong with it.
-    pub fn load(&self) -> Result<Config, Problems> {
+    pub fn load(&self) -> Result<Config, Diagnostics> {
         let mut config = config::load(&self.path, &self.environment)?;
         config.fit(Resources::of_process());
         Ok(config)

@@ -2,17 +2,18 @@
 
 use std::iter::zip;
 
+use crate::config::document::Place;
 use crate::policy::Requirement;
 use crate::route::{Auth, Pattern, Route};
 
 /// Adds the warnings about routes; `numbers` are their places in the file.
-pub(super) fn warn(numbers: &[usize], routes: &[Route], warnings: &mut Vec<String>) {
+pub(super) fn warn(numbers: &[usize], routes: &[Route], place: &Place<'_>) {
     let all: Vec<Numbered<'_>> =
         zip(numbers, routes).map(|(&number, route)| Numbered { number, route }).collect();
-    warn_of_loose_hosts(&all, warnings);
-    warn_of_strict_hosts(&all, warnings);
-    warn_of_strict_exact_routes(&all, warnings);
-    warn_of_similar_paths(&all, warnings);
+    warn_of_loose_hosts(&all, place);
+    warn_of_strict_hosts(&all, place);
+    warn_of_strict_exact_routes(&all, place);
+    warn_of_similar_paths(&all, place);
 }
 
 #[derive(Clone, Copy)]
@@ -35,7 +36,7 @@ fn is_same_service(one: &Route, other: &Route) -> bool {
 }
 
 /// A route with a host wins over one without, and callers choose the host.
-fn warn_of_loose_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+fn warn_of_loose_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
     for Numbered { number: wide, route: with_host } in all {
         let Some(host) = &with_host.host else { continue };
         let around = |route: &Route| {
@@ -45,7 +46,7 @@ fn warn_of_loose_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
                 && asks_less(with_host, route)
         };
         for Numbered { number: strict, route } in all.iter().filter(|other| around(other.route)) {
-            warnings.push(format!(
+            place.warn(format!(
                 "routes[{wide}] lets callers who name the host {host} reach {} without what routes[{strict}] asks; give \
                  routes[{strict}] the same host as well, or neither of them one",
                 route.pattern
@@ -55,7 +56,7 @@ fn warn_of_loose_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
 }
 
 /// A strict route with a host holds for that host alone.
-fn warn_of_strict_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+fn warn_of_strict_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
     for Numbered { number: strict, route } in all {
         let Some(host) = &route.host else { continue };
         let takes = |other: &&Numbered<'_>| {
@@ -68,7 +69,7 @@ fn warn_of_strict_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
             && is_same_service(other, route)
             && asks_less(other, route)
         {
-            warnings.push(format!(
+            place.warn(format!(
                 "routes[{loose}] lets callers who name any host but {host} reach {} without what routes[{strict}] asks; give \
                  routes[{loose}] a host as well, or neither of them one",
                 route.pattern
@@ -78,7 +79,7 @@ fn warn_of_strict_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
 }
 
 /// Services that answer `/v1/rotate.json` as `/v1/rotate` are not known from the path: an exact route takes the second alone.
-fn warn_of_strict_exact_routes(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+fn warn_of_strict_exact_routes(all: &[Numbered<'_>], place: &Place<'_>) {
     for Numbered { number: strict, route } in all {
         let Pattern::Exact(path) = &route.pattern else { continue };
         let beside = Pattern::Exact(format!("{path}.json").into());
@@ -96,7 +97,7 @@ fn warn_of_strict_exact_routes(all: &[Numbered<'_>], warnings: &mut Vec<String>)
             && is_same_service(other, route)
             && asks_less(other, route)
         {
-            warnings.push(format!(
+            place.warn(format!(
                 "routes[{loose}] takes {path}.json and the like without what routes[{strict}] asks for {path}: make sure that \
                  the service does not answer a path with a suffix as the path without (Rails does), or let \
                  routes[{loose}] ask for as much"
@@ -106,7 +107,7 @@ fn warn_of_strict_exact_routes(all: &[Numbered<'_>], warnings: &mut Vec<String>)
 }
 
 /// Of paths that differ in letter case or a final slash alone, but not in what they ask for, none can be served.
-fn warn_of_similar_paths(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+fn warn_of_similar_paths(all: &[Numbered<'_>], place: &Place<'_>) {
     for (at, Numbered { number: second, route }) in all.iter().enumerate() {
         let refused = |other: &&Numbered<'_>| {
             other.route.host == route.host
@@ -119,7 +120,7 @@ fn warn_of_similar_paths(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
                 && !(other.route.auth.asks_same(&route.auth) && is_same_service(other.route, route))
         };
         if let Some(Numbered { number: first, route: other }) = all[..at].iter().find(refused) {
-            warnings.push(format!(
+            place.warn(format!(
                 "requests for {} are refused as ambiguous: routes[{first}] has {}, and many services take both for one path; \
                  let both ask for the same, or, where letter case alone differs and the service tells it apart, set \
                  case_sensitive_paths = true in its [upstreams] section (routes[{second}])",

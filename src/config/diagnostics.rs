@@ -1,0 +1,138 @@
+//! What is wrong with a route file, and where. Nothing here repeats a value that could be a secret.
+
+use std::cell::{Ref, RefCell};
+use std::fmt;
+
+use serde::Serialize;
+
+/// One problem of a configuration.
+#[derive(Clone, Debug, Serialize)]
+pub struct Diagnostic {
+    /// The file, as it was named.
+    pub file: String,
+    /// From 1; `None` for what is not in the file, such as an environment variable.
+    pub line: Option<usize>,
+    /// From 1, in characters.
+    pub column: Option<usize>,
+    /// The dotted key, or an environment variable; empty where the text is not TOML.
+    pub key: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        if let (Some(line), Some(column)) = (self.line, self.column) {
+            write!(f, ":{line}:{column}")?;
+        }
+        f.write_str(": ")?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)
+    }
+}
+
+/// All problems of a configuration, in the order of the file.
+#[derive(Debug)]
+pub struct Diagnostics(pub Vec<Diagnostic>);
+
+impl fmt::Display for Diagnostics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (count, s) = (self.0.len(), if self.0.len() == 1 { "" } else { "s" });
+        write!(f, "the configuration has {count} problem{s}:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Diagnostics {}
+
+/// A problem before its line is known.
+pub(super) struct Problem {
+    /// The place in the text, in bytes.
+    pub(super) at: Option<usize>,
+    pub(super) key: String,
+    pub(super) message: String,
+}
+
+/// The problems and warnings found so far.
+#[derive(Default)]
+pub(super) struct Report {
+    problems: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<String>>,
+}
+
+impl Report {
+    pub(super) fn add_problem(&self, at: Option<usize>, key: impl Into<String>, message: impl Into<String>) {
+        self.problems.borrow_mut().push(Problem { at, key: key.into(), message: message.into() });
+    }
+
+    pub(super) fn warn(&self, text: impl Into<String>) {
+        self.warnings.borrow_mut().push(text.into());
+    }
+
+    pub(super) fn problems(&self) -> Ref<'_, Vec<Problem>> {
+        self.problems.borrow()
+    }
+
+    pub(super) fn take_warnings(&self) -> Vec<String> {
+        self.warnings.take()
+    }
+
+    /// With lines and columns; `file` stands for the text.
+    pub(super) fn into_diagnostics(self, file: &str, lines: &Lines<'_>) -> Diagnostics {
+        let mut problems = self.problems.into_inner();
+        problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
+        let diagnostic = |Problem { at, key, message }| {
+            let (line, column) = at.map(|at| lines.position(at)).unzip();
+            Diagnostic { file: file.to_owned(), line, column, key, message }
+        };
+        Diagnostics(problems.into_iter().map(diagnostic).collect())
+    }
+}
+
+/// A text, and where each of its lines begins.
+pub(super) struct Lines<'t> {
+    text: &'t str,
+    starts: Vec<usize>,
+}
+
+impl<'t> Lines<'t> {
+    pub(super) fn of(text: &'t str) -> Self {
+        let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
+        Self { text, starts }
+    }
+
+    /// The line and the column of a place, from 1, the column in characters.
+    pub(super) fn position(&self, at: usize) -> (usize, usize) {
+        let line = self.starts.partition_point(|start| *start <= at);
+        let start = line.checked_sub(1).map_or(0, |before| self.starts[before]);
+        (line, self.text.get(start..at).map_or(1, |before| before.chars().count() + 1))
+    }
+}
+
+/// A text of the file's within a message: on one line, and not all of it if it is long.
+pub(super) fn quoted(text: &str) -> String {
+    const MOST: usize = 60;
+    match text.char_indices().nth(MOST) {
+        None => format!("{text:?}"),
+        Some((end, _)) => format!("{:?}", format!("{}…", &text[..end])),
+    }
+}
+
+/// `; did you mean "x"?` where one of the candidates is near: one slip away, or alike from the beginning.
+pub(super) fn did_you_mean<'c>(given: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
+    let given = given.to_lowercase();
+    let likeness = |candidate: &str| {
+        let candidate = candidate.to_lowercase();
+        let slip = candidate.len() > 2 && strsim::damerau_levenshtein(&given, &candidate) == 1;
+        if slip { 1.0 } else { strsim::jaro_winkler(&given, &candidate) }
+    };
+    let near = candidates
+        .into_iter()
+        .map(|candidate| (likeness(candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.8)
+        .max_by(|one, two| one.0.total_cmp(&two.0));
+    near.map_or_else(String::new, |(_, candidate)| format!("; did you mean {candidate:?}?"))
+}

@@ -1,0 +1,355 @@
+//! Reads TOML into the types of `file` and reports every problem: where serde stops at the first, the entry that it stopped
+//! at is removed from a copy of the document, and serde is asked again.
+
+use std::ops::Range;
+
+use serde::de::DeserializeOwned;
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue, Error, ValueDeserializer};
+
+use super::diagnostics::{Report, did_you_mean, quoted};
+
+pub(super) type Document<'t> = Spanned<DeValue<'t>>;
+
+/// Each problem takes another look at the whole document; over this many the rest waits until these are mended.
+const MAX_PROBLEMS: usize = 200;
+
+/// Parses TOML; `None` where the text is something else, with every place that is not TOML in the report.
+pub(super) fn parse_toml<'t>(text: &'t str, report: &Report) -> Option<Document<'t>> {
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let span = error.span().unwrap_or_default();
+        report.add_problem(Some(span.start), "", describe_syntax_error(text, span, error.message()));
+    }
+    let span = document.span();
+    errors.is_empty().then(|| Spanned::new(span, DeValue::Table(document.into_inner())))
+}
+
+/// What the parser says, and where it is short, what it means. Values are not repeated: one could be a secret.
+fn describe_syntax_error(text: &str, span: Range<usize>, message: &str) -> String {
+    let (before, after) = text.split_at_checked(span.start).unwrap_or((text, ""));
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    // The value as far as it was taken for one, where there is no sign of a string, list or table.
+    let value = line.split_once('=').map(|(_, value)| value.trim_start());
+    let bare = value.is_some_and(|value| !value.contains(['"', '\'', '[', '{', '#', ' ', '\t']));
+    match (text.get(span), after.chars().next()) {
+        (Some(key), _) if message == "duplicate key" => {
+            format!("{} is here a second time, and TOML takes it once", quoted(key))
+        }
+        (_, Some('\r' | '\n' | '#') | None) if bare => "this is not TOML: a value is missing".to_owned(),
+        (_, Some(next)) if bare && !"\"'[{".contains(next) => {
+            "this is not TOML: texts, durations and sizes stand in quotes".to_owned()
+        }
+        _ => format!("this is not TOML: {message}"),
+    }
+}
+
+/// Reads a document without the entries that have problems, which go into the report.
+pub(super) fn read_document<T: DeserializeOwned>(document: &Document<'_>, report: &Report) -> Option<T> {
+    let root = Place::root(document, report);
+    let mut rest = document.clone();
+    for _ in 0..MAX_PROBLEMS {
+        let error = match T::deserialize(ValueDeserializer::from(rest.clone())) {
+            Ok(read) => return Some(read),
+            Err(error) => error,
+        };
+        let wanted = Wanted::of(&error);
+        let Some(found) = root.find(&wanted) else {
+            // SECURITY: the error's own text may repeat a value.
+            report.add_problem(None, "", "cannot be read, for a reason that has no place in the file");
+            return None;
+        };
+        report.add_problem(Some(wanted.span.start), found.path.as_str(), found.describe(error.message()));
+        if !remove(&mut rest, &wanted) {
+            return None;
+        }
+    }
+    report.add_problem(None, "", "there may be more problems; these come first");
+    None
+}
+
+/// The entry that an error is about.
+struct Wanted {
+    span: Range<usize>,
+    /// Whether the span is that of its key.
+    is_key: bool,
+    /// An array of tables and its first table have one span.
+    is_array: bool,
+}
+
+impl Wanted {
+    fn of(error: &Error) -> Self {
+        let message = error.message();
+        Self {
+            span: error.span().unwrap_or_default(),
+            is_key: message.starts_with("unknown field"),
+            is_array: message.starts_with("invalid type: sequence"),
+        }
+    }
+
+    fn is_entry(&self, key: Option<&Range<usize>>, value: &Document<'_>) -> bool {
+        let is_key = self.is_key && key == Some(&self.span);
+        // serde takes a datetime for a table with one strange key.
+        let is_value = (!self.is_key || value.get_ref().is_datetime()) && value.span() == self.span;
+        is_key || is_value && value.get_ref().is_array() == self.is_array
+    }
+}
+
+fn remove(value: &mut Document<'_>, wanted: &Wanted) -> bool {
+    match value.get_mut() {
+        DeValue::Table(table) => {
+            let entry = table.iter().find(|(key, value)| wanted.is_entry(Some(&key.span()), value));
+            match entry.map(|(key, _)| key.clone()) {
+                Some(key) => table.remove(&key).is_some(),
+                None => table.iter_mut().any(|(_, value)| remove(value, wanted)),
+            }
+        }
+        DeValue::Array(items) if items.iter().any(|item| wanted.is_entry(None, item)) => {
+            let kept = std::mem::replace(items, DeArray::new())
+                .into_iter()
+                .filter(|item| !wanted.is_entry(None, item));
+            *items = kept.collect();
+            true
+        }
+        DeValue::Array(items) => items.iter_mut().any(|item| remove(item, wanted)),
+        _ => false,
+    }
+}
+
+/// A step into a table or an array.
+enum Step<'f> {
+    Key(&'f str),
+    Item(usize, &'f Document<'f>),
+}
+
+/// The steps from a value to the entry within it; paths are only made for what is found, as keys can be long.
+fn find_steps<'f>(value: &'f Document<'f>, wanted: &Wanted, steps: &mut Vec<Step<'f>>) -> bool {
+    let mut enter = |step, is_it: bool, value| {
+        steps.push(step);
+        let is_found = is_it || find_steps(value, wanted, steps);
+        if !is_found {
+            steps.pop();
+        }
+        is_found
+    };
+    match value.get_ref() {
+        DeValue::Table(table) => table.iter().any(|(key, value)| {
+            enter(Step::Key(key.get_ref()), wanted.is_entry(Some(&key.span()), value), value)
+        }),
+        DeValue::Array(items) => items
+            .iter()
+            .enumerate()
+            .any(|(index, item)| enter(Step::Item(index, item), wanted.is_entry(None, item), item)),
+        _ => false,
+    }
+}
+
+/// A place in the document as it was written, for problems that take more than one value to see.
+#[derive(Clone)]
+pub(super) struct Place<'f> {
+    report: &'f Report,
+    /// The dotted key.
+    pub(super) path: String,
+    /// `None` for what is not in the document.
+    value: Option<&'f Document<'f>>,
+    /// Where it is, or else what it would be in.
+    pub(super) at: usize,
+}
+
+impl<'f> Place<'f> {
+    pub(super) fn root(document: &'f Document<'_>, report: &'f Report) -> Self {
+        Self { report, path: String::new(), value: Some(document), at: 0 }
+    }
+
+    fn within(&self, path: String, value: Option<&'f Document<'f>>) -> Self {
+        let at = value.map_or(self.at, |value| value.span().start);
+        Self { report: self.report, path, value, at }
+    }
+
+    /// What a key of this table stands for.
+    pub(super) fn child(&self, key: &str) -> Self {
+        self.within(dotted(&self.path, key), self.table().and_then(|table| table.get(key)))
+    }
+
+    /// The item of this array with this span, and its index.
+    pub(super) fn item(&self, span: &Range<usize>) -> (usize, Self) {
+        let items = self.value.and_then(|value| value.get_ref().as_array());
+        let found = items.and_then(|items| items.iter().enumerate().find(|(_, item)| item.span() == *span));
+        match found {
+            Some((index, item)) => (index, self.within(format!("{}[{index}]", self.path), Some(item))),
+            None => (0, self.clone()),
+        }
+    }
+
+    /// The keys of this table, in the order of the file.
+    pub(super) fn names(&self) -> Vec<&'f str> {
+        let mut keys: Vec<_> = self.table().into_iter().flat_map(DeTable::keys).collect();
+        // `toml` sorts by name; people read from top to bottom.
+        keys.sort_by_key(|key| key.span().start);
+        keys.into_iter().map(|key| key.get_ref().as_ref()).collect()
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.child(key).exists()
+    }
+
+    pub(super) fn exists(&self) -> bool {
+        self.value.is_some()
+    }
+
+    /// Whether it is a table or an array with nothing in it.
+    pub(super) fn is_empty(&self) -> bool {
+        match self.value.map(Spanned::get_ref) {
+            Some(DeValue::Table(table)) => table.is_empty(),
+            Some(DeValue::Array(items)) => items.is_empty(),
+            _ => false,
+        }
+    }
+
+    /// Whether a problem with it, or with something within, is known.
+    pub(super) fn is_faulty(&self) -> bool {
+        let is_within = |key: &str| {
+            key.strip_prefix(&self.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        // Problems with single values come first; those that are found later are none of this question.
+        self.report.problems().iter().take(MAX_PROBLEMS).any(|problem| is_within(&problem.key))
+    }
+
+    /// How many problems are known in all.
+    pub(super) fn problem_count(&self) -> usize {
+        self.report.problems().len()
+    }
+
+    pub(super) fn add_problem(&self, message: impl Into<String>) {
+        self.report.add_problem(Some(self.at), self.path.as_str(), message);
+    }
+
+    pub(super) fn warn(&self, text: impl Into<String>) {
+        self.report.warn(text);
+    }
+
+    /// The value of a key, and a problem where the document has none.
+    pub(super) fn require<T>(&self, key: &str, value: Option<T>, example: &str) -> Option<T> {
+        let place = self.child(key);
+        if !place.exists() {
+            place.add_problem(format!("is missing; for example {key} = {example}"));
+        }
+        value
+    }
+
+    /// Makes something of the value of a key; an error becomes a problem.
+    pub(super) fn convert<T, U>(
+        &self,
+        key: &str,
+        value: Option<T>,
+        convert: impl FnOnce(T) -> Result<U, String>,
+    ) -> Option<U> {
+        convert(value?).map_err(|problem| self.child(key).add_problem(problem)).ok()
+    }
+
+    fn table(&self) -> Option<&'f DeTable<'f>> {
+        self.value.and_then(|value| value.get_ref().as_table())
+    }
+
+    fn find(&self, wanted: &Wanted) -> Option<Self> {
+        let mut steps = Vec::new();
+        let is_found = self.value.is_some_and(|value| find_steps(value, wanted, &mut steps));
+        is_found.then(|| {
+            steps.into_iter().fold(self.clone(), |place, step| match step {
+                Step::Key(key) => place.child(key),
+                Step::Item(index, item) => place.within(format!("{}[{index}]", place.path), Some(item)),
+            })
+        })
+    }
+
+    /// What serde says of this entry, in the words of this file. Our own types say it in these words already.
+    /// SECURITY: serde repeats values, and only what was expected is taken from its text.
+    fn describe(&self, message: &str) -> String {
+        let is_datetime = self.value.is_some_and(|value| value.get_ref().is_datetime());
+        let Some((found, expected)) = message.rsplit_once(", expected ") else {
+            let is_overflow = message.ends_with("number overflowed");
+            return if is_overflow { "is too large a number".to_owned() } else { message.to_owned() };
+        };
+        match found.strip_prefix("unknown field `").and_then(|rest| rest.strip_suffix('`')) {
+            Some(_) if is_datetime => self.describe_wrong_type("a table"),
+            // `a`, `b` or `c`, with or without "one of" before them.
+            Some(key) => {
+                self.describe_unknown_key(key, &expected.split('`').skip(1).step_by(2).collect::<Vec<_>>())
+            }
+            None if found.starts_with("invalid ") => self.describe_wrong_type(expected),
+            None => message.to_owned(),
+        }
+    }
+
+    fn describe_wrong_type(&self, expected: &str) -> String {
+        let value = self.value.map(Spanned::get_ref);
+        let is_text =
+            |words: &[&str]| value.and_then(DeValue::as_str).is_some_and(|text| words.contains(&text));
+        let (expected, hint) = match expected {
+            "a boolean" if is_text(&["true", "false"]) => {
+                return "should be true or false, without quotes".to_owned();
+            }
+            "a boolean" => ("true or false", String::new()),
+            "a string" => ("a string in quotes", String::new()),
+            "a sequence" if self.path == "routes" && value.is_some_and(DeValue::is_table) => {
+                return "there can be several; write [[routes]], in double brackets, for each".to_owned();
+            }
+            "a sequence" if self.path == "routes" => {
+                ("a list of tables", "; write [[routes]] for each".to_owned())
+            }
+            "a sequence" => ("a list of strings", String::new()),
+            "a table" => {
+                let hint = match self.path.strip_prefix("upstreams.") {
+                    Some(_) => format!("; for example {}", super::upstreams::EXAMPLE),
+                    None if value.is_some_and(DeValue::is_array) && !self.path.contains('[') => {
+                        format!("; write [{}] once", self.path)
+                    }
+                    None => String::new(),
+                };
+                ("a table", hint)
+            }
+            other => (other, String::new()),
+        };
+        let kind = value.map_or("value", DeValue::type_str);
+        let article = if kind.starts_with(['a', 'i', 'o']) { "an" } else { "a" };
+        format!("should be {expected}, not {article} {kind}{hint}")
+    }
+
+    fn describe_unknown_key(&self, key: &str, known: &[&str]) -> String {
+        let section = self.path.strip_suffix(&dotted("", key)).unwrap_or_default().trim_end_matches('.');
+        match (section, key) {
+            ("scalekit", "client_secret" | "access_token") => return NO_SECRETS.to_owned(),
+            ("management", "secret") => {
+                return "a secret does not belong in this file; set secret_file".to_owned();
+            }
+            _ => {}
+        }
+        let hint = match did_you_mean(key, known.iter().copied()) {
+            _ if looks_secret(section, key) => format!("; {NO_SECRETS}"),
+            hint if hint.is_empty() => format!("; known are {}", known.join(", ")),
+            hint => hint,
+        };
+        format!("is not known here{hint}")
+    }
+}
+
+/// A key as it would be written, in quotes where TOML asks for them.
+pub(super) fn dotted(path: &str, key: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { quoted(key) };
+    if path.is_empty() { key } else { format!("{path}.{key}") }
+}
+
+/// The file is in version control, in a ConfigMap, in a backup.
+const NO_SECRETS: &str =
+    "a secret does not belong in this file; set SCALEKIT_CLIENT_SECRET, or client_secret_file";
+
+/// Whether somebody wrote a secret into the file, under whatever name. The name of a file with one is none.
+fn looks_secret(section: &str, key: &str) -> bool {
+    let key: String = key.chars().filter(char::is_ascii_alphanumeric).collect();
+    let key = key.to_ascii_lowercase();
+    let names = |words: &[&str]| words.iter().any(|word| key.contains(word));
+    let near_scalekit = matches!(section, "" | "scalekit");
+    !key.ends_with("file")
+        && (names(&["secret", "password", "apikey"]) || near_scalekit && names(&["token", "passwd"]))
+}

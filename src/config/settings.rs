@@ -1,0 +1,292 @@
+//! What the sections of a route file mean together, as the settings of each part.
+
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::diagnostics::{Lines, Report, quoted};
+use super::document::{Place, parse_toml, read_document};
+use super::file::{self, File};
+use super::headers::{convert_identity, convert_pass_headers};
+use super::management::convert_management;
+use super::routes::convert_routes;
+use super::scalekit::convert_scalekit;
+use super::upstreams::convert_upstreams;
+use super::urls::clash;
+use super::values::{BadKeys, FromText, Text, Time};
+use super::{Config, Environment};
+use crate::listener::Listen;
+use crate::route::{Auth, RouteTable};
+use crate::tls::{self, KeyPair, ServerCertificate};
+use crate::upstream::forwarded::Trusted;
+use crate::upstream::outgoing;
+use crate::{access_log, credential, gateway, listener, message, validator};
+
+/// `None` where there are problems in the report.
+pub(super) fn read_config(
+    text: &str,
+    lines: &Lines<'_>,
+    report: &Report,
+    environment: &Environment,
+) -> Option<Config> {
+    let document = parse_toml(text, report)?;
+    let file = read_document(&document, report)?;
+    let config = convert_file(file, &Place::root(&document, report), lines, report, environment);
+    config.filter(|_| report.problems().is_empty())
+}
+
+/// `None` only where a problem was found.
+fn convert_file(
+    file: File,
+    root: &Place<'_>,
+    lines: &Lines<'_>,
+    report: &Report,
+    environment: &Environment,
+) -> Option<Config> {
+    let (server, limits, log) = (file.server.0, file.limits.0, file.log.0);
+    let scalekit_limits = validator_limits(&file.scalekit.0, &file.negative_cache.0);
+    root.require("version", file.version, "1");
+    let scalekit = convert_scalekit(file.scalekit.0, &root.child("scalekit"), report, environment);
+    let credential = convert_credential(&file.credential.0, &root.child("credential"));
+    let identity = convert_identity(file.identity.0, &root.child("identity"));
+    let upstreams = convert_upstreams(file.upstreams, &root.child("upstreams"));
+    let routes = convert_routes(file.routes, root, &upstreams, lines);
+
+    let place = root.child("server");
+    let trusted = merge_trusted(server.trusted_proxies);
+    let proxied = merge_trusted(server.proxy_protocol_from);
+    let pass_headers = convert_pass_headers(
+        server.pass_headers,
+        &place.child("pass_headers"),
+        &identity,
+        trusted != Trusted::default(),
+    );
+    let (listen, admin) = (server.listen.0, file.admin.0.listen.0);
+    check_listeners(root, &listen, &admin);
+    let others = [("server", &listen), ("admin", &admin)];
+    let management = file
+        .management
+        .and_then(|management| convert_management(management.0, &root.child("management"), others));
+    let (revalidate_every, unconfirmed_for) = convert_streams(&file.streams.0, &root.child("streams"));
+    let addresses_are_known = [&trusted, &proxied] != [&Trusted::default(); 2];
+    let validator = validator::Settings {
+        bad_keys_per_minute: match file.throttle.0.bad_keys_per_minute {
+            BadKeys::Auto => addresses_are_known.then_some(file::Throttle::AUTO),
+            BadKeys::PerMinute(number) => (number > 0).then_some(number),
+        },
+        ..scalekit_limits
+    };
+    warn_of_addresses(root, routes.as_ref(), &validator, [&trusted, &proxied]);
+
+    let max_headers = limits.headers.to_usize();
+    let max_connections = limits.connections.to_usize();
+    // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
+    let per_address = if proxied == Trusted::default() { 0 } else { max_connections.div_ceil(4) };
+    let per_address = limits.connections_per_address.map_or(per_address, |most| most.to_usize());
+    let log = access_log::Settings { format: log.format.0, access: log.access };
+    Some(Config {
+        listener: listener::Settings {
+            listen,
+            tls: server.tls.and_then(|tls| convert_tls(tls.0, &place.child("tls"))),
+            proxied,
+            header_timeout: server.header_timeout.0,
+            idle_timeout: server.idle_timeout.0,
+            answer_timeout: unless_zero(limits.answer_timeout),
+            max_head: limits.head.0,
+            max_headers,
+            max_streams: limits.streams.to_u32(),
+            max_connections,
+            max_connections_per_address: (per_address > 0).then_some(per_address),
+            memory: usize::MAX,
+            socket_mode: None,
+        },
+        drain_delay: server.drain_delay.0,
+        drain_timeout: server.drain_timeout.0,
+        trusted,
+        admin,
+        management,
+        scalekit: scalekit?,
+        validator,
+        credential,
+        identity,
+        gateway: gateway::Settings {
+            realm: server.realm.0.0,
+            head: message::Limits { max_uri: limits.uri.0, max_headers },
+            body: outgoing::Limits {
+                max_bytes: limits.body.map(|bytes| bytes.0 as u64),
+                timeout: unless_zero(limits.body_timeout),
+            },
+            revalidate_every,
+            pass_headers,
+            unconfirmed_for,
+            access_log: log.line(),
+        },
+        log,
+        upstreams,
+        routes: routes?,
+        memory: limits.memory.map(|bytes| bytes.0),
+        warnings: report.take_warnings(),
+    })
+}
+
+/// "0s" is for no limit.
+fn unless_zero(timeout: Time<0>) -> Option<Duration> {
+    (!timeout.0.is_zero()).then_some(timeout.0)
+}
+
+/// Without the throttle.
+fn validator_limits(scalekit: &file::Scalekit, cache: &file::NegativeCache) -> validator::Settings {
+    let per_minute = scalekit.validations_per_minute.to_u32();
+    validator::Settings {
+        timeout: scalekit.timeout.0,
+        max_in_flight_per_key: scalekit.max_in_flight_per_key.to_usize(),
+        max_in_flight: scalekit.max_in_flight.to_usize(),
+        max_waiting: scalekit.max_waiting.to_usize(),
+        max_per_minute: (per_minute > 0).then_some(per_minute),
+        negative_ttl: cache.ttl.0,
+        negative_entries: cache.max_entries.0,
+        bad_keys_per_minute: None,
+    }
+}
+
+fn convert_credential(file: &file::Credential, place: &Place<'_>) -> credential::Settings {
+    let (min_length, max_length) = (file.min_length.to_usize(), file.max_length.to_usize());
+    if min_length > max_length {
+        let blamed = if place.has("max_length") { "max_length" } else { "min_length" };
+        place.child(blamed).add_problem(format!(
+            "leaves no key: the shortest would have {min_length} characters, the longest {max_length}"
+        ));
+    }
+    credential::Settings { alphabet: file.alphabet.0, min_length, max_length }
+}
+
+/// `revalidate_every` and `unconfirmed_for`.
+fn convert_streams(file: &file::Streams, place: &Place<'_>) -> (Duration, Duration) {
+    let every = file.revalidate_every.0;
+    let within = file.unconfirmed_for.map_or(2 * every, |within| within.0);
+    if within < every {
+        let every = humantime::format_duration(every);
+        place.child("unconfirmed_for").add_problem(format!(
+            "should be at least \"{every}\" (streams.revalidate_every): no key is confirmed more often"
+        ));
+    }
+    (every, within)
+}
+
+fn check_listeners(root: &Place<'_>, server: &Listen, admin: &Listen) {
+    if clash(server, admin) {
+        let (section, other, taken) = match root.child("admin").has("listen") {
+            true => ("admin", "server", server),
+            false => ("server", "admin", admin),
+        };
+        root.child(section).child("listen").add_problem(format!(
+            "is taken by {other}.listen, {taken}; health and metrics have a port of their own"
+        ));
+    }
+}
+
+fn warn_of_addresses(
+    root: &Place<'_>,
+    routes: Option<&RouteTable>,
+    validator: &validator::Settings,
+    proxies: [&Trusted; 2],
+) {
+    let takes_keys =
+        routes.is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
+    if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
+        root.warn(
+            "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
+             for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
+             front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute",
+        );
+    }
+    if validator.bad_keys_per_minute.is_some() && proxies == [&Trusted::default(); 2] {
+        root.warn(
+            "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
+             one address, and so one allowance",
+        );
+    }
+    for (key, proxies) in ["trusted_proxies", "proxy_protocol_from"].into_iter().zip(proxies) {
+        if proxies.networks.iter().any(|network| network.prefix_len() == 0) {
+            root.warn(format!(
+                "server.{key} has a network of all addresses: everybody can say who the client is"
+            ));
+        }
+    }
+}
+
+fn merge_trusted(given: Vec<Text<Trusted>>) -> Trusted {
+    given.into_iter().fold(Trusted::default(), |mut merged, Text(one)| {
+        merged.networks.extend(one.networks);
+        merged.unix |= one.unix;
+        merged
+    })
+}
+
+/// A certificate and its key that can be used together.
+pub(super) fn convert_tls(file: file::TlsFiles, place: &Place<'_>) -> Option<KeyPair> {
+    let certificate = place.require("certificate", file.certificate, "\"/tls/tls.crt\"");
+    let key = place.require("key", file.key, "\"/tls/tls.key\"");
+    let certificate = place.convert("certificate", certificate, |path| check_file(&path.0));
+    let key = place.convert("key", key, |path| check_file(&path.0));
+    let pair = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
+    place.convert("certificate", pair, check_pair)
+}
+
+/// The path of a PEM file.
+pub(super) struct PemPath(String);
+
+impl FromText for PemPath {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        // SECURITY: what is in the file may be a key, and is not repeated.
+        match text.contains("-----BEGIN") {
+            true => Err("should be the path of a PEM file, not what is in one".to_owned()),
+            false => Ok(Self(text.to_owned())),
+        }
+    }
+}
+
+/// A file that can be read.
+pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
+    // SECURITY: a key that stands here in base64 is no path, and is not repeated.
+    let is_path = given.starts_with('/') || given.contains('.');
+    let name = if is_path { quoted(given) } else { "the file".to_owned() };
+    let fail = |error: &dyn Display| format!("{name} cannot be read: {error}");
+    let path = Path::new(given);
+    // A pipe would wait for somebody to write; a directory can be opened, and not read.
+    let metadata = std::fs::metadata(path).map_err(|error| fail(&error))?;
+    if !metadata.is_file() {
+        return Err(fail(&"it is not a file"));
+    }
+    std::fs::File::open(path).map_err(|error| fail(&error))?;
+    Ok(path.to_owned())
+}
+
+/// A file with root certificates that can be used.
+pub(super) fn check_roots(path: &PemPath) -> Result<PathBuf, String> {
+    let path = check_file(path)?;
+    tls::client(Some(&path), None, &[]).map_err(|error| error.to_string())?;
+    Ok(path)
+}
+
+/// A certificate and its key that can be used together.
+pub(super) fn check_pair(pair: KeyPair) -> Result<KeyPair, String> {
+    ServerCertificate::read(&pair).map_err(|error| error.to_string())?;
+    Ok(pair)
+}
+
+/// The realm of `WWW-Authenticate`.
+pub(super) struct Realm(pub(super) String);
+
+impl FromText for Realm {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        let is_plain = !text.is_empty()
+            && text.bytes().all(|byte| (b' '..=b'~').contains(&byte) && !b"\"\\".contains(&byte));
+        let problem = || "should be printable ASCII without '\"' and '\\'".to_owned();
+        is_plain.then(|| Self(text.to_owned())).ok_or_else(problem)
+    }
+
+    fn format_text(&self) -> Option<String> {
+        Some(self.0.clone())
+    }
+}
