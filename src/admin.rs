@@ -117,7 +117,7 @@ impl Admin {
             }
             "/routes" => {
                 let gateway = self.current.gateway();
-                let routes: Vec<_> = gateway.routes.routes().iter().map(route).collect();
+                let routes: Vec<_> = gateway.routes.routes().iter().map(route_as_json).collect();
                 answer(
                     StatusCode::OK,
                     "application/json",
@@ -139,7 +139,7 @@ fn is_probe(path: &str) -> bool {
 }
 
 /// A route as programs read it. Nothing in it is secret: it is the route file again.
-fn route(route: &Route) -> serde_json::Value {
+pub(crate) fn route_as_json(route: &Route) -> serde_json::Value {
     let methods: Option<Vec<&str>> =
         route.methods.as_ref().map(|methods| methods.iter().map(Method::as_str).collect());
     let auth = match &route.auth {

@@ -1,6 +1,7 @@
 //! The command line. Exit code 0: fine, 1: failed, 2: used wrongly.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where Keyward talks to people")]
 
+mod check;
 mod demo;
 mod health;
 mod keys;
@@ -19,7 +20,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tokio::sync::Notify;
 
 use crate::access_log;
-use crate::config::{self, Config, Environment, Resources};
+use crate::config::{self, Environment};
 use crate::metrics::Metrics;
 use crate::server::{Server, reload};
 
@@ -42,8 +43,11 @@ enum Command {
     /// and prints curl lines to try. Ends with Ctrl-C.
     Dev(demo::Dev),
     /// Read a configuration as `run` would, report every problem, and show the routes
-    #[command(after_help = "Example: keyward check keyward.toml")]
-    Check(RouteFile),
+    #[command(after_help = CHECK_HELP)]
+    Check(check::CheckArgs),
+    /// Print the JSON Schema of the route file, for editors
+    #[command(after_help = SCHEMA_HELP)]
+    Schema,
     /// Show what happens to a request: its route, what that asks for, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
     Explain {
@@ -87,6 +91,19 @@ Signals:
   SIGTERM, SIGINT  drain, then stop; a second one stops at once
   SIGHUP           read the route file again, as happens by itself when it changes";
 
+const CHECK_HELP: &str = "\
+A FILE of - is standard input.
+
+Examples:
+  keyward check keyward.toml
+  keyward check --format json - < keyward.toml";
+
+const SCHEMA_HELP: &str = "\
+Editors with a TOML language server complete and explain the keys of a route file that begins with
+the line  #:schema ./keyward.schema.json
+
+Example: keyward schema";
+
 #[derive(Args)]
 struct ConfigFile {
     /// The route file
@@ -123,7 +140,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(file) => run(file.path()),
         Command::Dev(args) => demo::dev(args),
-        Command::Check(file) => check(&file.path()),
+        Command::Check(args) => return finish(check::check(args)),
+        Command::Schema => check::schema(),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
         Command::Keys(args) => {
             // Where it cannot be had the command is no worse than any other program of the user's.
@@ -160,16 +178,6 @@ fn without_keys(mut error: clap::Error) -> clap::Error {
     error
 }
 
-impl ConfigFile {
-    /// To look at, not to run.
-    fn load(&self) -> Result<Config> {
-        let mut config = config::load(&self.config, &Environment::process().without_scalekit())?;
-        // Not to the memory of this machine, which need not be where it will run.
-        config.fit(Resources::default());
-        Ok(config)
-    }
-}
-
 fn run(file: ConfigFile) -> Result<()> {
     let protected = protect_memory();
     let hup = Arc::new(Notify::new());
@@ -193,17 +201,8 @@ fn run(file: ConfigFile) -> Result<()> {
     })
 }
 
-fn check(file: &ConfigFile) -> Result<()> {
-    let config = file.load()?;
-    for warning in &config.warnings {
-        eprintln!("warning: {warning}");
-    }
-    print(&format!("{}\n{} is fine.\n", config::describe_routes(&config), file.config.display()))?;
-    Ok(())
-}
-
 fn explain(file: &ConfigFile, method: &str, target: &str) -> Result<()> {
-    let text = config::explain(&file.load()?, method, target).map_err(anyhow::Error::msg)?;
+    let text = config::explain(&check::load(&file.config)?, method, target).map_err(anyhow::Error::msg)?;
     print(&text)?;
     Ok(())
 }

@@ -1,5 +1,8 @@
 //! The commands around the proxy: what they take, and what they say when something is wrong.
 
+use std::process::Stdio;
+
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -70,6 +73,62 @@ async fn check_takes_the_file_by_position() {
     let (code, _, error) = run(keyward(&["check"])).await;
     assert_eq!(code, 2);
     assert!(error.contains("--config"), "{error}");
+}
+
+/// As `run`, with this on standard input.
+async fn run_with_stdin(arguments: &[&str], text: &str) -> (i32, String, String) {
+    let mut command = keyward(arguments);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
+    let output = timeout(LIMIT, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+const GOOD_FILE: &str = include_str!("../../config/keyward.toml");
+
+#[tokio::test]
+async fn check_reads_standard_input() {
+    let (code, out, _) = run_with_stdin(&["check", "-"], GOOD_FILE).await;
+    assert_eq!(code, 0);
+    assert!(out.contains("the configuration is fine"), "{out}");
+    let (code, out, error) = run_with_stdin(&["check", "-"], "version = 2\n").await;
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(error.contains("<stdin>:1:11: version: is one that this Keyward does not know"), "{error}");
+    let (code, _, error) = run_with_stdin(&["check", "-"], &"#".repeat((1 << 20) + 1)).await;
+    assert_eq!(code, 1);
+    assert!(error.contains("<stdin>: is longer than 1 MiB"), "{error}");
+}
+
+#[tokio::test]
+async fn check_reports_problems_and_routes_as_json() {
+    let (code, out, error) = run_with_stdin(&["check", "--format", "json", "-"], GOOD_FILE).await;
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, error.as_str(), &report["ok"]), (0, "", &true.into()));
+    assert_eq!((&report["problems"], &report["routes"][0]["path"]), (&serde_json::json!([]), &"/*".into()));
+    let warning = report["warnings"][0].as_str().unwrap();
+    assert!(warning.starts_with("SCALEKIT_ENVIRONMENT_URL is not set"), "{warning}");
+
+    let wrong =
+        GOOD_FILE.replace("version = 1", "version = 1\n[scalekit]\nclient_secret = \"hunter2\"\nnone = 1");
+    let (code, out, error) = run_with_stdin(&["check", "--format", "json", "-"], &wrong).await;
+    let report: serde_json::Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((code, error.as_str(), &report["ok"]), (1, "", &false.into()));
+    assert_eq!(report["problems"].as_array().map(Vec::len), Some(2), "{report}");
+    let line = wrong.lines().position(|line| line.starts_with("client_secret")).unwrap() + 1;
+    let message = "a secret does not belong in this file; set SCALEKIT_CLIENT_SECRET, or client_secret_file";
+    let expected = serde_json::json!({
+        "file": "<stdin>", "line": line, "column": 1, "key": "scalekit.client_secret", "message": message
+    });
+    assert_eq!(report["problems"][0], expected);
+    assert!(!out.contains("hunter2"), "{out}");
+}
+
+#[tokio::test]
+async fn schema_prints_the_file_beside_the_samples() {
+    let (code, out, _) = run(keyward(&["schema"])).await;
+    assert_eq!((code, out.as_str()), (0, include_str!("../../config/keyward.schema.json")));
 }
 
 #[tokio::test]

@@ -275,7 +275,7 @@ async fn wrong_use_is_exit_code_2_and_help_is_0() {
     assert_eq!(run(&[]).await.0, 2);
     let (code, help, _) = run(&["--help"]).await;
     assert_eq!(code, 0);
-    for command in ["run", "dev", "check", "explain", "emulator", "healthcheck"] {
+    for command in ["run", "dev", "check", "schema", "explain", "emulator", "healthcheck"] {
         assert!(help.contains(command));
         assert_eq!(run(&[command, "--help"]).await.0, 0);
     }
