@@ -1,6 +1,7 @@
 //! Reads TOML into the types of `file` and reports every problem: where serde stops at the first, the entry that it stopped
 //! at is removed from a copy of the document, and serde is asked again.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use serde::de::DeserializeOwned;
@@ -171,14 +172,12 @@ impl<'f> Place<'f> {
         self.within(dotted(&self.path, key), self.table().and_then(|table| table.get(key)))
     }
 
-    /// The item of this array with this span, and its index.
-    pub(super) fn item(&self, span: &Range<usize>) -> (usize, Self) {
+    /// The items of this array with their indices, by where they are.
+    pub(super) fn items(&self) -> HashMap<usize, (usize, Self)> {
         let items = self.value.and_then(|value| value.get_ref().as_array());
-        let found = items.and_then(|items| items.iter().enumerate().find(|(_, item)| item.span() == *span));
-        match found {
-            Some((index, item)) => (index, self.within(format!("{}[{index}]", self.path), Some(item))),
-            None => (0, self.clone()),
-        }
+        let items = items.into_iter().flat_map(|items| items.iter()).enumerate();
+        let place = |(index, item)| self.within(format!("{}[{index}]", self.path), Some(item));
+        items.map(|(index, item)| (item.span().start, (index, place((index, item))))).collect()
     }
 
     /// The keys of this table, in the order of the file.

@@ -13,9 +13,9 @@ use super::routes::{Host, RoleName, RouteName};
 use super::scalekit::{SecretPath, VisibleText};
 use super::settings::{PemPath, Realm};
 use super::upstreams::{ServerNameText, UpstreamUrl};
-use super::values::{
-    BadKeys, Choice, Choices, Claims, Lifetime, Named, Number, Size, SocketMode, Table, Text, Time, Version,
-};
+use super::values::special::{BadKeys, Lifetime, SocketMode, Version};
+use super::values::tables::{Claims, Named, Table};
+use super::values::{Choice, Choices, Number, Size, Text, Time};
 use crate::access_log::Format;
 use crate::credential::{self, Alphabet};
 use crate::listener::Listen;

@@ -9,7 +9,8 @@ use toml::Spanned;
 use super::diagnostics::quoted;
 use super::document::Place;
 use super::file;
-use super::values::{Claims, FromText, Text};
+use super::values::tables::Claims;
+use super::values::{FromText, Text};
 use crate::identity::{Headers, Settings};
 use crate::upstream::forwarded;
 
@@ -92,12 +93,15 @@ pub(super) fn convert_pass_headers(
     identity: &Settings,
     has_trusted: bool,
 ) -> Vec<HeaderName> {
-    let (identity, mut passed) = (Headers::new(identity.clone()), Vec::new());
+    let (identity, items, mut passed) = (Headers::new(identity.clone()), place.items(), Vec::new());
     for name in names {
-        let span = name.span();
+        let start = name.span().start;
         match check_passed_header(name.into_inner().0, &identity) {
             Ok(name) => passed.push(name),
-            Err(problem) => place.item(&span).1.add_problem(problem),
+            Err(problem) => {
+                let item = items.get(&start).map_or(place, |(_, item)| item);
+                item.add_problem(problem);
+            }
         }
     }
     if !passed.is_empty() && !has_trusted {

@@ -12,7 +12,8 @@ use super::diagnostics::{Lines, did_you_mean, quoted};
 use super::document::{Place, dotted};
 use super::file::{self, Authentication};
 use super::urls::read_host;
-use super::values::{FromText, Table, Text};
+use super::values::tables::Table;
+use super::values::{FromText, Text};
 use crate::origin::Address;
 use crate::policy::{Requirement, Scope};
 use crate::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
@@ -39,8 +40,14 @@ pub(super) fn convert_routes(
     }
     let mut is_whole = !place.is_faulty();
     let (mut routes, mut labels): (Vec<Numbered<'_>>, _) = (Vec::new(), HashMap::new());
+    let mut places = place.items();
     for route in file {
-        let (index, place) = place.item(&route.span());
+        let Some((index, place)) = places.remove(&route.span().start) else {
+            // SECURITY: a route is never left out, as a looser one could take its requests.
+            place.add_problem("has a route whose place in the file is not known");
+            is_whole = false;
+            continue;
+        };
         let route = route.into_inner().0;
         let name = route.name.as_ref().map(|name| name.0.0.clone());
         if let Some(other) = name.and_then(|name| labels.insert(name, index)) {

@@ -1,0 +1,109 @@
+//! Values that a single key has.
+
+use std::time::Duration;
+
+use schemars::{Schema, json_schema};
+use serde_json::{Value as Json, json};
+
+use super::{DAY, DURATION_PATTERN, Number, Scalar};
+use crate::config::parse_duration;
+
+/// The version of the format: 1.
+pub(in crate::config) struct Version;
+
+impl Scalar for Version {
+    fn describe() -> String {
+        "1".to_owned()
+    }
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        let problem = || "is one that this Keyward does not know; it knows 1".to_owned();
+        Some((number == 1).then_some(Self).ok_or_else(problem))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "const": 1 })
+    }
+}
+
+/// The limit of bad keys in a minute: 0 for none, or "auto".
+#[derive(Clone, Copy)]
+pub(in crate::config) enum BadKeys {
+    Auto,
+    PerMinute(u32),
+}
+
+type BadKeysNumber = Number<0, 1_000_000>;
+
+impl Scalar for BadKeys {
+    fn describe() -> String {
+        "\"auto\" or a whole number".to_owned()
+    }
+
+    fn from_integer(number: i128) -> Option<Result<Self, String>> {
+        Some(BadKeysNumber::from_integer(number)?.map(|number| Self::PerMinute(number.to_u32())))
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        let problem = || "should be \"auto\" or a whole number without quotes".to_owned();
+        Some((text == "auto").then_some(Self::Auto).ok_or_else(problem))
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "anyOf": [{ "const": "auto" }, BadKeysNumber::schema()] })
+    }
+
+    fn to_json(&self) -> Json {
+        match self {
+            Self::Auto => json!("auto"),
+            Self::PerMinute(number) => json!(number),
+        }
+    }
+}
+
+/// The longest life of a key, from an hour to ten years.
+pub(in crate::config) struct Lifetime(pub(in crate::config) Duration);
+
+impl Scalar for Lifetime {
+    fn describe() -> String {
+        "a duration in quotes, such as \"90d\"".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        let range = DAY / 24..=3660 * DAY;
+        Some(match parse_duration(text) {
+            None => Err(format!("should be {}", Self::describe())),
+            Some(given) if range.contains(&given) => Ok(Self(given)),
+            Some(_) => Err("should be from \"1h\" to \"3660d\"".to_owned()),
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "pattern": DURATION_PATTERN })
+    }
+}
+
+/// The mode of a socket as `chmod` takes it, and nothing for others.
+pub(in crate::config) struct SocketMode(pub(in crate::config) u32);
+
+impl Scalar for SocketMode {
+    fn describe() -> String {
+        "the mode of the socket in quotes, \"0600\" or \"0660\"".to_owned()
+    }
+
+    fn from_text(text: &str) -> Option<Result<Self, String>> {
+        Some(match text {
+            "0600" | "600" => Ok(Self(0o600)),
+            "0660" | "660" => Ok(Self(0o660)),
+            _ => Err(format!("should be {}: nobody else may manage keys", Self::describe())),
+        })
+    }
+
+    fn schema() -> Schema {
+        json_schema!({ "type": "string", "enum": ["0600", "0660", "600", "660"] })
+    }
+
+    fn to_json(&self) -> Json {
+        json!(format!("{:04o}", self.0))
+    }
+}
