@@ -204,7 +204,7 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
             }
             all
         };
-        let attack = hold(flooded.address, 400, Duration::from_secs(5), asks);
+        let attack = hold(flooded.address, 120, Duration::from_secs(5), asks);
         let seen = flooded.beside(attack).await;
         flooded.end(&format!("answers unread, {scheme} upstream"), seen).await;
     }
