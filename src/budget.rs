@@ -165,7 +165,13 @@ impl Account {
         if self.has_room() {
             return Poll::Ready(());
         }
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).push(cx.waker().clone());
+        {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            // However often one is polled, it waits once.
+            if !waiters.iter().any(|waiter| waiter.will_wake(cx.waker())) {
+                waiters.push(cx.waker().clone());
+            }
+        }
         self.has_waiters.store(true, Ordering::SeqCst);
         // What was given back meanwhile woke nobody.
         if self.has_room() { Poll::Ready(()) } else { Poll::Pending }
