@@ -4,10 +4,12 @@
 //! What is not counted here is bounded by number: connections, with their buffers and HTTP/2 windows (`CONNECTION`).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
 
 /// What a connection may take beside its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share of the
 /// larger windows, and its tables, tasks and TLS state. A head that is arriving (`limits.head`) comes on top.
@@ -24,6 +26,9 @@ const PLANNED_PERCENT: usize = 70;
 const PROCESS: usize = 16 * 1024 * 1024;
 /// A remembered bad key, in bytes.
 const BAD_KEY: usize = 256;
+
+/// How long a connection counts as a good caller's after its last request that was admitted with a key.
+const GOOD_FOR: Duration = Duration::from_secs(60);
 
 /// How the memory is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub struct Budget {
     limit: AtomicUsize,
     held: AtomicUsize,
     connections: AtomicUsize,
+    /// Connections with bodies that wait for room.
+    waiting: Mutex<Vec<Weak<Account>>>,
 }
 
 impl Budget {
@@ -65,12 +72,30 @@ impl Budget {
             limit: AtomicUsize::new(limit),
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            waiting: Mutex::default(),
         })
     }
 
     /// Another limit, from now on.
     pub fn resize(&self, limit: usize) {
-        self.limit.store(limit, Ordering::Relaxed);
+        self.limit.store(limit, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// Has every body that waits for room look again: there is more, or a connection less to share it.
+    fn wake_all(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for account in waiting.iter().filter_map(Weak::upgrade) {
+            account.is_listed.store(false, Ordering::SeqCst);
+            account.wake();
+        }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let (before, common) = (self.held.fetch_sub(bytes, Ordering::SeqCst), self.common());
+        if before > common && before - bytes <= common {
+            self.wake_all();
+        }
     }
 
     /// What is held, in bytes.
@@ -85,7 +110,7 @@ impl Budget {
 
     /// What all may hold before shares count.
     fn common(&self) -> usize {
-        self.limit.load(Ordering::Relaxed) / 2
+        self.limit.load(Ordering::SeqCst) / 2
     }
 
     /// A connection's share of the other half. Connections that are ending count, and take nobody's least share.
@@ -99,18 +124,24 @@ impl Budget {
     }
 
     fn exceeds(&self, more: usize) -> bool {
-        self.held.load(Ordering::Relaxed).saturating_add(more) > self.common()
+        self.held.load(Ordering::SeqCst).saturating_add(more) > self.common()
     }
 }
 
-/// What one connection holds.
+/// What one connection holds, and whether it may have to make room for another.
 #[derive(Debug)]
 pub struct Account {
     budget: Arc<Budget>,
     held: AtomicUsize,
     /// Of that, pieces of bodies on their way to somebody.
     pieces: AtomicUsize,
-    has_shown_a_good_key: AtomicBool,
+    /// Requests under way that were admitted with a key.
+    admitted: AtomicUsize,
+    /// When the last of them ended, unless the key shown since was bad.
+    last_admitted: Mutex<Option<Instant>>,
+    evicted: CancellationToken,
+    /// Whether the budget tells this one when there is room again.
+    is_listed: AtomicBool,
     has_waiters: AtomicBool,
     waiters: Mutex<Vec<Waker>>,
 }
@@ -123,22 +154,42 @@ impl Account {
             budget: Arc::clone(budget),
             held: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
-            has_shown_a_good_key: AtomicBool::new(false),
+            admitted: AtomicUsize::new(0),
+            last_admitted: Mutex::default(),
+            evicted: CancellationToken::new(),
+            is_listed: AtomicBool::new(false),
             has_waiters: AtomicBool::new(false),
             waiters: Mutex::default(),
         })
     }
 
-    /// A request of this connection was admitted with a key.
-    pub fn show_a_good_key(&self) {
-        if !self.has_shown_a_good_key.load(Ordering::Relaxed) {
-            self.has_shown_a_good_key.store(true, Ordering::Relaxed);
-        }
+    /// A request of this connection was admitted with a key, until the guard is dropped.
+    pub fn admit(self: &Arc<Self>) -> Admitted {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
+        Admitted(Arc::clone(self))
     }
 
-    /// Whether a request of this connection ever was.
-    pub fn has_shown_a_good_key(&self) -> bool {
-        self.has_shown_a_good_key.load(Ordering::Relaxed)
+    /// A request of this connection came with a bad key.
+    ///
+    /// SECURITY: or the holder of a revoked key would keep places that were given to it while it was good.
+    pub fn show_a_bad_key(&self) {
+        *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether a request that was admitted with a key is under way here, or was lately.
+    pub fn is_of_good_key(&self) -> bool {
+        let last = || *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admitted.load(Ordering::Relaxed) > 0 || last().is_some_and(|last| last.elapsed() < GOOD_FOR)
+    }
+
+    /// Has the connection end at once, its tunnel included.
+    pub fn evict(&self) {
+        self.evicted.cancel();
+    }
+
+    /// Completes when the connection must make room for another.
+    pub async fn evicted(&self) {
+        self.evicted.cancelled().await;
     }
 
     /// Whether all connections together hold so much that each must keep to its share.
@@ -161,7 +212,7 @@ impl Account {
     }
 
     /// Ready when more of a body may be asked for: one piece at a time where memory is tight.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.has_room() {
             return Poll::Ready(());
         }
@@ -173,6 +224,10 @@ impl Account {
             }
         }
         self.has_waiters.store(true, Ordering::SeqCst);
+        if !self.is_listed.swap(true, Ordering::SeqCst) {
+            let mut waiting = self.budget.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.push(Arc::downgrade(self));
+        }
         // What was given back meanwhile woke nobody.
         if self.has_room() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -183,18 +238,37 @@ impl Account {
     }
 
     fn hold(self: &Arc<Self>, bytes: usize, is_piece: bool) -> Held {
-        self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.held.fetch_add(bytes, Ordering::SeqCst);
         self.held.fetch_add(bytes, Ordering::Relaxed);
         if is_piece {
             self.pieces.fetch_add(bytes, Ordering::Relaxed);
         }
         Held { account: Arc::clone(self), bytes, is_piece }
     }
+
+    fn wake(&self) {
+        if self.has_waiters.swap(false, Ordering::SeqCst) {
+            let waiters = std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
+            waiters.into_iter().for_each(Waker::wake);
+        }
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.budget.connections.fetch_sub(1, Ordering::Relaxed);
+        self.budget.connections.fetch_sub(1, Ordering::SeqCst);
+        self.budget.wake_all();
+    }
+}
+
+/// One request that was admitted with a key.
+#[derive(Debug)]
+pub struct Admitted(Arc<Account>);
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        *self.0.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.0.admitted.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -209,16 +283,12 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let account = &self.account;
-        account.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
         account.held.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.is_piece {
             account.pieces.fetch_sub(self.bytes, Ordering::SeqCst);
-            if account.has_waiters.swap(false, Ordering::SeqCst) {
-                let waiters =
-                    std::mem::take(&mut *account.waiters.lock().unwrap_or_else(PoisonError::into_inner));
-                waiters.into_iter().for_each(Waker::wake);
-            }
+            account.wake();
         }
+        account.budget.give_back(self.bytes);
     }
 }
 
@@ -281,5 +351,44 @@ mod tests {
         }
         assert_eq!(Plan::new(8192 * MIB, 100, 65_536, 0).connections, 100);
         assert_eq!(Plan::new(0, 100, 65_536, usize::MAX).connections, 1);
+    }
+
+    struct Count(AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn body_that_waits_for_memory_is_woken_when_others_give_it_back() {
+        let budget = Budget::new(8 * REQUEST);
+        let (account, flood) = (Account::open(&budget), Account::open(&budget));
+        // A piece that its reader does not take, as of an upload or of another stream.
+        let _stuck = account.piece(REQUEST);
+        let others = flood.piece(8 * REQUEST);
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert!(account.poll_room(&mut cx).is_pending());
+        drop(others);
+        assert!(!account.is_tight(), "there is room for everybody again");
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1, "nobody tells the body that waits");
+    }
+
+    #[test]
+    fn waiting_body_is_kept_once_however_often_it_is_polled() {
+        let budget = Budget::new(8 * REQUEST);
+        let account = Account::open(&budget);
+        let _stuck = account.piece(8 * REQUEST);
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        for _ in 0..1000 {
+            assert!(account.poll_room(&mut Context::from_waker(&waker)).is_pending());
+        }
+        drop(waker);
+        // Each clone of the waker is a reference.
+        assert!(Arc::strong_count(&woken) <= 2, "{} wakers are kept", Arc::strong_count(&woken) - 1);
     }
 }

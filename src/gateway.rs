@@ -82,7 +82,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Answers a request, and records it once the answer has ended.
-    pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Account) -> Response<Body> {
+    pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
         let believed = self.trusted.believes(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
         let client = self.trusted.client(peer, request.headers());
@@ -91,7 +91,7 @@ impl Gateway {
         let caller = Caller::of(&request);
         let arrival = Arrival { peer, believed, client, account };
         let mut response = match self.pass(request, arrival, &mut record).await {
-            Ok(passed) => self.answer(passed, record, &caller),
+            Ok(passed) => self.answer(passed, record, &caller, account),
             Err(rejection) => {
                 record.rejected(&rejection);
                 rejection.response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
@@ -136,10 +136,15 @@ impl Gateway {
                 let (key, began) = (key?, Instant::now());
                 let identity = self.validator.validate(&key, arrival.client).await;
                 record.validation = Some(began.elapsed());
-                let identity = identity?;
-                arrival.account.show_a_good_key();
+                let identity = identity.inspect_err(|rejection| {
+                    if *rejection == Rejection::InvalidKey {
+                        arrival.account.show_a_bad_key();
+                    }
+                })?;
+                let admitted = arrival.account.admit();
                 record.identity = Some(Arc::clone(&identity));
-                let revalidation = Revalidation::new(self, key, &identity, requirement, began.into());
+                let revalidation =
+                    Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
                 (requirement.admit(identity)?, revalidation)
             }
         };
@@ -241,18 +246,25 @@ impl Gateway {
     }
 
     /// The answer, watched and recorded to its end.
-    fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
+    fn answer(
+        &self,
+        passed: Passed,
+        mut record: Record,
+        caller: &Caller,
+        account: &Arc<Account>,
+    ) -> Response<Body> {
         let Passed { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
             return response.map(|body| Answer::wrap(body, record, revalidation, status, exchange));
         };
-        let closing = self.closing.clone();
+        let (closing, account) = (self.closing.clone(), Arc::clone(account));
         self.tunnels.spawn(async move {
             let _exchange = exchange;
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
+                    () = account.evicted() => (CloseCode::TryAgainLater, "evicted"),
                     rejection = revalidation.closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };
@@ -304,7 +316,7 @@ struct Arrival<'a> {
     peer: Peer,
     believed: bool,
     client: Option<std::net::IpAddr>,
-    account: &'a Account,
+    account: &'a Arc<Account>,
 }
 
 /// What a request is to its route.

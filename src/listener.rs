@@ -137,7 +137,7 @@ pub trait Handler: Send + Sync + 'static {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        account: &Account,
+        account: &Arc<Account>,
     ) -> impl Future<Output = Response<Body>> + Send;
 
     /// The answer to a request that the listener has no room for; its headers are gone but for the content type.

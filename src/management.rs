@@ -119,7 +119,7 @@ impl Handler for Management {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        _account: &Account,
+        _account: &Arc<Account>,
     ) -> Response<Body> {
         let tasks = self.tasks.clone();
         let answered = tasks.spawn(async move { self.handle(request, peer).await }).await;

@@ -350,7 +350,7 @@ impl Handler for Current {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        account: &Account,
+        account: &Arc<Account>,
     ) -> Response<Body> {
         let gateway = self.gateway();
         gateway.handle(request, peer, account).await

@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Gateway;
 use crate::body::{Body, BodyError};
+use crate::budget::Admitted;
 use crate::credential::ApiKey;
 use crate::identity::Identity;
 use crate::metrics::{Metrics, Outcome};
@@ -31,6 +32,8 @@ pub(super) struct Revalidation {
     /// Until it begins.
     question: Option<Question>,
     running: Option<Running>,
+    /// As long as this lasts, the connection is a good caller's.
+    _admitted: Option<Admitted>,
 }
 
 /// What it takes to ask again.
@@ -65,13 +68,14 @@ const JITTER: f64 = 0.1;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Revalidation {
-    /// For a request with this key, whose validation began at `admitted`.
+    /// For a request with this key, whose validation began at `began`.
     pub(super) fn new(
         gateway: &Gateway,
         key: ApiKey,
         identity: &Identity,
         requirement: &Requirement,
-        admitted: Instant,
+        began: Instant,
+        admitted: Admitted,
     ) -> Self {
         let question = Question {
             validator: Arc::clone(&gateway.validator),
@@ -81,9 +85,9 @@ impl Revalidation {
             every: gateway.settings.revalidate_every,
             unconfirmed_for: gateway.settings.unconfirmed_for,
             expiry: identity.expiry,
-            admitted,
+            admitted: began,
         };
-        Self { question: Some(question), running: None }
+        Self { question: Some(question), running: None, _admitted: Some(admitted) }
     }
 
     /// When a request without a head of its answer must be looked at, if it is still there.

@@ -44,8 +44,8 @@ pub(super) struct Clock {
     taken_back: AtomicUsize,
     /// Told when there are too many of them.
     fickle: Notify,
-    /// Told when a new connection needs the place.
-    evicted: Notify,
+    /// Whether it is a tunnel now, whose silence says nothing.
+    is_tunnel: AtomicBool,
     /// What the connection holds.
     pub(super) account: Arc<Account>,
     /// Its place among those of its address, where that is limited.
@@ -71,7 +71,7 @@ impl Clock {
             stuck: AtomicU64::new(0),
             taken_back: AtomicUsize::new(0),
             fickle: Notify::new(),
-            evicted: Notify::new(),
+            is_tunnel: AtomicBool::new(false),
             account,
             from_address: OnceLock::new(),
         }
@@ -82,7 +82,7 @@ impl Clock {
     }
 
     pub(super) fn silent(&self) -> Silent {
-        if self.busy.load(Ordering::Relaxed) > 0 {
+        if self.busy.load(Ordering::Relaxed) > 0 || self.is_tunnel.load(Ordering::Relaxed) {
             return Silent::Not;
         }
         let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
@@ -95,14 +95,9 @@ impl Clock {
         self.fickle.notified().await;
     }
 
-    /// Ends the connection.
-    pub(super) fn evict(&self) {
-        self.evicted.notify_one();
-    }
-
-    /// Completes when it must end for a new one.
-    pub(super) async fn evicted(&self) {
-        self.evicted.notified().await;
+    /// From now on the connection is a tunnel.
+    pub(super) fn become_tunnel(&self) {
+        self.is_tunnel.store(true, Ordering::Relaxed);
     }
 
     /// Whether anything has arrived yet.

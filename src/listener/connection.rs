@@ -163,7 +163,7 @@ impl Server {
     ) {
         tokio::select! {
             () = self.accept(accepted, open, Arc::clone(&clock), handler, phases) => {}
-            () = clock.evicted() => self.count("evicted"),
+            () = clock.account.evicted() => self.count("evicted"),
         }
     }
 
@@ -262,7 +262,7 @@ impl Server {
             move |mut request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
-                let account = Arc::clone(&clock.account);
+                let (clock, account) = (Arc::clone(&clock), Arc::clone(&clock.account));
                 let admitted = admit(&mut request, max_headers, &account);
                 // What comes behind such a head was not looked at, as it may be another protocol's.
                 let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
@@ -281,6 +281,9 @@ impl Server {
                         Err(rejection) => (handler.refuse(request, peer, rejection), None),
                     };
                     asked.answered();
+                    if is_upgrade(&response) {
+                        clock.become_tunnel();
+                    }
                     let last = unread || (draining.is_cancelled() && version < Version::HTTP_2);
                     if last && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

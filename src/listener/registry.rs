@@ -46,13 +46,13 @@ impl Registry {
         Entry { registry: Arc::clone(self), number }
     }
 
-    /// Ends the oldest connection that never showed a good key and is silent, or else the oldest one that never did and is
-    /// old. None that ever showed one.
+    /// Ends the oldest connection of no good key that is silent, or else the oldest one of no good key that is old, with
+    /// its tunnel if it is one. None of a good key ([`Account::is_of_good_key`](crate::budget::Account::is_of_good_key)).
     ///
     /// SECURITY: so that strangers who hold connections, in silence or not, shut nobody out.
     pub(super) fn evict_one(&self) -> bool {
         let mut open = lock(&self.open);
-        let strangers = || open.clocks.iter().filter(|(_, clock)| !clock.account.has_shown_a_good_key());
+        let strangers = || open.clocks.iter().filter(|(_, clock)| !clock.account.is_of_good_key());
         let silent = |clock: &Clock| match clock.silent() {
             Silent::Not => false,
             Silent::Head(time) | Silent::Idle(time) => time >= SILENCE,
@@ -63,7 +63,7 @@ impl Registry {
         let Some(number) = found.map(|(number, _)| *number) else { return false };
         // Out of the list, as it may take a moment to end.
         if let Some(clock) = open.clocks.remove(&number) {
-            clock.evict();
+            clock.account.evict();
         }
         true
     }

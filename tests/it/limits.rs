@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::support::raw::Scripted;
+use crate::support::raw::{Client, Scripted};
 use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::tunnel::handshake;
 
 const POST: &str = "POST /public/x HTTP/1.1\r\nhost: a\r\n";
 
@@ -157,4 +158,50 @@ async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
         let most = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("the most of streams");
         assert_eq!(u32::from_be_bytes(most[2..].try_into().unwrap()), streams);
     }
+}
+
+#[tokio::test]
+async fn public_websockets_of_strangers_make_room_for_a_good_key() {
+    let routes = "[[routes]]\npath = \"/ws\"\nupstream = \"echo\"\nauth = \"none\"\n[[routes]]\npath = \"/*\"\nupstream = \"echo\"";
+    let stage =
+        Stage::with(Setup { sections: "[limits]\nconnections = 4", routes, ..Setup::default() }).await;
+    let key = stage.key();
+    let mut tunnels = Vec::new();
+    for _ in 0..4 {
+        let mut client = stage.connect().await;
+        client.send(handshake("/ws", "")).await;
+        assert_eq!(client.head().await.status, 101);
+        tunnels.push(client);
+    }
+    // Longer than the 30 s for which a request under way keeps its place.
+    let mut good = stage.connect().await;
+    good.send(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
+    let reply = timeout(Duration::from_secs(35), good.reply_within(Duration::from_secs(40))).await;
+    assert!(reply.is_ok(), "no answer in 35 s while strangers hold all connections as tunnels");
+}
+
+#[tokio::test]
+async fn connections_of_a_revoked_key_make_room_for_a_good_one() {
+    let stage = Stage::with(Setup {
+        sections: "[limits]\nconnections = 2\n[negative_cache]\nttl = \"5s\"",
+        ..Setup::default()
+    })
+    .await;
+    let issued = stage.issue(Default::default());
+    let key = stage.key();
+    let request = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", issued.key);
+    let mut held: Vec<Client> = Vec::new();
+    for _ in 0..2 {
+        let mut client = stage.connect().await;
+        client.send(&request).await;
+        assert_eq!(client.reply().await.status, 200);
+        held.push(client);
+    }
+    assert!(stage.emulator.revoke(&issued.token_id));
+    for client in &mut held {
+        client.send(&request).await;
+        assert_eq!(client.reply().await.status, 401);
+    }
+    let reply = timeout(Duration::from_secs(8), stage.get("/v1", &key)).await;
+    assert!(reply.is_ok(), "no answer in 8 s while connections of a revoked key hold all places");
 }

@@ -1,6 +1,7 @@
 //! The program under long bodies: how much memory they take, and what it prints meanwhile.
 
 mod floods;
+mod uploads;
 
 use keyward::dev::emulator::store::Issue;
 use keyward::dev::emulator::{self, Emulator};

@@ -154,8 +154,10 @@ impl Stage {
             ("SCALEKIT_CLIENT_ID", "dev"),
             ("SCALEKIT_CLIENT_SECRET", "dev"),
         ]);
-        let config =
+        let mut config =
             config::parse(&file, "test.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
+        // `limits.memory`, as `run` takes it into force.
+        config.fit(config::Resources::default());
         let metrics = Arc::new(Metrics::default());
         let server = Server::bind(config, Arc::clone(&metrics)).unwrap();
         let address = |listen| match listen {

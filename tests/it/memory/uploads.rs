@@ -1,0 +1,61 @@
+//! Good callers' uploads while strangers hold the memory there is for requests.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, StreamBody};
+use hyper::Method;
+use tokio::time::timeout;
+
+use crate::support::http::Speaks;
+use crate::support::{LIMIT, Setup, Stage, soon};
+
+/// In 64 MiB, 15 MiB are for all requests. Strangers who only begin uploads on the public route hold more than half of that.
+const SMALL: &str =
+    "[limits]\nmemory = \"64MiB\"\nbody_timeout = \"1h\"\n[negative_cache]\nmax_entries = 1000";
+
+async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
+    let stage = Stage::with(Setup { sections: SMALL, upstream, ..Setup::default() }).await;
+    let key = stage.key();
+    let mut strangers = Vec::new();
+    for requests in std::iter::once(90).chain(std::iter::repeat_n(1, 54)) {
+        let caller = stage.caller(Speaks::Http2).await;
+        for _ in 0..requests {
+            let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
+            let request = caller.request(Method::POST, "/public/x", "", body);
+            let mut caller = caller.again();
+            strangers.push(tokio::spawn(async move { caller.send(request).await.map(drop) }));
+        }
+    }
+    soon(|| stage.metrics.requests_in_flight.get() >= 130).await;
+    let mut client = stage.connect().await;
+    let head = format!(
+        "POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: {size}\r\n\r\n"
+    );
+    client.send(head).await;
+    for _ in 0..size / 10_000 {
+        client.send("x".repeat(10_000)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let reply = timeout(Duration::from_secs(3), client.reply_within(LIMIT)).await;
+    let status = reply.ok().map(|reply| reply.status);
+    if status.is_none() {
+        // The flood is over, and memory is there again.
+        strangers.iter().for_each(tokio::task::JoinHandle::abort);
+        soon(|| stage.metrics.requests_in_flight.get() <= 1).await;
+        let late = timeout(Duration::from_secs(5), client.reply_within(LIMIT)).await;
+        eprintln!("5 s after the end of the flood: {:?}", late.ok().map(|reply| reply.status));
+    }
+    strangers.iter().for_each(tokio::task::JoinHandle::abort);
+    status
+}
+
+#[tokio::test]
+async fn good_keys_upload_passes_over_http1_beside_a_flood() {
+    assert_eq!(upload_in_a_flood("", 60_000).await, Some(200));
+}
+
+#[tokio::test]
+async fn good_keys_upload_passes_over_http2_beside_a_flood() {
+    assert_eq!(upload_in_a_flood("http = \"2\"", 20_000).await, Some(200));
+    assert_eq!(upload_in_a_flood("http = \"2\"", 60_000).await, Some(200));
+}
