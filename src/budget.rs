@@ -22,10 +22,10 @@ pub const REQUEST: usize = 96 * 1024;
 pub const SHARE: usize = REQUEST + 32 * 1024;
 /// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
 const PLANNED_PERCENT: usize = 70;
-/// The process before its first connection, in bytes.
-const PROCESS: usize = 16 * 1024 * 1024;
+/// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
+const PROCESS: usize = 18 * 1024 * 1024;
 /// A remembered bad key, in bytes.
-const BAD_KEY: usize = 256;
+pub const BAD_KEY: usize = 256;
 
 /// How long a connection counts as a good caller's after its last request that was admitted with a key.
 const GOOD_FOR: Duration = Duration::from_secs(60);
@@ -43,7 +43,7 @@ impl Plan {
     /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
     ///
     /// ```text
-    /// 70 % of memory = 16 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
+    /// 70 % of memory = 18 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
     /// requests       ≥ connections × 2 × 128 KiB
     /// ```
     pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {

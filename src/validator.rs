@@ -318,17 +318,24 @@ impl Validator {
             if begins > now {
                 sleep_until(begins).await;
             }
-            let answer = self.call_once(key, class).await?;
-            match answer {
+            // Only a bad key costs its sender's allowance; of a key that was good lately, not even that.
+            let reserved = self.throttle.as_ref().zip(client).filter(|_| class == Class::Unknown);
+            if let Some((throttle, client)) = reserved {
+                throttle.reserve(client, now).map_err(Rejection::Throttled)?;
+            }
+            let answer = self.call_once(key, class).await;
+            if let Some((throttle, client)) = reserved
+                && !matches!(answer, Ok(Ok(Verdict::Invalid)))
+            {
+                throttle.give_back(client, Instant::now());
+            }
+            match answer? {
                 Ok(Verdict::Invalid) => {
                     // Only what is definite, for as long as the answer is young.
                     if let Some(negative) = &self.negative {
                         negative.insert(digest, ());
                     }
                     self.good.forget(&digest);
-                    if let (Some(throttle), Some(client)) = (&self.throttle, client) {
-                        throttle.bad(client, Instant::now());
-                    }
                     return Ok(Verdict::Invalid);
                 }
                 Ok(valid) => return Ok(valid),
