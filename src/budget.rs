@@ -9,7 +9,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 /// What a connection may take beside its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share of the
 /// larger windows, and its tables, tasks and TLS state. A head that is arriving (`limits.head`) comes on top.
@@ -61,6 +60,9 @@ pub struct Budget {
     limit: AtomicUsize,
     held: AtomicUsize,
     connections: AtomicUsize,
+    /// Connections with requests on public routes under way and no good key, and how many there may be.
+    public: AtomicUsize,
+    max_public: AtomicUsize,
     /// Connections with bodies that wait for room.
     waiting: Mutex<Vec<Weak<Account>>>,
 }
@@ -72,6 +74,8 @@ impl Budget {
             limit: AtomicUsize::new(limit),
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            public: AtomicUsize::new(0),
+            max_public: AtomicUsize::new(usize::MAX),
             waiting: Mutex::default(),
         })
     }
@@ -96,6 +100,11 @@ impl Budget {
         if before > common && before - bytes <= common {
             self.wake_all();
         }
+    }
+
+    /// Has requests on public routes leave a quarter of so many connections to others.
+    pub fn set_max_connections(&self, connections: usize) {
+        self.max_public.store(connections - connections / 4, Ordering::Relaxed);
     }
 
     /// What is held, in bytes.
@@ -137,9 +146,10 @@ pub struct Account {
     pieces: AtomicUsize,
     /// Requests under way that were admitted with a key.
     admitted: AtomicUsize,
-    /// When the last of them ended, unless the key shown since was bad.
+    /// Requests on public routes under way.
+    public: AtomicUsize,
+    /// When the last admitted one ended, unless the key shown since was bad.
     last_admitted: Mutex<Option<Instant>>,
-    evicted: CancellationToken,
     /// Whether the budget tells this one when there is room again.
     is_listed: AtomicBool,
     has_waiters: AtomicBool,
@@ -155,8 +165,8 @@ impl Account {
             held: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             admitted: AtomicUsize::new(0),
+            public: AtomicUsize::new(0),
             last_admitted: Mutex::default(),
-            evicted: CancellationToken::new(),
             is_listed: AtomicBool::new(false),
             has_waiters: AtomicBool::new(false),
             waiters: Mutex::default(),
@@ -166,7 +176,29 @@ impl Account {
     /// A request of this connection was admitted with a key, until the guard is dropped.
     pub fn admit(self: &Arc<Self>) -> Admitted {
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        Admitted(Arc::clone(self))
+        Admitted { account: Arc::clone(self), has_key: true }
+    }
+
+    /// A request of this connection is admitted on a public route, until the guard is dropped; none, where such requests
+    /// have as many connections as they may.
+    ///
+    /// SECURITY: whoever sends work that does not end needs no key for it here, and would hold every connection.
+    pub fn admit_public(self: &Arc<Self>) -> Option<Admitted> {
+        let budget = &self.budget;
+        if self.public.fetch_add(1, Ordering::Relaxed) == 0
+            && budget.public.fetch_add(1, Ordering::Relaxed) >= budget.max_public.load(Ordering::Relaxed)
+            && !self.is_of_good_key()
+        {
+            self.end_public();
+            return None;
+        }
+        Some(Admitted { account: Arc::clone(self), has_key: false })
+    }
+
+    fn end_public(&self) {
+        if self.public.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.budget.public.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// A request of this connection came with a bad key.
@@ -182,19 +214,9 @@ impl Account {
         self.admitted.load(Ordering::Relaxed) > 0 || last().is_some_and(|last| last.elapsed() < GOOD_FOR)
     }
 
-    /// Has the connection end at once, its tunnel included.
-    pub fn evict(&self) {
-        self.evicted.cancel();
-    }
-
-    /// Completes when the connection must make room for another.
-    pub async fn evicted(&self) {
-        self.evicted.cancelled().await;
-    }
-
-    /// Whether all connections together hold so much that each must keep to its share.
-    pub fn is_tight(&self) -> bool {
-        self.budget.is_tight()
+    /// Whether memory is tight, and this connection holds more of it than was planned for it.
+    pub fn is_over_share(&self) -> bool {
+        self.budget.is_tight() && self.held.load(Ordering::Relaxed) > self.budget.share().max(2 * SHARE)
     }
 
     /// Bytes for a request, unless this connection has too many.
@@ -261,14 +283,22 @@ impl Drop for Account {
     }
 }
 
-/// One request that was admitted with a key.
+/// One request that was admitted.
 #[derive(Debug)]
-pub struct Admitted(Arc<Account>);
+pub struct Admitted {
+    account: Arc<Account>,
+    has_key: bool,
+}
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        *self.0.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        self.0.admitted.fetch_sub(1, Ordering::Relaxed);
+        let account = &self.account;
+        if self.has_key {
+            *account.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            account.admitted.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            account.end_public();
+        }
     }
 }
 
@@ -373,7 +403,7 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         assert!(account.poll_room(&mut cx).is_pending());
         drop(others);
-        assert!(!account.is_tight(), "there is room for everybody again");
+        assert!(!budget.is_tight(), "there is room for everybody again");
         assert_eq!(woken.0.load(Ordering::SeqCst), 1, "nobody tells the body that waits");
     }
 

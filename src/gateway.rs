@@ -37,6 +37,9 @@ use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, Upstream, outgoing, tunnel};
 use crate::validator::Validator;
 
+/// What clients are told to wait where public routes have all the connections they may.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// What holds for every route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -91,7 +94,7 @@ impl Gateway {
         let caller = Caller::of(&request);
         let arrival = Arrival { peer, believed, client, account };
         let mut response = match self.pass(request, arrival, &mut record).await {
-            Ok(passed) => self.answer(passed, record, &caller, account),
+            Ok(passed) => self.answer(passed, record, &caller),
             Err(rejection) => {
                 record.rejected(&rejection);
                 rejection.response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
@@ -131,7 +134,11 @@ impl Gateway {
             keep_preflight_headers(request.headers_mut());
         }
         let (permit, mut revalidation) = match requirement {
-            None => (Permit::public(), Revalidation::default()),
+            None => {
+                let admitted = arrival.account.admit_public();
+                let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
+                (Permit::public(), Revalidation::none(admitted))
+            }
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
                 let identity = self.validator.validate(&key, arrival.client).await;
@@ -246,25 +253,18 @@ impl Gateway {
     }
 
     /// The answer, watched and recorded to its end.
-    fn answer(
-        &self,
-        passed: Passed,
-        mut record: Record,
-        caller: &Caller,
-        account: &Arc<Account>,
-    ) -> Response<Body> {
+    fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
         let Passed { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
             return response.map(|body| Answer::wrap(body, record, revalidation, status, exchange));
         };
-        let (closing, account) = (self.closing.clone(), Arc::clone(account));
+        let closing = self.closing.clone();
         self.tunnels.spawn(async move {
             let _exchange = exchange;
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
-                    () = account.evicted() => (CloseCode::TryAgainLater, "evicted"),
                     rejection = revalidation.closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };

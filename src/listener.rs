@@ -221,6 +221,7 @@ impl Listener {
         let (registry, budget) = (Arc::<Registry>::default(), Budget::new(changes.borrow().memory));
         let server = |settings: &Settings| {
             budget.resize(settings.memory);
+            budget.set_max_connections(settings.max_connections);
             Arc::new(connection::Server::new(
                 settings,
                 self.tls.clone(),

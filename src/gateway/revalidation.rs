@@ -27,13 +27,12 @@ use crate::validator::Validator;
 
 /// The re-validation of one request. It takes no timer and no memory of its own before the request has lasted for most of
 /// an interval, or becomes a stream. On a public route there is none.
-#[derive(Default)]
 pub(super) struct Revalidation {
     /// Until it begins.
     question: Option<Question>,
     running: Option<Running>,
-    /// As long as this lasts, the connection is a good caller's.
-    _admitted: Option<Admitted>,
+    /// Until the request has ended.
+    _admitted: Admitted,
 }
 
 /// What it takes to ask again.
@@ -87,7 +86,12 @@ impl Revalidation {
             expiry: identity.expiry,
             admitted: began,
         };
-        Self { question: Some(question), running: None, _admitted: Some(admitted) }
+        Self { question: Some(question), running: None, _admitted: admitted }
+    }
+
+    /// For a request on a public route, which is never asked about.
+    pub(super) fn none(admitted: Admitted) -> Self {
+        Self { question: None, running: None, _admitted: admitted }
     }
 
     /// When a request without a head of its answer must be looked at, if it is still there.

@@ -44,6 +44,8 @@ pub(super) struct Clock {
     taken_back: AtomicUsize,
     /// Told when there are too many of them.
     fickle: Notify,
+    /// Told when a new connection needs the place.
+    evicted: Notify,
     /// Whether it is a tunnel now, whose silence says nothing.
     is_tunnel: AtomicBool,
     /// What the connection holds.
@@ -71,6 +73,7 @@ impl Clock {
             stuck: AtomicU64::new(0),
             taken_back: AtomicUsize::new(0),
             fickle: Notify::new(),
+            evicted: Notify::new(),
             is_tunnel: AtomicBool::new(false),
             account,
             from_address: OnceLock::new(),
@@ -93,6 +96,16 @@ impl Clock {
     /// nothing, at whatever pace (CVE-2023-44487).
     pub(super) async fn fickle(&self) {
         self.fickle.notified().await;
+    }
+
+    /// Ends the connection.
+    pub(super) fn evict(&self) {
+        self.evicted.notify_one();
+    }
+
+    /// Completes when it must end for a new one.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
     /// From now on the connection is a tunnel.

@@ -109,7 +109,6 @@ impl Server {
             tasks: Tasks(tasks.clone()),
             limit: settings.answer_timeout,
             metrics: Arc::clone(&metrics),
-            budget: Arc::clone(&budget),
         });
         builder
             .http1()
@@ -163,7 +162,7 @@ impl Server {
     ) {
         tokio::select! {
             () = self.accept(accepted, open, Arc::clone(&clock), handler, phases) => {}
-            () = clock.account.evicted() => self.count("evicted"),
+            () = clock.evicted() => self.count("evicted"),
         }
     }
 
@@ -353,9 +352,9 @@ impl Server {
         let tick = (shortest / 4).max(Duration::from_millis(10));
         loop {
             sleep(tick).await;
-            let limit = self
-                .answer_timeout
-                .map(|limit| if self.budget.is_tight() { limit.min(unread::TIGHT_LIMIT) } else { limit });
+            let limit = self.answer_timeout.map(|limit| {
+                if clock.account.is_over_share() { limit.min(unread::TIGHT_LIMIT) } else { limit }
+            });
             if limit.is_some_and(|limit| clock.unread() >= limit) {
                 return Some(unread::OUTCOME);
             }

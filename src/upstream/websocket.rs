@@ -8,7 +8,7 @@ pub enum CloseCode {
     GoingAway = 1001,
     /// The key is no longer good.
     PolicyViolation = 1008,
-    /// Nobody can say whether the key is good, or the place is needed (in the IANA registry of close codes).
+    /// Nobody can say whether the key is good (in the IANA registry of close codes).
     TryAgainLater = 1013,
 }
 
