@@ -46,7 +46,8 @@ impl Environment {
     /// The absolute URI of a path and query.
     pub fn absolute_uri(&self, path_and_query: Option<&PathAndQuery>) -> Uri {
         let path = path_and_query.cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let parts = Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path);
+        let parts =
+            Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path);
         // Parts that are valid by themselves are valid together.
         parts.build().unwrap_or_default()
     }
@@ -64,7 +65,9 @@ impl FromStr for Environment {
             return refuse("a URL names a host, as in https://acme.scalekit.com");
         };
         if authority.as_str().contains('@') || !path_is_empty {
-            return refuse("an environment URL is a scheme and a host alone, as in https://acme.scalekit.com");
+            return refuse(
+                "an environment URL is a scheme and a host alone, as in https://acme.scalekit.com",
+            );
         }
         if authority.host().is_empty() || (authority.port().is_none() && authority.as_str().ends_with(':')) {
             return refuse("a URL names a host, as in https://acme.scalekit.com");
@@ -76,9 +79,7 @@ impl FromStr for Environment {
         match environment.scheme.as_str() {
             "https" => Ok(environment),
             "http" if is_loopback => Ok(environment),
-            "http" => {
-                refuse("http:// would send secrets in clear text; only loopback hosts may have it")
-            }
+            "http" => refuse("http:// would send secrets in clear text; only loopback hosts may have it"),
             _ => refuse("an environment URL begins with https://"),
         }
     }

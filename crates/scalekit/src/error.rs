@@ -39,7 +39,7 @@ pub enum Error {
         /// The status of its response to CONNECT; `None` where that is not known or is no HTTP.
         status: Option<u16>,
     },
-    /// A 5xx status, or a gRPC code that stands for one.
+    /// A 5xx status, or 499 for CANCELLED; the same for the gRPC codes that stand for them.
     #[error("Scalekit answered {0}")]
     Unavailable(u16),
     /// Too many calls (429), with the delay of `Retry-After`, if there is one.
@@ -228,7 +228,13 @@ mod tests {
             (Error::BrokenContract("x"), Class::Misconfigured, "broken_answer", false, true),
             (Error::CredentialsUnreadable("x".into()), Class::Misconfigured, "secret", false, false),
             (Error::AccessToken(Box::new(Error::Timeout)), Class::Outage, "timeout", false, false),
-            (Error::AccessToken(Box::new(Error::Credentials)), Class::Misconfigured, "credentials", false, false),
+            (
+                Error::AccessToken(Box::new(Error::Credentials)),
+                Class::Misconfigured,
+                "credentials",
+                false,
+                false,
+            ),
             (Error::Refused(Refusal::new(Code::NotFound, "x")), Class::Refused, "refused", false, false),
             (Error::Invalid(invalid), Class::Refused, "invalid_argument", false, false),
         ] {

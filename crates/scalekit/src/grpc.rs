@@ -97,10 +97,12 @@ fn status_error(operation: Operation, number: i64, message: &str, response: &Htt
         Code::PermissionDenied => Error::Permission(operation.permission()),
         Code::ResourceExhausted => Error::Throttled(response.retry_after()),
         Code::Unimplemented => Error::WrongEndpoint(format!("gRPC code {number}")),
-        Code::Cancelled => Error::Unavailable(500),
-        Code::Unknown | Code::DeadlineExceeded | Code::Internal | Code::Unavailable | Code::DataLoss => {
-            Error::Unavailable(code.http_status())
-        }
+        Code::Cancelled
+        | Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => Error::Unavailable(code.http_status()),
         Code::InvalidArgument
         | Code::NotFound
         | Code::AlreadyExists
@@ -177,7 +179,8 @@ pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status>
     Ok(match operation {
         Operation::Create => {
             let token = decode_message::<proto::CreateTokenRequest>(body)?.token;
-            let token = token.ok_or_else(|| Status::invalid_field("token", "required", "value is required"))?;
+            let token =
+                token.ok_or_else(|| Status::invalid_field("token", "required", "value is required"))?;
             Call::Create(token.try_into()?)
         }
         Operation::Validate => Call::Validate(token(body)?),

@@ -183,10 +183,7 @@ mod tests {
     fn description_and_expiry_limits_are_checked() {
         let described = |text: String| NewToken { description: Some(text), ..NewToken::default() };
         check(described("ä".repeat(255)), Ok(()));
-        check(
-            described("ä".repeat(256)),
-            Err("description: has 256 characters; it should have at most 255"),
-        );
+        check(described("ä".repeat(256)), Err("description: has 256 characters; it should have at most 255"));
         let expiring = |text: &str| NewToken { expiry: Some(text.parse().unwrap()), ..NewToken::default() };
         check(expiring("2026-11-24T00:00:01Z"), Ok(()));
         check(
@@ -204,7 +201,9 @@ mod tests {
             page_token: None,
         };
         let longest = format!("org_{}", "1".repeat(28));
-        for good in [page("org_1", None, None), page(&longest, Some("usr_1"), Some(1)), page("org_1", None, Some(30))] {
+        for good in
+            [page("org_1", None, None), page(&longest, Some("usr_1"), Some(1)), page("org_1", None, Some(30))]
+        {
             assert_eq!(good.check(), Ok(()));
         }
         for (bad, field) in [

@@ -168,9 +168,12 @@ mod tests {
 
     #[test]
     fn lifetime_of_a_grant_is_kept_within_bounds() {
-        for (expires_in, seconds) in
-            [("", 3600), (r#","expires_in":null"#, 3600), (r#","expires_in":0"#, 1), (r#","expires_in":99999999"#, 604_800)]
-        {
+        for (expires_in, seconds) in [
+            ("", 3600),
+            (r#","expires_in":null"#, 3600),
+            (r#","expires_in":0"#, 1),
+            (r#","expires_in":99999999"#, 604_800),
+        ] {
             let read = decode_response(&response(200, &format!(r#"{{"access_token":"a"{expires_in}}}"#)));
             assert_eq!(read.unwrap().lifetime.as_secs(), seconds, "{expires_in}");
         }
@@ -195,7 +198,11 @@ mod tests {
             (200, r#"{"access_token":7}"#, no_token.clone()),
             (200, r#"{"access_token":"a","expires_in":-1}"#, no_token),
             (200, r#"{"access_token":""}"#, Error::BrokenContract("the access token is empty")),
-            (200, r#"{"access_token":"a\nb"}"#, Error::BrokenContract("the access token is not visible ASCII")),
+            (
+                200,
+                r#"{"access_token":"a\nb"}"#,
+                Error::BrokenContract("the access token is not visible ASCII"),
+            ),
         ] {
             assert_eq!(decode_response(&response(status, body)).unwrap_err(), expected, "{status} {body}");
         }

@@ -77,7 +77,9 @@ impl Proxy {
                     return Ok(None);
                 }
                 let server = url.parse();
-                server.map(Some).map_err(|error: InvalidProxy| InvalidProxy { place: format!("{name}: "), ..error })
+                server
+                    .map(Some)
+                    .map_err(|error: InvalidProxy| InvalidProxy { place: format!("{name}: "), ..error })
             }
         }
     }

@@ -44,8 +44,9 @@ impl HttpResponse {
         let mut body = std::pin::pin!(body);
         let (mut content, mut trailers) = (BytesMut::new(), HeaderMap::new());
         while let Some(frame) = body.frame().await {
-            let frame = frame
-                .map_err(|error| Error::ConnectionLost(format!("the response broke off: {}", chain(&*error.into()))))?;
+            let frame = frame.map_err(|error| {
+                Error::ConnectionLost(format!("the response broke off: {}", chain(&*error.into())))
+            })?;
             match frame.into_data() {
                 Ok(data) if content.len() + data.len() > max_bytes => return Err(TOO_LARGE),
                 Ok(data) => content.extend_from_slice(&data),
@@ -71,7 +72,8 @@ impl HttpResponse {
             401 => Error::Credentials,
             403 => Error::Permission(needed),
             429 => Error::Throttled(self.retry_after()),
-            status @ 500.. => Error::Unavailable(status),
+            // 499 is gRPC's CANCELLED, which only the server's side can have caused.
+            status @ (499 | 500..) => Error::Unavailable(status),
             status => Error::WrongEndpoint(format!("HTTP {status}")),
         }
     }

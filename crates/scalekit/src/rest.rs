@@ -116,7 +116,7 @@ fn post(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
 }
 
 fn page_uri(page: &PageRequest) -> Uri {
-    let mut query = form_urlencoded::Serializer::new(format!("{TOKENS}?"));
+    let mut query = form_urlencoded::Serializer::for_suffix(format!("{TOKENS}?"), TOKENS.len() + 1);
     query.append_pair("organization_id", &page.organization_id);
     if let Some(user) = &page.user_id {
         query.append_pair("user_id", user);
@@ -254,8 +254,8 @@ fn parse_query(query: &str) -> Result<PageRequest, Status> {
             "page_token" | "pageToken" => page.page_token = text(value),
             "page_size" | "pageSize" => {
                 let size = value.parse::<i32>();
-                let size = size
-                    .map_err(|_| Status::invalid_field("page_size", "int32", "value is not a number"))?;
+                let size =
+                    size.map_err(|_| Status::invalid_field("page_size", "int32", "value is not a number"))?;
                 page.page_size = page_size(size)?;
             }
             _ => {}

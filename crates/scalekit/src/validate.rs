@@ -10,7 +10,7 @@
 //! | 401; gRPC code 16 | [`Error::Credentials`]: it speaks of the access token, never of the token presented |
 //! | 403; gRPC code 7 | [`Error::Permission`] |
 //! | 429; gRPC code 8 | [`Error::Throttled`] |
-//! | 5xx, no response | an error of [`Class::Outage`](crate::error::Class::Outage) |
+//! | 5xx, 499, no response; gRPC codes 1, 2, 4, 13, 14, 15 | an error of [`Class::Outage`](crate::error::Class::Outage) |
 //!
 //! Only the two lines of `Invalid` are definite and may be remembered. An error is never a verdict on the token.
 //!
@@ -26,7 +26,10 @@ use crate::status::Code;
 use crate::token::Token;
 
 /// What is known of a token after it was validated.
-#[expect(clippy::large_enum_variant, reason = "it is taken apart at once, and a valid token is the usual case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart at once, and a valid token is the usual case"
+)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Validation {
     /// It is live, and stands for this.
@@ -56,8 +59,10 @@ const SUFFIX_CHARS: usize = 4;
 /// SECURITY: ValidateToken takes the id of a token for the token itself. Ids are no secrets, so one that is handed on
 /// unseen would let in everybody who knows it.
 pub fn is_token(presented: &str) -> bool {
-    let begins_as_id =
-        presented.as_bytes().get(..ID_PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(ID_PREFIX));
+    let begins_as_id = presented
+        .as_bytes()
+        .get(..ID_PREFIX.len())
+        .is_some_and(|start| start.eq_ignore_ascii_case(ID_PREFIX));
     presented.len() <= MAX_TOKEN_CHARS && is_presentable(presented) && !begins_as_id
 }
 

@@ -20,7 +20,8 @@ impl Failure {
     pub(super) fn classify(&self, error: reqwest::Error) -> Error {
         // SECURITY: a URL may have a page token or an organization in its query.
         let error = error.without_url();
-        let causes = || std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source());
+        let causes =
+            || std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source());
         if let Some(proxy) = &self.proxy
             && let Some(refusal) = causes().find_map(|cause| tunnel_error(proxy, cause))
         {
@@ -52,7 +53,9 @@ fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> 
         "unexpected end of file" => {
             Error::ProxyUnreachable { proxy, reason: "it closed the connection".to_owned() }
         }
-        _ => Error::ProxyUnreachable { proxy, reason: cause.source().map_or_else(|| reason.to_owned(), chain) },
+        _ => {
+            Error::ProxyUnreachable { proxy, reason: cause.source().map_or_else(|| reason.to_owned(), chain) }
+        }
     })
 }
 

@@ -15,9 +15,9 @@ impl TryFrom<proto::Token> for Token {
     type Error = Error;
 
     fn try_from(token: proto::Token) -> Result<Self, Error> {
-        let expiry = token.expiry.map(|expiry| {
-            expiry.to_jiff().ok_or(Error::BrokenContract("an expiry that is not a timestamp"))
-        });
+        let expiry = token
+            .expiry
+            .map(|expiry| expiry.to_jiff().ok_or(Error::BrokenContract("an expiry that is not a timestamp")));
         Ok(Self {
             token_id: token.token_id,
             organization_id: token.organization_id,
