@@ -1,6 +1,7 @@
 //! The client on reqwest: connections, the access token and its renewal, deadlines, proxies.
 
 mod failure;
+mod settings;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,82 +16,17 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use self::failure::Failure;
+pub use self::settings::{CredentialsProvider, FetchObserver, Settings, SetupError};
 use crate::access_token::{AccessToken, Bearer, Fetched};
 use crate::call::{Call, Reply};
 use crate::environment::Environment;
 use crate::error::Error;
-use crate::oauth::{self, Credentials, Grant};
-use crate::proxy::{InvalidProxy, Proxy};
+use crate::oauth::{self, Grant};
+use crate::proxy::ProxyServer;
 use crate::response::HttpResponse;
 use crate::token::{Created, NewToken, Page, PageRequest, Token, TokenUpdate};
 use crate::transport::Transport;
 use crate::validate::{self, Presented, Validation};
-
-/// Gives the client's credentials. It is asked each time an access token is fetched, so that a rotated secret is used
-/// without a restart; the text of its error is reported as [`Error::CredentialsUnreadable`], and must hold no secret.
-pub type CredentialsProvider = dyn Fn() -> Result<Credentials, String> + Send + Sync;
-
-/// Is told how each fetch of an access token ended, for metrics and logs.
-pub type FetchObserver = dyn Fn(Fetched<'_>) + Send + Sync;
-
-/// How to reach an environment, and as whom.
-#[non_exhaustive]
-pub struct Settings {
-    /// Which environment.
-    pub environment: Environment,
-    /// The client's credentials.
-    pub credentials: Box<CredentialsProvider>,
-    /// REST or gRPC; REST by default.
-    pub transport: Transport,
-    /// Which HTTP proxy; by default what the environment variables say.
-    pub proxy: Proxy,
-    /// How certificates are verified, also the proxy's if it is an https one; by default as the platform does, with ring. Its
-    /// ALPN protocols are overwritten.
-    pub tls: Option<rustls::ClientConfig>,
-    /// From a call to its result, the wait for an access token included; 10 seconds by default.
-    pub timeout: Duration,
-    /// For TCP, the tunnel and TLS together; 5 seconds by default.
-    pub connect_timeout: Duration,
-    /// The `User-Agent`; by default the name and version of this crate.
-    pub user_agent: HeaderValue,
-    /// Is told how each fetch of an access token ended.
-    pub observer: Option<Box<FetchObserver>>,
-}
-
-impl Settings {
-    /// The defaults, with credentials that are asked for anew at each fetch of an access token.
-    pub fn new(
-        environment: Environment,
-        credentials: impl Fn() -> Result<Credentials, String> + Send + Sync + 'static,
-    ) -> Self {
-        Self {
-            environment,
-            credentials: Box::new(credentials),
-            transport: Transport::default(),
-            proxy: Proxy::default(),
-            tls: None,
-            timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(5),
-            user_agent: HeaderValue::from_static(concat!("scalekit-rust/", env!("CARGO_PKG_VERSION"))),
-            observer: None,
-        }
-    }
-}
-
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SetupError {
-    /// The proxy's environment variable is wrong.
-    #[error(transparent)]
-    Proxy(#[from] InvalidProxy),
-    /// There are no roots to verify certificates with, or rustls does not work.
-    #[error("TLS cannot be set up: {0}")]
-    Tls(#[from] rustls::Error),
-    /// reqwest refuses the settings.
-    #[error("the HTTP client cannot be set up: {0}")]
-    Http(#[from] reqwest::Error),
-}
 
 /// A client of one environment. Make one and share it: it keeps connections and the access token. Cloning is cheap.
 ///
@@ -100,7 +36,7 @@ pub enum SetupError {
 pub struct Client(Arc<Shared>);
 
 struct Shared {
-    fetcher: Arc<Fetcher>,
+    endpoint: Arc<Endpoint>,
     transport: Transport,
     timeout: Duration,
     access_token: Arc<AccessToken>,
@@ -108,7 +44,7 @@ struct Shared {
 }
 
 /// What it takes to send requests and to fetch access tokens; shared with the task that keeps them.
-struct Fetcher {
+struct Endpoint {
     http: reqwest::Client,
     environment: Environment,
     credentials: Box<CredentialsProvider>,
@@ -123,6 +59,7 @@ const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(200);
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long sent bytes may stay unacknowledged: it ends connections that lead nowhere, which HTTP/2 would go on using.
+#[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -136,7 +73,7 @@ impl Client {
     /// When the proxy's environment variable is wrong, or TLS or reqwest cannot be set up.
     pub fn new(settings: Settings) -> Result<Self, SetupError> {
         let proxy = settings.proxy.resolve(&settings.environment)?;
-        let failure = Failure::new(proxy.as_ref().map(crate::proxy::ProxyServer::address));
+        let failure = Failure::new(proxy.as_ref().map(ProxyServer::address));
         let mut builder = reqwest::Client::builder()
             // One URL is asked for, and nobody else may be told the token: no redirects, and no proxy but this one.
             .redirect(reqwest::redirect::Policy::none())
@@ -146,7 +83,7 @@ impl Client {
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .http2_keep_alive_interval(PING_INTERVAL)
             .http2_keep_alive_timeout(PING_TIMEOUT)
-            .tls_backend_preconfigured(tls_config(settings.tls, settings.transport)?);
+            .tls_backend_preconfigured(settings::tls_config(settings.tls, settings.transport)?);
         #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
         {
             builder = builder.tcp_user_timeout(TCP_USER_TIMEOUT);
@@ -162,7 +99,7 @@ impl Client {
             builder = builder.proxy(proxy);
         }
         Ok(Self(Arc::new(Shared {
-            fetcher: Arc::new(Fetcher {
+            endpoint: Arc::new(Endpoint {
                 http: builder.build()?,
                 environment: settings.environment,
                 credentials: settings.credentials,
@@ -185,14 +122,14 @@ impl Client {
         let mut keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner);
         // A task ends with the runtime that it was started on; the client may be used on another one.
         if keeper.as_ref().is_none_or(JoinHandle::is_finished) {
-            let (access_token, fetcher) = (Arc::clone(&self.0.access_token), Arc::clone(&self.0.fetcher));
+            let (access_token, endpoint) = (Arc::clone(&self.0.access_token), Arc::clone(&self.0.endpoint));
             *keeper = Some(tokio::spawn(async move {
                 let observe = |fetched: Fetched<'_>| {
-                    if let Some(observer) = &fetcher.observer {
+                    if let Some(observer) = &endpoint.observer {
                         observer(fetched);
                     }
                 };
-                access_token.keep(|| fetcher.fetch_access_token(), observe).await;
+                access_token.keep(|| endpoint.fetch_access_token(), observe).await;
             }));
         }
         &self.0.access_token
@@ -316,7 +253,7 @@ impl Client {
         let mut request = self.0.transport.encode_request(call);
         request.headers_mut().insert(AUTHORIZATION, bearer.authorization().clone());
         let operation = call.operation();
-        let response = self.0.fetcher.send(request, operation.max_response_bytes());
+        let response = self.0.endpoint.send(request, operation.max_response_bytes());
         let response = timeout_at(deadline, response).await.unwrap_or(Err(Error::Timeout))?;
         self.0.transport.decode_response(operation, &response)
     }
@@ -324,7 +261,7 @@ impl Client {
 
 const OTHER_REPLY: Error = Error::BrokenContract("the reply is to another call");
 
-impl Fetcher {
+impl Endpoint {
     /// Sends a request and reads the response to its end, up to this many bytes. There is no time limit but that of
     /// connecting.
     async fn send(&self, mut request: Request<Bytes>, max_bytes: usize) -> Result<HttpResponse, Error> {
@@ -342,28 +279,6 @@ impl Fetcher {
     }
 }
 
-fn tls_config(
-    config: Option<rustls::ClientConfig>,
-    transport: Transport,
-) -> Result<rustls::ClientConfig, rustls::Error> {
-    let mut config = match config {
-        Some(config) => config,
-        None => {
-            use rustls_platform_verifier::BuilderVerifierExt;
-            let provider = Arc::new(rustls::crypto::ring::default_provider());
-            rustls::ClientConfig::builder_with_provider(provider)
-                .with_safe_default_protocol_versions()?
-                .with_platform_verifier()?
-                .with_no_client_auth()
-        }
-    };
-    config.alpn_protocols = match transport {
-        Transport::Rest => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
-        Transport::Grpc => vec![b"h2".to_vec()],
-    };
-    Ok(config)
-}
-
 impl Drop for Shared {
     fn drop(&mut self) {
         let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -375,17 +290,7 @@ impl Drop for Shared {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let environment = self.0.fetcher.environment.to_string();
+        let environment = self.0.endpoint.environment.to_string();
         f.debug_struct("Client").field("environment", &environment).finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings")
-            .field("environment", &self.environment)
-            .field("transport", &self.transport)
-            .field("proxy", &self.proxy)
-            .finish_non_exhaustive()
     }
 }

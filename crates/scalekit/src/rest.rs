@@ -1,6 +1,8 @@
 //! The API over REST: JSON with snake_case names, as the `google.api.http` annotations of `ApiTokenService` describe it.
 //! Both directions, without I/O: calls to requests and responses to replies for a client, the reverse for a server.
 
+mod bodies;
+
 use std::borrow::Cow;
 
 use bytes::Bytes;
@@ -9,15 +11,17 @@ use http::{HeaderValue, Method, Request, Uri};
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
+use self::bodies::{
+    CreateBody, CreatedBody, CreatedInfo, ErrorBody, Info, InfoBody, PageBody, TokenBody, TokenJson,
+    TokenRequest, UpdateBody, UpdateRequest,
+};
 use crate::call::{Call, Operation, Reply};
-use crate::error::{Error, Refusal};
-use crate::json::{self, Object};
+use crate::error::Error;
+use crate::json::Object;
 use crate::response::HttpResponse;
 use crate::status::{Code, Status};
-use crate::timestamp;
-use crate::token::{Claims, Created, NewToken, Page, PageRequest, Token, TokenUpdate};
+use crate::token::{Created, Page, PageRequest, Token, TokenUpdate};
 use crate::validate::is_presentable;
 
 const TOKENS: &str = "/api/v1/tokens";
@@ -129,27 +133,6 @@ fn page_uri(page: &PageRequest) -> Uri {
     }
     // What is percent-encoded is always a URI, unless it is longer than 64 KiB.
     query.finish().parse().unwrap_or_else(|_| Uri::from_static(TOKENS))
-}
-
-/// The one documented form of an error.
-#[derive(Deserialize)]
-struct ErrorBody {
-    code: Option<i64>,
-    message: Option<String>,
-    details: Option<Vec<Value>>,
-}
-
-impl ErrorBody {
-    /// Scalekit's refusal, unless it is a response of something else.
-    fn refusal(&self, status: u16) -> Option<Refusal> {
-        let code = Code::from_number(self.code?).filter(|code| code.http_status() == status)?;
-        let message = self.message.as_deref().unwrap_or_default();
-        // A gateway writes this for a path that it does not know: NOT_FOUND, but without Scalekit's ErrorInfo.
-        let is_unknown_route = code == Code::NotFound
-            && message == "Not Found"
-            && self.details.as_ref().is_none_or(Vec::is_empty);
-        (!is_unknown_route).then(|| Refusal::new(code, message))
-    }
 }
 
 // ---- A server's half.
@@ -270,146 +253,5 @@ pub(crate) fn page_size(size: i32) -> Result<Option<u8>, Status> {
         Ok(0) => Ok(None),
         Ok(size @ ..=crate::limits::MAX_PAGE_SIZE) => Ok(Some(size)),
         _ => Err(Status::invalid_field("page_size", "int32.gte_lte", "value must be from 0 to 30")),
-    }
-}
-
-// ---- The JSON.
-
-#[derive(Serialize)]
-struct TokenBody<'a> {
-    token: &'a str,
-}
-
-#[derive(Deserialize)]
-struct TokenRequest {
-    #[serde(default, deserialize_with = "json::string")]
-    token: String,
-}
-
-#[derive(Serialize)]
-struct UpdateBody<'a> {
-    token: &'a str,
-    #[serde(flatten)]
-    update: &'a TokenUpdate,
-}
-
-#[derive(Deserialize)]
-struct UpdateRequest {
-    #[serde(default, deserialize_with = "json::string")]
-    token: String,
-    #[serde(alias = "customClaims")]
-    custom_claims: Option<Claims>,
-    description: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct CreateBody {
-    #[serde(default, alias = "organizationId", deserialize_with = "json::string")]
-    organization_id: String,
-    #[serde(default, alias = "userId", deserialize_with = "json::text")]
-    user_id: Option<String>,
-    #[serde(default, alias = "customClaims", deserialize_with = "json::null_as_default")]
-    custom_claims: Claims,
-    #[serde(default, deserialize_with = "json::text")]
-    expiry: Option<String>,
-    #[serde(default, deserialize_with = "json::text")]
-    description: Option<String>,
-}
-
-impl CreateBody {
-    fn into_new_token(self) -> Result<NewToken, Status> {
-        let expiry = self.expiry.map(|text| {
-            let rule = "value is not a time such as 2026-12-01T00:00:00Z";
-            timestamp::parse(&text).ok_or_else(|| Status::invalid_field("expiry", "timestamp", rule))
-        });
-        Ok(NewToken {
-            organization_id: self.organization_id,
-            user_id: self.user_id,
-            custom_claims: self.custom_claims,
-            expiry: expiry.transpose()?,
-            description: self.description,
-        })
-    }
-}
-
-#[derive(Deserialize)]
-struct CreatedInfo {
-    #[serde(default, deserialize_with = "json::string")]
-    token: String,
-    token_info: Option<Object<Token>>,
-}
-
-#[derive(Deserialize)]
-struct Info {
-    token_info: Option<Object<Token>>,
-}
-
-#[derive(Serialize)]
-struct CreatedBody<'a> {
-    token: &'a str,
-    token_id: &'a str,
-    token_info: TokenJson<'a>,
-}
-
-#[derive(Serialize)]
-struct InfoBody<'a> {
-    token_info: TokenJson<'a>,
-}
-
-#[derive(Serialize)]
-struct PageBody<'a> {
-    tokens: Vec<TokenJson<'a>>,
-    total_count: i64,
-    next_page_token: &'a str,
-    prev_page_token: &'a str,
-}
-
-impl<'a> PageBody<'a> {
-    fn of(page: &'a Page) -> Self {
-        Self {
-            tokens: page.tokens.iter().map(TokenJson::of).collect(),
-            total_count: page.total_count,
-            next_page_token: page.next_page_token.as_deref().unwrap_or_default(),
-            prev_page_token: page.prev_page_token.as_deref().unwrap_or_default(),
-        }
-    }
-}
-
-/// A token as a gRPC gateway writes it: unset strings, maps and lists are there, unset messages are not.
-#[derive(Serialize)]
-struct TokenJson<'a> {
-    token_id: &'a str,
-    organization_id: &'a str,
-    organization_external_id: &'a str,
-    user_id: &'a str,
-    user_external_id: &'a str,
-    custom_claims: &'a Claims,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expiry: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    created_at: Option<String>,
-    description: &'a str,
-    token_suffix: &'a str,
-    email: &'a str,
-    roles: &'a [String],
-}
-
-impl<'a> TokenJson<'a> {
-    fn of(token: &'a Token) -> Self {
-        let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
-        Self {
-            token_id: &token.token_id,
-            organization_id: &token.organization_id,
-            organization_external_id: text(&token.organization_external_id),
-            user_id: text(&token.user_id),
-            user_external_id: text(&token.user_external_id),
-            custom_claims: &token.custom_claims,
-            expiry: token.expiry.map(timestamp::format),
-            created_at: token.created_at.map(timestamp::format),
-            description: text(&token.description),
-            token_suffix: text(&token.token_suffix),
-            email: text(&token.email),
-            roles: &token.roles,
-        }
     }
 }

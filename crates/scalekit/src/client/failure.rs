@@ -59,9 +59,10 @@ fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> 
     })
 }
 
-/// What TLS failed with. It is wrapped in an `io::Error`, whose `source` skips it.
-fn tls_error(cause: &(dyn StdError + 'static)) -> Option<String> {
-    let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    let wrapped = wrapped.and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    wrapped.or_else(|| cause.downcast_ref()).map(ToString::to_string)
+/// What TLS failed with. It comes wrapped in one or more `io::Error`s, whose `source` skips what they wrap.
+fn tls_error(mut cause: &(dyn StdError + 'static)) -> Option<String> {
+    while let Some(wrapped) = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        cause = wrapped;
+    }
+    cause.downcast_ref::<rustls::Error>().map(ToString::to_string)
 }

@@ -3,6 +3,9 @@
 use scalekit::call::{Operation, Reply};
 use scalekit::token::{Claims, Created, Page, Token};
 
+#[cfg(feature = "client")]
+pub(crate) mod server;
+
 /// A token whose last four characters are those of `token()`.
 pub(crate) const TOKEN: &str = "0123456789ABCDEFGHIJabcdefxY9Z";
 
