@@ -223,6 +223,24 @@ async fn calls_that_fail_are_told_apart() {
 }
 
 #[tokio::test]
+async fn redirect_is_not_followed() {
+    for status in [301, 302, 307, 308] {
+        let (scalekit, other) = (Scalekit::start().await, Scalekit::start().await);
+        let mut redirect = HttpResponse { status: status.try_into().unwrap(), ..HttpResponse::default() };
+        redirect.headers.insert("location", format!("{}/stolen", other.url()).parse().unwrap());
+        scalekit.affect_fetches(Effect::Respond(redirect.clone()));
+        let client = scalekit.client(Transport::Rest);
+        let error = client.authenticate().await.unwrap_err();
+        assert!(error.to_string().contains(&format!("HTTP {status}")), "{error}");
+        scalekit.affect_fetches(None);
+        scalekit.affect_calls(Effect::Respond(redirect));
+        let error = client.validate_token(TOKEN).await.unwrap_err();
+        assert_eq!(error, Error::WrongEndpoint(format!("HTTP {status}")));
+        assert_eq!(other.requests.lock().unwrap().len(), 0, "no secret and no token goes there");
+    }
+}
+
+#[tokio::test]
 async fn grpc_calls_that_fail_are_told_apart() {
     let no_status = scalekit::grpc::encode_response(Ok(&scalekit::call::Reply::Token(token())));
     let no_status = HttpResponse { trailers: http::HeaderMap::new(), ..no_status };
