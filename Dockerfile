@@ -25,6 +25,8 @@ COPY --from=build /src/target/release/keyward /keyward
 # Nothing is written, so the root may be read-only. No shell is needed.
 USER 65532:65532
 ENV KEYWARD_CONFIG=/etc/keyward/keyward.toml
+# The allocator gives memory back at once, not after a while.
+ENV MIMALLOC_PURGE_DELAY=0
 # The proxy, and the admin port, which is on loopback unless the route file says otherwise. Publish the first alone.
 EXPOSE 4480 4481
 STOPSIGNAL SIGTERM

@@ -1,6 +1,9 @@
 //! One line and one count for each request, whatever happened to it, in OpenTelemetry's words. Never a query string, never
 //! a key.
 
+pub mod output;
+pub mod sampler;
+
 use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -14,6 +17,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
+use self::output::{AUDIT, AuditQueue, Output, Ways};
 use crate::identity::Identity;
 use crate::metrics::{self, Metrics};
 use crate::rejection::Rejection;
@@ -73,26 +77,51 @@ const LINES_WAITING: usize = 16 * 1024;
 /// What a caller can put into a line, in characters for each field.
 const LONGEST_TEXT: usize = 512;
 
-/// Sends the log to standard output, without ever waiting for who reads it. Dropped, the guard writes what is left.
-pub fn start(settings: Settings, metrics: Arc<Metrics>) -> WorkerGuard {
+/// How long the end of the process waits for audit lines to be written.
+const AUDIT_AT_EXIT: Duration = Duration::from_secs(5);
+
+/// A log that runs. Dropped, it writes what is left.
+pub struct Log {
+    audit: Arc<AuditQueue>,
+    lossy: Option<WorkerGuard>,
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if !self.audit.flush(AUDIT_AT_EXIT)
+            && let Some(stuck) = self.lossy.take()
+        {
+            // Nobody reads standard output: its own end would wait for that, too.
+            std::mem::forget(stuck);
+        }
+    }
+}
+
+/// Sends the log to standard output. No request waits for who reads it, but for those of key management; see
+/// `output::AuditSlot`.
+pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
+    let has_colors =
+        !settings.is_json() && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    // What colors the lines stays; the formatter has escaped what came from elsewhere.
+    let audit = AuditQueue::start(if has_colors { &['\u{1b}'] } else { &[] });
     let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
-    let (writer, guard) = builder.finish(std::io::stdout());
-    let dropped = writer.error_counter();
+    let (lossy, guard) = builder.finish(Output(Arc::clone(&audit)));
+    let dropped = lossy.error_counter();
     metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
-    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writer);
+    let ways = Ways { lossy, audit: Arc::clone(&audit) };
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(ways);
     // SECURITY: h2 warns of each PING that nobody asked for, so that callers could fill the log.
-    let own = ["keyward", "access", "audit"].map(|target| (target, LevelFilter::INFO));
+    let own = ["keyward", "access", AUDIT].map(|target| (target, LevelFilter::INFO));
     let own = Targets::new().with_default(LevelFilter::ERROR).with_targets(own);
     // A second start in one process, as in tests, keeps the first.
     if settings.is_json() {
         let log = log.json().flatten_event(true).with_current_span(false).with_span_list(false);
         let _ = tracing::subscriber::set_global_default(log.finish().with(own));
     } else {
-        let ansi = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-        let log = log.compact().with_target(false).with_timer(Clock).with_ansi(ansi);
+        let log = log.compact().with_target(false).with_timer(Clock).with_ansi(has_colors);
         let _ = tracing::subscriber::set_global_default(log.finish().with(own));
     }
-    guard
+    Log { audit, lossy: Some(guard) }
 }
 
 /// The time of day in UTC, which is enough for people who watch.
@@ -177,6 +206,9 @@ impl Record {
         self.reason = Some(rejection.code());
         self.denied = rejection.is_denial();
         self.whole = true;
+        if *rejection == Rejection::KeyIdPresented {
+            self.cause = Some("the credential is the id of a key (apit_…), not a key".to_owned());
+        }
     }
 
     /// The upstream answers.

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
 use crate::body::{self, Body};
+use crate::browser::{self, NamedHost};
+use crate::budget::Account;
 use crate::gateway::Current;
 use crate::listener::Handler;
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 use crate::route::{Auth, Route};
 use crate::upstream::forwarded::Peer;
 
@@ -65,9 +67,21 @@ pub struct Admin {
 }
 
 impl Handler for Admin {
-    async fn answer(self: Arc<Self>, request: Request<Body>, _peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        _account: &Account,
+    ) -> Response<Body> {
         let mut response = match (request.method(), request.uri().path()) {
-            (&Method::GET | &Method::HEAD, path) => self.get(path),
+            _ if browser::asks_for_page(request.headers()) => {
+                text(StatusCode::FORBIDDEN, "not for web pages\n")
+            }
+            (_, path) if !self.trusts_host(&request, peer) && !is_probe(path) => text(
+                StatusCode::FORBIDDEN,
+                "from this machine, the host should be an IP address or localhost\n",
+            ),
+            (&Method::GET | &Method::HEAD, path) => self.get(path, request.headers()),
             _ => {
                 let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -80,7 +94,15 @@ impl Handler for Admin {
 }
 
 impl Admin {
-    fn get(&self, path: &str) -> Response<Body> {
+    /// SECURITY: a web page whose own name was made to lead to this machine (DNS rebinding) is of the same origin to its browser,
+    /// which then tells neither `Origin` nor, over plain HTTP, `Sec-Fetch-Site`. From elsewhere any name is taken: Prometheus
+    /// asks for a service by its name.
+    fn trusts_host(&self, request: &Request<Body>, peer: Peer) -> bool {
+        let is_local = peer.address.is_some_and(|address| address.to_canonical().is_loopback());
+        !is_local || NamedHost::of(request.uri(), request.headers()).is_safe()
+    }
+
+    fn get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
         match path {
             "/livez" => text(StatusCode::OK, "live\n"),
             "/readyz" => match self.readiness.get() {
@@ -90,8 +112,8 @@ impl Admin {
             "/metrics" => {
                 self.current.gateway().validator.observe();
                 self.metrics.ready.set(self.readiness.get().is_ok().into());
-                let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                answer(StatusCode::OK, kind, self.metrics.encode())
+                let format = Format::accepted(headers);
+                answer(StatusCode::OK, format.content_type(), self.metrics.encode_as(format))
             }
             "/routes" => {
                 let gateway = self.current.gateway();
@@ -99,16 +121,21 @@ impl Admin {
                 answer(
                     StatusCode::OK,
                     "application/json",
-                    serde_json::json!({ "routes": routes }).to_string(),
+                    format!("{}\n", serde_json::json!({ "routes": routes })),
                 )
             }
             "/version" => {
                 let version = serde_json::json!({ "name": "keyward", "version": env!("CARGO_PKG_VERSION") });
-                answer(StatusCode::OK, "application/json", version.to_string())
+                answer(StatusCode::OK, "application/json", format!("{version}\n"))
             }
             _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /routes /version\n"),
         }
     }
+}
+
+/// What says little, and is asked for by load balancers that send a `Host` of their own.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/livez" | "/readyz")
 }
 
 /// A route as programs read it. Nothing in it is secret: it is the route file again.

@@ -14,12 +14,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use clap::error::{ContextKind, ContextValue};
-use clap::{Args, Parser, Subcommand};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 use tokio::sync::Notify;
 
 use crate::access_log;
-use crate::config::{self, Config, Environment};
+use crate::config::{self, Config, Environment, Resources};
 use crate::metrics::Metrics;
 use crate::server::{Server, reload};
 
@@ -35,14 +35,15 @@ struct Cli {
 enum Command {
     /// Run the proxy
     #[command(after_help = RUN_HELP)]
-    Run(ConfigFile),
+    Run(RouteFile),
     /// Try everything on this machine, without an account
     ///
     /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, makes sample keys,
     /// and prints curl lines to try. Ends with Ctrl-C.
     Dev(demo::Dev),
     /// Read a configuration as `run` would, report every problem, and show the routes
-    Check(ConfigFile),
+    #[command(after_help = "Example: keyward check keyward.toml")]
+    Check(RouteFile),
     /// Show what happens to a request: its route, what that asks for, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
     Explain {
@@ -79,6 +80,8 @@ Environment:
   SCALEKIT_CLIENT_ID        the client
   SCALEKIT_CLIENT_SECRET    its secret
 Each may be given as NAME_FILE instead: a file that holds the value, read again when needed.
+  KEYWARD_CORE_DUMPS        allow: leaves core files and debuggers as the system has them; without
+                            it there are none, as keys would be in them
 
 Signals:
   SIGTERM, SIGINT  drain, then stop; a second one stops at once
@@ -91,15 +94,42 @@ struct ConfigFile {
     config: PathBuf,
 }
 
+/// The route file of `run` and `check`, with or without `--config` before it.
+#[derive(Args)]
+struct RouteFile {
+    /// The route file
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The route file, likewise
+    #[arg(short, long, value_name = "FILE", env = "KEYWARD_CONFIG", required_unless_present = "file")]
+    config: Option<PathBuf>,
+}
+
+impl RouteFile {
+    /// The one on the command line goes before the one of the environment.
+    fn path(self) -> ConfigFile {
+        let from_environment = std::env::var_os("KEYWARD_CONFIG").map(PathBuf::from);
+        if self.file.is_some() && self.config.is_some() && self.config != from_environment {
+            let text = "the route file is given twice: as FILE and with --config";
+            Cli::command().error(ErrorKind::ArgumentConflict, text).exit();
+        }
+        ConfigFile { config: self.file.or(self.config).unwrap_or_default() }
+    }
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = Cli::try_parse().unwrap_or_else(|error| without_keys(error).exit());
     let done = match cli.command {
-        Command::Run(file) => run(file),
+        Command::Run(file) => run(file.path()),
         Command::Dev(args) => demo::dev(args),
-        Command::Check(file) => check(&file),
+        Command::Check(file) => check(&file.path()),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
-        Command::Keys(args) => return finish(keys::run(args)),
+        Command::Keys(args) => {
+            // Where it cannot be had the command is no worse than any other program of the user's.
+            let _ = protect_memory();
+            return finish(keys::run(args));
+        }
         Command::Emulator(args) => demo::emulator(args),
         Command::Healthcheck(args) => health::check(&args),
         Command::Completions { shell } => papers::completions(shell),
@@ -133,21 +163,28 @@ fn without_keys(mut error: clap::Error) -> clap::Error {
 impl ConfigFile {
     /// To look at, not to run.
     fn load(&self) -> Result<Config> {
-        Ok(config::load(&self.config, &Environment::process().without_scalekit())?)
+        let mut config = config::load(&self.config, &Environment::process().without_scalekit())?;
+        // Not to the memory of this machine, which need not be where it will run.
+        config.fit(Resources::default());
+        Ok(config)
     }
 }
 
 fn run(file: ConfigFile) -> Result<()> {
+    let protected = protect_memory();
     let hup = Arc::new(Notify::new());
     let source = reload::Source::new(file.config, Environment::process(), Arc::clone(&hup));
     let config = source.load()?;
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(config.log, Arc::clone(&metrics));
+    if let Err(error) = protected {
+        tracing::warn!("core files cannot be turned off: {error}; one would hold keys");
+    }
     raise_file_limit();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    runtime()?.block_on(async {
+    runtime(config.memory)?.block_on(async {
         let mut server = Server::bind(config, metrics)?;
         server.reload_from(source);
         let (stop, kill) = signals::watch(Some(hup))?;
@@ -185,14 +222,35 @@ fn print(text: &str) -> Result<bool> {
     }
 }
 
-/// One thread where there is one core, which costs a request least; else a thread for each.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+/// One thread where there is one core, which costs a request least; else a thread for each, but no more than memory is there
+/// for, as each may be reading one connection's heads.
+fn runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
+    const MEMORY: usize = 16 * 1024 * 1024;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut builder = match cores {
+    let threads = memory.map_or(cores, |memory| cores.min(memory / MEMORY).max(1));
+    let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
-        _ => tokio::runtime::Builder::new_multi_thread(),
+        threads => {
+            let mut builder = tokio::runtime::Builder::new_multi_thread();
+            builder.worker_threads(threads);
+            builder
+        }
     };
     builder.enable_all().build().context("cannot start the runtime")
+}
+
+/// Writes no core file and lets no other process of the same user read this one's memory (`ptrace`, `/proc/PID/mem`): keys and the
+/// client secret are in it. `KEYWARD_CORE_DUMPS=allow` leaves the process as it was started, for whoever debugs it.
+fn protect_memory() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    if std::env::var_os("KEYWARD_CORE_DUMPS").is_some_and(|value| value == "allow") {
+        return Ok(());
+    }
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    // The limit alone does not stop a core that is piped to a program (core(5)).
+    #[cfg(target_os = "linux")]
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    Ok(())
 }
 
 /// As many connections as the system allows; the usual 1,024 descriptors are for programs of the last century.

@@ -6,6 +6,7 @@ mod file;
 mod headers;
 mod management;
 mod reader;
+mod resources;
 mod routes;
 mod scalekit;
 mod upstreams;
@@ -19,6 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use self::explain::{describe_routes, explain};
+pub use self::resources::Resources;
 
 use self::reader::Lines;
 
@@ -60,6 +62,8 @@ pub struct Config {
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.
     pub routes: RouteTable,
+    /// `[limits] memory`, in bytes; after `fit`, what limits were fitted to.
+    pub memory: Option<usize>,
     /// What is allowed, and probably not meant.
     pub warnings: Vec<String>,
 }
@@ -148,6 +152,41 @@ pub fn scalekit_alone(
     settings.ok_or_else(|| found.into_inner().into_iter().map(line).collect::<Vec<_>>().join("; "))
 }
 
+/// `admin.listen` of a route file, if it says; the rest of the file may be wrong.
+///
+/// # Errors
+/// When the file cannot be read, is not TOML, or says something that is no address.
+pub fn admin_listen(path: &Path) -> Result<Option<Listen>, String> {
+    let name = path.display().to_string();
+    let text = read_text(path).map_err(|problem| format!("{name}: {problem}"))?;
+    let (document, errors) = toml::de::DeTable::parse_recoverable(&text);
+    if !errors.is_empty() {
+        return Err(format!("{name} is not TOML"));
+    }
+    let found = reader::Found::default();
+    let mut file = reader::Section::root(&found, document.into_inner());
+    let listen = file
+        .optional_section("admin")
+        .and_then(|mut admin| admin.take("listen", |value| urls::listen(&values::text(value)?)));
+    match found.into_inner().into_iter().next() {
+        Some(problem) => Err(format!("{name}: {}: {}", problem.key, problem.text)),
+        None => Ok(listen),
+    }
+}
+
+/// An upstream's URL as people type it: host and port alone are taken for `http://`.
+///
+/// # Errors
+/// What would be right.
+pub fn upstream_url(given: &str) -> Result<String, String> {
+    let full = if given.contains("://") || given.starts_with("unix:") {
+        given.to_owned()
+    } else {
+        format!("http://{given}")
+    };
+    upstreams::check_url(&full).map(|()| full)
+}
+
 /// `2s`, `250ms`, `1m 30s`: a duration as people write it.
 pub fn parse_duration(text: &str) -> Option<Duration> {
     // humantime 2.4 panics where the seconds overflow by a carry, for which it takes more digits than this.
@@ -164,17 +203,21 @@ const MAX_FILE: u64 = 1024 * 1024;
 /// Everything that is wrong with it.
 pub fn load(path: &Path, environment: &Environment) -> Result<Config, Problems> {
     let name = path.display().to_string();
-    let fail = |text: String| Problems(vec![format!("{name}: {text}")]);
-    let metadata = std::fs::metadata(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
+    let text = read_text(path).map_err(|problem| Problems(vec![format!("{name}: {problem}")]))?;
+    parse(&text, &name, environment)
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let unreadable = |error| format!("cannot be read: {error}");
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(fail("is not a file".to_owned()));
+        return Err("is not a file".to_owned());
     }
     if metadata.len() > MAX_FILE {
-        return Err(fail("is longer than 1 MiB; is it a route file?".to_owned()));
+        return Err("is longer than 1 MiB; is it a route file?".to_owned());
     }
-    let bytes = std::fs::read(path).map_err(|error| fail(format!("cannot be read: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|_| fail("is not UTF-8 text".to_owned()))?;
-    parse(&text, &name, environment)
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
 }
 
 /// Reads a text; `name` stands for it in messages.

@@ -2,13 +2,15 @@
 //! is refused here, without asking Scalekit; in particular a token id (`apit_…`), which Scalekit would accept.
 
 use std::fmt;
+use std::sync::Arc;
 
 use hyper::HeaderMap;
-use hyper::header::{AUTHORIZATION, HeaderValue};
+use hyper::header::AUTHORIZATION;
 use ring::hmac;
 use ring::rand::SystemRandom;
 
 use crate::rejection::Rejection;
+use crate::secret::Secret;
 
 /// What can be a key at all.
 #[derive(Clone, Debug)]
@@ -36,16 +38,17 @@ impl Default for Settings {
     }
 }
 
-/// An API key as the caller presented it. It cannot be printed, only asked about.
+/// An API key as the caller presented it. It cannot be printed, only asked about. A copy of its own, which is overwritten when
+/// the last of its clones is dropped, and keeps nothing of the request's head in memory.
 #[derive(Clone)]
-pub struct ApiKey(HeaderValue, std::ops::Range<usize>);
+pub struct ApiKey(Arc<Secret>);
 
 impl ApiKey {
     /// Removes `Authorization` and gives the key that it carried.
     ///
     /// # Errors
     /// `MissingCredential` without a Bearer value, `AmbiguousCredential` with more than one `Authorization`,
-    /// `InvalidKey` where the value cannot be a key.
+    /// `InvalidKey` where the value cannot be a key, `KeyIdPresented` where it is the id of one.
     pub fn take(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let first = values.next().cloned();
@@ -57,20 +60,22 @@ impl ApiKey {
         }
         let value = first.ok_or(Rejection::MissingCredential)?;
         let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
-        let key = Self(value, range);
-        if settings.could_be(key.expose().as_bytes()) { Ok(key) } else { Err(Rejection::InvalidKey) }
+        let token = value.as_bytes().get(range).unwrap_or_default();
+        if is_key_id(token) {
+            return Err(Rejection::KeyIdPresented);
+        }
+        let token = std::str::from_utf8(token).ok();
+        token.and_then(|token| Self::parse(token, settings)).ok_or(Rejection::InvalidKey)
     }
 
     /// A key from elsewhere than a request, such as standard input.
     pub fn parse(text: &str, settings: &Settings) -> Option<Self> {
-        let value = HeaderValue::from_str(text).ok()?;
-        settings.could_be(text.as_bytes()).then(|| Self(value, 0..text.len()))
+        settings.could_be(text.as_bytes()).then(|| Self(Arc::new(Secret::new(text))))
     }
 
     /// The key itself, for the body of a call to Scalekit and for nothing else.
     pub fn expose(&self) -> &str {
-        // Anything but ASCII is no key; see `Settings::could_be`.
-        self.0.as_bytes().get(self.1.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or("")
+        self.0.expose()
     }
 }
 
@@ -105,9 +110,13 @@ impl Settings {
         };
         // SECURITY: a token id stands in lists, databases and logs, and Scalekit's validate takes it for a key
         // (contract section 0). It is refused whatever the alphabet.
-        let identifier = token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"));
-        alphabet && !identifier && (self.min_length..=self.max_length).contains(&token.len())
+        alphabet && !is_key_id(token) && (self.min_length..=self.max_length).contains(&token.len())
     }
+}
+
+/// Whether this names a key and is none.
+fn is_key_id(token: &[u8]) -> bool {
+    token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"))
 }
 
 /// A key as it is remembered: keyed and one-way, so that memory holds nothing that works as a key and nobody
@@ -138,6 +147,8 @@ impl Digester {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::HeaderValue;
+
     use super::*;
 
     const KEY: &str = "0123456789ABCDEFGHIJabcdefghij";
@@ -195,7 +206,6 @@ mod tests {
         for token in [
             "short",
             &long,
-            "apit_123456789012345678901234",
             "eyJhbGciOi.eyJzdWIiOi.c2lnbmF0dXJl",
             "0123456789ABCDEFGHIJ 0123456789",
             "0123456789ABCDEFGHIJ,Bearer",
@@ -204,6 +214,7 @@ mod tests {
             check(&[format!("Bearer {token}").as_bytes()], Err(Rejection::InvalidKey));
         }
         check(&[b"Bearer 0123456789ABCDEFGHIJ\xff\xfe"], Err(Rejection::InvalidKey));
+        check(&[b"Bearer apit_123456789012345678901234"], Err(Rejection::KeyIdPresented));
     }
 
     #[test]

@@ -2,14 +2,16 @@
 //! `Gateway::handle` around it records what happened.
 
 mod answer;
-mod watch;
+mod revalidation;
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body::Body as _;
-use hyper::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use hyper::header::{
+    ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT,
+};
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
@@ -17,12 +19,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::answer::Answer;
-use self::watch::{Watch, Watched};
+use self::revalidation::{Revalidation, close_code, close_reason};
+use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::Body;
+use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop;
-use crate::identity;
+use crate::identity::{self, Identity, Misfit};
 use crate::message::{self, Host};
 use crate::metrics::{self, Metrics};
 use crate::policy::{Permit, Requirement};
@@ -30,7 +34,7 @@ use crate::rejection::{Caller, Rejection};
 use crate::route::{Auth, Route, RouteTable};
 use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
 use crate::upstream::websocket::CloseCode;
-use crate::upstream::{Failure, Upstream, outgoing, tunnel};
+use crate::upstream::{Exchange, Failure, Upstream, outgoing, tunnel};
 use crate::validator::Validator;
 
 /// What holds for every route.
@@ -42,8 +46,12 @@ pub struct Settings {
     pub head: message::Limits,
     /// The most of a request's body.
     pub body: outgoing::Limits,
-    /// How often the key of an open stream is asked about again.
+    /// How often the key of a request that lasts is asked about again.
     pub revalidate_every: Duration,
+    /// Headers about forwarding that are kept from trusted proxies beside the usual ones.
+    pub pass_headers: Vec<HeaderName>,
+    /// How long such a request may go on when nobody can say whether its key is good; at least `revalidate_every`.
+    pub unconfirmed_for: Duration,
     /// What is written of each request.
     pub access_log: access_log::Line,
 }
@@ -74,14 +82,14 @@ pub struct Gateway {
 
 impl Gateway {
     /// Answers a request, and records it once the answer has ended.
-    pub async fn handle(&self, request: Request<Body>, peer: Peer) -> Response<Body> {
+    pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Account) -> Response<Body> {
         let believed = self.trusted.believes(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
         let client = self.trusted.client(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = Caller::of(&request);
-        let arrival = Arrival { peer, believed, client };
+        let arrival = Arrival { peer, believed, client, account };
         let mut response = match self.pass(request, arrival, &mut record).await {
             Ok(passed) => self.answer(passed, record, &caller),
             Err(rejection) => {
@@ -93,29 +101,46 @@ impl Gateway {
         response
     }
 
+    /// Refuses a request whatever it asks for, and records it.
+    pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
+        let request_id = forwarded::request_id(request.headers(), false);
+        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
+        let client = self.trusted.client(peer, request.headers());
+        let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
+        record.rejected(&rejection);
+        let id = request_id.to_str().unwrap_or_default();
+        let mut response = rejection.response(&Caller::of(request), id, &self.settings.realm);
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
+    }
+
     /// The request path, from a head to the head of the answer.
     async fn pass(
         &self,
         mut request: Request<Body>,
-        arrival: Arrival,
+        arrival: Arrival<'_>,
         record: &mut Record,
     ) -> Result<Passed, Rejection> {
         let host = message::check(&request, self.settings.head)?;
-        let (route, requirement) = self.route(&request, &host)?;
+        let (route, requirement, kind) = self.route(&request, &host)?;
         record.route = Arc::clone(&route.label);
         let key = ApiKey::take(request.headers_mut(), &self.credential);
         let upgrade = hop::upgrade(request.method(), request.version(), request.headers());
         hop::strip(request.headers_mut());
-        let (permit, mut watched) = match requirement {
-            None => (Permit::public(), Watched::default()),
+        if kind == Kind::Preflight {
+            keep_preflight_headers(request.headers_mut());
+        }
+        let (permit, mut revalidation) = match requirement {
+            None => (Permit::public(), Revalidation::default()),
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
                 let identity = self.validator.validate(&key, arrival.client).await;
                 record.validation = Some(began.elapsed());
                 let identity = identity?;
+                arrival.account.show_a_good_key();
                 record.identity = Some(Arc::clone(&identity));
-                let watch = Watch::new(self, key, &identity, requirement);
-                (requirement.admit(identity)?, Watched::by(watch))
+                let revalidation = Revalidation::new(self, key, &identity, requirement, began.into());
+                (requirement.admit(identity)?, revalidation)
             }
         };
         self.identify(&permit, request.headers_mut(), record)?;
@@ -123,22 +148,25 @@ impl Gateway {
             request.headers_mut(),
             arrival.peer,
             arrival.believed,
+            &self.settings.pass_headers,
             &host.value,
             &record.request_id,
         );
         address(&mut request, &host);
-        let sending = !request.body().is_end_stream();
-        if sending {
-            request = request.map(|body| watched.upload(body));
+        if !request.body().is_end_stream() {
+            request = request.map(|body| revalidation.upload(body));
         }
-        let (response, tunnel) = tokio::select! {
+        let due = revalidation.due();
+        let (response, tunnel, exchange) = tokio::select! {
             // This first: the upload breaks off for the same reason.
             biased;
-            // What is sent without end, as a stream of gRPC, may outlast its key before there is an answer.
-            rejection = watched.ended(), if sending => return Err(rejection),
-            forwarded = self.forward(request, route, &permit, upgrade, record) => forwarded?,
+            // An upload without end, or a slow service, may outlast the key before there is an answer.
+            rejection = revalidation.closed_while_waiting() => return Err(rejection),
+            forwarded = self.forward(request, route, &permit, upgrade, due, record) => forwarded?,
         };
-        Ok(Passed { response, tunnel, watched })
+        // SECURITY: a late head or 101 opens nothing for a key that was revoked while it was awaited.
+        revalidation.confirm().await?;
+        Ok(Passed { response, tunnel, revalidation, exchange })
     }
 
     /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
@@ -146,17 +174,17 @@ impl Gateway {
         &self,
         request: &Request<Body>,
         host: &Host,
-    ) -> Result<(&Route, Option<&Requirement>), Rejection> {
+    ) -> Result<(&Route, Option<&Requirement>, Kind), Rejection> {
         let path = request.uri().path();
         if let Some(asked) = preflight(request)
             && let Some(route) = self.routes.find_preflight(&asked, &host.name, path)
         {
-            return Ok((route, None));
+            return Ok((route, None, Kind::Preflight));
         }
         let route = self.routes.find(request.method(), &host.name, path)?;
         match &route.auth {
-            Auth::Public => Ok((route, None)),
-            Auth::Key(requirement) => Ok((route, Some(requirement))),
+            Auth::Public => Ok((route, None, Kind::Request)),
+            Auth::Key(requirement) => Ok((route, Some(requirement), Kind::Request)),
         }
     }
 
@@ -164,23 +192,21 @@ impl Gateway {
     fn identify(
         &self,
         permit: &Permit,
-        headers: &mut hyper::HeaderMap,
-        record: &Record,
+        headers: &mut HeaderMap,
+        record: &mut Record,
     ) -> Result<(), Rejection> {
         if self.identity.strip(headers) > 0 {
             let route = metrics::Route { route: Arc::clone(&record.route) };
             self.metrics.forged.get_or_create(&route).inc();
         }
         if let Some(identity) = permit.identity() {
-            let left_out = self.identity.set(identity, headers)?;
-            if left_out > 0 && self.metrics.claims_left_out.inc_by(left_out as u64).is_power_of_two() {
-                let token = identity.token_id.as_ref().and_then(|id| id.to_str().ok());
-                tracing::warn!(
-                    keyward.token.id = token,
-                    left_out,
-                    "claims that would share a header are left out"
-                );
-            }
+            self.identity.set(identity, headers).inspect_err(|misfit| {
+                if let Misfit::SharedHeader { header, claims } = misfit {
+                    self.metrics.claims_left_out.inc_by(claims.len() as u64);
+                    record.cause = Some(format!("the claims {claims:?} would share the header {header}"));
+                    warn_of_shared_header(identity, header, claims);
+                }
+            })?;
         }
         Ok(())
     }
@@ -191,38 +217,43 @@ impl Gateway {
         route: &Route,
         permit: &Permit,
         upgrade: Option<hop::WebSocket>,
+        due: Option<tokio::time::Instant>,
         record: &mut Record,
-    ) -> Result<(Response<Body>, Option<Tunnel>), Rejection> {
+    ) -> Result<(Response<Body>, Option<Tunnel>, Exchange), Rejection> {
         let Some(upstream) = self.upstreams.get(&route.upstream) else {
             return Err(Rejection::UpstreamUnreachable);
         };
         let caller = upgrade.map(|_| hyper::upgrade::on(&mut request));
         let began = Instant::now();
-        let answered = upstream.forward(request, permit, upgrade, &self.identity, self.settings.body).await;
+        let answered =
+            upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
-        let mut response = answered.map_err(|Failure { rejection, cause }| {
+        let (mut response, exchange) = answered.map_err(|failure| {
+            upstream.log_failure(&failure);
+            let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
             rejection
         })?;
         record.answered(response.status().as_u16());
         let switched = caller.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let tunnel = switched.map(|caller| Tunnel { caller, upstream: hyper::upgrade::on(&mut response) });
-        Ok((response, tunnel))
+        Ok((response, tunnel, exchange))
     }
 
     /// The answer, watched and recorded to its end.
     fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
-        let Passed { response, tunnel, mut watched } = passed;
+        let Passed { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
-            return response.map(|body| Answer::wrap(body, record, watched, status));
+            return response.map(|body| Answer::wrap(body, record, revalidation, status, exchange));
         };
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
+            let _exchange = exchange;
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
-                    _ = watched.ended() => (CloseCode::PolicyViolation, "key_no_longer_valid"),
+                    rejection = revalidation.closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };
             match tunnel::run(caller, upstream, cut).await {
@@ -258,7 +289,8 @@ impl Current {
 struct Passed {
     response: Response<Body>,
     tunnel: Option<Tunnel>,
-    watched: Watched,
+    revalidation: Revalidation,
+    exchange: Exchange,
 }
 
 /// Both ends of a WebSocket to be.
@@ -268,19 +300,59 @@ struct Tunnel {
 }
 
 /// What is known of a request beside itself.
-struct Arrival {
+struct Arrival<'a> {
     peer: Peer,
     believed: bool,
     client: Option<std::net::IpAddr>,
+    account: &'a Account,
 }
 
-/// The method that a CORS preflight asks about: OPTIONS with `Origin` and `Access-Control-Request-Method`, and no body.
+/// What a request is to its route.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Request,
+    /// Passes without a key.
+    Preflight,
+}
+
+/// The method that a CORS preflight asks about: OPTIONS with one `Origin` and one `Access-Control-Request-Method`, and no body.
 fn preflight(request: &Request<Body>) -> Option<Method> {
-    let headers = request.headers();
-    let asks =
-        request.method() == Method::OPTIONS && headers.contains_key(ORIGIN) && request.body().is_end_stream();
-    let method = headers.get(ACCESS_CONTROL_REQUEST_METHOD).filter(|_| asks)?;
+    let asks = request.method() == Method::OPTIONS && request.body().is_end_stream();
+    let only = |name: HeaderName| {
+        let mut values = request.headers().get_all(name).iter();
+        values.next().filter(|_| values.next().is_none())
+    };
+    // SECURITY: of two, the service could take the other one.
+    only(ORIGIN).filter(|_| asks)?;
+    let method = only(ACCESS_CONTROL_REQUEST_METHOD)?;
     Method::from_bytes(method.as_bytes()).ok()
+}
+
+/// SECURITY: nobody has shown a key, and a service that takes every method runs its handler. It gets what the Fetch standard sends of
+/// its own accord, and what trusted proxies say of the client, but no cookie, token or method override.
+fn keep_preflight_headers(headers: &mut HeaderMap) {
+    let kept = |name: &HeaderName| {
+        [ORIGIN, HOST, ACCEPT, USER_AGENT, FORWARDED, REQUEST_ID].contains(name)
+            || name.as_str().starts_with("access-control-request-")
+            || name.as_str().starts_with("x-forwarded-")
+    };
+    let others: Vec<HeaderName> = headers.keys().filter(|name| !kept(name)).cloned().collect();
+    for name in others {
+        headers.remove(name);
+    }
+}
+
+/// Tells the operator of a key that cannot be used as it is, also where requests are not logged.
+fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
+    static SAMPLER: Sampler = Sampler::new();
+    if let Some(suppressed) = SAMPLER.admit() {
+        tracing::warn!(
+            keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
+            suppressed,
+            "refused a key whose claims {claims:?} would share the header {header}; name a header for one under \
+             identity.claim_headers, or choose the claims in identity.claims"
+        );
+    }
 }
 
 /// The target in origin-form, as sent, and the caller's authority as `Host`.
@@ -292,5 +364,5 @@ fn address(request: &mut Request<Body>, host: &Host) {
         Some(path) => path.clone(),
     };
     *request.uri_mut() = path.into();
-    request.headers_mut().insert(hyper::header::HOST, host.value.clone());
+    request.headers_mut().insert(HOST, host.value.clone());
 }

@@ -100,10 +100,27 @@ pub struct Headers {
     prefixes: Vec<Box<[u8]>>,
 }
 
-/// The claims that are passed on, and how many are not, as two of one key would share a header.
-struct Chosen<'a> {
-    claims: Vec<(HeaderName, &'a str)>,
-    left_out: usize,
+/// Why headers cannot carry an identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misfit {
+    /// Names and values take more than `max_bytes`.
+    TooLarge,
+    /// Two claims of the key would share a header.
+    SharedHeader {
+        /// The header.
+        header: HeaderName,
+        /// The names of the claims, in order: two or more.
+        claims: Vec<String>,
+    },
+}
+
+impl From<Misfit> for Rejection {
+    fn from(misfit: Misfit) -> Self {
+        match misfit {
+            Misfit::TooLarge => Self::IdentityTooLarge,
+            Misfit::SharedHeader { .. } => Self::AmbiguousIdentity,
+        }
+    }
 }
 
 impl Headers {
@@ -150,16 +167,16 @@ impl Headers {
         owned.len()
     }
 
-    /// Sets the identity. `headers` must have been stripped. Gives the number of claims left out because another
-    /// claim of the same key would have shared their header.
+    /// Sets the identity. `headers` must have been stripped.
     ///
     /// # Errors
-    /// `IdentityTooLarge` over the limit; then nothing is forwarded, as nothing is ever cut.
-    pub fn set(&self, identity: &Identity, headers: &mut HeaderMap) -> Result<usize, Rejection> {
+    /// When it is too large or two claims would share a header; then nothing is forwarded, as nothing is ever cut.
+    pub fn set(&self, identity: &Identity, headers: &mut HeaderMap) -> Result<(), Misfit> {
         let settings = &self.settings;
+        let claims = self.claims(&identity.claims)?;
         let mut left = settings.max_bytes;
         let mut insert = |name: &HeaderName, value: HeaderValue| {
-            left = left.checked_sub(name.as_str().len() + value.len()).ok_or(Rejection::IdentityTooLarge)?;
+            left = left.checked_sub(name.as_str().len() + value.len()).ok_or(Misfit::TooLarge)?;
             headers.insert(name, value);
             Ok(())
         };
@@ -179,26 +196,33 @@ impl Headers {
         if !identity.roles.is_empty() {
             insert(&settings.roles, joined(&identity.roles)?)?;
         }
-        let Chosen { claims, left_out } = self.claims(&identity.claims)?;
         for (name, value) in claims {
             insert(&name, encoded(value)?)?;
         }
-        Ok(left_out)
+        Ok(())
     }
 
-    /// The claims to pass on by header, and how many were left out for meeting in one.
-    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Chosen<'a>, Rejection> {
+    /// The claims to pass on, each with a header of its own.
+    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
         let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
             .filter(|(name, _)| chosen(name))
             .map(|(name, value)| Some((self.claim_header(name)?, value.as_str())))
             .collect::<Option<_>>()
-            .ok_or(Rejection::IdentityTooLarge)?;
-        let met = |name: &HeaderName| named.iter().filter(|(other, _)| other == name).count() > 1;
-        let alone: Vec<_> = named.iter().filter(|(name, _)| !met(name)).cloned().collect();
-        let left_out = named.len() - alone.len();
-        Ok(Chosen { claims: alone, left_out })
+            .ok_or(Misfit::TooLarge)?;
+        // SECURITY: leaving out both would let whoever can add a claim take away another, which may restrict the key.
+        let shared =
+            named.iter().enumerate().find(|(at, (name, _))| named[..*at].iter().any(|(own, _)| own == name));
+        match shared {
+            None => Ok(named),
+            Some((_, (header, _))) => {
+                let shares =
+                    |name: &&String| chosen(name) && self.claim_header(name).as_ref() == Some(header);
+                let claims = claims.keys().filter(shares).cloned().collect();
+                Err(Misfit::SharedHeader { header: header.clone(), claims })
+            }
+        }
     }
 
     /// The header of a claim. `None` only for a name too long for HTTP, which Scalekit does not allow.
@@ -240,7 +264,7 @@ fn folded(name: &str) -> impl Iterator<Item = u8> {
     name.bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' })
 }
 
-fn joined(roles: &[String]) -> Result<HeaderValue, Rejection> {
+fn joined(roles: &[String]) -> Result<HeaderValue, Misfit> {
     let mut value = String::new();
     for (index, role) in roles.iter().enumerate() {
         if index > 0 {
@@ -248,15 +272,15 @@ fn joined(roles: &[String]) -> Result<HeaderValue, Rejection> {
         }
         encode(role, true, &mut value);
     }
-    HeaderValue::try_from(value).map_err(|_| Rejection::IdentityTooLarge)
+    HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
 /// Free text as a header value, which one percent-decode turns back into the text. The error cannot happen: what
 /// `encode` writes is printable ASCII.
-fn encoded(text: &str) -> Result<HeaderValue, Rejection> {
+fn encoded(text: &str) -> Result<HeaderValue, Misfit> {
     let mut value = String::with_capacity(text.len());
     encode(text, false, &mut value);
-    HeaderValue::try_from(value).map_err(|_| Rejection::IdentityTooLarge)
+    HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
 /// Printable ASCII passes, but for `%`, spaces at either end, and, in a list, the comma.
@@ -351,7 +375,7 @@ mod tests {
     #[test]
     fn what_the_key_does_not_have_is_absent() {
         let mut map = HeaderMap::new();
-        assert_eq!(headers().set(&identity(), &mut map), Ok(0));
+        assert_eq!(headers().set(&identity(), &mut map), Ok(()));
         let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
         assert_eq!(names, ["x-org-id", "x-token-id"]);
@@ -386,24 +410,31 @@ mod tests {
     }
 
     #[test]
-    fn claims_that_share_a_header_are_both_left_out_unless_named() {
+    fn claims_that_share_a_header_are_refused_unless_named() {
         let claims = [("team", "a"), ("Team", "b"), ("te am", "c"), ("plan", "d")];
         let identity = Identity {
             claims: claims.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             ..identity()
         };
         let mut map = HeaderMap::new();
-        assert_eq!(headers().set(&identity, &mut map), Ok(2));
-        assert!(!map.contains_key("x-claim-team"));
-        assert_eq!(map["x-claim-te-am"], "c");
-        assert_eq!(map["x-claim-plan"], "d");
+        let shared = Misfit::SharedHeader {
+            header: HeaderName::from_static("x-claim-team"),
+            claims: vec!["Team".to_owned(), "team".to_owned()],
+        };
+        assert_eq!(headers().set(&identity, &mut map), Err(shared));
+        assert!(map.is_empty());
+
+        let only =
+            Settings { claims: Some(vec!["team".to_owned(), "plan".to_owned()]), ..Settings::default() };
+        assert_eq!(Headers::new(only).set(&identity, &mut map), Ok(()));
+        assert_eq!(map["x-claim-team"], "a", "a claim that is not passed on takes nothing away");
 
         let named = Headers::new(Settings {
             claim_headers: [("Team".to_owned(), HeaderName::from_static("x-claim-big-team"))].into(),
             ..Settings::default()
         });
         let mut map = HeaderMap::new();
-        assert_eq!(named.set(&identity, &mut map), Ok(0));
+        assert_eq!(named.set(&identity, &mut map), Ok(()));
         assert_eq!(
             (&map["x-claim-team"], &map["x-claim-big-team"]),
             (&"a".parse().unwrap(), &"b".parse().unwrap())
@@ -421,9 +452,9 @@ mod tests {
     #[test]
     fn an_identity_over_the_limit_is_refused_and_not_cut() {
         let identity = Identity { claims: [("a".to_owned(), "x".repeat(9000))].into(), ..identity() };
-        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Rejection::IdentityTooLarge));
+        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Misfit::TooLarge));
         let identity = Identity { claims: [("x".repeat(70_000), "a".to_owned())].into(), ..identity };
-        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Rejection::IdentityTooLarge));
+        assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Misfit::TooLarge));
     }
 
     #[test]

@@ -4,10 +4,13 @@
 // Words: no async, no clock.
 pub mod body;
 pub mod secret;
+pub mod terminal;
 pub mod metrics;
 pub mod rejection;
+pub mod budget;
 pub mod credential;
 pub mod message;
+pub mod browser;
 pub mod hop;
 pub mod identity;
 pub mod policy;

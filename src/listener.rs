@@ -1,11 +1,13 @@
 //! Accepts connections and serves them: TCP, unix socket, TLS; HTTP/1.1 and HTTP/2 on one port; within limits of time,
 //! size and number.
 
+mod admission;
 mod clock;
 mod connection;
 mod framing;
 mod lingering;
 mod proxy_header;
+mod registry;
 mod slots;
 mod unread;
 
@@ -20,14 +22,18 @@ use std::time::Duration;
 use hyper::{Request, Response};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::clock::Clock;
+use self::registry::Registry;
 use self::slots::Slots;
 use crate::body::Body;
+use crate::budget::{Account, Budget};
 use crate::metrics::Metrics;
+use crate::rejection::{Caller, Rejection};
 use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
 use crate::upstream::forwarded::{Peer, Trusted};
 
@@ -54,15 +60,28 @@ pub struct Settings {
     pub max_streams: u32,
     /// Connections at once; more wait in the system's queue.
     pub max_connections: usize,
+    /// And from one client address (IPv6: one /64); more are closed.
+    pub max_connections_per_address: Option<usize>,
+    /// What requests and bodies on all connections may hold, in bytes.
+    pub memory: usize,
     /// Who may connect to a unix socket, as in `chmod`; none: as the process's mask has it.
     pub socket_mode: Option<u32>,
 }
 
 impl Settings {
-    /// For another listener of the same process: in clear text, and without a load balancer.
+    /// For another listener of the same process: in clear text, without a load balancer, and with few connections of its own,
+    /// so that it answers whatever the public one suffers.
     #[must_use]
     pub fn beside(&self, listen: Listen) -> Self {
-        Self { listen, tls: None, proxied: Trusted::default(), ..self.clone() }
+        Self {
+            listen,
+            tls: None,
+            proxied: Trusted::default(),
+            max_connections: BESIDE_CONNECTIONS,
+            max_connections_per_address: None,
+            memory: BESIDE_MEMORY,
+            ..self.clone()
+        }
     }
 }
 
@@ -118,7 +137,13 @@ pub trait Handler: Send + Sync + 'static {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
+        account: &Account,
     ) -> impl Future<Output = Response<Body>> + Send;
+
+    /// The answer to a request that the listener has no room for; its headers are gone but for the content type.
+    fn refuse(&self, request: Request<Body>, _peer: Peer, rejection: Rejection) -> Response<Body> {
+        rejection.response(&Caller::of(&request), "", "")
+    }
 }
 
 /// A bound socket.
@@ -146,6 +171,12 @@ const CROSSING: Duration = Duration::from_millis(100);
 const BACKLOG: u32 = 4096;
 /// After an accept that failed, as for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// From one look for a connection that makes room to the next.
+const EVICT_EVERY: Duration = Duration::from_millis(20);
+/// Of a listener beside the public one.
+pub const BESIDE_CONNECTIONS: usize = 64;
+/// For the requests of such a listener, in bytes.
+const BESIDE_MEMORY: usize = 16 * 1024 * 1024;
 
 impl Listener {
     /// Binds the socket. Connections wait in the system's queue until `serve`.
@@ -187,8 +218,17 @@ impl Listener {
     /// Serves connections, each a task in `tasks`, until `phases.stopping`.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, phases: Phases, tasks: TaskTracker) {
         let mut changes = self.settings.subscribe();
+        let (registry, budget) = (Arc::<Registry>::default(), Budget::new(changes.borrow().memory));
         let server = |settings: &Settings| {
-            Arc::new(connection::Server::new(settings, self.tls.clone(), Arc::clone(&self.metrics), &tasks))
+            budget.resize(settings.memory);
+            Arc::new(connection::Server::new(
+                settings,
+                self.tls.clone(),
+                Arc::clone(&self.metrics),
+                Arc::clone(&registry),
+                Arc::clone(&budget),
+                &tasks,
+            ))
         };
         let mut slots = Slots::new(changes.borrow().max_connections);
         let mut current = server(&changes.borrow_and_update());
@@ -201,12 +241,20 @@ impl Listener {
         };
         let mut stopped = std::pin::pin!(stopped);
         let spawn = |server: &Arc<connection::Server>, slot, accepted| {
-            let open = connection::Open::count(slot, &self.metrics);
+            let clock = Arc::new(Clock::start(Account::open(&budget)));
+            let open = connection::Open::count(slot, registry.enter(&clock), &self.metrics);
             let (server, handler, phases) = (Arc::clone(server), Arc::clone(&handler), phases.clone());
-            tasks.spawn(async move { server.serve(accepted, open, handler, phases).await });
+            tasks.spawn(async move { server.serve(accepted, open, clock, handler, phases).await });
         };
+        // Accepted, and without a place yet.
+        let mut waiting = None;
         loop {
-            let next = async { (slots.take().await, self.socket.accept().await) };
+            let next = async {
+                if waiting.is_none() {
+                    waiting = Some(self.socket.accept().await);
+                }
+                take_place(&mut slots, &registry).await
+            };
             let next = tokio::select! {
                 () = &mut stopped => break,
                 _ = changes.changed() => None,
@@ -220,17 +268,32 @@ impl Listener {
             }
             match next {
                 None => {}
-                Some((slot, Ok(accepted))) => spawn(&current, slot, accepted),
-                Some((_, Err(error))) => {
-                    tracing::error!("cannot accept a connection: {error}");
-                    sleep(ACCEPT_PAUSE).await;
-                }
+                Some(slot) => match waiting.take() {
+                    Some(Ok(accepted)) => spawn(&current, slot, accepted),
+                    Some(Err(error)) => {
+                        tracing::error!("cannot accept a connection: {error}");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                    None => {}
+                },
             }
         }
-        for accepted in self.socket.close() {
+        for accepted in waiting.and_then(Result::ok).into_iter().chain(self.socket.close()) {
             if let Some(slot) = slots.take_now() {
                 spawn(&current, Some(slot), accepted);
             }
+        }
+    }
+}
+
+/// Waits for a place. Who has shown no good key leaves for it, if somebody must.
+async fn take_place(slots: &mut Slots, registry: &Registry) -> Option<tokio::sync::OwnedSemaphorePermit> {
+    loop {
+        if slots.is_full() {
+            registry.evict_one();
+        }
+        if let Ok(place) = timeout(EVICT_EVERY, slots.take()).await {
+            return place;
         }
     }
 }

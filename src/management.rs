@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION};
+use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
 use jiff::Timestamp;
 use moka::sync::Cache;
@@ -28,7 +29,9 @@ use self::audit::Audit;
 use self::once::{KEPT, Once};
 use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
+use crate::access_log::output::AuditSlot;
 use crate::body::{self, Body};
+use crate::budget::Account;
 use crate::keys::rules::Rules;
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
@@ -58,6 +61,11 @@ pub const OPENAPI: &str = include_str!("management/openapi.json");
 
 /// The fewest characters of the secret.
 pub const SHORTEST_SECRET: usize = 16;
+
+/// Connections for key management at once.
+pub const CONNECTIONS: usize = 256;
+/// What its requests may hold, in bytes: room for all that are answered at once, and for as many that are told to wait.
+pub const MEMORY: usize = 128 * 1024 * 1024;
 
 /// Ids of keys revoked here that are remembered, so that a repeated revocation succeeds.
 const REVOKED: u64 = 10_000;
@@ -107,7 +115,12 @@ struct CreatedBody<'a> {
 }
 
 impl Handler for Management {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        _account: &Account,
+    ) -> Response<Body> {
         let tasks = self.tasks.clone();
         let answered = tasks.spawn(async move { self.handle(request, peer).await }).await;
         // Only a panic ends a task without an answer.
@@ -142,20 +155,15 @@ impl Management {
         if request.method() == hyper::Method::GET && request.uri().path() == "/openapi.json" {
             return answer(StatusCode::OK, OPENAPI);
         }
-        let mut entry = self.audit.begin(self.access.client(peer));
         let (head, mut body) = request.into_parts();
-        let done = async {
-            self.access.admit(&head)?;
-            let Ok(_place) = self.requests.try_acquire() else {
-                return Err(Problem::overloaded("Too many requests are under way; try again."));
-            };
-            let call = Call::read(&head, &mut body).await?;
-            entry.asked(&call);
-            self.perform(&call).await
+        // Nothing is done of which no line can be written.
+        let done = match AuditSlot::reserve(TURN_WITHIN).await {
+            Some(slot) => self.record(&head, &mut body, peer, slot).await,
+            None => {
+                self.audit.count_refusal_without_line();
+                Err(Problem::overloaded("The audit log cannot be written at the moment; nothing was done."))
+            }
         };
-        let done = done.await;
-        entry.ended(&done);
-        drop(entry);
         // Who waits for a word before it sends has not sent.
         if !head.headers.contains_key(EXPECT) {
             content::drain(&mut body).await;
@@ -175,6 +183,29 @@ impl Management {
                 response
             }
         }
+    }
+
+    /// Does what is asked for, and writes the line of it.
+    async fn record(
+        &self,
+        head: &Parts,
+        body: &mut Body,
+        peer: Peer,
+        slot: AuditSlot,
+    ) -> Result<Done, Problem> {
+        let mut entry = self.audit.begin(self.access.client(peer), slot);
+        let done = async {
+            self.access.admit(head)?;
+            let Ok(_place) = self.requests.try_acquire() else {
+                return Err(Problem::overloaded("Too many requests are under way; try again."));
+            };
+            let call = Call::read(head, body).await?;
+            entry.asked(&call);
+            self.perform(&call).await
+        };
+        let done = done.await;
+        entry.ended(&done);
+        done
     }
 
     async fn perform(&self, call: &Call) -> Result<Done, Problem> {

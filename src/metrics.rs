@@ -1,16 +1,20 @@
 //! What Keyward counts, in Prometheus' words: base units, and labels that come from the configuration or from a closed
 //! list, never from a request.
 
-use std::sync::atomic::AtomicU64;
+mod exposition;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use prometheus_client::encoding::{EncodeLabelSet, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
+
+pub use self::exposition::Format;
 
 /// From the fastest answer from memory to the longest wait, in seconds.
 const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
@@ -51,6 +55,52 @@ pub struct Management {
     pub outcome: &'static str,
 }
 
+/// The label of the metric that says what runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Build {
+    version: &'static str,
+}
+
+/// A gauge that is absent while it has no value, as 0 would mean something else.
+#[derive(Clone, Debug)]
+pub struct OptionalGauge(Arc<AtomicU64>);
+
+impl Default for OptionalGauge {
+    fn default() -> Self {
+        Self(Arc::new(AtomicU64::new(f64::NAN.to_bits())))
+    }
+}
+
+impl OptionalGauge {
+    /// Has this value.
+    pub fn set(&self, value: f64) {
+        self.0.store(value.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Has no value.
+    pub fn clear(&self) {
+        self.set(f64::NAN);
+    }
+
+    fn get(&self) -> f64 {
+        f64::from_bits(self.0.load(Ordering::Relaxed))
+    }
+}
+
+impl EncodeMetric for OptionalGauge {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), std::fmt::Error> {
+        encoder.encode_gauge(&self.get())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        MetricType::Gauge
+    }
+
+    fn is_empty(&self) -> bool {
+        self.get().is_nan()
+    }
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// All metrics of a process. Cheap to update, shared by `Arc`.
@@ -66,7 +116,7 @@ pub struct Metrics {
     pub upstream_seconds: Histograms<Route>,
     /// Requests that carried headers, or trailers, of Keyward's own.
     pub forged: Family<Route, Counter>,
-    /// Claims left out because two of one key would have shared a header.
+    /// Claims not passed on because two of one key would have shared a header; such requests are refused.
     pub claims_left_out: Counter,
     /// Validations by Scalekit.
     pub validations: Family<Outcome, Counter>,
@@ -76,8 +126,8 @@ pub struct Metrics {
     pub validation_retries: Counter,
     /// Requests without a verdict yet.
     pub validations_waiting: Gauge,
-    /// Calls left in this minute's budget.
-    pub validation_headroom: Gauge<f64, AtomicU64>,
+    /// Calls left in this minute's budget; absent without one.
+    pub validation_headroom: OptionalGauge,
     /// 1 while Scalekit is taken to be down.
     pub breaker_open: Gauge,
     /// Requests refused from memory.
@@ -98,8 +148,9 @@ pub struct Metrics {
     pub open_streams: Gauge,
     /// Of these, those whose last question got no answer.
     pub unconfirmed_streams: Gauge,
-    /// Streams closed because their key is no longer good.
-    pub streams_closed: Counter,
+    /// Streams closed because their key is no longer good (`revoked`, `expired`, `not_permitted`), or could not be confirmed
+    /// for too long (`unconfirmed`).
+    pub streams_closed: Family<Outcome, Counter>,
     /// Requests for key management.
     pub management: Family<Management, Counter>,
     /// Lines that the log could not take, from whoever counts them.
@@ -128,7 +179,7 @@ impl Default for Metrics {
             validation_seconds: histogram(),
             validation_retries: Counter::default(),
             validations_waiting: Gauge::default(),
-            validation_headroom: Gauge::default(),
+            validation_headroom: OptionalGauge::default(),
             breaker_open: Gauge::default(),
             negative_hits: Counter::default(),
             negative_entries: Gauge::default(),
@@ -139,7 +190,7 @@ impl Default for Metrics {
             connection_errors: Family::default(),
             open_streams: Gauge::default(),
             unconfirmed_streams: Gauge::default(),
-            streams_closed: Counter::default(),
+            streams_closed: Family::default(),
             management: Family::default(),
             log_lines_dropped: Counter::default(),
             dropped_lines: OnceLock::new(),
@@ -148,6 +199,10 @@ impl Default for Metrics {
             ready: Gauge::default(),
         };
         metrics.register();
+        for outcome in ["revoked", "expired", "not_permitted", "unconfirmed"] {
+            // There from the start, so that the first one shows in a rate.
+            drop(metrics.streams_closed.get_or_create(&Outcome { outcome }));
+        }
         metrics
     }
 }
@@ -177,7 +232,7 @@ impl Metrics {
         );
         registry.register(
             "claims_left_out",
-            "Claims that would have shared a header",
+            "Claims that would have shared a header, in requests refused for it",
             self.claims_left_out.clone(),
         );
         registry.register("validations", "Validations by Scalekit", self.validations.clone());
@@ -226,12 +281,12 @@ impl Metrics {
         registry.register("open_streams", "Answers and tunnels asked about again", self.open_streams.clone());
         registry.register(
             "unconfirmed_streams",
-            "Of these, those whose last question got no answer",
+            "Of these, those whose key could not be confirmed when it was last asked about",
             self.unconfirmed_streams.clone(),
         );
         registry.register(
             "streams_closed",
-            "Streams whose key ceased to be good",
+            "Streams closed because their key was revoked, expired, not permitted any more, or unconfirmed for too long",
             self.streams_closed.clone(),
         );
         registry.register("management_requests", "Requests for key management", self.management.clone());
@@ -252,7 +307,9 @@ impl Metrics {
             self.reload_time.clone(),
         );
         registry.register("ready", "1 when ready", self.ready.clone());
-        registry.register("build", "The version", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
+        let build = Family::<Build, Gauge>::default();
+        build.get_or_create(&Build { version: env!("CARGO_PKG_VERSION") }).set(1);
+        registry.register("build_info", "1, with the version", build);
     }
 
     /// Where the number of lines that the log could not take is to be found.
@@ -269,6 +326,14 @@ impl Metrics {
         // Writing to a String cannot fail.
         let _ = text::encode(&mut out, &self.registry);
         out
+    }
+
+    /// Everything, in this format.
+    pub fn encode_as(&self, format: Format) -> String {
+        match format {
+            Format::OpenMetrics => self.encode(),
+            Format::Text => exposition::to_text(&self.encode()),
+        }
     }
 }
 
@@ -298,6 +363,16 @@ mod tests {
         ] {
             assert!(text.lines().any(|own| own == line), "{line} in\n{text}");
         }
+    }
+
+    #[test]
+    fn headroom_is_absent_without_a_budget() {
+        let metrics = Metrics::default();
+        assert!(!metrics.encode().contains("headroom"));
+        metrics.validation_headroom.set(0.0);
+        assert!(metrics.encode().contains("\nkeyward_validation_headroom 0.0\n"));
+        metrics.validation_headroom.clear();
+        assert!(!metrics.encode().contains("headroom"));
     }
 
     #[test]

@@ -43,6 +43,18 @@ impl Permit {
 }
 
 impl Requirement {
+    /// Whether both admit the same identities.
+    pub fn asks_same(&self, other: &Self) -> bool {
+        self.includes(other) && other.includes(self)
+    }
+
+    /// Whether everything that the other asks for is asked for here, too.
+    pub fn includes(&self, other: &Self) -> bool {
+        (other.scope.is_none() || self.scope == other.scope)
+            && other.roles.iter().all(|role| self.roles.contains(role))
+            && other.claims.iter().all(|(name, value)| self.claims.get(name) == Some(value))
+    }
+
     /// Admits the identity, if it has all that is asked.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub enum Rejection {
     MissingCredential,
     /// The key is not a key, unknown, expired or revoked: one answer for all, so that it tells nothing.
     InvalidKey,
+    /// The id of a key (`apit_…`) in place of the key. Callers are told the same as of any other bad key.
+    KeyIdPresented,
     /// A good key that this route does not accept.
     NotPermitted,
     /// No route takes the path.
@@ -50,9 +52,11 @@ pub enum Rejection {
     UpstreamTimeout,
     /// The identity headers would exceed their limit.
     IdentityTooLarge,
+    /// Two claims of the key would share a header.
+    AmbiguousIdentity,
     /// Scalekit gave no verdict: down, slow, throttling, or refusing Keyward itself.
     ValidationUnavailable(Duration),
-    /// Too many requests wait for a verdict.
+    /// Too many requests wait for a verdict or are under way, or hold too much memory.
     Overloaded(Duration),
 }
 
@@ -97,6 +101,11 @@ impl Caller {
     pub fn takes_status(&self, answered: &HeaderMap) -> bool {
         self.trailers && is_type(answered, b"application/grpc") && !is_type(answered, b"application/grpc-web")
     }
+}
+
+/// Whether a message says that it is one of gRPC's.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    is_type(headers, b"application/grpc")
 }
 
 fn is_type(headers: &HeaderMap, prefix: &[u8]) -> bool {
@@ -158,7 +167,7 @@ impl Rejection {
                 "Missing authorization token",
                 "Send the API key as 'Authorization: Bearer <key>'.",
             ),
-            Self::InvalidKey => answer(
+            Self::InvalidKey | Self::KeyIdPresented => answer(
                 StatusCode::UNAUTHORIZED,
                 "invalid_key",
                 16,
@@ -238,6 +247,13 @@ impl Rejection {
                 "Identity too large",
                 "The key's roles and claims exceed what may be passed on in headers.",
             ),
+            Self::AmbiguousIdentity => answer(
+                StatusCode::BAD_GATEWAY,
+                "ambiguous_identity",
+                14,
+                "Ambiguous identity",
+                "Two of the key's claims would be passed on in the same header.",
+            ),
             Self::ValidationUnavailable(_) => answer(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "validation_unavailable",
@@ -268,7 +284,7 @@ impl Rejection {
     fn challenge(&self, realm: &str) -> Option<HeaderValue> {
         let error = match self {
             Self::MissingCredential => "",
-            Self::InvalidKey => ", error=\"invalid_token\"",
+            Self::InvalidKey | Self::KeyIdPresented => ", error=\"invalid_token\"",
             Self::NotPermitted => ", error=\"insufficient_scope\"",
             _ => return None,
         };
@@ -312,7 +328,10 @@ impl Rejection {
                 error: answer.sentence,
             };
             // A struct of strings and one number always serializes.
-            *response.body_mut() = body::full(serde_json::to_vec(&problem).unwrap_or_default());
+            let mut text = serde_json::to_vec(&problem).unwrap_or_default();
+            // So that a shell's prompt does not stick to it.
+            text.push(b'\n');
+            *response.body_mut() = body::full(text);
         }
         response
     }
@@ -350,6 +369,7 @@ mod tests {
             Rejection::AmbiguousPath,
             Rejection::MissingCredential,
             Rejection::InvalidKey,
+            Rejection::KeyIdPresented,
             Rejection::NotPermitted,
             Rejection::NoRoute,
             Rejection::MethodNotAllowed(HeaderValue::from_static("GET")),
@@ -361,6 +381,7 @@ mod tests {
             Rejection::UpstreamUnreachable,
             Rejection::UpstreamTimeout,
             Rejection::IdentityTooLarge,
+            Rejection::AmbiguousIdentity,
             Rejection::ValidationUnavailable(WAIT),
             Rejection::Overloaded(WAIT),
         ]

@@ -3,17 +3,19 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use ring::hmac;
 use ring::rand::SystemRandom;
+use zeroize::Zeroizing;
 
-/// A secret in memory.
+/// A secret in memory, which is overwritten when it is dropped.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Box<str>);
+pub struct Secret(Zeroizing<Box<str>>);
 
 impl Secret {
     /// Wraps a value.
     pub fn new(value: impl Into<Box<str>>) -> Self {
-        Self(value.into())
+        Self(Zeroizing::new(value.into()))
     }
 
     /// The value itself. Every call is a place where it could leak.
@@ -32,6 +34,11 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
+}
+
+/// The content of a call to Scalekit that holds a secret: overwritten once the last of those who send it is done.
+pub fn wiped(content: Vec<u8>) -> Bytes {
+    Bytes::from_owner(Zeroizing::new(content))
 }
 
 /// Where a secret comes from. A file is read anew each time the secret is needed, so that a rotated secret
@@ -86,7 +93,7 @@ fn read_file(path: &Path) -> Result<Secret, SecretError> {
     if !(metadata.is_file() || metadata.is_dir()) || metadata.len() > MAX_FILE {
         return Err(SecretError::Malformed(path.to_owned()));
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let text = Zeroizing::new(std::fs::read_to_string(path).map_err(unreadable)?);
     let value = text.trim();
     if value.is_empty() {
         return Err(SecretError::Empty(path.to_owned()));

@@ -16,11 +16,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
+use crate::budget::Account;
 use crate::config::Config;
 use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
+use crate::rejection::Rejection;
 use crate::scalekit::{Fault, Scalekit};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
@@ -131,8 +133,6 @@ impl Fixed {
     }
 }
 
-/// Connections for key management at once.
-const MANAGEMENT_CONNECTIONS: usize = 256;
 /// Between two probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
@@ -155,7 +155,8 @@ impl Server {
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
                 tls: settings.tls.clone(),
-                max_connections: MANAGEMENT_CONNECTIONS,
+                max_connections: management::CONNECTIONS,
+                memory: management::MEMORY,
                 socket_mode: Some(settings.socket_mode),
                 ..fixed.listener.beside(settings.listen.clone())
             };
@@ -262,10 +263,11 @@ impl Server {
 
         stop.cancelled().await;
         until_stop.iter().for_each(JoinHandle::abort);
+        // Connections first: whoever has seen that it is not ready gets `Connection: close` from then on.
+        phases.draining.cancel();
         self.readiness.drain();
         let drain = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
         tracing::info!(delay = ?drain.delay, timeout = ?drain.timeout, "draining");
-        phases.draining.cancel();
         let tunnels = &shared.parts.tunnels;
         let drained = async {
             sleep(drain.delay).await;
@@ -344,9 +346,18 @@ impl Parts {
 }
 
 impl Handler for Current {
-    async fn answer(self: Arc<Self>, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Body>,
+        peer: Peer,
+        account: &Account,
+    ) -> Response<Body> {
         let gateway = self.gateway();
-        gateway.handle(request, peer).await
+        gateway.handle(request, peer, account).await
+    }
+
+    fn refuse(&self, request: Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
+        self.gateway().refuse(&request, peer, rejection)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Forwarding to the service behind Keyward. Takes a `Permit`, so nothing gets here without one. Bodies stream both ways;
 //! a request goes out once.
 
+mod capacity;
+mod failure_log;
 pub mod forwarded;
 pub mod tunnel;
 pub mod websocket;
@@ -15,14 +17,16 @@ use hyper::{Request, Response, StatusCode, Version};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
+use self::capacity::Capacity;
+use self::failure_log::FailureLog;
 use self::outgoing::{Limits, Outgoing, Progress};
 use crate::body::Body;
 use crate::hop::{self, WebSocket};
 use crate::identity::Headers;
 use crate::message;
-use crate::origin::{self, Origin, SendError};
+use crate::origin::{self, Origin, Protocol, SendError};
 use crate::policy::Permit;
-use crate::rejection::{KEYWARD_ERROR, Rejection};
+use crate::rejection::{self, KEYWARD_ERROR, Rejection};
 use crate::tls::TlsError;
 
 /// One `[upstreams.NAME]` of the file.
@@ -34,6 +38,10 @@ pub struct Settings {
     pub origin: origin::Settings,
     /// The time to the head of the answer, from the last of the request that was sent.
     pub response_timeout: Duration,
+    /// Whether the service tells paths apart by letter case.
+    pub case_sensitive_paths: bool,
+    /// Requests at once, of which a quarter is for routes that ask for a key.
+    pub max_requests: usize,
 }
 
 /// A service behind Keyward.
@@ -41,6 +49,18 @@ pub struct Upstream {
     /// What it was made from.
     pub settings: Settings,
     origin: Arc<Origin>,
+    failures: FailureLog,
+    capacity: Arc<Capacity>,
+}
+
+/// A request's place at its upstream, to be held until its answer has ended.
+pub struct Exchange(Arc<Progress>);
+
+impl Drop for Exchange {
+    /// What the caller still sends is nobody's answer any more, and has its time limit again.
+    fn drop(&mut self) {
+        self.0.set_answering(false);
+    }
 }
 
 /// Why there is no answer of the upstream's.
@@ -58,31 +78,45 @@ impl Upstream {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Self, TlsError> {
-        Ok(Self { origin: Origin::new(&settings.origin, tasks)?, settings: settings.clone() })
+        Ok(Self {
+            origin: Origin::new(&settings.origin, tasks)?,
+            capacity: Capacity::new(settings.max_requests),
+            settings: settings.clone(),
+            failures: FailureLog::default(),
+        })
     }
 
-    /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer.
+    /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer. The task is
+    /// woken at `wake_at`, if there is no head by then: one timer serves that and the time limit.
     ///
     /// # Errors
-    /// `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
+    /// `Overloaded`, `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
     pub async fn forward(
         &self,
         request: Request<Body>,
-        _permit: &Permit,
+        permit: &Permit,
         upgrade: Option<WebSocket>,
+        wake_at: Option<Instant>,
         identity: &Arc<Headers>,
         limits: Limits,
-    ) -> Result<Response<Body>, Failure> {
-        let progress = Arc::new(Progress::begin());
+    ) -> Result<(Response<Body>, Exchange), Failure> {
+        let place = self.capacity.take(permit.identity().is_none())?;
+        let progress = Arc::new(Progress::begin(place));
         let (head, body) = request.into_parts();
+        // A stream of gRPC may be quiet for as long as it likes. SECURITY: not on a public route, where anybody could hold
+        // places by naming that content type.
+        let may_be_quiet = permit.identity().is_some() && rejection::is_grpc(&head.headers);
+        let limits = Limits { timeout: limits.timeout.filter(|_| !may_be_quiet), ..limits };
         let body = Outgoing::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
         let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
             set_upgrade(request.headers_mut());
-            self.answered(self.origin.send_upgrade(request), &progress).await?
+            self.answered(self.origin.send_upgrade(request), wake_at, &progress).await?
         } else {
-            self.answered(self.origin.send(request), &progress).await?
+            self.answered(self.origin.send(request), wake_at, &progress).await?
         };
+        progress.set_answering(true);
+        let exchange = Exchange(progress);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
         if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
@@ -103,7 +137,7 @@ impl Upstream {
         if switched {
             set_upgrade(response.headers_mut());
         }
-        Ok(response)
+        Ok((response, exchange))
     }
 
     /// Waits for the head of the answer. The time limit runs while it is the upstream's turn, so that it never cuts
@@ -111,14 +145,17 @@ impl Upstream {
     async fn answered(
         &self,
         sending: impl Future<Output = Result<Response<Body>, SendError>>,
+        mut wake_at: Option<Instant>,
         progress: &Progress,
     ) -> Result<Response<Body>, Failure> {
         let mut sending = std::pin::pin!(sending);
         loop {
             let deadline = progress.last() + self.settings.response_timeout;
+            let deadline = wake_at.map_or(deadline, |wake_at| wake_at.min(deadline));
             tokio::select! {
-                sent = &mut sending => return sent.map_err(|error| Failure::sending(&error, progress)),
+                sent = &mut sending => return sent.map_err(|error| self.sending_failed(&error, progress)),
                 () = sleep_until(deadline) => {
+                    wake_at = wake_at.filter(|wake_at| *wake_at > Instant::now());
                     if progress.last() + self.settings.response_timeout <= Instant::now() {
                         let rejection = Rejection::UpstreamTimeout;
                         return Err(Failure { rejection, cause: "no answer in time".into() });
@@ -128,6 +165,36 @@ impl Upstream {
         }
     }
 }
+
+impl Upstream {
+    /// Says in the log, once in a while, that the upstream fails and why.
+    pub fn log_failure(&self, failure: &Failure) {
+        if matches!(failure.rejection, Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout) {
+            self.failures.failed(&self.settings.name, &failure.cause);
+        }
+    }
+
+    fn sending_failed(&self, error: &SendError, progress: &Progress) -> Failure {
+        let mut failure = Failure::sending(error, progress);
+        // A server of HTTP/2 alone answers HTTP/1.1 with a SETTINGS frame, which hyper takes for a status line.
+        let http1 = self.settings.origin.tls.is_none() && self.settings.origin.protocol != Protocol::Http2;
+        if http1
+            && matches!(error, SendError::Broken(_))
+            && NOT_HTTP1.iter().any(|text| failure.cause.contains(text))
+        {
+            failure
+                .cause
+                .push_str("; a service that speaks HTTP/2 alone, as gRPC does, needs h2c:// in its url");
+            if matches!(self.settings.origin.address, origin::Address::Unix(_)) {
+                failure.cause.push_str(", or http = \"2\" behind a unix socket");
+            }
+        }
+        failure
+    }
+}
+
+/// What hyper says of an answer that does not begin with an HTTP/1 status line, and of one that comes before the request.
+const NOT_HTTP1: [&str; 2] = ["invalid HTTP version", "received unexpected message"];
 
 impl Failure {
     fn unreachable(cause: impl Into<String>) -> Self {

@@ -3,6 +3,8 @@
 pub mod flights;
 
 mod breaker;
+mod hold;
+mod shares;
 mod throttle;
 
 use std::net::IpAddr;
@@ -10,12 +12,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::task::TaskTracker;
 
 use self::breaker::{Breaker, Ended};
 use self::flights::{Arrival, Board};
+use self::hold::Hold;
+use self::shares::{Calls, Class, GoodKeys, kept};
 use self::throttle::{Allowance, Throttle};
 use crate::credential::{ApiKey, Digester, KeyDigest};
 use crate::identity::Identity;
@@ -31,11 +35,11 @@ pub struct Settings {
     pub timeout: Duration,
     /// Validations of one key at once, from 1.
     pub max_in_flight_per_key: usize,
-    /// Calls to Scalekit at once, from 1.
+    /// Calls to Scalekit at once, from 1. Open streams may have an eighth more.
     pub max_in_flight: usize,
     /// Requests without a verdict beyond `max_in_flight`.
     pub max_waiting: usize,
-    /// Calls to Scalekit in a minute; `None` for no budget.
+    /// Calls to Scalekit in a minute, those for open streams apart; `None` for no budget.
     pub max_per_minute: Option<u32>,
     /// How long a key that is definitely invalid is remembered. Zero: not at all.
     pub negative_ttl: Duration,
@@ -72,15 +76,19 @@ impl Settings {
     }
 }
 
-/// Asks Scalekit, and remembers nothing but keys that are definitely bad.
+/// Asks Scalekit, and takes no verdict from memory but that a key is definitely bad.
 pub struct Validator {
     settings: Settings,
     scalekit: Arc<Scalekit>,
     digester: Arc<Digester>,
     negative: Option<Cache<KeyDigest, ()>>,
+    good: GoodKeys,
     board: Mutex<Board<KeyDigest, Flight>>,
-    in_flight: Semaphore,
+    /// For open streams, so that they never wait behind requests.
+    streams: Mutex<Board<KeyDigest, Flight>>,
+    calls: Calls,
     breaker: Arc<Breaker>,
+    hold: Arc<Hold>,
     throttle: Option<Throttle>,
     budget: Option<Arc<Mutex<Allowance>>>,
     alarm: Arc<Mutex<Alarm>>,
@@ -95,6 +103,7 @@ type Answer = Result<Verdict, Rejection>;
 struct Flight {
     /// Each request aboard holds a receiver.
     landed: watch::Sender<Option<Answer>>,
+    class: Class,
     /// Whose request made it necessary: a bad key is counted against this address, once for each call.
     client: Option<IpAddr>,
 }
@@ -124,9 +133,12 @@ impl Validator {
         Ok(Arc::new(Self {
             digester: Arc::new(Digester::new()?),
             negative: settings.negative(),
+            good: GoodKeys::default(),
             board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
-            in_flight: Semaphore::new(settings.max_in_flight),
+            streams: Mutex::new(Board::new(1)),
+            calls: Calls::new(settings.max_in_flight),
             breaker: Arc::default(),
+            hold: Arc::default(),
             throttle: settings.bad_keys_per_minute.map(Throttle::new),
             budget: settings.budget(),
             alarm: Arc::default(),
@@ -153,9 +165,12 @@ impl Validator {
         Arc::new(Self {
             digester: Arc::clone(&self.digester),
             negative: if same { self.negative.clone() } else { settings.negative() },
+            good: self.good.clone(),
             board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
-            in_flight: Semaphore::new(settings.max_in_flight),
+            streams: Mutex::new(Board::new(1)),
+            calls: Calls::new(settings.max_in_flight),
             breaker: Arc::clone(&self.breaker),
+            hold: Arc::clone(&self.hold),
             throttle: settings.bad_keys_per_minute.map(throttle),
             // The limit itself is said at each use.
             budget: settings.budget().map(|new| self.budget.clone().unwrap_or(new)),
@@ -181,21 +196,36 @@ impl Validator {
             self.metrics.negative_hits.inc();
             return Err(Rejection::InvalidKey);
         }
-        if let (Some(throttle), Some(client)) = (&self.throttle, client) {
-            throttle.admit(client, &digest, now).map_err(|wait| {
+        let good_since = self.good.since(&digest);
+        let class = if good_since.is_some() { Class::Good } else { Class::Unknown };
+        if let (Class::Unknown, Some(throttle), Some(client)) = (class, &self.throttle, client) {
+            throttle.admit(client, now).map_err(|wait| {
                 self.metrics.throttled.inc();
                 Rejection::Throttled(wait)
             })?;
         }
-        match self.ask(key, digest, client, now).await? {
-            Verdict::Valid(identity) => {
-                if let Some(throttle) = &self.throttle {
-                    throttle.good(digest);
-                }
-                Ok(identity)
-            }
-            Verdict::Invalid => Err(Rejection::InvalidKey),
+        self.breaker.check(now).map_err(Rejection::ValidationUnavailable)?;
+        self.hold.check(class, now).map_err(Rejection::ValidationUnavailable)?;
+        let _waiting = Waiting::begin(self, class)?;
+        let identity = self.ask(key, digest, class, client, now).await?;
+        self.good.confirm(digest, good_since, now);
+        Ok(identity)
+    }
+
+    /// The same for an open stream, whose key was good when it was opened. Neither a flood of other keys nor Keyward's own
+    /// limits on requests keep it from being asked about: it has calls of its own and no budget, waits out no 429, and asks
+    /// on while Scalekit is taken to be down.
+    ///
+    /// # Errors
+    /// `InvalidKey` when it is definitely bad, or `ValidationUnavailable`.
+    pub async fn revalidate(self: &Arc<Self>, key: &ApiKey) -> Result<Arc<Identity>, Rejection> {
+        let (digest, now) = (self.digester.digest(key), Instant::now());
+        if self.is_known_bad(&digest) {
+            return Err(Rejection::InvalidKey);
         }
+        let identity = self.ask(key, digest, Class::Stream, None, now).await?;
+        self.good.confirm(digest, self.good.since(&digest), now);
+        Ok(identity)
     }
 
     /// What is counted only when somebody looks.
@@ -206,6 +236,8 @@ impl Validator {
         }
         if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
             self.metrics.validation_headroom.set(lock(budget).left(limit, Instant::now()));
+        } else {
+            self.metrics.validation_headroom.clear();
         }
     }
 
@@ -213,14 +245,14 @@ impl Validator {
         self: &Arc<Self>,
         key: &ApiKey,
         digest: KeyDigest,
+        class: Class,
         client: Option<IpAddr>,
         now: Instant,
-    ) -> Result<Verdict, Rejection> {
-        self.breaker.check(now).map_err(Rejection::ValidationUnavailable)?;
-        let _waiting = Waiting::begin(self)?;
+    ) -> Result<Arc<Identity>, Rejection> {
         let mut answer = {
-            let mut board = lock(&self.board);
-            let arrival = board.arrive(digest, || Flight { landed: watch::Sender::new(None), client });
+            let mut board = lock(self.board(class));
+            let new = || Flight { landed: watch::Sender::new(None), class, client };
+            let arrival = board.arrive(digest, new);
             let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
             // Aboard while the board is locked: a flight that nobody is aboard of is not sent.
             let answer = flight.landed.subscribe();
@@ -232,42 +264,86 @@ impl Validator {
             answer
         };
         let landed = timeout_at(now + self.settings.timeout, answer.wait_for(Option::is_some)).await;
-        match landed {
-            Ok(Ok(landed)) => landed.clone().unwrap_or(Err(Rejection::ValidationUnavailable(RETRY_AFTER))),
+        match landed.as_ref().map(|landed| landed.as_deref()) {
+            Ok(Ok(Some(Ok(Verdict::Valid(identity))))) => Ok(Arc::clone(identity)),
+            Ok(Ok(Some(Ok(Verdict::Invalid)))) => Err(Rejection::InvalidKey),
+            Ok(Ok(Some(Err(rejection)))) => Err(rejection.clone()),
             // The flight crashed, or took too long.
-            Ok(Err(_)) | Err(_) => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+            Ok(Ok(None) | Err(_)) | Err(_) => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+        }
+    }
+
+    fn board(&self, class: Class) -> &Mutex<Board<KeyDigest, Flight>> {
+        match class {
+            Class::Unknown | Class::Good => &self.board,
+            Class::Stream => &self.streams,
         }
     }
 
     /// Flies this flight, and those that board for the same key meanwhile.
     async fn fly(self: Arc<Self>, key: ApiKey, digest: KeyDigest, flight: Flight) {
-        let crash = Crash { validator: &self, digest };
+        let board = self.board(flight.class);
+        let crash = Crash { board, digest };
         let mut next = Some(flight);
         while let Some(flight) = next {
             let permit = tokio::select! {
                 biased;
                 () = flight.landed.closed() => None,
-                permit = self.in_flight.acquire() => permit.ok(),
+                permit = self.calls.acquire(flight.class) => permit,
             };
             // Without a permit nobody is left waiting: it is not sent.
             if permit.is_some() {
-                let answer = self.call(&key, digest, flight.client).await;
+                let answer = self.call(&key, digest, flight.class, flight.client).await;
                 flight.landed.send_replace(Some(answer));
             }
             drop(permit);
-            next = lock(&self.board).land(&digest);
+            next = lock(board).land(&digest);
         }
         std::mem::forget(crash);
     }
 
     /// Asks Scalekit, unless what became known while this flight waited makes it needless.
-    async fn call(&self, key: &ApiKey, digest: KeyDigest, client: Option<IpAddr>) -> Answer {
+    async fn call(&self, key: &ApiKey, digest: KeyDigest, class: Class, client: Option<IpAddr>) -> Answer {
         if self.is_known_bad(&digest) {
             return Ok(Verdict::Invalid);
         }
+        if class != Class::Stream {
+            self.breaker.admit(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
+        }
+        // Later than this an answer would hardly be in time.
+        let latest = Instant::now() + self.settings.timeout / 2;
+        loop {
+            let now = Instant::now();
+            let begins = self.hold.reserve(class, now, latest).map_err(Rejection::ValidationUnavailable)?;
+            if begins > now {
+                sleep_until(begins).await;
+            }
+            let answer = self.call_once(key, class).await?;
+            match answer {
+                Ok(Verdict::Invalid) => {
+                    // Only what is definite, for as long as the answer is young.
+                    if let Some(negative) = &self.negative {
+                        negative.insert(digest, ());
+                    }
+                    self.good.forget(&digest);
+                    if let (Some(throttle), Some(client)) = (&self.throttle, client) {
+                        throttle.bad(client, Instant::now());
+                    }
+                    return Ok(Verdict::Invalid);
+                }
+                Ok(valid) => return Ok(valid),
+                // Not again at once: when it is this one's turn.
+                Err(fault) if fault.is_throttling() && class != Class::Unknown => {}
+                Err(Fault::Throttled(Some(wait))) => return Err(Rejection::ValidationUnavailable(wait)),
+                Err(_) => return Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+            }
+        }
+    }
+
+    /// One call, which the budget pays, and what it tells about Scalekit.
+    async fn call_once(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Fault>, Rejection> {
         let began = Instant::now();
-        self.breaker.admit(began).map_err(Rejection::ValidationUnavailable)?;
-        self.spend(began)?;
+        self.spend(class, began)?;
         let answer = self.scalekit.validate(key).await;
         let ended = Instant::now();
         self.metrics.validation_seconds.observe((ended - began).as_secs_f64());
@@ -279,35 +355,29 @@ impl Validator {
         self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
         let open = self.breaker.record(Ended::of(&answer), began, ended);
         self.metrics.breaker_open.set(open.into());
-        match answer {
-            Ok(Verdict::Invalid) => {
-                // Only what is definite, for as long as the answer is young.
-                if let Some(negative) = &self.negative {
-                    negative.insert(digest, ());
-                }
-                if let (Some(throttle), Some(client)) = (&self.throttle, client) {
-                    throttle.bad(client, ended);
-                }
-                Ok(Verdict::Invalid)
-            }
-            Ok(valid) => Ok(valid),
+        match &answer {
+            Ok(_) => self.hold.answered(class, began),
             Err(fault) => {
-                lock(&self.alarm).raise(fault.label(), &fault);
-                let wait = match fault {
-                    Fault::Throttled(Some(wait)) => wait,
-                    _ => RETRY_AFTER,
-                };
-                Err(Rejection::ValidationUnavailable(wait))
+                lock(&self.alarm).raise(fault.label(), fault);
+                if fault.is_throttling() {
+                    self.hold.throttled(class, fault.retry_after(), began, ended);
+                }
             }
         }
+        Ok(answer)
     }
 
-    /// Takes one call out of the budget.
-    fn spend(&self, now: Instant) -> Result<(), Rejection> {
+    /// Takes one call out of the budget, of which a quarter is kept for keys that were good lately.
+    fn spend(&self, class: Class, now: Instant) -> Result<(), Rejection> {
         let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) else {
             return Ok(());
         };
-        let taken = lock(budget).take(limit, now);
+        let keep = match class {
+            Class::Unknown => limit / 4,
+            Class::Good => 0,
+            Class::Stream => return Ok(()),
+        };
+        let taken = lock(budget).take(limit, keep, now);
         taken.map_err(|wait| {
             let spent = "the budget of validations a minute is used up (scalekit.validations_per_minute)";
             lock(&self.alarm).raise("budget", &spent);
@@ -324,8 +394,10 @@ impl Validator {
 struct Waiting<'a>(&'a Validator);
 
 impl<'a> Waiting<'a> {
-    fn begin(validator: &'a Validator) -> Result<Self, Rejection> {
-        let limit = validator.settings.max_in_flight.saturating_add(validator.settings.max_waiting);
+    fn begin(validator: &'a Validator, class: Class) -> Result<Self, Rejection> {
+        let Settings { max_in_flight, max_waiting, .. } = validator.settings;
+        let keep = if class == Class::Unknown { kept(max_in_flight) + kept(max_waiting) } else { 0 };
+        let limit = max_in_flight.saturating_add(max_waiting) - keep;
         let before = validator.metrics.validations_waiting.inc();
         let waiting = Self(validator);
         if usize::try_from(before).is_ok_and(|before| before < limit) {
@@ -344,14 +416,14 @@ impl Drop for Waiting<'_> {
 
 /// What remains to be done should a flight panic: nobody may wait for it, or for the one behind it, in vain.
 struct Crash<'a> {
-    validator: &'a Validator,
+    board: &'a Mutex<Board<KeyDigest, Flight>>,
     digest: KeyDigest,
 }
 
 impl Drop for Crash<'_> {
     fn drop(&mut self) {
         // Dropped without an answer, a flight wakes everybody aboard.
-        while lock(&self.validator.board).land(&self.digest).is_some() {}
+        while lock(self.board).land(&self.digest).is_some() {}
     }
 }
 

@@ -40,6 +40,13 @@ pub fn credential(data: &[u8]) -> &'static str {
             assert!(scheme && !token.is_empty() && !could_be(token, &settings), "a key is refused");
             "no key"
         }
+        Err(Rejection::KeyIdPresented) => {
+            assert!(
+                token.to_ascii_lowercase().starts_with(b"apit_"),
+                "something else is taken for a key's id"
+            );
+            "no key"
+        }
         Err(other) => panic!("{other:?}"),
         Ok(key) => {
             assert!(scheme && could_be(token, &settings), "what is no key is taken");

@@ -7,8 +7,7 @@ use std::collections::BTreeMap;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
-use keyward::identity::{Headers, Identity, Settings, id};
-use keyward::rejection::Rejection;
+use keyward::identity::{Headers, Identity, Misfit, Settings, id};
 
 use super::NO_INPUT;
 use super::lines::{cut, decoded, decoded_text, head_and_rest, headers};
@@ -32,7 +31,7 @@ pub fn identity_headers(data: &[u8]) -> &'static str {
         .collect();
     assert_eq!(map, kept, "what a backend could read as ours is gone, and nothing else");
 
-    let (expected, left_out) = expected(&identity, &settings);
+    let (expected, shared) = expected(&identity, &settings);
     let outcome = ours.set(&identity, &mut map);
     let set: HeaderMap = map
         .iter()
@@ -42,13 +41,18 @@ pub fn identity_headers(data: &[u8]) -> &'static str {
     let total: usize = set.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
     assert!(total <= settings.max_bytes, "{total} bytes");
     match outcome {
-        Err(Rejection::IdentityTooLarge) => {
+        Err(Misfit::SharedHeader { header, claims }) => {
+            assert_eq!(shared.get(header.as_str()), Some(&claims), "the claims that meet are named");
+            assert!(set.is_empty(), "nothing is set");
+            return "shared";
+        }
+        Err(Misfit::TooLarge) => {
             let least: usize = expected.iter().map(|(name, text)| name.len() + text.len()).sum();
             let most: usize = expected.iter().map(|(name, text)| name.len() + 3 * text.len()).sum();
             assert!(most > settings.max_bytes, "at least {least} and at most {most} bytes are too many");
             return "too large";
         }
-        outcome => assert_eq!(outcome, Ok(left_out)),
+        Ok(()) => assert_eq!(shared, BTreeMap::new()),
     }
     assert_eq!(set.len(), expected.len(), "{set:?} is {expected:?}");
     for (name, text) in &expected {
@@ -67,7 +71,7 @@ pub fn identity_headers(data: &[u8]) -> &'static str {
             assert_eq!(decoded(value), text.as_bytes(), "one decode of {name} gives the text back");
         }
     }
-    if left_out > 0 { "left out" } else { "set" }
+    "set"
 }
 
 fn settings(line: &[u8]) -> Option<Settings> {
@@ -132,8 +136,11 @@ fn is_owned(name: &str, settings: &Settings) -> bool {
     })
 }
 
-/// Which headers are to be set, and to what before encoding; and how many claims meet in one.
-fn expected(identity: &Identity, settings: &Settings) -> (BTreeMap<String, String>, usize) {
+/// Which headers are to be set, and to what before encoding; and which claims meet in one.
+fn expected(
+    identity: &Identity,
+    settings: &Settings,
+) -> (BTreeMap<String, String>, BTreeMap<String, Vec<String>>) {
     let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
     let roles = (!identity.roles.is_empty()).then(|| identity.roles.join(","));
     let fixed = [
@@ -147,20 +154,24 @@ fn expected(identity: &Identity, settings: &Settings) -> (BTreeMap<String, Strin
     let fixed = fixed.into_iter().filter_map(|(name, text)| Some((name.to_string(), text?)));
     let mut expected: BTreeMap<String, String> = fixed.collect();
 
-    let mut by_header: BTreeMap<String, Vec<&String>> = BTreeMap::new();
+    let mut by_header: BTreeMap<String, Vec<(&String, &String)>> = BTreeMap::new();
     for (claim, value) in &identity.claims {
         let given = settings.claim_headers.get(claim).map(ToString::to_string);
         let header = given.unwrap_or_else(|| format!("{}{}", settings.claim_prefix, folded(claim)));
         if settings.claims.as_ref().is_none_or(|claims| claims.contains(claim)) && header.len() < 1 << 16 {
-            by_header.entry(header).or_default().push(value);
+            by_header.entry(header).or_default().push((claim, value));
         }
     }
-    let mut left_out = 0;
-    for (header, values) in by_header {
-        match values[..] {
-            [value] => assert_eq!(expected.insert(header, value.clone()), None, "a claim is no core header"),
-            _ => left_out += values.len(),
+    let mut shared = BTreeMap::new();
+    for (header, claims) in by_header {
+        match claims[..] {
+            [(_, value)] => {
+                assert_eq!(expected.insert(header, value.clone()), None, "a claim is no core header")
+            }
+            _ => {
+                shared.insert(header, claims.into_iter().map(|(claim, _)| claim.clone()).collect());
+            }
         }
     }
-    (expected, left_out)
+    (expected, shared)
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use hyper::Method;
 use keyward::rejection::Rejection;
-use keyward::route::{Auth, Clash, Pattern, Route, RouteTable};
+use keyward::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
 
 use super::{NO_INPUT, naive};
 
@@ -32,7 +32,14 @@ pub fn route_match(data: &[u8]) -> &'static str {
     let never = method == Method::TRACE || method == Method::CONNECT;
     match table.find(&method, host, path) {
         Err(Rejection::AmbiguousPath) => {
-            assert!(!is_plain(path) && !never, "a plain path is refused: {path}");
+            let alike = naive::winners(&routes, host, path.as_bytes()).first().is_some_and(|own| {
+                naive::rivals(&routes, host, path.as_bytes(), own).iter().any(|rival| {
+                    let takes =
+                        naive::place_of(&routes, rival).into_iter().find(|route| takes(route, &method));
+                    takes.is_none_or(|route| route.auth != own.auth)
+                })
+            });
+            assert!((alike || !is_plain(path)) && !never, "a plain path is refused: {path}");
             "ambiguous"
         }
         Err(Rejection::NoRoute) => {
@@ -74,6 +81,7 @@ fn route(line: &str) -> Option<Route> {
         pattern: Pattern::parse(path).ok()?,
         methods: if methods == "-" { None } else { Some(all?) },
         upstream: "".into(),
+        service: Service::default(),
         auth: Auth::Public,
         preflight: false,
     })
@@ -108,5 +116,6 @@ fn is_plain(path: &str) -> bool {
     path.starts_with('/')
         && path.bytes().all(harmless)
         && !path.contains("//")
-        && !path.split('/').any(|segment| matches!(segment, "." | ".."))
+        && !path.contains("./")
+        && !path.ends_with('.')
 }

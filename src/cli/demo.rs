@@ -4,10 +4,11 @@ use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -21,11 +22,12 @@ use crate::dev::emulator::faults::Fault;
 use crate::dev::emulator::store::{Issue, Issued};
 use crate::dev::emulator::{Emulator, Settings};
 use crate::metrics::Metrics;
+use crate::origin::Address;
 use crate::server::Server;
 
 #[derive(Args)]
 pub(super) struct Dev {
-    /// A real service to put behind Keyward, instead of the one that shows what it receives
+    /// A real service to put behind Keyward, instead of the one that shows what it receives; host:port is taken for http://
     #[arg(long, value_name = "URL")]
     upstream: Option<String>,
     /// Where Keyward listens
@@ -66,12 +68,15 @@ pub(super) struct EmulatorArgs {
 
 const CLIENT: &str = "dev";
 
-pub(super) fn dev(args: Dev) -> Result<()> {
+pub(super) fn dev(mut args: Dev) -> Result<()> {
+    if let Some(url) = &mut args.upstream {
+        *url = config::upstream_url(url).map_err(|problem| anyhow::anyhow!("--upstream {problem}"))?;
+    }
     let metrics = Arc::new(Metrics::default());
     // For people, piped or not.
     let log = access_log::Settings { format: Format::Text, access: true };
     let _log = access_log::start(log, Arc::clone(&metrics));
-    runtime()?.block_on(async {
+    runtime(None)?.block_on(async {
         let stop_all = CancellationToken::new();
         let tasks = TaskTracker::new();
         let emulator = Emulator::new(Settings::default());
@@ -97,7 +102,9 @@ pub(super) fn dev(args: Dev) -> Result<()> {
             ("SCALEKIT_CLIENT_ID", CLIENT),
             ("SCALEKIT_CLIENT_SECRET", CLIENT),
         ]);
-        let server = Server::bind(config::parse(&file, "dev", &environment)?, metrics)?;
+        let config = config::parse(&file, "dev", &environment)?;
+        let upstream_address = config.upstreams.first().map(|upstream| upstream.origin.address.clone());
+        let server = Server::bind(config, metrics)?;
         let (stop, kill) = signals::watch(None)?;
         let readiness = server.readiness();
         let address = server.address().to_string();
@@ -108,12 +115,30 @@ pub(super) fn dev(args: Dev) -> Result<()> {
         }
         let keys = Keys::make(&emulator);
         print(&keys.welcome(&address, &environment_url, &upstream, &emulator.access_token()))?;
+        if let (Some(url), Some(address)) = (&args.upstream, upstream_address)
+            && let Err(error) = reach(&address).await
+        {
+            print(&format!(
+                "Nothing answers at {url} ({error}): requests get 502 until something does.\n\n"
+            ))?;
+        }
         serving.await?;
         stop_all.cancel();
         tasks.close();
         tasks.wait().await;
         Ok(())
     })
+}
+
+/// Whether something accepts connections there.
+async fn reach(address: &Address) -> std::io::Result<()> {
+    let connect = async {
+        match address {
+            Address::Tcp(host, port) => TcpStream::connect((&**host, *port)).await.map(drop),
+            Address::Unix(path) => UnixStream::connect(path).await.map(drop),
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(1), connect).await?
 }
 
 /// What `keyward dev` runs with.
@@ -234,7 +259,7 @@ curl -i http://{address}/v1/orders
 pub(super) fn emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(access_log::Settings { format: Format::Text, access: false }, metrics);
-    runtime()?.block_on(async {
+    runtime(None)?.block_on(async {
         let (stop, _) = signals::watch(None)?;
         let emulator = Emulator::new(Settings {
             client_id: args.client_id.clone(),

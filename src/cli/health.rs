@@ -1,8 +1,10 @@
 //! `keyward healthcheck`: asks the admin port of a Keyward that runs beside it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use http_body_util::BodyExt as _;
 use hyper::Request;
@@ -10,13 +12,18 @@ use hyper::header::{HOST, HeaderValue};
 use tokio_util::task::TaskTracker;
 
 use crate::body;
+use crate::config;
+use crate::listener::Listen;
 use crate::origin::{Address, Origin, Protocol, Settings};
 
 #[derive(Args)]
 pub(super) struct Healthcheck {
-    /// The admin port, or unix:/path
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:4481", env = "KEYWARD_ADMIN")]
-    admin: String,
+    /// The admin port, or unix:/path; otherwise what the route file says, or 127.0.0.1:4481
+    #[arg(long, value_name = "ADDRESS", env = "KEYWARD_ADMIN")]
+    admin: Option<String>,
+    /// The route file, for its admin.listen
+    #[arg(short, long, value_name = "FILE", env = "KEYWARD_CONFIG")]
+    config: Option<PathBuf>,
     /// Ask whether it lives, not whether it is ready
     #[arg(long)]
     live: bool,
@@ -24,11 +31,20 @@ pub(super) struct Healthcheck {
 
 const LIMIT: Duration = Duration::from_secs(3);
 
+/// Where the admin port is if nothing says otherwise.
+const DEFAULT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4481);
+
 pub(super) fn check(args: &Healthcheck) -> Result<()> {
+    let (address, doubt) = address(args)?;
+    let place = match &address {
+        Address::Unix(path) => format!("unix:{}", path.display()),
+        Address::Tcp(host, port) if host.contains(':') => format!("[{host}]:{port}"),
+        Address::Tcp(host, port) => format!("{host}:{port}"),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (status, text) = runtime
-        .block_on(async { tokio::time::timeout(LIMIT, ask(args)).await })
-        .context("no answer in time")??;
+    let answer = runtime.block_on(async { tokio::time::timeout(LIMIT, ask(args, address)).await });
+    let answer = answer.map_err(|_| anyhow!("no answer within {LIMIT:?}")).and_then(|answer| answer);
+    let (status, text) = answer.map_err(|error| anyhow!("the admin port at {place}: {error:#}{doubt}"))?;
     if status != 200 {
         bail!("{}", text.trim());
     }
@@ -36,15 +52,44 @@ pub(super) fn check(args: &Healthcheck) -> Result<()> {
     Ok(())
 }
 
-async fn ask(args: &Healthcheck) -> Result<(u16, String)> {
-    let address = match args.admin.strip_prefix("unix:") {
-        Some(path) => Address::Unix(path.into()),
-        None => {
-            let (host, port) = args.admin.rsplit_once(':').context("--admin is HOST:PORT or unix:/path")?;
-            let port = port.parse().context("--admin is HOST:PORT or unix:/path")?;
-            Address::Tcp(host.trim_matches(['[', ']']).into(), port)
+/// Where to ask, and what the error should add. A file that cannot be read must not make a container unhealthy whose Keyward
+/// goes on with what it read before.
+fn address(args: &Healthcheck) -> Result<(Address, String)> {
+    if let Some(given) = args.admin.as_deref().filter(|given| !given.is_empty()) {
+        return Ok((parse(given)?, String::new()));
+    }
+    let (listen, doubt) = match args.config.as_deref().map(config::admin_listen) {
+        None => (Listen::Tcp(DEFAULT), String::new()),
+        Some(Ok(listen)) => (listen.unwrap_or(Listen::Tcp(DEFAULT)), String::new()),
+        Some(Err(problem)) => {
+            (Listen::Tcp(DEFAULT), format!("; admin.listen cannot be read from the route file: {problem}"))
         }
     };
+    let address = match listen {
+        Listen::Unix(path) => Address::Unix(path),
+        Listen::Tcp(address) => {
+            // Bound everywhere, it can be reached on loopback.
+            let ip = match address.ip() {
+                IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+                IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+                ip => ip,
+            };
+            Address::Tcp(ip.to_string().into(), address.port())
+        }
+    };
+    Ok((address, doubt))
+}
+
+fn parse(given: &str) -> Result<Address> {
+    if let Some(path) = given.strip_prefix("unix:") {
+        return Ok(Address::Unix(path.into()));
+    }
+    let (host, port) = given.rsplit_once(':').context("--admin is HOST:PORT or unix:/path")?;
+    let port = port.parse().context("--admin is HOST:PORT or unix:/path")?;
+    Ok(Address::Tcp(host.trim_matches(['[', ']']).into(), port))
+}
+
+async fn ask(args: &Healthcheck, address: Address) -> Result<(u16, String)> {
     let settings = Settings {
         address,
         tls: None,
@@ -55,8 +100,8 @@ async fn ask(args: &Healthcheck) -> Result<(u16, String)> {
     let origin = Origin::new(&settings, TaskTracker::new())?;
     let mut request = Request::new(body::empty());
     *request.uri_mut() = hyper::Uri::from_static(if args.live { "/livez" } else { "/readyz" });
-    request.headers_mut().insert(HOST, HeaderValue::from_static("keyward"));
-    let response = origin.send(request).await?;
+    request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
+    let response = origin.send(request).await.map_err(|error| anyhow!(error.chain()))?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))

@@ -14,11 +14,67 @@ pub(super) fn completions(shell: clap_complete::Shell) -> Result<()> {
     Ok(())
 }
 
+/// Into a folder that exists, or whose parent does: a mistyped path is not made.
 pub(super) fn man(folder: &Path) -> Result<()> {
-    let place = || format!("cannot write into {}", folder.display());
-    std::fs::create_dir_all(folder).with_context(place)?;
-    clap_mangen::generate_to(Cli::command(), folder).with_context(place)?;
-    Ok(())
+    let place = || format!("cannot write man pages into {}", folder.display());
+    if !folder.is_dir() {
+        std::fs::create_dir(folder).with_context(place)?;
+    }
+    let mut root = Cli::command().disable_help_subcommand(true);
+    root.build();
+    write_pages(&root, folder).with_context(place)
+}
+
+fn write_pages(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
+    let page = clap_mangen::Man::new(command.clone());
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+    let text = with_sections(&String::from_utf8_lossy(&text), &help);
+    std::fs::write(folder.join(page.get_filename()), text)?;
+    command.get_subcommands().try_for_each(|below| write_pages(below, folder))
+}
+
+/// The page with sections for what stands below the options in `--help`, of which clap_mangen makes one paragraph.
+fn with_sections(page: &str, help: &str) -> String {
+    let Some(start) = page.find(".SH EXTRA\n") else { return page.to_owned() };
+    let end = page[start + 1..].find("\n.SH ").map_or(page.len(), |at| start + 1 + at + 1);
+    format!("{}{}{}", &page[..start], sections(help), &page[end..])
+}
+
+/// `Examples:` and the like are headings, the lines below them stay as they are; what has no heading is running text.
+fn sections(help: &str) -> String {
+    let mut out = String::new();
+    let mut open: Option<&str> = None;
+    for line in help.lines() {
+        let (heading, rest) = match line.split_once(':') {
+            Some((word, rest)) if word.bytes().all(|byte| byte.is_ascii_alphabetic()) && !word.is_empty() => {
+                (Some(word), rest.trim())
+            }
+            _ => (None, line.strip_prefix("  ").unwrap_or(line)),
+        };
+        if let Some(word) = heading {
+            out.push_str(open.take().unwrap_or_default());
+            let word = if word == "Example" { "EXAMPLES".to_owned() } else { word.to_uppercase() };
+            out.push_str(&format!(".SH {word}\n.nf\n"));
+            open = Some(".fi\n");
+        } else if open.is_none() {
+            out.push_str(".SH NOTES\n");
+            open = Some("");
+        }
+        if !rest.is_empty() {
+            out.push_str(&escaped(rest));
+            out.push('\n');
+        }
+    }
+    out.push_str(open.unwrap_or_default());
+    out
+}
+
+/// A line as roff takes it literally.
+fn escaped(line: &str) -> String {
+    let text = line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
 
 #[cfg(test)]
@@ -98,7 +154,17 @@ mod tests {
         for (name, _) in commands() {
             let page = std::fs::read_to_string(folder.join(format!("{name}.1"))).expect(&name);
             assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}");
+            assert!(!page.contains(".SH EXTRA"), "{name}");
         }
+        let page = std::fs::read_to_string(folder.join("keyward-keys-revoke.1")).unwrap();
+        let (_, notes) = page.split_once(".SH NOTES\nThe exit code says").unwrap();
+        let (_, examples) = notes.split_once(".SH EXAMPLES\n.nf\n").unwrap();
+        let (examples, _) = examples.split_once("\n.fi\n").unwrap();
+        assert!(examples.lines().all(|line| line.starts_with("keyward keys ")), "{examples}");
+        assert!(examples.ends_with("| jq \\-r .token_id | keyward keys revoke \\-"), "{examples}");
         std::fs::remove_dir_all(&folder).unwrap();
+        let error = man(&folder.join("man1")).unwrap_err();
+        assert!(format!("{error:#}").contains("No such file"), "{error:#}");
+        assert!(!folder.exists(), "nothing is made");
     }
 }

@@ -12,7 +12,7 @@ use crate::message;
 use crate::origin::{self, Address, Protocol};
 use crate::policy::{Requirement, Scope};
 use crate::rejection::Rejection;
-use crate::route::{Auth, Route};
+use crate::route::{Ambiguity, Auth, Route};
 
 /// The routes, the most specific first, as a table.
 pub fn describe_routes(config: &Config) -> String {
@@ -53,12 +53,18 @@ pub fn explain(config: &Config, method: &str, target: &str) -> Result<String, St
     let host = uri.authority().map_or("host.invalid", |authority| authority.as_str());
     request.headers_mut().insert(HOST, host.parse().map_err(|_| format!("{target:?} has no valid host"))?);
     (*request.method_mut(), *request.uri_mut()) = (method, uri);
-    let found = message::check(&request, config.gateway.head)
-        .and_then(|host| config.routes.find(request.method(), &host.name, request.uri().path()));
+    let host = message::check(&request, config.gateway.head);
+    let (method, path) = (request.method(), request.uri().path());
+    let find = |host: &message::Host| config.routes.find(method, &host.name, path);
+    let found = host.as_ref().map_err(Clone::clone).and_then(find);
     let mut text = Lines(format!("{} {target}\n\n", request.method()));
     match &found {
         Ok(route) => passes(&mut text, config, route),
-        Err(rejection) => refused(&mut text, rejection),
+        Err(rejection) => {
+            let ambiguity =
+                host.as_ref().ok().and_then(|host| config.routes.ambiguity(method, &host.name, path));
+            refused(&mut text, rejection, ambiguity);
+        }
     }
     if request.uri().authority().is_none() {
         let label = |found: Result<&Route, Rejection>| found.map(|route| Arc::clone(&route.label));
@@ -89,11 +95,31 @@ impl Lines {
     }
 }
 
-fn refused(text: &mut Lines, rejection: &Rejection) {
+fn refused(text: &mut Lines, rejection: &Rejection, ambiguity: Option<Ambiguity<'_>>) {
     let (status, code) = (rejection.status(), rejection.code());
     text.add("answer", &format!("{status}, {code}"));
-    text.add("because", &reason(rejection));
+    match ambiguity {
+        None => text.add("because", &reason(rejection)),
+        Some(Ambiguity::Unsafe(reason)) => text.add("because", reason),
+        Some(Ambiguity::Elsewhere(reading, place)) => {
+            text.add(
+                "because",
+                &format!("a service may read the path as {}, which is for", shown_path(&reading)),
+            );
+            for route in place {
+                text.more(&format!("{} ({}, upstream {})", route.label, asks_for(route), route.upstream));
+            }
+            if place.is_empty() {
+                text.more("no route");
+            }
+        }
+    }
     text.add("upstream", "nothing is forwarded");
+}
+
+/// A path without what a terminal would obey.
+fn shown_path(path: &str) -> String {
+    path.chars().map(|char| if char.is_control() { '?' } else { char }).collect()
 }
 
 /// Only the first three can come of a path and a method that a URL can have.
@@ -104,9 +130,7 @@ fn reason(rejection: &Rejection) -> String {
             "" => "the method is never forwarded".to_owned(),
             methods => format!("the routes of this path take {methods}"),
         },
-        Rejection::AmbiguousPath => {
-            "the path has a dot segment, a broken escape, or another reading that leads elsewhere".to_owned()
-        }
+        Rejection::AmbiguousPath => "a service may read the path as one for another route".to_owned(),
         Rejection::MalformedRequest(reason) => (*reason).to_owned(),
         Rejection::UriTooLong => "the target is longer than limits.uri".to_owned(),
         other => other.code().replace('_', " "),
@@ -199,7 +223,7 @@ fn asks_for(route: &Route) -> String {
         }
     };
     if route.preflight {
-        text.push_str("; CORS preflights pass");
+        text.push_str("; CORS preflights pass without a key");
     }
     text
 }

@@ -13,6 +13,7 @@ use crate::access_log::{self, Format};
 use crate::credential::{self, Alphabet};
 use crate::listener::{self, Listen};
 use crate::message;
+use crate::route::Auth;
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Trusted;
 use crate::upstream::outgoing;
@@ -20,6 +21,9 @@ use crate::{gateway, validator};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
+/// The throttle where the file says nothing and client addresses are known: more than a misconfigured client tries, and
+/// too few to use up a rate limit.
+const BAD_KEYS_PER_MINUTE: u32 = 300;
 
 pub(super) fn read(lines: &Lines<'_>, environment: &Environment) -> Result<Config, Vec<Problem>> {
     let (text, found) = (lines.text, Found::default());
@@ -81,13 +85,13 @@ fn read_document(
         scalekit::read(file.section("scalekit"), &mut validator, found, environment, &mut warnings);
     let credential = credential(file.section("credential"));
     negative_cache(file.section("negative_cache"), &mut validator);
-    throttle(file.section("throttle"), &mut validator);
+    let bad_keys_per_minute = throttle(file.section("throttle"));
     let mut limits = file.section("limits");
     let mut streams = file.section("streams");
     let identity = headers::read(file.section("identity"), &mut warnings);
     let log = log(file.section("log"));
     let (upstreams, names) = upstreams::read(&mut file);
-    let routes = routes::read(file.sections("routes"), &names, found, lines, &mut warnings);
+    let routes = routes::read(file.sections("routes"), &upstreams, &names, found, lines, &mut warnings);
     file.finish();
 
     let max_headers = limits.take("headers", integer(1, 10_000)).map_or(100, |headers| headers as usize);
@@ -97,9 +101,13 @@ fn read_document(
     };
     let body = outgoing::Limits {
         max_bytes: limits.take("body", size(0, 1 << 50)).map(|bytes| bytes as u64),
-        timeout: limits.take("body_timeout", duration(MILLISECOND)),
+        timeout: limits
+            .take("body_timeout", duration(Duration::ZERO))
+            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
     };
-    let listener = listener::Settings {
+    let memory = limits.take("memory", size(32 << 20, 1 << 50));
+    let per_address = limits.take("connections_per_address", integer(0, 1_000_000));
+    let mut listener = listener::Settings {
         listen: listen(&mut server, Ipv4Addr::UNSPECIFIED, 4480),
         tls: server.optional_section("tls").and_then(certificate),
         proxied: trusted(&mut server, "proxy_protocol_from"),
@@ -107,20 +115,29 @@ fn read_document(
         idle_timeout: server.take("idle_timeout", duration(MILLISECOND)).unwrap_or(60 * SECOND),
         answer_timeout: limits
             .take("answer_timeout", duration(Duration::ZERO))
-            .filter(|timeout| !timeout.is_zero()),
+            .map_or_else(|| Some(30 * SECOND), |timeout| (!timeout.is_zero()).then_some(timeout)),
         max_head: limits.take("head", size(8 * 1024, 16 * 1024 * 1024)).unwrap_or(64 * 1024),
         max_headers,
-        max_streams: limits.take("streams", integer(1, 10_000)).map_or(128, |streams| streams as u32),
+        max_streams: limits.take("streams", integer(1, 10_000)).map_or(100, |streams| streams as u32),
         max_connections: limits
             .take("connections", integer(1, 1_000_000))
             .map_or(10_000, |connections| connections as usize),
+        max_connections_per_address: None,
+        memory: usize::MAX,
         socket_mode: None,
     };
+    // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
+    let is_told = listener.proxied != Trusted::default();
+    let default = if is_told { listener.max_connections.div_ceil(4) } else { 0 };
+    let per_address = per_address.map_or(default, |most| most as usize);
+    listener.max_connections_per_address = (per_address > 0).then_some(per_address);
     let drain_delay = server.take("drain_delay", duration(Duration::ZERO)).unwrap_or(5 * SECOND);
     let drain_timeout = server.take("drain_timeout", duration(Duration::ZERO)).unwrap_or(25 * SECOND);
     let trusted = trusted(&mut server, "trusted_proxies");
+    let has_trusted = trusted != Trusted::default();
+    let pass_headers = headers::pass_headers(&mut server, &identity, has_trusted, &mut warnings);
     let realm = server.take("realm", |value| realm(text(value)?)).unwrap_or_else(|| "api".to_owned());
-    let revalidate_every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
+    let (revalidate_every, unconfirmed_for) = stream_limits(&mut streams);
     let admin_listen = listen(&mut admin, Ipv4Addr::LOCALHOST, 4481);
     if urls::clash(&listener.listen, &admin_listen) {
         let (section, other, taken) = match admin.had("listen") {
@@ -133,12 +150,28 @@ fn read_document(
     }
     let management = management.and_then(|section| {
         let others = [("server", &listener.listen), ("admin", &admin_listen)];
-        management::read(section, others)
+        management::read(section, others, &mut warnings)
     });
     [server, admin, limits, streams].into_iter().for_each(Section::finish);
 
     let from_proxies = [&trusted, &listener.proxied];
-    if validator.bad_keys_per_minute.is_some() && from_proxies == [&Trusted::default(); 2] {
+    let addresses_are_known = from_proxies != [&Trusted::default(); 2];
+    validator.bad_keys_per_minute = match bad_keys_per_minute {
+        Some(per_minute) => per_minute,
+        None => addresses_are_known.then_some(BAD_KEYS_PER_MINUTE),
+    };
+    let takes_keys = routes
+        .as_ref()
+        .is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
+    if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
+        warnings.push(
+            "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
+             for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
+             front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute"
+                .to_owned(),
+        );
+    }
+    if validator.bad_keys_per_minute.is_some() && !addresses_are_known {
         warnings.push(
             "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
              one address, and so one allowance"
@@ -163,10 +196,19 @@ fn read_document(
         validator,
         credential,
         identity,
-        gateway: gateway::Settings { realm, head, body, revalidate_every, access_log: log.line() },
+        gateway: gateway::Settings {
+            realm,
+            head,
+            body,
+            revalidate_every,
+            pass_headers,
+            unconfirmed_for,
+            access_log: log.line(),
+        },
         log,
         upstreams,
         routes: routes?,
+        memory,
         warnings,
     })
 }
@@ -231,10 +273,30 @@ fn negative_cache(mut section: Section<'_, '_>, validator: &mut validator::Setti
     section.finish();
 }
 
-fn throttle(mut section: Section<'_, '_>, validator: &mut validator::Settings) {
-    let per_minute = section.take("bad_keys_per_minute", integer(0, 1_000_000)).unwrap_or(0);
-    validator.bad_keys_per_minute = (per_minute > 0).then_some(per_minute as u32);
+/// `revalidate_every` and `unconfirmed_for`.
+fn stream_limits(streams: &mut Section<'_, '_>) -> (Duration, Duration) {
+    let every = streams.take("revalidate_every", duration(SECOND)).unwrap_or(30 * SECOND);
+    let within = streams.take("unconfirmed_for", duration(SECOND)).unwrap_or(2 * every);
+    if within < every {
+        let every = humantime::format_duration(every);
+        let text = format!(
+            "should be at least \"{every}\" (streams.revalidate_every): no key is confirmed more often"
+        );
+        streams.problem("unconfirmed_for", text);
+    }
+    (every, within)
+}
+
+/// The limit of the throttle: `Some(None)` for none, `None` for "auto".
+fn throttle(mut section: Section<'_, '_>) -> Option<Option<u32>> {
+    let per_minute = section.take("bad_keys_per_minute", |value| match value.as_str() {
+        Some("auto") => Ok(None),
+        Some(_) => Err("should be \"auto\" or a whole number without quotes".to_owned()),
+        None => integer(0, 1_000_000)(value).map(Some),
+    });
     section.finish();
+    let per_minute = per_minute.flatten();
+    per_minute.map(|per_minute| (per_minute > 0).then_some(per_minute as u32))
 }
 
 fn log(mut section: Section<'_, '_>) -> access_log::Settings {

@@ -8,6 +8,7 @@ use hyper::header::HeaderName;
 use super::reader::Section;
 use super::values::{expected, shown, size, text};
 use crate::identity::{Headers, Settings};
+use crate::upstream::forwarded;
 
 pub(super) fn read(mut section: Section<'_, '_>, warnings: &mut Vec<String>) -> Settings {
     let mut settings = Settings::default();
@@ -62,6 +63,55 @@ pub(super) fn read(mut section: Section<'_, '_>, warnings: &mut Vec<String>) -> 
     settings
 }
 
+/// `server.pass_headers`: what is kept from trusted proxies beside the usual headers.
+pub(super) fn pass_headers(
+    server: &mut Section<'_, '_>,
+    identity: &Settings,
+    has_trusted: bool,
+    warnings: &mut Vec<String>,
+) -> Vec<HeaderName> {
+    let identity = Headers::new(identity.clone());
+    let names =
+        server.list("pass_headers", None, |given| passed_header(given, &identity)).unwrap_or_default();
+    if !names.is_empty() && !has_trusted {
+        warnings.push(
+            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
+             alone"
+                .to_owned(),
+        );
+    }
+    for name in names.iter().filter(|name| !forwarded::is_removed(name.as_str())) {
+        warnings
+            .push(format!("server.pass_headers has {name}, which Keyward passes on from everybody anyway"));
+    }
+    names
+}
+
+fn passed_header(given: &str, identity: &Headers) -> Result<HeaderName, String> {
+    let name = plain_header(given)?;
+    // SECURITY: these are never the caller's to say, whoever stands between.
+    if identity.owns(name.as_str()) {
+        return Err(format!(
+            "should be another header: {given} says who the caller is, which Keyward alone sets"
+        ));
+    }
+    match name.as_str() {
+        "authorization" => {
+            Err("should be another header: Authorization carries the key, and never goes on".to_owned())
+        }
+        "content-length" | "transfer-encoding" | "host" | "expect" => Err(format!(
+            "should be another header: {given} frames or addresses the message, which Keyward does anew"
+        )),
+        other if HOP_BY_HOP.split(' ').any(|name| name == other) => {
+            Err(format!("should be another header: {given} concerns one connection, and never goes on"))
+        }
+        _ => Ok(name),
+    }
+}
+
+const HOP_BY_HOP: &str = "connection http2-settings keep-alive proxy-authenticate proxy-authorization proxy-connection te \
+    trailer upgrade";
+
 /// Which is known beforehand only of claims that are chosen by name.
 fn warn_of_shared_headers(settings: &Settings, warnings: &mut Vec<String>) {
     let (headers, mut taken) = (Headers::new(settings.clone()), HashMap::new());
@@ -69,8 +119,8 @@ fn warn_of_shared_headers(settings: &Settings, warnings: &mut Vec<String>) {
         let Some(name) = headers.claim_header(claim) else { continue };
         if let Some(other) = taken.insert(name.clone(), claim).filter(|other| *other != claim) {
             warnings.push(format!(
-                "identity.claims has {} and {}, which share the header {name}: of a key with both, neither is passed \
-                 on; name a header for one under identity.claim_headers",
+                "identity.claims has {} and {}, which share the header {name}: a key with both is answered 502; name a \
+                 header for one under identity.claim_headers",
                 shown(other),
                 shown(claim)
             ));
@@ -108,16 +158,20 @@ fn claim_prefix(given: &str) -> Result<String, String> {
 
 /// A header that may carry an identity: none that HTTP, a proxy or Keyward itself gives a meaning.
 fn own_header(given: &str) -> Result<HeaderName, String> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
-    let name = HeaderName::try_from(given).ok();
-    let name = name.filter(|name| name.as_str().bytes().all(plain) && !name.as_str().starts_with('-'));
-    let name = name.ok_or_else(|| {
-        "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
-            .to_owned()
-    })?;
+    let name = plain_header(given)?;
     let reserved = RESERVED.split(' ').any(|reserved| name == reserved)
         || RESERVED_STARTS.split(' ').any(|start| name.as_str().starts_with(start));
     if reserved { Err(format!("should be another name: {given} has a meaning of its own")) } else { Ok(name) }
+}
+
+fn plain_header(given: &str) -> Result<HeaderName, String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let name = HeaderName::try_from(given).ok();
+    let name = name.filter(|name| name.as_str().bytes().all(plain) && !name.as_str().starts_with('-'));
+    name.ok_or_else(|| {
+        "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
+            .to_owned()
+    })
 }
 
 const RESERVED: &str = "authorization baggage cache-control connection cookie date expect forwarded from host \

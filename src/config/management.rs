@@ -16,7 +16,11 @@ const SOCKET_MODE: u32 = 0o660;
 const SECRET_IN_FILE: &str = "a secret does not belong in this file; set secret_file";
 
 /// `None` without the section, or where a problem was found.
-pub(super) fn read(mut section: Section<'_, '_>, others: [(&str, &Listen); 2]) -> Option<Settings> {
+pub(super) fn read(
+    mut section: Section<'_, '_>,
+    others: [(&str, &Listen); 2],
+    warnings: &mut Vec<String>,
+) -> Option<Settings> {
     if section.has("secret") {
         section.take("secret", |_| Err::<(), _>(SECRET_IN_FILE.to_owned()));
     }
@@ -43,6 +47,11 @@ pub(super) fn read(mut section: Section<'_, '_>, others: [(&str, &Listen); 2]) -
             Listen::Tcp(_) if section.had("socket_mode") => {
                 section.problem("socket_mode", "is for a unix socket");
             }
+            Listen::Tcp(_) if !section.had("secret_file") => warnings.push(
+                "management.listen is a loopback port without secret_file: every process of this machine or pod can make \
+                 and revoke keys; set management.secret_file, or listen on a unix socket"
+                    .to_owned(),
+            ),
             Listen::Tcp(_) | Listen::Unix(_) => {}
         }
         if let Some((name, taken)) = others.iter().find(|(_, other)| urls::clash(listen, other)) {

@@ -1,5 +1,7 @@
 //! `[[routes]]`.
 
+mod warnings;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -8,12 +10,15 @@ use hyper::Method;
 use super::reader::{Found, Lines, Section, did_you_mean, dotted};
 use super::urls::host;
 use super::values::{boolean, choice, shown, text};
+use crate::origin::Address;
 use crate::policy::{Requirement, Scope};
-use crate::route::{Auth, Clash, Pattern, Route, RouteTable};
+use crate::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
+use crate::upstream;
 
 /// The routes; `None` where there is a problem with one. Without any upstream, which is a problem already, each is accepted.
 pub(super) fn read(
     sections: Option<Vec<Section<'_, '_>>>,
+    settings: &[upstream::Settings],
     upstreams: &[Arc<str>],
     found: &Found,
     lines: &Lines<'_>,
@@ -40,7 +45,11 @@ pub(super) fn read(
         }
     }
     let (numbers, mut routes): (Vec<usize>, Vec<Route>) = routes.into_iter().unzip();
-    warn_of_hosts(&numbers, &routes, warnings);
+    let services = services(settings);
+    for route in &mut routes {
+        route.service = services.get(&route.upstream).cloned().unwrap_or_default();
+    }
+    warnings::warn(&numbers, &routes, warnings);
     tell_labels_apart(&mut routes);
     let clashes = match RouteTable::new(routes) {
         Ok(table) => return whole.then_some(table),
@@ -60,29 +69,30 @@ pub(super) fn read(
     None
 }
 
-/// A route with a host wins over one without, and callers choose the host.
-fn warn_of_hosts(numbers: &[usize], routes: &[Route], warnings: &mut Vec<String>) {
-    let asks_less = |one: &Route, other: &Route| match (&one.auth, &other.auth) {
-        (_, Auth::Public) => false,
-        (Auth::Public, Auth::Key(_)) => true,
-        (Auth::Key(one), Auth::Key(other)) => one != other && *other != Requirement::default(),
-    };
-    let all = || numbers.iter().zip(routes);
-    for (wide, with_host) in all() {
-        let Some(host) = &with_host.host else { continue };
-        let around = |route: &Route| {
-            route.host.is_none()
-                && route.upstream == with_host.upstream
-                && with_host.pattern.covers(&route.pattern)
-                && asks_less(with_host, route)
-        };
-        for (strict, route) in all().filter(|(_, route)| around(route)) {
-            warnings.push(format!(
-                "routes[{wide}] lets callers who name the host {host} reach {} without what routes[{strict}] asks; give \
-                 routes[{strict}] the same host as well, or neither of them one",
-                route.pattern
-            ));
+/// The service of each upstream: upstreams with one address are one service.
+fn services(upstreams: &[upstream::Settings]) -> HashMap<Arc<str>, Service> {
+    let service = |upstream: &upstream::Settings| {
+        let address = place_of(&upstream.origin.address);
+        let mut names = upstreams.iter().filter(|other| place_of(&other.origin.address) == address);
+        let case_sensitive = names.clone().all(|name| name.case_sensitive_paths);
+        Service {
+            name: names.next().map_or_else(Arc::default, |first| Arc::clone(&first.name)),
+            case_sensitive,
         }
+    };
+    upstreams.iter().map(|upstream| (Arc::clone(&upstream.name), service(upstream))).collect()
+}
+
+/// An address in one spelling; a machine has one loopback, whatever it is called.
+fn place_of(address: &Address) -> Address {
+    match address {
+        Address::Tcp(host, port)
+            if ["localhost", "localhost.", "::1"].contains(&&*host.to_ascii_lowercase()) =>
+        {
+            Address::Tcp("127.0.0.1".into(), *port)
+        }
+        Address::Tcp(host, port) => Address::Tcp(host.to_ascii_lowercase().into(), *port),
+        unix @ Address::Unix(_) => unix.clone(),
     }
 }
 
@@ -156,6 +166,8 @@ fn route(
         methods,
         // Without one there is a problem, and so no configuration.
         upstream: upstream.unwrap_or_default(),
+        // Known once all upstreams are.
+        service: Service::default(),
         auth: if public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
         preflight,
     })

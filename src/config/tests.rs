@@ -236,6 +236,9 @@ fn what_is_probably_not_meant_is_warned_of() {
          [[routes]]\npath = \"/v1/:id\"\nupstream = \"api\"\nauth = \"none\"\npreflight = true\n"
     );
     let warnings = parse(&text, "f", &environment()).unwrap().warnings;
+    let unbounded = "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
+         for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in front, else \
+         throttle.bad_keys_per_minute, or scalekit.validations_per_minute";
     let expected = [
         "routes[0].methods has \"DELTE\"; did you mean \"DELETE\"?",
         "routes[1].path is matched as it stands: /v1/:id has no parameters",
@@ -250,14 +253,29 @@ fn what_is_probably_not_meant_is_warned_of() {
     assert_eq!(
         warnings,
         [
-            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: of a key with both, neither is \
-          passed on; name a header for one under identity.claim_headers"
+            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: a key with both is answered \
+          502; name a header for one under identity.claim_headers",
+            unbounded,
+        ]
+    );
+    let passed = REST.replacen("[up", "[server]\npass_headers = [\"X-Real-IP\", \"X-Api-Version\"]\n[up", 1);
+    let warnings = parse(&format!("version = 1\n{passed}"), "f", &environment()).unwrap().warnings;
+    assert_eq!(
+        warnings,
+        [
+            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
+             alone",
+            "server.pass_headers has x-api-version, which Keyward passes on from everybody anyway",
+            unbounded,
         ]
     );
     let nobody =
         format!("version = 1\n{REST}require = {{ scope = \"organization\", roles = [\"admin\"] }}\n");
     let warnings = parse(&nobody, "f", &environment()).unwrap().warnings;
-    assert_eq!(warnings, ["routes[0].require lets nobody pass: an organization's key has no roles"]);
+    assert_eq!(
+        warnings,
+        ["routes[0].require lets nobody pass: an organization's key has no roles", unbounded]
+    );
     let everybody = format!("version = 1\n[server]\ntrusted_proxies = [\"::/0\"]\n{REST}");
     for key in ["trusted_proxies", "proxy_protocol_from"] {
         let text = everybody.replace("trusted_proxies", key);
@@ -271,7 +289,7 @@ fn what_is_probably_not_meant_is_warned_of() {
 fn a_route_with_a_host_around_a_stricter_one_is_warned_of() {
     let warnings = |host: &str, strict: &str| {
         let text = format!(
-            "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[[routes]]\nhost = \"docs.test\"\nupstream = \"api\"\n\
+            "version = 1\n[throttle]\nbad_keys_per_minute = 60\n[server]\ntrusted_proxies = [\"192.0.2.1\"]\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[[routes]]\nhost = \"docs.test\"\nupstream = \"api\"\n\
              {host}\n[[routes]]\nupstream = \"api\"\n{strict}\n"
         );
         parse(&text, "f", &environment()).unwrap().warnings
@@ -295,4 +313,149 @@ fn a_route_with_a_host_around_a_stricter_one_is_warned_of() {
     ] {
         assert_eq!(warnings(host, strict), [""; 0], "{host} {strict}");
     }
+}
+
+/// The warnings about `[upstreams]` with a loopback service under two names and another one, and these routes.
+fn warnings_of(routes: &str) -> Vec<String> {
+    let text = format!(
+        "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[upstreams.same]\nurl = \"http://localhost:8080\"\n\
+         connect_timeout = \"2s\"\n[upstreams.other]\nurl = \"http://127.0.0.1:8081\"\n{routes}"
+    );
+    let warnings = parse(&text, "f", &environment()).unwrap_or_else(|problems| panic!("{problems}")).warnings;
+    let about_routes = |warning: &String| {
+        !warning.ends_with("is used by no route")
+            && !warning.starts_with("nothing limits how many made-up keys")
+    };
+    warnings.into_iter().filter(about_routes).collect()
+}
+
+/// One route; `more` are its lines.
+fn route_of(path: &str, upstream: &str, more: &str) -> String {
+    format!("[[routes]]\npath = \"{path}\"\nupstream = \"{upstream}\"\n{more}\n")
+}
+
+const OPEN: &str = "auth = \"none\"";
+const ADMIN: &str = "require = { roles = [\"admin\"] }";
+
+#[test]
+fn a_strict_route_with_a_host_beside_a_loose_one_is_warned_of() {
+    let on_host = |more: &str| format!("host = \"admin.test\"\n{more}");
+    let strict = route_of("/admin/*", "api", &on_host(""));
+    let expected = "routes[1] lets callers who name any host but admin.test reach /admin/* without what routes[0] asks; give \
+                    routes[1] a host as well, or neither of them one";
+    for (loose, warned) in [
+        (route_of("/*", "api", OPEN), true),
+        (route_of("/*", "same", OPEN), true),
+        (route_of("/*", "other", OPEN), false),
+        (route_of("/*", "api", ""), false),
+        (route_of("/public/*", "api", OPEN), false),
+        (route_of("/*", "api", OPEN) + &route_of("/admin/*", "api", ""), false),
+        (route_of("/*", "api", &format!("{OPEN}\nhost = \"docs.test\"")), false),
+    ] {
+        let warnings = warnings_of(&(strict.clone() + &loose));
+        assert_eq!(warnings, vec![expected; usize::from(warned)], "{loose}");
+    }
+    // The other way round, under two names of one address.
+    let wide = route_of("/*", "same", &on_host(OPEN)) + &route_of("/v1/*", "api", "");
+    assert_eq!(warnings_of(&wide).len(), 1, "{wide}");
+}
+
+#[test]
+fn an_exact_route_stricter_than_its_surroundings_is_warned_of() {
+    let expected = "routes[0] takes /v1/rotate.json and the like without what routes[1] asks for /v1/rotate: make sure that the \
+                    service does not answer a path with a suffix as the path without (Rails does), or let routes[0] ask for as much";
+    for (around, exact, warned) in [
+        (route_of("/v1/*", "api", ""), route_of("/v1/rotate", "api", ADMIN), true),
+        (route_of("/*", "same", OPEN), route_of("/v1/rotate", "api", ""), true),
+        (route_of("/*", "api", ADMIN), route_of("/v1/rotate", "api", ""), false),
+        (route_of("/*", "api", ""), route_of("/v1/rotate", "api", OPEN), false),
+        (route_of("/v2/*", "api", OPEN), route_of("/v1/rotate", "api", ADMIN), false),
+        (route_of("/*", "other", OPEN), route_of("/v1/rotate", "api", ADMIN), false),
+    ] {
+        assert_eq!(
+            warnings_of(&format!("{around}{exact}")),
+            vec![expected; usize::from(warned)],
+            "{around}{exact}"
+        );
+    }
+}
+
+#[test]
+fn similar_paths_that_ask_for_different_things_are_warned_of() {
+    let both = |one: &str, other: &str| route_of(one, "other", OPEN) + &route_of(other, "other", ADMIN);
+    for (routes, count) in [
+        (both("/a", "/a/"), 1),
+        (both("/a/*", "/A/*"), 1),
+        (both("/a", "/A/"), 1),
+        (both("/a/*", "/B/*"), 0),
+        (both("/a/*", "/A/b/*"), 0),
+        (route_of("/a", "other", ADMIN) + &route_of("/A", "other", ADMIN), 0),
+    ] {
+        let warnings = warnings_of(&routes);
+        let about = warnings.iter().filter(|warning| warning.contains("are refused as ambiguous")).count();
+        assert_eq!(about, count, "{warnings:?}");
+    }
+}
+
+#[test]
+fn letter_case_is_told_apart_where_every_upstream_of_the_address_says_so() {
+    let passes = |api: bool, same: bool| {
+        let text = format!(
+            "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\ncase_sensitive_paths = {api}\n\
+             [upstreams.same]\nurl = \"http://localhost:8080\"\ncase_sensitive_paths = {same}\n{}{}",
+            route_of("/*", "api", OPEN),
+            route_of("/v1/*", "api", ADMIN)
+        );
+        let config = parse(&text, "f", &environment()).unwrap();
+        config.routes.find(&hyper::Method::GET, "a", "/V1/x").is_ok()
+    };
+    assert_eq!([passes(true, true), passes(true, false), passes(false, false)], [true, false, false]);
+}
+
+#[test]
+fn bad_keys_are_limited_by_default_where_addresses_are_known() {
+    let read =
+        |sections: &str| parse(&format!("version = 1\n{sections}\n{REST}"), "f", &environment()).unwrap();
+    let proxies =
+        ["[server]\ntrusted_proxies = [\"10.0.0.0/8\"]", "[server]\nproxy_protocol_from = [\"10.0.0.0/8\"]"];
+    for proxies in proxies {
+        for (throttle, limit) in [("", Some(300)), ("\"auto\"", Some(300)), ("7", Some(7)), ("0", None)] {
+            let throttle = match throttle {
+                "" => String::new(),
+                throttle => format!("\n[throttle]\nbad_keys_per_minute = {throttle}"),
+            };
+            let config = read(&format!("{proxies}{throttle}"));
+            assert_eq!(config.validator.bad_keys_per_minute, limit, "{proxies}{throttle}");
+            assert_eq!(config.warnings.len(), usize::from(limit.is_none()), "{:?}", config.warnings);
+        }
+    }
+    for (sections, warnings) in [
+        ("", 1),
+        ("[throttle]\nbad_keys_per_minute = 0", 1),
+        ("[throttle]\nbad_keys_per_minute = \"auto\"", 1),
+        ("[scalekit]\nvalidations_per_minute = 600", 0),
+    ] {
+        let config = read(sections);
+        assert_eq!(config.validator.bad_keys_per_minute, None, "{sections}");
+        assert_eq!(config.warnings.len(), warnings, "{sections}: {:?}", config.warnings);
+    }
+    let public = format!("version = 1\n{REST}auth = \"none\"\n");
+    assert_eq!(parse(&public, "f", &environment()).unwrap().warnings, [""; 0], "no route takes keys");
+    let found = problems(&format!("version = 1\n[throttle]\nbad_keys_per_minute = \"60\"\n{REST}"));
+    assert!(
+        found.contains("f:3:23: throttle.bad_keys_per_minute: should be \"auto\" or a whole number"),
+        "{found}"
+    );
+}
+
+#[test]
+fn streams_may_be_unconfirmed_for_two_intervals_by_default() {
+    let read = |streams: &str| {
+        let config =
+            parse(&format!("version = 1\n[streams]\n{streams}\n{REST}"), "f", &environment()).unwrap();
+        (config.gateway.revalidate_every.as_secs(), config.gateway.unconfirmed_for.as_secs())
+    };
+    assert_eq!(read(""), (30, 60));
+    assert_eq!(read("revalidate_every = \"10s\""), (10, 20));
+    assert_eq!(read("unconfirmed_for = \"1h\""), (30, 3600));
 }

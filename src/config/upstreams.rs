@@ -7,7 +7,7 @@ use rustls::pki_types::ServerName;
 
 use super::reader::Section;
 use super::urls::{Url, unix_path, url};
-use super::values::{choice, duration, file, roots, shown, text, usable};
+use super::values::{boolean, choice, duration, file, integer, roots, shown, text, usable};
 use crate::origin::{self, Address, Protocol, Tls};
 use crate::tls::KeyPair;
 use crate::upstream;
@@ -49,6 +49,8 @@ fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Se
     let connect_timeout = time(&mut section, "connect_timeout", 1000);
     let idle_timeout = time(&mut section, "idle_timeout", 4000);
     let response_timeout = time(&mut section, "response_timeout", 30_000);
+    let case_sensitive_paths = section.take("case_sensitive_paths", boolean).unwrap_or(false);
+    let max_requests = section.take("max_requests", integer(1, 1_000_000)).map_or(4096, |most| most as usize);
     let tls = tls(&mut section);
     if target.as_ref().is_some_and(|target| !target.tls) {
         for key in FOR_TLS.into_iter().filter(|key| section.had(key)) {
@@ -72,7 +74,7 @@ fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Se
         connect_timeout,
         idle_timeout,
     };
-    Some(upstream::Settings { name, origin, response_timeout })
+    Some(upstream::Settings { name, origin, response_timeout, case_sensitive_paths, max_requests })
 }
 
 fn time(section: &mut Section<'_, '_>, key: &'static str, default_ms: u64) -> Duration {
@@ -105,6 +107,11 @@ struct Target {
     address: Address,
     tls: bool,
     protocol: Protocol,
+}
+
+/// Whether it can be the `url` of an upstream; if not, what would be right.
+pub(super) fn check_url(given: &str) -> Result<(), String> {
+    target(given).map(drop)
 }
 
 fn target(given: &str) -> Result<Target, String> {

@@ -220,7 +220,8 @@ impl Echo {
         if kept.len() as u64 == received.body_bytes {
             received.body = String::from_utf8(kept).ok();
         }
-        let json = serde_json::to_vec(&received)?;
+        let mut json = serde_json::to_vec(&received)?;
+        json.push(b'\n');
         self.record(received);
         let mut response = Response::new(full(json));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

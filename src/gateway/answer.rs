@@ -9,26 +9,33 @@ use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::header::CONTENT_LENGTH;
 
-use super::watch::Watched;
+use super::revalidation::{Revalidation, close_reason};
 use crate::access_log::Record;
 use crate::body::{self, Body, BodyError};
-use crate::upstream;
+use crate::upstream::{self, Exchange};
 
 pub(super) struct Answer {
     body: Body,
     record: Record,
-    watched: Watched,
+    revalidation: Revalidation,
     /// Whether the caller takes a status for the end.
     status: bool,
+    _exchange: Exchange,
 }
 
 impl Answer {
-    pub(super) fn wrap(body: Body, mut record: Record, watched: Watched, status: bool) -> Body {
+    pub(super) fn wrap(
+        body: Body,
+        mut record: Record,
+        revalidation: Revalidation,
+        status: bool,
+        exchange: Exchange,
+    ) -> Body {
         if body.is_end_stream() {
             record.ended();
             return body;
         }
-        Self { body, record, watched, status }.boxed_unsync()
+        Self { body, record, revalidation, status, _exchange: exchange }.boxed_unsync()
     }
 }
 
@@ -58,10 +65,10 @@ impl http_body::Body for Answer {
             Poll::Pending => {}
         }
         let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
-        if !over && let Poll::Ready(rejection) = self.watched.poll_ended(cx) {
-            self.record.cut("key_no_longer_valid", None);
+        if !over && let Poll::Ready(rejection) = self.revalidation.poll_closed(cx) {
+            self.record.cut(close_reason(&rejection), None);
             if !self.status {
-                return Poll::Ready(Some(Err("the key is no longer valid".into())));
+                return Poll::Ready(Some(Err(close_reason(&rejection).into())));
             }
             // What the caller still sends ends by itself.
             self.body = body::empty();

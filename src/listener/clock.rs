@@ -3,8 +3,8 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -19,7 +19,9 @@ use tokio::time::Instant;
 use super::connection::Open;
 use super::framing::{Broken, Framing};
 use super::lingering::Lingering;
+use super::registry::FromAddress;
 use crate::body::{Body, BodyError};
+use crate::budget::{self, Account};
 
 /// Where a connection stands, without a lock.
 pub(super) struct Clock {
@@ -42,6 +44,12 @@ pub(super) struct Clock {
     taken_back: AtomicUsize,
     /// Told when there are too many of them.
     fickle: Notify,
+    /// Told when a new connection needs the place.
+    evicted: Notify,
+    /// What the connection holds.
+    pub(super) account: Arc<Account>,
+    /// Its place among those of its address, where that is limited.
+    pub(super) from_address: OnceLock<FromAddress>,
 }
 
 pub(super) enum Silent {
@@ -51,7 +59,7 @@ pub(super) enum Silent {
 }
 
 impl Clock {
-    pub(super) fn start() -> Self {
+    pub(super) fn start(account: Arc<Account>) -> Self {
         Self {
             start: Instant::now(),
             busy: AtomicUsize::new(0),
@@ -63,6 +71,9 @@ impl Clock {
             stuck: AtomicU64::new(0),
             taken_back: AtomicUsize::new(0),
             fickle: Notify::new(),
+            evicted: Notify::new(),
+            account,
+            from_address: OnceLock::new(),
         }
     }
 
@@ -82,6 +93,16 @@ impl Clock {
     /// nothing, at whatever pace (CVE-2023-44487).
     pub(super) async fn fickle(&self) {
         self.fickle.notified().await;
+    }
+
+    /// Ends the connection.
+    pub(super) fn evict(&self) {
+        self.evicted.notify_one();
+    }
+
+    /// Completes when it must end for a new one.
+    pub(super) async fn evicted(&self) {
+        self.evicted.notified().await;
     }
 
     /// Whether anything has arrived yet.
@@ -174,12 +195,13 @@ impl Drop for Asked {
 pub(super) struct BusyBody {
     body: Body,
     busy: Busy,
+    account: Arc<Account>,
     ended: bool,
 }
 
 impl BusyBody {
-    pub(super) fn wrap(body: Body, busy: Busy) -> Body {
-        if body.is_end_stream() { body } else { Self { body, busy, ended: false }.boxed_unsync() }
+    pub(super) fn wrap(body: Body, busy: Busy, account: Arc<Account>) -> Body {
+        if body.is_end_stream() { body } else { Self { body, busy, account, ended: false }.boxed_unsync() }
     }
 }
 
@@ -201,9 +223,11 @@ impl http_body::Body for BusyBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        ready!(self.account.poll_room(cx));
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         self.ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
-        polled
+        let account = &self.account;
+        polled.map_ok(|frame| frame.map_data(|bytes| budget::counted(bytes, account)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -224,12 +248,16 @@ pub(super) struct Timed<T> {
     /// Once nothing more is sent.
     lingering: Option<Lingering>,
     framing: Framing,
+    /// What was read in one go, in bytes.
+    read_at_once: usize,
     /// The framing broke, and nothing more is read.
     broken: Option<Broken>,
     /// What of `NO_HEAD` is to be read.
     refusal: &'static [u8],
 }
 
+/// What is read of an HTTP/2 connection before others have their turn, in bytes.
+const READ_AT_ONCE: usize = 32 * 1024;
 /// A head that hyper refuses, whatever came before: it answers 400 then, and closes.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
@@ -241,6 +269,7 @@ impl<T> Timed<T> {
             _open: open,
             lingering: None,
             framing: Framing::new(),
+            read_at_once: 0,
             broken: None,
             refusal: NO_HEAD,
         }
@@ -268,7 +297,17 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
             None => {}
         }
         let before = buf.filled().len();
+        // SECURITY: all heads that are there are in memory before the first of them is answered, and a few bytes make a long one.
+        if this.read_at_once >= READ_AT_ONCE && this.clock.http2.load(Ordering::Relaxed) {
+            this.read_at_once = 0;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let polled = Pin::new(&mut this.io).poll_read(cx, buf);
+        match polled {
+            Poll::Pending => this.read_at_once = 0,
+            Poll::Ready(_) => this.read_at_once += buf.filled().len() - before,
+        }
         let new = &buf.filled()[before..];
         if new.is_empty() {
             return polled;

@@ -19,20 +19,35 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use super::admission::admit;
 use super::clock::{Asked, Busy, BusyBody, Clock, Leaving, Silent, Timed};
+use super::registry::{Entry, Registry};
 use super::unread::{self, Given, Streams};
 use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
+use crate::access_log::sampler::Sampler;
 use crate::body::{self, Body, BodyError};
+use crate::budget::Budget;
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
 use crate::upstream::forwarded::{Peer, Trusted};
 
 /// What waits to be sent on an HTTP/2 stream, in bytes.
 const MAX_STREAM_BUFFER: usize = 64 * 1024;
-/// What a caller may send of one body before the upstream takes it, in bytes.
-const STREAM_WINDOW: u32 = 256 * 1024;
-/// And of all bodies on an HTTP/2 connection: some that stall leave room for the others.
-const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
+/// What a caller may send over HTTP/2 before it is taken, in bytes: of one body, and of all on the connection, so that some
+/// that stall leave room for the others. Nobody knows yet whether there is a good key, so that `budget::CONNECTION` must have
+/// room for it, whatever the number of connections.
+#[derive(Clone, Copy)]
+struct Windows {
+    stream: u32,
+    connection: u32,
+}
+
+/// For one connection in `WIDE_SHARE`: 64 KiB for each of all.
+const WIDE: Windows = Windows { stream: 128 * 1024, connection: 1024 * 1024 };
+/// For all others. HTTP/2 knows no smaller one of a connection (RFC 9113 section 6.9.2).
+const NARROW: Windows = Windows { stream: 16 * 1024, connection: 65_535 };
+const WIDE_SHARE: usize = 16;
 /// Streams that the peer made Keyward reset, before the connection ends (CVE-2025-8671).
 const MAX_RESETS: usize = 64;
 const PING_EVERY: Duration = Duration::from_secs(30);
@@ -46,13 +61,14 @@ const FIRST_REQUEST: Duration = Duration::from_secs(1);
 /// A connection's place among those allowed at once, held as long as its socket is, tunnels included.
 pub(super) struct Open {
     metrics: Arc<Metrics>,
+    _entry: Entry,
     _slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Open {
-    pub(super) fn count(slot: Option<OwnedSemaphorePermit>, metrics: &Arc<Metrics>) -> Self {
+    pub(super) fn count(slot: Option<OwnedSemaphorePermit>, entry: Entry, metrics: &Arc<Metrics>) -> Self {
         metrics.connections.inc();
-        Self { metrics: Arc::clone(metrics), _slot: slot }
+        Self { metrics: Arc::clone(metrics), _entry: entry, _slot: slot }
     }
 }
 
@@ -64,7 +80,14 @@ impl Drop for Open {
 
 /// How connections are served.
 pub(super) struct Server {
-    builder: auto::Builder<Streams>,
+    wide: auto::Builder<Streams>,
+    narrow: auto::Builder<Streams>,
+    /// Connections up to which windows are wide.
+    wide_connections: usize,
+    max_headers: usize,
+    max_per_address: Option<usize>,
+    registry: Arc<Registry>,
+    budget: Arc<Budget>,
     tls: Option<TlsAcceptor>,
     proxied: Trusted,
     header_timeout: Duration,
@@ -78,12 +101,15 @@ impl Server {
         settings: &Settings,
         tls: Option<TlsAcceptor>,
         metrics: Arc<Metrics>,
+        registry: Arc<Registry>,
+        budget: Arc<Budget>,
         tasks: &TaskTracker,
     ) -> Self {
         let mut builder = auto::Builder::new(Streams {
             tasks: Tasks(tasks.clone()),
             limit: settings.answer_timeout,
             metrics: Arc::clone(&metrics),
+            budget: Arc::clone(&budget),
         });
         builder
             .http1()
@@ -99,12 +125,24 @@ impl Server {
             .keep_alive_timeout(PONG_WITHIN)
             .max_concurrent_streams(settings.max_streams)
             .max_send_buf_size(MAX_STREAM_BUFFER)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_local_error_reset_streams(MAX_RESETS)
             .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX));
+        let with = |windows: Windows| {
+            let mut builder = builder.clone();
+            builder
+                .http2()
+                .initial_stream_window_size(windows.stream)
+                .initial_connection_window_size(windows.connection);
+            builder
+        };
         Self {
-            builder,
+            wide: with(WIDE),
+            narrow: with(NARROW),
+            wide_connections: settings.max_connections / WIDE_SHARE,
+            max_headers: settings.max_headers,
+            max_per_address: settings.max_connections_per_address,
+            registry,
+            budget,
             tls,
             proxied: settings.proxied.clone(),
             header_timeout: settings.header_timeout,
@@ -114,10 +152,26 @@ impl Server {
         }
     }
 
+    /// Serves a connection to its end, or until its place is needed.
     pub(super) async fn serve<H: Handler>(
         &self,
         accepted: Accepted,
         open: Open,
+        clock: Arc<Clock>,
+        handler: Arc<H>,
+        phases: Phases,
+    ) {
+        tokio::select! {
+            () = self.accept(accepted, open, Arc::clone(&clock), handler, phases) => {}
+            () = clock.evicted() => self.count("evicted"),
+        }
+    }
+
+    async fn accept<H: Handler>(
+        &self,
+        accepted: Accepted,
+        open: Open,
+        clock: Arc<Clock>,
         handler: Arc<H>,
         phases: Phases,
     ) {
@@ -128,11 +182,11 @@ impl Server {
                     show_progress(&stream);
                 }
                 let peer = Peer { address: Some(address.ip()), uid: None, tls };
-                self.receive(stream, open, peer, handler, phases).await;
+                self.receive(stream, open, peer, handler, phases, clock).await;
             }
             Accepted::Unix(stream) => {
                 let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases).await;
+                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases, clock).await;
             }
         }
     }
@@ -145,8 +199,8 @@ impl Server {
         mut peer: Peer,
         handler: Arc<H>,
         phases: Phases,
+        clock: Arc<Clock>,
     ) {
-        let clock = Arc::new(Clock::start());
         if self.proxied.believes(peer) {
             let told = tokio::select! {
                 told = timeout_at(clock.start + self.header_timeout, proxy_header::read(&mut stream)) => told,
@@ -154,9 +208,16 @@ impl Server {
             };
             match told {
                 Ok(Ok(caller)) => peer.address = caller.or(peer.address),
-                Ok(Err(_)) => return self.count("proxy_header"),
+                Ok(Err(_)) => return self.refuse("proxy_header", peer),
                 Err(_) => return self.count("proxy_header_timeout"),
             }
+        }
+        if let (Some(most), Some(address)) = (self.max_per_address, peer.address) {
+            let Some(place) = self.registry.take_from(address, most) else {
+                return self.count("too_many_of_one_address");
+            };
+            // Set once.
+            let _ = clock.from_address.set(place);
         }
         let stream = Leaving { io: stream, clock: Arc::clone(&clock) };
         self.secure(stream, open, peer, handler, phases, clock).await;
@@ -197,9 +258,12 @@ impl Server {
         let io = TokioIo::new(Timed::new(stream, Arc::clone(&clock), open));
         let service = service_fn({
             let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
-            move |request: Request<Incoming>| {
+            let max_headers = self.max_headers;
+            move |mut request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
+                let account = Arc::clone(&clock.account);
+                let admitted = admit(&mut request, max_headers, &account);
                 // What comes behind such a head was not looked at, as it may be another protocol's.
                 let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
                 let (busy, asked) = (Busy::begin(&clock, version), Asked::begin(&clock));
@@ -208,19 +272,28 @@ impl Server {
                 async move {
                     let request = request.map(|body| {
                         let body = body.map_err(BodyError::from).boxed_unsync();
-                        sending.map_or_else(body::empty, |busy| BusyBody::wrap(body, busy))
+                        sending
+                            .map_or_else(body::empty, |busy| BusyBody::wrap(body, busy, Arc::clone(&account)))
                     });
-                    let mut response = handler.answer(request, peer).await;
+                    let (mut response, held) = match admitted {
+                        // In a box, so that a request that is refused takes no room for what is not begun.
+                        Ok(held) => (Box::pin(handler.answer(request, peer, &account)).await, Some(held)),
+                        Err(rejection) => (handler.refuse(request, peer, rejection), None),
+                    };
                     asked.answered();
                     let last = unread || (draining.is_cancelled() && version < Version::HTTP_2);
                     if last && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, std::convert::Infallible>(response.map(|body| Given::wrap(body, busy)))
+                    Ok::<_, std::convert::Infallible>(
+                        response.map(|body| Given::wrap(body, busy, held, account)),
+                    )
                 }
             }
         });
-        let mut connection = std::pin::pin!(self.builder.serve_connection_with_upgrades(io, service));
+        let is_crowded = self.budget.connections() > self.wide_connections;
+        let builder = if is_crowded { &self.narrow } else { &self.wide };
+        let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
             late = self.overdue(&clock) => {
@@ -233,7 +306,7 @@ impl Server {
                 return;
             }
             // Not with grace: hyper would take more until the caller has seen that it ends.
-            () = clock.fickle() => return self.count("requests_taken_back"),
+            () = clock.fickle() => return self.refuse("requests_taken_back", peer),
             () = self.stopping(&clock, &phases) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
@@ -243,7 +316,10 @@ impl Server {
             }
         };
         if let Err(error) = ended {
-            self.count(outcome(&*error));
+            match outcome(&*error) {
+                outcome if is_refusal(&*error) => self.refuse(outcome, peer),
+                outcome => self.count(outcome),
+            }
         }
     }
 
@@ -274,7 +350,10 @@ impl Server {
         let tick = (shortest / 4).max(Duration::from_millis(10));
         loop {
             sleep(tick).await;
-            if self.answer_timeout.is_some_and(|limit| clock.unread() >= limit) {
+            let limit = self
+                .answer_timeout
+                .map(|limit| if self.budget.is_tight() { limit.min(unread::TIGHT_LIMIT) } else { limit });
+            if limit.is_some_and(|limit| clock.unread() >= limit) {
                 return Some(unread::OUTCOME);
             }
             match clock.silent() {
@@ -283,6 +362,21 @@ impl Server {
                 Silent::Idle(time) if time >= self.idle_timeout => return None,
                 Silent::Head(_) | Silent::Idle(_) => {}
             }
+        }
+    }
+
+    /// Counts what no request came of and is no accident, and logs it: an attacker who searches for a way past the framing sends
+    /// this. SECURITY: nothing of what was sent is in the line, and callers cannot fill the log with it.
+    fn refuse(&self, outcome: &'static str, peer: Peer) {
+        static SAMPLER: Sampler = Sampler::new();
+        self.count(outcome);
+        if let Some(suppressed) = SAMPLER.admit() {
+            tracing::warn!(
+                client.address = peer.address.map(tracing::field::display),
+                keyward.connection.outcome = outcome,
+                suppressed,
+                "refused a connection"
+            );
         }
     }
 
@@ -321,6 +415,13 @@ fn asks_for_websocket(headers: &HeaderMap) -> bool {
 
 fn is_upgrade(response: &Response<Body>) -> bool {
     response.status() == hyper::StatusCode::SWITCHING_PROTOCOLS
+}
+
+/// Whether Keyward refused what the peer sent, rather than the connection breaking off.
+fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    let Some(error) = error.downcast_ref::<hyper::Error>() else { return false };
+    let http2 = std::error::Error::source(error).and_then(|source| source.downcast_ref::<h2::Error>());
+    error.is_parse() || http2.is_some_and(h2::Error::is_library)
 }
 
 fn outcome(error: &(dyn std::error::Error + 'static)) -> &'static str {

@@ -38,6 +38,11 @@ impl Slots {
         Arc::clone(&self.free).acquire_owned().await.ok()
     }
 
+    /// Whether somebody has to leave before the next one comes.
+    pub(super) fn is_full(&self) -> bool {
+        self.count > self.wanted || self.free.available_permits() == 0
+    }
+
     /// A place, if one is free now.
     pub(super) fn take_now(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).try_acquire_owned().ok()

@@ -15,11 +15,14 @@ use tokio::time::{Instant, sleep};
 
 use super::clock::Busy;
 use crate::body::{Body, BodyError};
+use crate::budget::{Account, Budget, Held};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
 
 /// How it is counted that an answer was not read.
 pub(super) const OUTCOME: &str = "answer_unread";
+/// The limit where memory is tight, if the one that is set is longer.
+pub(super) const TIGHT_LIMIT: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
     /// Of the HTTP/2 stream whose task this is, where there is a limit.
@@ -32,6 +35,7 @@ pub(super) struct Streams {
     pub(super) tasks: Tasks,
     pub(super) limit: Option<Duration>,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) budget: Arc<Budget>,
 }
 
 impl<F> hyper::rt::Executor<F> for Streams
@@ -41,10 +45,11 @@ where
     fn execute(&self, stream: F) {
         let Some(limit) = self.limit else { return self.tasks.execute(stream) };
         let (taken, metrics) = (Arc::new(Taken::begin()), Arc::clone(&self.metrics));
+        let budget = Arc::clone(&self.budget);
         self.tasks.execute(async move {
             tokio::select! {
                 () = TAKEN.scope(Arc::clone(&taken), stream) => {}
-                () = taken.unread_for(limit) => {
+                () = taken.unread_for(limit, &budget) => {
                     metrics.connection_errors.get_or_create(&Outcome { outcome: OUTCOME }).inc();
                 }
             }
@@ -100,17 +105,18 @@ impl Taken {
         if self.bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    async fn unread_for(&self, limit: Duration) {
+    async fn unread_for(&self, limit: Duration, budget: &Budget) {
         loop {
             self.given.notified().await;
             // Set for a while at a time, so that sending costs no timer.
             while self.bytes.load(Ordering::Acquire) > 0 {
                 let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
+                let limit = if budget.is_tight() { limit.min(TIGHT_LIMIT) } else { limit };
                 let left = limit.saturating_sub(self.start.elapsed().saturating_sub(last));
                 if left.is_zero() {
                     return;
                 }
-                sleep(left).await;
+                sleep(left.min(TIGHT_LIMIT / 2)).await;
             }
         }
     }
@@ -120,14 +126,15 @@ impl Taken {
 pub(super) struct Piece {
     bytes: Bytes,
     taken: Option<Arc<Taken>>,
+    _held: Held,
 }
 
 impl Piece {
-    fn give(bytes: Bytes, taken: &Option<Arc<Taken>>) -> Self {
+    fn give(bytes: Bytes, taken: &Option<Arc<Taken>>, account: &Arc<Account>) -> Self {
         if let Some(taken) = taken {
             taken.give(bytes.len());
         }
-        Self { bytes, taken: taken.clone() }
+        Self { _held: account.piece(bytes.len()), bytes, taken: taken.clone() }
     }
 }
 
@@ -159,7 +166,8 @@ impl Drop for Piece {
 /// An answer's body, which keeps its connection busy.
 pub(super) struct Given {
     body: Body,
-    _busy: Option<Busy>,
+    account: Arc<Account>,
+    _open: Option<(Busy, Option<Held>)>,
     /// Of an HTTP/2 stream, where there is a limit.
     taken: Option<Arc<Taken>>,
     /// What the body ended with, once it has.
@@ -168,11 +176,11 @@ pub(super) struct Given {
 
 impl Given {
     /// Within the task of the stream, if it is one.
-    pub(super) fn wrap(body: Body, busy: Busy) -> Self {
+    pub(super) fn wrap(body: Body, busy: Busy, held: Option<Held>, account: Arc<Account>) -> Self {
         if body.is_end_stream() {
-            return Self { body, _busy: None, taken: None, end: None };
+            return Self { body, account, _open: None, taken: None, end: None };
         }
-        Self { body, _busy: Some(busy), taken: TAKEN.try_with(Arc::clone).ok(), end: None }
+        Self { body, account, _open: Some((busy, held)), taken: TAKEN.try_with(Arc::clone).ok(), end: None }
     }
 }
 
@@ -186,8 +194,9 @@ impl http_body::Body for Given {
     ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
         let this = &mut *self;
         if this.end.is_none() {
+            ready!(this.account.poll_room(cx));
             let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => frame.map_data(|bytes| Piece::give(bytes, &this.taken)),
+                Some(Ok(frame)) => frame.map_data(|bytes| Piece::give(bytes, &this.taken, &this.account)),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return this.poll_end(None, cx),
             };

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use hyper::header::{AUTHORIZATION, HOST, ORIGIN};
+use hyper::header::AUTHORIZATION;
 use hyper::http::request::Parts;
-use hyper::http::uri::Authority;
 
 use super::problem::{Code, Problem};
 use super::{SHORTEST_SECRET, Settings};
+use crate::browser::{self, NamedHost};
 use crate::listener::Listen;
 use crate::secret::SecretSource;
 use crate::upstream::forwarded::Peer;
@@ -45,10 +45,10 @@ impl Access {
         // SECURITY: a page in a browser of this machine reaches loopback, too, by its own name or by one that leads here. A
         // backend sends no Origin, and says localhost or the address.
         let refuse = |detail| Err(Problem::new(Code::NotPermitted, detail));
-        if head.headers.contains_key(ORIGIN) {
+        if browser::asks_for_page(&head.headers) {
             return refuse("This is not for browsers.");
         }
-        if self.loopback && !says_loopback(head) {
+        if self.loopback && !NamedHost::of(&head.uri, &head.headers).is_loopback() {
             return refuse("The host should be localhost or a loopback address.");
         }
         let Some(secret) = &self.secret else { return Ok(()) };
@@ -76,19 +76,4 @@ impl Access {
             }
         }
     }
-}
-
-fn says_loopback(head: &Parts) -> bool {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let (host, more) = (hosts.next(), hosts.next());
-    if more.is_some() {
-        return false;
-    }
-    let header = || host?.to_str().ok()?.parse().ok();
-    let authority: Option<Authority> = head.uri.authority().cloned().or_else(header);
-    authority.is_some_and(|authority| {
-        let host = authority.host().trim_matches(['[', ']']);
-        host.eq_ignore_ascii_case("localhost")
-            || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
-    })
 }

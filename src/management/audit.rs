@@ -4,9 +4,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 use super::request::Call;
 use super::{Done, TokenId};
+use crate::access_log::output::{AUDIT, AuditSlot};
 use crate::metrics::{self, Metrics};
 
 /// Those who were not let in share this many lines: they must not push out the others'.
@@ -42,6 +43,8 @@ pub(super) struct Entry<'a> {
     outcome: &'static str,
     /// Where it is not the caller's fault.
     reason: Option<String>,
+    /// The room for the line.
+    slot: Option<AuditSlot>,
 }
 
 impl Audit {
@@ -49,8 +52,15 @@ impl Audit {
         Self { metrics, strangers: Mutex::default() }
     }
 
-    /// Somebody asks for something.
-    pub(super) fn begin(&self, client: String) -> Entry<'_> {
+    /// Nothing is looked at, as no line could be written of it.
+    pub(super) fn count_refusal_without_line(&self) {
+        let labels = metrics::Management { operation: "none", outcome: Code::Overloaded.name() };
+        self.metrics.management.get_or_create(&labels).inc();
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner).unwritten += 1;
+    }
+
+    /// Somebody asks for something, and there is room for a line of it.
+    pub(super) fn begin(&self, client: String, slot: AuditSlot) -> Entry<'_> {
         Entry {
             audit: self,
             client,
@@ -61,6 +71,7 @@ impl Audit {
             possible: String::new(),
             outcome: "cut",
             reason: None,
+            slot: Some(slot),
         }
     }
 }
@@ -99,9 +110,8 @@ impl Drop for Entry<'_> {
         if is_reading && outcome == "done" {
             return;
         }
-        let mut unwritten = None;
+        let mut strangers = self.audit.strangers.lock().unwrap_or_else(PoisonError::into_inner);
         if operation == "none" {
-            let mut strangers = self.audit.strangers.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             let paid = strangers.paid.map_or(now, |paid| paid.max(now)) + STRANGERS_EVERY;
             if paid > now + STRANGERS_EVERY * STRANGERS_AT_ONCE {
@@ -109,10 +119,11 @@ impl Drop for Entry<'_> {
                 return;
             }
             strangers.paid = Some(paid);
-            unwritten = Some(std::mem::take(&mut strangers.unwritten)).filter(|count| *count > 0);
         }
+        let unwritten = Some(std::mem::take(&mut strangers.unwritten)).filter(|count| *count > 0);
+        drop(strangers);
         tracing::event!(
-            target: "audit",
+            target: AUDIT,
             tracing::Level::INFO,
             keyward.audit.client = self.client,
             keyward.audit.action = operation,
@@ -125,5 +136,8 @@ impl Drop for Entry<'_> {
             keyward.possible_token.ids = Some(self.possible.as_str()).filter(|ids| !ids.is_empty()),
             "key management"
         );
+        if let Some(slot) = self.slot.take() {
+            slot.spend();
+        }
     }
 }

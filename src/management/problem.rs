@@ -139,7 +139,9 @@ impl Problem {
             possible_token_ids: &self.suspects,
         };
         // Texts, a number and a list of texts always have a form in JSON.
-        let mut response = Response::new(body::full(serde_json::to_vec(&content).unwrap_or_default()));
+        let mut text = serde_json::to_vec(&content).unwrap_or_default();
+        text.push(b'\n');
+        let mut response = Response::new(body::full(text));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

@@ -24,7 +24,7 @@ use crate::tls::{self, TlsError};
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(10);
 /// What an HTTP/2 origin may send of one answer before it is read.
-const STREAM_WINDOW: u32 = 256 * 1024;
+const STREAM_WINDOW: u32 = 64 * 1024;
 /// And of all answers: so much that those that nobody reads leave room for the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * super::STREAMS as u32;
 
@@ -100,6 +100,7 @@ impl Dialer {
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(MAX_BUFFER)
                 .keep_alive_interval(PING_EVERY)
                 .keep_alive_timeout(PONG_WITHIN)
                 .handshake(io)

@@ -1,88 +1,158 @@
-//! The other ways in which a backend could read a path. Pure; at most 310 of them, each no longer than the path.
+//! The ways in which a service could read a path other than as sent. Pure; what one path may cost is bounded.
 
-use crate::rejection::Rejection;
+use std::collections::BTreeSet;
 
-/// Every other common reading of a path: `%2F`, `\` and `%5C` as `/`, `//` as `/`, `;…` cut off, decoded twice, and
-/// these together, in any order. None for a path without any such character.
+/// What the readings of one path may cost, in bytes: 64 and its length for each text that is not the path itself, decoded or not.
+/// SECURITY: HPACK makes a long path a few bytes on the wire, and a caller needs no key to send one.
+const BUDGET: usize = 8 * 1024;
+
+/// How many times a path is decoded: by a proxy or a framework, and once more by what it calls.
+const DECODINGS: usize = 2;
+
+/// Every other common reading of a path: decoded up to twice, and each time with `\` as `/`, with `;…` cut off a segment, with
+/// the path ended at `;`, `?` or `#`, and without the authority behind two leading separators, in any order; then with `//` as
+/// `/`, and without the spaces and dots at the ends of segments. Letter case and a final slash are the table's to compare.
+///
+/// Empty, and without an allocation, for a path that has none of these.
 ///
 /// # Errors
-/// `AmbiguousPath` for a path that no reading can make safe.
-pub(super) fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, Rejection> {
+/// What makes the path unsafe, whatever the routes are.
+pub(super) fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
     if path.first() != Some(&b'/') {
-        return Err(Rejection::AmbiguousPath);
+        return Err("the path does not begin with '/'");
     }
-    let plain = !path.contains(&b'%');
-    let odd = |byte: &u8| matches!(byte, b'\\' | b';');
-    if plain && !path.iter().any(odd) && !path.windows(2).any(|pair| pair == b"//") {
-        return if has_dot_segment(path) { Err(Rejection::AmbiguousPath) } else { Ok(Vec::new()) };
+    if is_plain(path) {
+        return Ok(Vec::new());
     }
-    if !is_escaped_well(path) {
-        return Err(Rejection::AmbiguousPath);
+    if !has_whole_escapes(path) {
+        return Err("the path has a broken escape");
     }
-    let mut readings: Vec<Vec<u8>> = Vec::new();
-    let mut texts = vec![path.to_vec()];
-    for decodings in 0..=2 {
+    let (mut all, mut budget) = (BTreeSet::new(), BUDGET);
+    let mut texts = BTreeSet::from([path.to_vec()]);
+    for decodings in 0..=DECODINGS {
         // SECURITY: servers cut parameters before they decode, or after, or both; with `%2F` in one, these are other paths.
-        texts = texts.into_iter().flat_map(|text| separated(&text)).collect();
-        texts.sort();
-        texts.dedup();
+        add_rewritten(&mut texts, &mut budget)?;
         for text in &texts {
-            if has_dot_segment(text)
-                || (decodings > 0 && (text.iter().any(u8::is_ascii_control) || is_overlong(text)))
-            {
-                return Err(Rejection::AmbiguousPath);
+            if has_dot_segment(text) {
+                return Err("the path has a '.' or '..' segment in some spelling");
+            }
+            if decodings > 0 && text.iter().any(u8::is_ascii_control) {
+                return Err("the path has an encoded control byte");
+            }
+            if decodings > 0 && is_overlong(text) {
+                return Err("the path has a character in an overlong form of UTF-8");
             }
         }
-        readings.extend(texts.iter().map(|text| without_empty_segments(text)));
-        readings.extend_from_slice(&texts);
         // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
-        texts = texts.iter().map(|text| percent_encoding::percent_decode(text).collect()).collect();
+        let decoded: BTreeSet<Vec<u8>> =
+            texts.iter().map(|text| percent_encoding::percent_decode(text).collect()).collect();
+        let settled = decoded == texts;
+        all.append(&mut texts);
+        if settled {
+            break;
+        }
+        texts = decoded;
     }
+    let mut readings: Vec<Vec<u8>> = all.iter().flat_map(|text| tidied(text)).collect();
+    readings.extend(all);
     readings.sort();
     readings.dedup();
+    readings.retain(|reading| reading != path);
     Ok(readings)
 }
 
-/// The ways to read a text's separators: `\` as one or not, `;…` cut off or not, in either order.
-fn separated(text: &[u8]) -> [Vec<u8>; 5] {
-    let (slashes, cut) = (with_slashes(text), without_parameters(text));
-    [text.to_vec(), without_parameters(&slashes), with_slashes(&cut), slashes, cut]
+/// Whether every server reads the path's bytes as sent. A dot segment ends with a dot.
+fn is_plain(path: &[u8]) -> bool {
+    let odd = |byte: u8| matches!(byte, b'%' | b'\\' | b';' | b'?' | b'#' | b' ') || !byte.is_ascii();
+    let mut last = 0;
+    for &byte in path {
+        if odd(byte) || (byte == b'/' && matches!(last, b'/' | b'.')) {
+            return false;
+        }
+        last = byte;
+    }
+    last != b'.'
 }
 
-fn with_slashes(text: &[u8]) -> Vec<u8> {
-    text.iter().map(|&byte| if byte == b'\\' { b'/' } else { byte }).collect()
+/// Adds what the rewritings make of the texts, in any order.
+fn add_rewritten(texts: &mut BTreeSet<Vec<u8>>, budget: &mut usize) -> Result<(), &'static str> {
+    let mut open: Vec<Vec<u8>> = texts.iter().cloned().collect();
+    while let Some(text) = open.pop() {
+        let rewritten = [
+            with_slashes(&text),
+            without_parameters(&text),
+            until(&text, b";"),
+            until(&text, b"?#"),
+            without_authority(&text),
+        ];
+        for next in rewritten.into_iter().flatten().filter(|next| *next != text) {
+            if texts.contains(&next) {
+                continue;
+            }
+            let left = budget.checked_sub(next.len() + 64);
+            *budget = left.ok_or("the path is too long for the number of ways to read it")?;
+            texts.insert(next.clone());
+            open.push(next);
+        }
+    }
+    Ok(())
 }
 
-/// `.` or `..` between separators, `/` or `\`, with or without `;…` behind it.
-pub(super) fn has_dot_segment(path: &[u8]) -> bool {
-    path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
-        let name = segment.split(|&byte| byte == b';').next().unwrap_or(segment);
-        matches!(name, b"." | b"..")
+fn with_slashes(text: &[u8]) -> Option<Vec<u8>> {
+    let slash = |&byte: &u8| if byte == b'\\' { b'/' } else { byte };
+    text.contains(&b'\\').then(|| text.iter().map(slash).collect())
+}
+
+/// `;…` cut off each segment, as servlet containers do.
+fn without_parameters(text: &[u8]) -> Option<Vec<u8>> {
+    let mut cut = false;
+    let kept = |byte: &u8| {
+        cut = *byte == b';' || (cut && *byte != b'/');
+        !cut
+    };
+    text.contains(&b';').then(|| text.iter().copied().filter(kept).collect())
+}
+
+/// The text before the first of these bytes: `;` begins the query for Fastify, a decoded `?` or `#` ends the path elsewhere.
+fn until(text: &[u8], ends: &[u8]) -> Option<Vec<u8>> {
+    let end = text.iter().position(|byte| ends.contains(byte))?;
+    Some(text[..end].to_vec())
+}
+
+/// SECURITY: two leading separators begin an authority (RFC 3986 section 4.2), and parsers of whole URLs take the path to begin
+/// behind it: `//x/api` is `/api` for WHATWG URL, `java.net.URI` and PHP's `parse_url`. WHATWG URL skips any number of `/` and `\`.
+fn without_authority(text: &[u8]) -> Option<Vec<u8>> {
+    let is_separator = |byte: &u8| matches!(byte, b'/' | b'\\');
+    if !text.iter().take(2).all(is_separator) || text.len() < 2 {
+        return None;
+    }
+    let authority = text.iter().position(|byte| !is_separator(byte)).unwrap_or(text.len());
+    let path = text[authority..].iter().position(|byte| matches!(byte, b'/' | b'\\' | b'?' | b'#'));
+    Some(match path.map(|at| &text[authority + at..]) {
+        Some([b'/' | b'\\', rest @ ..]) => [b"/", rest].concat(),
+        _ => b"/".to_vec(),
     })
 }
 
-/// SECURITY: UTF-8 forbids to write a character longer than need be (RFC 3629 section 3), but lenient decoders read `%C0%AE`
-/// as `.` and `%C0%AF` as `/`.
-fn is_overlong(path: &[u8]) -> bool {
-    path.windows(2)
-        .any(|pair| matches!(pair, [0xc0 | 0xc1, 0x80..=0xbf] | [0xe0, 0x80..=0x9f] | [0xf0, 0x80..=0x8f]))
-}
-
-/// Whether every `%` begins an escape.
-fn is_escaped_well(path: &[u8]) -> bool {
-    let escapes = path.iter().filter(|&&byte| byte == b'%').count();
-    path.len() - percent_encoding::percent_decode(path).count() == 2 * escapes
-}
-
-fn without_parameters(path: &[u8]) -> Vec<u8> {
-    let mut cut = false;
-    path.iter()
-        .copied()
-        .filter(|byte| {
-            cut = *byte == b';' || (cut && *byte != b'/');
-            !cut
-        })
-        .collect()
+/// What servers and file systems make of a text before they look it up, where that is another one.
+fn tidied(text: &[u8]) -> Vec<Vec<u8>> {
+    let has = |condition: fn(&[u8]) -> bool| text.windows(2).any(condition);
+    let is_empty_segment = has(|pair| pair == b"//");
+    let is_trimmed = has(|pair| matches!(pair, [b'/', b' '] | [b' ' | b'.', b'/']))
+        || text.ends_with(b" ")
+        || text.ends_with(b".");
+    let has_letters = has(|pair| matches!(pair, [0xc4, 0xb0 | 0xb1] | [0xc5, 0xbf] | [0x84, 0xaa]));
+    let mut tidied = Vec::new();
+    if is_empty_segment {
+        tidied.push(without_empty_segments(text));
+    }
+    if is_trimmed {
+        tidied.push(without_empty_segments(&with_trimmed_segments(text)));
+    }
+    if has_letters {
+        tidied.push(with_ascii_letters(&without_empty_segments(&with_trimmed_segments(text))));
+    }
+    tidied
 }
 
 fn without_empty_segments(path: &[u8]) -> Vec<u8> {
@@ -93,4 +163,66 @@ fn without_empty_segments(path: &[u8]) -> Vec<u8> {
         }
     }
     out
+}
+
+/// Windows opens `secret` for `secret.` and `secret `, and older Spring trims segments.
+fn with_trimmed_segments(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    for (index, segment) in path.split(|&byte| byte == b'/').enumerate() {
+        if index > 0 {
+            out.push(b'/');
+        }
+        let start = segment.iter().position(|&byte| byte != b' ').unwrap_or(segment.len());
+        let end = segment.iter().rposition(|&byte| !matches!(byte, b' ' | b'.')).map_or(start, |at| at + 1);
+        out.extend_from_slice(segment.get(start..end).unwrap_or_default());
+    }
+    out
+}
+
+/// SECURITY: the four letters outside ASCII that have an ASCII one in another case; to Java's `equalsIgnoreCase` and Python's
+/// `re.IGNORECASE` they are equal.
+fn with_ascii_letters(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(&byte) = rest.first() {
+        let (letter, length) = match rest {
+            [0xc4, 0xb0 | 0xb1, ..] => (b'i', 2),
+            [0xc5, 0xbf, ..] => (b's', 2),
+            [0xe2, 0x84, 0xaa, ..] => (b'k', 3),
+            _ => (byte, 1),
+        };
+        out.push(letter);
+        rest = &rest[length..];
+    }
+    out
+}
+
+/// `.` or `..` between separators, `/` or `\`, with or without `;…` or spaces behind it.
+pub(super) fn has_dot_segment(path: &[u8]) -> bool {
+    path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
+        let name = segment.split(|&byte| byte == b';').next().unwrap_or(segment);
+        matches!(name.trim_ascii_end(), b"." | b"..")
+    })
+}
+
+/// SECURITY: UTF-8 forbids to write a character longer than need be (RFC 3629 section 3), but lenient decoders read `%C0%AE`
+/// as `.` and `%C0%AF` as `/`; the forms of five and six bytes are those of RFC 2279.
+fn is_overlong(path: &[u8]) -> bool {
+    let overlong = |pair: &[u8]| {
+        matches!(
+            pair,
+            [0xc0 | 0xc1, 0x80..=0xbf]
+                | [0xe0, 0x80..=0x9f]
+                | [0xf0, 0x80..=0x8f]
+                | [0xf8, 0x80..=0x87]
+                | [0xfc, 0x80..=0x83]
+        )
+    };
+    path.windows(2).any(overlong)
+}
+
+/// Whether every `%` begins an escape.
+fn has_whole_escapes(path: &[u8]) -> bool {
+    let escapes = path.iter().filter(|&&byte| byte == b'%').count();
+    path.len() - percent_encoding::percent_decode(path).count() == 2 * escapes
 }

@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use hyper::Method;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
@@ -14,7 +13,7 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use super::object::Object;
 use super::{Content, Fault, Scalekit};
 use crate::metrics::Outcome;
-use crate::secret::SecretSource;
+use crate::secret::{SecretSource, wiped};
 
 /// Between two fetches, at least.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -201,12 +200,15 @@ impl Scalekit {
     async fn fetch(&self) -> Result<(HeaderValue, Duration), Fault> {
         let secret = |source: &SecretSource| source.read().map_err(|error| Fault::Secret(error.to_string()));
         let (id, secret) = (secret(&self.access_token.client_id)?, secret(&self.access_token.client_secret)?);
-        let form = form_urlencoded::Serializer::new(String::new())
+        // With room enough, so that no part of it is left behind in growing: escaped, a byte takes three.
+        let room = 64 + 3 * (id.expose().len() + secret.expose().len());
+        let form = form_urlencoded::Serializer::new(String::with_capacity(room))
             .append_pair("grant_type", "client_credentials")
             .append_pair("client_id", id.expose())
             .append_pair("client_secret", secret.expose())
             .finish();
-        let answer = self.call(Method::POST, "/oauth/token", None, Content::Form(Bytes::from(form))).await?;
+        let answer =
+            self.call(Method::POST, "/oauth/token", None, Content::Form(wiped(form.into_bytes()))).await?;
         match answer.status.as_u16() {
             200 => {}
             // RFC 6749 section 5.2: invalid_client may be either.

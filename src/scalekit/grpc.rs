@@ -1,13 +1,14 @@
 //! Unary calls over gRPC: a frame out, a frame and a status in. What a status means is said where REST's answers are read, by
 //! the same table (contract section 5).
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use hyper::Method;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use prost::Message;
 use tokio::time::Instant;
 
 use super::{Answer, Content, Fault, Scalekit};
+use crate::secret::wiped;
 
 const SERVICE: &str = "/scalekit.v1.tokens.ApiTokenService/";
 
@@ -85,12 +86,12 @@ impl Status {
 
 fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(FRAME_HEAD + length);
+    let mut frame = Vec::with_capacity(FRAME_HEAD + length);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // A `BytesMut` grows as it has to.
+    // A `Vec` grows as it has to.
     let _ = message.encode(&mut frame);
-    frame.freeze()
+    wiped(frame)
 }
 
 /// The one message, which is not compressed, as nobody asked for that.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use prost::Message;
+use zeroize::Zeroize as _;
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Timestamp {
@@ -67,6 +68,13 @@ pub(crate) struct CreateTokenResponse {
 pub(crate) struct TokenRequest {
     #[prost(string, tag = "1")]
     pub(crate) token: String,
+}
+
+impl Drop for TokenRequest {
+    /// It may be a key.
+    fn drop(&mut self) {
+        self.token.zeroize();
+    }
 }
 
 /// ValidateTokenResponse and UpdateTokenResponse.

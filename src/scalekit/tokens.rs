@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use hyper::Method;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -17,6 +16,7 @@ use super::object::Object;
 use super::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::credential::ApiKey;
 use crate::identity::{self, Identity};
+use crate::secret::wiped;
 
 /// What Scalekit says of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,9 +150,11 @@ impl Scalekit {
     async fn validate_once(&self, key: &ApiKey, deadline: Instant) -> Result<Verdict, Fault> {
         match self.transport {
             Transport::Rest => {
-                let body = serde_json::to_vec(&ValidateToken { token: key.expose() });
-                let body = body.map_err(|_| Fault::Broken("a key cannot be written as JSON"))?;
-                let content = Content::Json(Bytes::from(body));
+                // With room enough, so that no part of it is left behind in growing.
+                let mut body = Vec::with_capacity(16 + key.expose().len());
+                serde_json::to_writer(&mut body, &ValidateToken { token: key.expose() })
+                    .map_err(|_| Fault::Broken("a key cannot be written as JSON"))?;
+                let content = Content::Json(wiped(body));
                 let answer = self.call_as_client(Method::POST, VALIDATE, content, deadline).await?;
                 read(&answer, key.expose(), SystemTime::now())
             }
@@ -259,6 +261,8 @@ fn identify(token: Option<TokenInfo>, presented: &str, now: SystemTime) -> Resul
 mod tests {
     use hyper::header::{CONTENT_TYPE, HeaderValue};
     use hyper::{HeaderMap, StatusCode};
+
+    use bytes::Bytes;
 
     use super::*;
 

@@ -7,14 +7,34 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Drain, Fixed, Shared, unix_seconds};
-use crate::config::{self, Config, Environment, Problems};
+use crate::config::{self, Config, Environment, Problems, Resources};
+use crate::route::changes::{self, Change, Kind};
 use crate::tls::ServerCertificate;
 
-/// How often the files are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How soon a changed file is taken into force. What is written in several steps must not take effect half written.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Between two looks at the files. Two in a row must see the same.
+    pub look_every: Duration,
+    /// How long ago the last write must be.
+    pub settle: Duration,
+    /// How long a file must hold still whose routes let in more than those in force: a route is dropped, opened, loosened or
+    /// added.
+    pub hold: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            look_every: Duration::from_secs(1),
+            settle: Duration::from_secs(1),
+            hold: Duration::from_secs(10),
+        }
+    }
+}
 
 /// Where the configuration comes from, and what asks to read it again.
 pub struct Source {
@@ -23,25 +43,52 @@ pub struct Source {
     hup: Arc<Notify>,
     /// How the route file was before it was first read.
     first: Mark,
+    pace: Pace,
 }
 
 impl Source {
     /// A route file and the environment; `hup` is notified on SIGHUP.
     pub fn new(path: PathBuf, environment: Environment, hup: Arc<Notify>) -> Self {
-        Self { first: mark(&path), path, environment, hup }
+        Self { first: mark(&path), path, environment, hup, pace: Pace::default() }
     }
 
-    /// Reads it as it is now.
+    /// Looks and waits at another pace.
+    #[must_use]
+    pub fn at_pace(self, pace: Pace) -> Self {
+        Self { pace, ..self }
+    }
+
+    /// Reads it as it is now, with limits that fit this process's memory and descriptors.
     ///
     /// # Errors
     /// Everything that is wrong with it.
     pub fn load(&self) -> Result<Config, Problems> {
-        config::load(&self.path, &self.environment)
+        let mut config = config::load(&self.path, &self.environment)?;
+        config.fit(Resources::of_process());
+        Ok(config)
     }
 }
 
-/// What tells one state of a file from another.
+/// What tells one state of a file from another: when it was written last, its length, and its inode.
 type Mark = Option<(SystemTime, u64, u64)>;
+
+/// Files that differ from those in force, and since when they have held still.
+struct Pending {
+    marks: Vec<Mark>,
+    since: Instant,
+    /// Whether the log says already that this waits.
+    told: bool,
+}
+
+/// Why a configuration is not in force.
+enum Refused {
+    /// It lets in more than the one in force, and its files have not held still for long enough.
+    Early(Vec<Change>),
+    /// It was written to while it was read.
+    Moved,
+    /// It is wrong.
+    Wrong(String),
+}
 
 /// Watches and reloads until it is dropped.
 pub(super) async fn watch(
@@ -51,31 +98,68 @@ pub(super) async fn watch(
     certificates: Vec<Arc<ServerCertificate>>,
     mut files: Vec<PathBuf>,
 ) {
-    let mut seen = marks(&files);
+    let pace = source.pace;
+    let mut judged = marks(&files);
     files.push(source.path.clone());
-    seen.push(source.first);
+    judged.push(source.first);
+    let mut pending: Option<Pending> = None;
+    let mut asked = false;
     loop {
-        let asked = tokio::select! {
-            () = source.hup.notified() => true,
-            () = sleep(LOOK_EVERY) => false,
-        };
-        let now = marks(&files);
-        if !asked && now == seen {
-            continue;
+        tokio::select! {
+            () = source.hup.notified() => asked = true,
+            () = sleep(pace.look_every) => {}
         }
-        seen.clone_from(&now);
-        match reload(&source, &shared, &fixed, &certificates) {
-            Ok(named) => {
+        let now = marks(&files);
+        if !asked {
+            if now == judged {
+                pending = None;
+                continue;
+            }
+            // SECURITY: half a route file is a good route file that may lack the routes that ask for a key.
+            let still = pending.as_ref().is_some_and(|pending| pending.marks == now);
+            if !still {
+                pending = Some(Pending { marks: now, since: Instant::now(), told: false });
+                continue;
+            }
+            if !is_settled(&now, pace.settle) {
+                continue;
+            }
+        }
+        let held = asked || pending.as_ref().is_some_and(|pending| pending.since.elapsed() >= pace.hold);
+        match reload(&source, &shared, &fixed, &certificates, held, (&files, &now)) {
+            Ok((named, changes)) => {
                 // The route file as it was before it was read: what changed since is another change.
-                seen = marks(&named);
-                seen.push(now.last().copied().flatten());
+                judged = marks(&named);
+                judged.push(now.last().copied().flatten());
                 files = named;
                 files.push(source.path.clone());
+                (asked, pending) = (false, None);
                 shared.parts.metrics.reload_successful.set(1);
                 shared.parts.metrics.reload_time.set(unix_seconds());
+                for change in changes {
+                    match change.kind {
+                        Kind::Added => tracing::info!("the reload {change}"),
+                        Kind::Dropped | Kind::Opened | Kind::Loosened => {
+                            tracing::warn!(keyward.route = &*change.route, "the reload {change}");
+                        }
+                    }
+                }
                 tracing::info!(routes = shared.current.gateway().routes.routes().len(), "reloaded");
             }
-            Err(problem) => {
+            Err(Refused::Early(changes)) => {
+                let Some(pending) = pending.as_mut().filter(|pending| !pending.told) else { continue };
+                pending.told = true;
+                let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
+                tracing::info!(
+                    "a changed route file waits until it has held still for {:?}, or for SIGHUP, as it {}",
+                    pace.hold,
+                    changes.join("; ")
+                );
+            }
+            Err(Refused::Moved) => {}
+            Err(Refused::Wrong(problem)) => {
+                judged = now;
+                (asked, pending) = (false, None);
                 shared.parts.metrics.reload_successful.set(0);
                 tracing::error!("not reloaded, so what runs goes on: {problem}");
             }
@@ -83,36 +167,52 @@ pub(super) async fn watch(
     }
 }
 
-/// The files that the new configuration names, or why it is not in force.
+/// The files that the new configuration names and what it changes, or why it is not in force.
 fn reload(
     source: &Source,
     shared: &Shared,
     fixed: &Fixed,
     certificates: &[Arc<ServerCertificate>],
-) -> Result<Vec<PathBuf>, String> {
-    let config = source.load().map_err(|problems| problems.to_string())?;
+    held: bool,
+    (watched, before_reading): (&[PathBuf], &[Mark]),
+) -> Result<(Vec<PathBuf>, Vec<Change>), Refused> {
+    let wrong = |problem: &dyn std::fmt::Display| Refused::Wrong(problem.to_string());
+    let config = source.load();
+    if marks(watched) != before_reading {
+        return Err(Refused::Moved);
+    }
+    let config = config.map_err(|problems| wrong(&problems))?;
     let changed = fixed.differences(&config);
     if !changed.is_empty() {
-        return Err(format!("{} cannot change without a restart", changed.join(", ")));
+        return Err(Refused::Wrong(format!("{} cannot change without a restart", changed.join(", "))));
+    }
+    let before = shared.current.gateway();
+    let changes = changes::compare(&before.routes, &config.routes);
+    if !held && !changes.is_empty() {
+        return Err(Refused::Early(changes));
     }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
     let files = files(&config);
-    let before = shared.current.gateway();
     let validator = before.validator.with(&config.validator);
     let (drain, public) = (Drain::of(&config), config.listener.clone());
     let admin = public.beside(config.admin.clone());
-    let gateway =
-        shared.parts.gateway(config, validator, Some(&before)).map_err(|error| error.to_string())?;
+    let gateway = shared.parts.gateway(config, validator, Some(&before)).map_err(|error| wrong(&error))?;
     // The last thing that can fail, so that all of it takes effect or none.
-    ServerCertificate::refresh(certificates).map_err(|error| error.to_string())?;
+    ServerCertificate::refresh(certificates).map_err(|error| wrong(&error))?;
     *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
     for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
         listener.send_replace(settings);
     }
     shared.current.replace(gateway);
-    Ok(files)
+    Ok((files, changes))
+}
+
+/// Whether the last write was long enough ago. One in the future, by another machine's clock, says nothing.
+fn is_settled(marks: &[Mark], settle: Duration) -> bool {
+    let written = marks.iter().flatten().map(|(modified, ..)| modified);
+    written.map(SystemTime::elapsed).all(|age| age.is_err() || age.is_ok_and(|age| age >= settle))
 }
 
 /// The files beside the route file whose content matters.

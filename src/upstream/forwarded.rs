@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use hyper::HeaderMap;
-use hyper::header::{FORWARDED, HeaderName, HeaderValue};
+use hyper::header::{CONTENT_LENGTH, FORWARDED, HeaderName, HeaderValue};
 use ipnet::IpNet;
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -97,21 +97,19 @@ fn uuid(random: u128) -> HeaderValue {
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
-/// Replaces what callers say by what is so; what a trusted proxy says is kept, and the peer appended.
+/// Replaces what callers say of the connection by what is so. Of a trusted proxy (`believed`) the headers in `BELIEVED` and in
+/// `passed` are kept, and the proxy's own address is appended to `X-Forwarded-For`.
 pub fn set(
     headers: &mut HeaderMap,
     peer: Peer,
     believed: bool,
+    passed: &[HeaderName],
     host: &HeaderValue,
     request_id: &HeaderValue,
 ) {
-    if believed {
-        strip_where(headers, |name| {
-            is_forwarding(name) && name.contains(|char: char| !char.is_ascii_alphanumeric() && char != '-')
-        });
-    } else {
-        strip(headers);
-    }
+    strip_where(headers, |name| {
+        is_removed(name.as_str()) && !(believed && (BELIEVED.contains(name) || passed.contains(name)))
+    });
     let proto = if peer.tls { "https" } else { "http" };
     headers.entry(PROTO).or_insert(HeaderValue::from_static(proto));
     headers.entry(HOST).or_insert_with(|| host.clone());
@@ -131,47 +129,108 @@ pub fn set(
 
 /// Removes every header, or trailer, about forwarding.
 pub(super) fn strip(headers: &mut HeaderMap) {
-    strip_where(headers, |name| is_forwarding(name) || name == FORWARDED.as_str());
+    strip_where(headers, |name| is_removed(name.as_str()));
 }
 
-fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&str) -> bool) {
-    let names: Vec<HeaderName> = headers.keys().filter(|name| condition(name.as_str())).cloned().collect();
+fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&HeaderName) -> bool) {
+    // Nothing is allocated where nothing is removed.
+    let names: Vec<HeaderName> = headers.keys().filter(|name| condition(name)).cloned().collect();
     for name in names {
         headers.remove(name);
     }
 }
 
-/// What backends take the caller's address from, beside `X-Forwarded-For`; and `Proxy`, which CGI makes `HTTP_PROXY`
-/// (CVE-2016-5385).
-const ADDRESSES: [&[u8]; 8] = [
-    b"cf-connecting-ip",
-    b"fastly-client-ip",
-    b"proxy",
-    b"true-client-ip",
-    b"x-client-ip",
-    b"x-cluster-client-ip",
-    b"x-envoy-external-address",
-    b"x-real-ip",
-];
+/// The headers about forwarding that are kept from a trusted proxy, in exactly this spelling.
+const BELIEVED: [HeaderName; 6] =
+    [FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
 
-/// SECURITY: `X_Forwarded_For` is `X-Forwarded-For` to many backends; see `identity::Headers::owns`. Some take the target from
-/// `X-Original-URL` or `X-Rewrite-URL`, so that a public route would open them all.
-fn is_forwarding(name: &str) -> bool {
-    let is = |own: &[u8]| name.len() == own.len() && folds_to(name, own);
-    folds_to(name, b"x-forwarded-")
-        || folds_to(name, b"x-original-")
-        || folds_to(name, b"x-envoy-original-")
-        || is(b"x-rewrite-url")
-        || ADDRESSES.iter().any(|own| is(own))
-        || is(REQUEST_ID.as_str().as_bytes())
+/// Whether a caller's header is removed unless a trusted proxy sent it: one that says where the request came from or what its
+/// target was, one that a proxy and a backend use between themselves, or a second spelling of a framing header.
+///
+/// SECURITY: proxies in front pass on what they do not know, so that these are a stranger's word from a trusted proxy, too.
+/// Some backends take the target from `X-Original-URL`, so that a public route would open all others; CGI makes `Proxy` the
+/// variable `HTTP_PROXY` (CVE-2016-5385). Spellings are folded as in `identity::Headers::owns`: `X_Forwarded_For` is
+/// `X-Forwarded-For` to many backends.
+pub fn is_removed(name: &str) -> bool {
+    let (names, prefixes): (&[&str], &[&str]) = match name.as_bytes().first() {
+        Some(b'c') => {
+            // SECURITY: the real one was checked against the body; a backend that folds names would see a second.
+            if name != CONTENT_LENGTH.as_str() && folds_to(name, CONTENT_LENGTH.as_str()) {
+                return true;
+            }
+            (&["cdn-src-ip", "cf-pseudo-ipv4", "cf-visitor", "client-ip"], &["cf-connecting-"])
+        }
+        Some(b'd') => (&["do-connecting-ip"], &[]),
+        Some(b'f') => (
+            &["fastly-client-ip", "fastly-ssl", "fly-client-ip", "forwarded", "front-end-https"],
+            &["fly-forwarded-", "forwarded-"],
+        ),
+        // Java code asks for the names of CGI variables, as they are.
+        Some(b'h') => (&["http-client-ip", "http-forwarded"], &["http-forwarded-", "http-x-forwarded-"]),
+        Some(b'i') => (&["incap-client-ip"], &[]),
+        Some(b'p') => (&["proxy", "proxy-client-ip"], &[]),
+        Some(b'r') => (&["remote-addr", "remote-host", "remote-ip"], &[]),
+        Some(b't') => (&["transfer-encoding", "true-client-ip"], &[]),
+        Some(b'w') => (&[], &["wl-proxy-"]),
+        Some(b'x') => (&X_NAMES, &X_PREFIXES),
+        _ => return false,
+    };
+    names.iter().any(|own| folds_to(name, own))
+        || prefixes.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|start| folds_to(start, prefix)))
 }
 
-fn folds_to(name: &str, start: &[u8]) -> bool {
-    name.len() >= start.len()
-        && name.bytes().zip(start).all(|(byte, &own)| {
-            let byte = if byte.is_ascii_alphanumeric() { byte } else { b'-' };
-            byte == own
-        })
+const X_NAMES: [&str; 30] = [
+    "x-azure-clientip",
+    "x-azure-socketip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-forward-for",
+    "x-forwarded",
+    "x-google-real-ip",
+    "x-host",
+    "x-http-destinationurl",
+    "x-http-host-override",
+    "x-https",
+    "x-middleware-subrequest",
+    "x-middleware-subrequest-id",
+    "x-nf-client-connection-ip",
+    "x-originating-ip",
+    "x-originating-url",
+    "x-override-url",
+    "x-proto",
+    "x-proxy-url",
+    "x-proxyuser-ip",
+    "x-real-ip",
+    "x-real-port",
+    "x-remote-addr",
+    "x-remote-ip",
+    "x-request-id",
+    "x-scheme",
+    "x-sucuri-clientip",
+    "x-true-client-ip",
+    "x-url-scheme",
+    "x-vercel-proxied-for",
+];
+
+const X_PREFIXES: [&str; 9] = [
+    "x-accel-",
+    "x-appengine-",
+    "x-arr-",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-original-",
+    "x-rewrite-",
+    "x-sendfile-",
+    "x-vercel-forwarded-",
+];
+
+/// Whether the name is `own` to a backend that reads every character but letters and digits as one. Both are in lower case.
+fn folds_to(name: &str, own: &str) -> bool {
+    name.len() == own.len()
+        && name
+            .bytes()
+            .zip(own.bytes())
+            .all(|(byte, own)| byte == own || (own == b'-' && !byte.is_ascii_alphanumeric()))
 }
 
 #[cfg(test)]
@@ -216,7 +275,8 @@ mod tests {
     fn check_set(believed: bool, before: &[(&str, &str)], after: &[(&str, &str)]) {
         let mut headers = map(before);
         let host = HeaderValue::from_static("api.test");
-        set(&mut headers, peer("10.0.0.1"), believed, &host, &HeaderValue::from_static("id-1"));
+        let passed = [HeaderName::from_static("x-real-ip")];
+        set(&mut headers, peer("10.0.0.1"), believed, &passed, &host, &HeaderValue::from_static("id-1"));
         assert_eq!(headers, map(after));
     }
 
@@ -260,17 +320,65 @@ mod tests {
             &[
                 ("x-forwarded-for", "1.1.1.1"),
                 ("x-forwarded-proto", "https"),
+                ("x-forwarded-port", "8443"),
                 ("x_forwarded_for", "6.6.6.6"),
                 ("forwarded", "for=1"),
+                ("x-real-ip", "1.1.1.1"),
+                ("x_real_ip", "6.6.6.6"),
+                ("x-client-ip", "6.6.6.6"),
+                ("x-forwarded-prefix", "/admin"),
+                ("x-original-url", "/admin"),
+                ("traceparent", "00-1"),
             ],
             &[
                 ("forwarded", "for=1"),
+                ("traceparent", "00-1"),
+                ("x-forwarded-port", "8443"),
+                ("x-real-ip", "1.1.1.1"),
                 ("x-forwarded-for", "1.1.1.1, 10.0.0.1"),
                 ("x-forwarded-proto", "https"),
                 ("x-forwarded-host", "api.test"),
                 ("x-request-id", "id-1"),
             ],
         );
+    }
+
+    #[test]
+    fn ordinary_headers_are_not_removed() {
+        for name in [
+            "accept",
+            "content-length",
+            "content-type",
+            "content-encoding",
+            "cookie",
+            "host",
+            "user-agent",
+            "x-api-version",
+            "x-http-method-override",
+            "x-requested-with",
+            "x-forwarder",
+            "x-b3-traceid",
+            "traceparent",
+            "tracestate",
+            "x-csrf-token",
+            "forwarder",
+            "prefer",
+            "referer",
+            "te",
+            "x-hostname",
+            "x-originator",
+            "x-correlation-id",
+            "",
+        ] {
+            assert!(!is_removed(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn other_spellings_of_framing_headers_are_removed() {
+        for name in ["content_length", "content.length", "transfer_encoding", "transfer~encoding"] {
+            assert!(is_removed(name), "{name}");
+        }
     }
 
     #[test]

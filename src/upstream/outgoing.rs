@@ -15,6 +15,7 @@ use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::capacity::Place;
 use crate::body::{Body, BodyError};
 use crate::hop;
 use crate::identity::Headers;
@@ -26,7 +27,7 @@ use crate::rejection::Rejection;
 pub struct Limits {
     /// The most bytes.
     pub max_bytes: Option<u64>,
-    /// How long the caller may send nothing while the upstream waits.
+    /// How long the caller may send nothing while the upstream waits, and no answer is under way.
     pub timeout: Option<Duration>,
 }
 
@@ -36,18 +37,28 @@ pub(super) struct Progress {
     last_ms: AtomicU64,
     /// Whether the next of the body is the caller's to send.
     waiting: AtomicBool,
+    /// Whether the answer has begun and not ended: a caller who listens may be quiet.
+    answering: AtomicBool,
     /// Why the body ended before its end, if that is the caller's doing.
     broken: OnceLock<Rejection>,
+    /// At the upstream, until both directions have ended.
+    _place: Place,
 }
 
 impl Progress {
-    pub(super) fn begin() -> Self {
+    pub(super) fn begin(place: Place) -> Self {
         Self {
             began: Instant::now(),
             last_ms: AtomicU64::new(0),
             waiting: AtomicBool::new(false),
+            answering: AtomicBool::new(false),
             broken: OnceLock::new(),
+            _place: place,
         }
+    }
+
+    pub(super) fn set_answering(&self, answering: bool) {
+        self.answering.store(answering, Ordering::Relaxed);
     }
 
     /// Since when it is the upstream's turn: to take more of the body, or to answer. While the caller's next bytes are
@@ -110,7 +121,16 @@ impl Outgoing {
     /// Whether the caller has been silent for too long.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(timeout) = self.timeout else { return false };
-        self.patience.get_or_insert_with(|| Box::pin(sleep(timeout))).as_mut().poll(cx).is_ready()
+        loop {
+            let patience = self.patience.get_or_insert_with(|| Box::pin(sleep(timeout)));
+            if patience.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if !self.progress.answering.load(Ordering::Relaxed) {
+                return true;
+            }
+            self.patience = None;
+        }
     }
 
     fn breaks(&self, rejection: Rejection) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {

@@ -8,6 +8,8 @@ pub enum CloseCode {
     GoingAway = 1001,
     /// The key is no longer good.
     PolicyViolation = 1008,
+    /// Nobody can say whether the key is good (in the IANA registry of close codes).
+    TryAgainLater = 1013,
 }
 
 impl CloseCode {
@@ -139,6 +141,7 @@ mod tests {
         frames.pass(&CloseCode::PolicyViolation.frame());
         assert!(!frames.may_close());
         assert_eq!(CloseCode::PolicyViolation.frame(), [0x88, 2, 0x03, 0xF0]);
+        assert_eq!(CloseCode::TryAgainLater.frame(), [0x88, 2, 0x03, 0xF5]);
         assert_eq!(CloseCode::GoingAway.frame(), [0x88, 2, 0x03, 0xE9]);
     }
 

@@ -1,5 +1,5 @@
 //! While Scalekit is plainly down, requests are answered at once instead of waiting out the time limit, and one
-//! validation a second finds out whether it is back. While it asks to be left alone, none does.
+//! validation a second finds out whether it is back.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -25,8 +25,6 @@ struct State {
     answered: Option<Instant>,
     /// Set while open.
     next_probe: Option<Instant>,
-    /// Until when Scalekit asked to be left alone.
-    held_until: Option<Instant>,
 }
 
 /// What a validation came to.
@@ -34,8 +32,6 @@ struct State {
 pub(super) enum Ended {
     /// An answer, whatever it says.
     Answered,
-    /// A 429 that says how long to wait.
-    Held(Duration),
     /// No answer, or that Scalekit cannot give one.
     Outage,
 }
@@ -44,8 +40,7 @@ impl Ended {
     pub(super) fn of(answer: &Result<Verdict, Fault>) -> Self {
         match answer {
             Err(fault) if fault.is_outage() => Self::Outage,
-            Err(fault) => fault.retry_after().map_or(Self::Answered, Self::Held),
-            Ok(_) => Self::Answered,
+            Ok(_) | Err(_) => Self::Answered,
         }
     }
 }
@@ -54,8 +49,7 @@ impl Breaker {
     /// Whether a validation could begin now; if not, in how long.
     pub(super) fn check(&self, now: Instant) -> Result<(), Duration> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let until = state.held_until.max(state.next_probe);
-        until.filter(|until| now < *until).map_or(Ok(()), |until| Err(until - now))
+        state.next_probe.filter(|next| now < *next).map_or(Ok(()), |next| Err(next - now))
     }
 
     /// The same for one that does begin: while open, the next one is a second away.
@@ -85,12 +79,8 @@ impl Breaker {
                     state.next_probe = Some(now + PROBE_EVERY);
                 }
             }
-            Ended::Answered | Ended::Held(_) => {
-                let held_until = match ended {
-                    Ended::Held(wait) => state.held_until.max(Some(now + wait)),
-                    _ => state.held_until,
-                };
-                *state = State { failures: 0, answered: Some(now), next_probe: None, held_until };
+            Ended::Answered => {
+                *state = State { failures: 0, answered: Some(now), next_probe: None };
             }
         }
         state.next_probe.is_some()
@@ -144,17 +134,5 @@ mod tests {
         for _ in 0..9 {
             assert!(!breaker.record(Ended::Outage, now, later + Duration::from_secs(1)));
         }
-    }
-
-    #[test]
-    fn a_429_that_says_when_is_waited_out_and_an_answer_under_way_does_not_shorten_it() {
-        let (breaker, now) = (Breaker::default(), Instant::now());
-        let wait = Duration::from_secs(3);
-        assert!(!breaker.record(Ended::Held(wait), now, now), "that is no outage");
-        breaker.record(Ended::Held(wait / 3), now, now);
-        breaker.record(Ended::Answered, now, now);
-        assert_eq!(breaker.check(now), Err(wait));
-        assert_eq!(breaker.admit(now + wait / 3), Err(wait / 3 * 2));
-        assert!(breaker.admit(now + wait).is_ok());
     }
 }

@@ -1,4 +1,4 @@
-//! Slows down who tries bad keys, by client address, in bounded memory; and spares who came with a good key lately.
+//! Slows down who tries bad keys, by client address, in bounded memory; and spares keys that were good lately.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,11 +7,6 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
-use crate::credential::KeyDigest;
-
-/// How long a key that was good gets through a throttled address. A hint for admission: the verdict is still asked.
-const GOOD_FOR: Duration = Duration::from_secs(600);
-const GOOD_KEYS: u64 = 100_000;
 const ADDRESSES: u64 = 100_000;
 
 /// An allowance that refills evenly over a minute.
@@ -36,9 +31,9 @@ impl Allowance {
         self.left
     }
 
-    /// Takes one, or says in how long there will be one.
-    pub(super) fn take(&mut self, per_minute: u32, now: Instant) -> Result<(), Duration> {
-        let left = self.left(per_minute, now);
+    /// Takes one and leaves at least `keep`, or says in how long that will be possible.
+    pub(super) fn take(&mut self, per_minute: u32, keep: u32, now: Instant) -> Result<(), Duration> {
+        let left = self.left(per_minute, now) - f64::from(keep);
         if left < 1.0 {
             return Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(per_minute.max(1))));
         }
@@ -56,7 +51,6 @@ impl Allowance {
 pub(super) struct Throttle {
     per_minute: u32,
     addresses: Cache<IpAddr, Arc<Mutex<Allowance>>>,
-    good: Cache<KeyDigest, ()>,
 }
 
 impl Throttle {
@@ -68,23 +62,22 @@ impl Throttle {
                 .max_capacity(ADDRESSES)
                 .time_to_idle(Duration::from_secs(120))
                 .build(),
-            good: Cache::builder().max_capacity(GOOD_KEYS).time_to_live(GOOD_FOR).build(),
         }
     }
 
     /// The same allowances, with another limit.
     pub(super) fn with(&self, per_minute: u32) -> Self {
-        Self { per_minute, addresses: self.addresses.clone(), good: self.good.clone() }
+        Self { per_minute, addresses: self.addresses.clone() }
     }
 
-    /// Whether a request may be asked about; if not, in how long.
-    pub(super) fn admit(&self, client: IpAddr, key: &KeyDigest, now: Instant) -> Result<(), Duration> {
+    /// Whether a key that was not good lately may be asked about; if not, in how long.
+    pub(super) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
         let Some(allowance) = self.addresses.get(&network(client)) else {
             return Ok(());
         };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
         let left = allowance.left(self.per_minute, now);
-        if left >= 1.0 || self.good.contains_key(key) {
+        if left >= 1.0 {
             return Ok(());
         }
         Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
@@ -96,11 +89,6 @@ impl Throttle {
         let allowance = self.addresses.get_with(network(client), full);
         // SECURITY: on credit, or many at once would get in each time there is one left.
         allowance.lock().unwrap_or_else(PoisonError::into_inner).charge(self.per_minute, now);
-    }
-
-    /// A key was asked about and found good.
-    pub(super) fn good(&self, key: KeyDigest) {
-        self.good.insert(key, ());
     }
 }
 
@@ -115,35 +103,29 @@ fn network(address: IpAddr) -> IpAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::credential::{ApiKey, Digester, Settings};
-
-    fn digest(text: &str) -> KeyDigest {
-        Digester::new().unwrap().digest(&ApiKey::parse(text, &Settings::default()).unwrap())
-    }
 
     #[test]
     fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
-        let key = digest("0123456789012345678901");
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
-            assert!(throttle.admit(address("2001:db8::1"), &key, now).is_ok());
+            assert!(throttle.admit(address("2001:db8::1"), now).is_ok());
             throttle.bad(address("2001:db8::1"), now);
         }
-        assert_eq!(throttle.admit(address("2001:db8::2"), &key, now), Err(Duration::from_secs(1)));
-        assert!(throttle.admit(address("2001:db8:0:1::1"), &key, now).is_ok());
-        assert!(throttle.admit(address("192.0.2.1"), &key, now).is_ok());
-        assert!(throttle.admit(address("2001:db8::2"), &key, now + Duration::from_secs(1)).is_ok());
+        assert_eq!(throttle.admit(address("2001:db8::2"), now), Err(Duration::from_secs(1)));
+        assert!(throttle.admit(address("2001:db8:0:1::1"), now).is_ok());
+        assert!(throttle.admit(address("192.0.2.1"), now).is_ok());
+        assert!(throttle.admit(address("2001:db8::2"), now + Duration::from_secs(1)).is_ok());
     }
 
     #[test]
     fn trying_many_keys_at_once_gets_no_more_of_them_through() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
-        let (key, client) = (digest("0123456789012345678901"), IpAddr::from([192, 0, 2, 1]));
+        let client = IpAddr::from([192, 0, 2, 1]);
         let mut through = 0;
         for second in 0..600 {
             let now = now + Duration::from_secs(second);
-            let admitted = (0..32).filter(|_| throttle.admit(client, &key, now).is_ok()).count();
+            let admitted = (0..32).filter(|_| throttle.admit(client, now).is_ok()).count();
             (0..admitted).for_each(|_| throttle.bad(client, now));
             through += admitted;
         }
@@ -151,14 +133,18 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_good_gets_through_a_throttled_address() {
+    fn ipv4_address_written_as_ipv6_is_the_same_address() {
         let (throttle, now) = (Throttle::new(1), Instant::now());
-        let (good, bad) = (digest("0123456789012345678901"), digest("0123456789012345678902"));
-        let client = IpAddr::from([192, 0, 2, 1]);
-        throttle.good(good);
-        throttle.bad(client, now);
-        assert!(throttle.admit(client, &good, now).is_ok());
-        assert!(throttle.admit(client, &bad, now).is_err());
-        assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), &bad, now).is_err(), "the same address");
+        throttle.bad(IpAddr::from([192, 0, 2, 1]), now);
+        assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());
+    }
+
+    #[test]
+    fn what_is_kept_of_an_allowance_is_not_given_to_everybody() {
+        let now = Instant::now();
+        let mut allowance = Allowance::new(60, now);
+        let taken = (0..60).filter(|_| allowance.take(60, 15, now).is_ok()).count();
+        assert_eq!((taken, allowance.take(60, 15, now)), (45, Err(Duration::from_secs(1))));
+        assert_eq!((0..60).filter(|_| allowance.take(60, 0, now).is_ok()).count(), 15);
     }
 }

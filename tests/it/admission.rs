@@ -207,6 +207,45 @@ async fn the_path_is_forwarded_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn a_preflight_carries_only_what_browsers_send() {
+    let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\npreflight = true";
+    let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
+    let request = "OPTIONS /v1/export?all=1 HTTP/1.1\r\nhost: api.test\r\norigin: https://a.test\r\n\
+                   access-control-request-method: GET\r\naccess-control-request-headers: x-a\r\n\
+                   access-control-request-private-network: true\r\naccept: */*\r\nuser-agent: browser\r\n";
+    let more = "cookie: session=1\r\nx-http-method-override: POST\r\nx-api-key: 1\r\nx_method: POST\r\n\
+                authorization: Bearer x\r\ncontent-type: application/json\r\n";
+    assert_eq!(stage.ask(format!("{request}{more}\r\n")).await.status, 200);
+    let received = stage.last();
+    assert_eq!(received.path, "/v1/export?all=1");
+    for name in [
+        "origin",
+        "access-control-request-method",
+        "access-control-request-headers",
+        "access-control-request-private-network",
+        "accept",
+        "user-agent",
+        "host",
+        "x-request-id",
+        "x-forwarded-for",
+    ] {
+        assert!(received.header(name).is_some(), "{name}");
+    }
+    for name in ["cookie", "x-http-method-override", "x-api-key", "x_method", "authorization", "content-type"]
+    {
+        assert_eq!(received.header(name), None, "{name}");
+    }
+    for twice in ["access-control-request-method: PUT\r\n", "origin: https://b.test\r\n"] {
+        assert_eq!(
+            stage.ask(format!("{request}{twice}\r\n")).await.code(),
+            Some("missing_credential"),
+            "{twice}"
+        );
+    }
+    assert_eq!(stage.forwarded(), 1);
+}
+
+#[tokio::test]
 async fn a_cors_preflight_passes_where_the_route_lets_it_and_nothing_else_does() {
     let routes = "[[routes]]\npath = \"/*\"\nmethods = [\"PUT\"]\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;

@@ -3,7 +3,8 @@
 use std::fs;
 use std::time::Duration;
 
-use keyward::config::{self, Config, Environment};
+use keyward::budget;
+use keyward::config::{self, Config, Environment, Resources};
 use keyward::listener::Listen;
 
 fn read(path: &str) -> String {
@@ -62,6 +63,43 @@ fn kubernetes_names_the_ports_that_keyward_listens_on() {
         assert!(manifest.contains(&format!("{{name: {name}, containerPort: {port}}}")), "{name}");
     }
     assert!(manifest.contains("targetPort: 4480}"));
+}
+
+/// The number of mebibytes after `key`.
+fn mebibytes(text: &str, key: &str) -> usize {
+    let (_, rest) = text.split_once(key).unwrap_or_else(|| panic!("no {key}"));
+    let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).collect();
+    digits.parse::<usize>().unwrap() << 20
+}
+
+#[test]
+fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
+    let (mut config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
+    let memory = mebibytes(&manifest, "limits: {memory: ");
+    assert!(manifest.contains("49 MiB / 480 KiB = 104."));
+    // 70 % of the memory, less the process and the bad keys that are remembered.
+    let free = memory / 100 * 70 - (16 << 20) - 256 * config.validator.negative_entries as usize;
+    let each = budget::CONNECTION + config.listener.max_head + 2 * budget::SHARE;
+    assert_eq!((free >> 20, each >> 10, free / each), (49, 480, 104));
+    assert!(config.listener.max_connections <= free / each);
+    config.warnings.clear();
+    config.fit(Resources { memory: Some(memory), descriptors: None });
+    assert_eq!(config.warnings, [""; 0]);
+    for (memory, connections) in [(256, 296), (1024, 1442)] {
+        let head = config.listener.max_head;
+        let plan =
+            budget::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
+        assert_eq!(plan.connections, connections, "{memory} MiB");
+    }
+}
+
+#[test]
+fn every_container_of_the_pod_is_restricted() {
+    let manifest = read("deploy/kubernetes.yaml");
+    assert_eq!(manifest.matches("allowPrivilegeEscalation: false").count(), 2);
+    assert_eq!(manifest.matches("capabilities: {drop: [ALL]}").count(), 2);
+    assert!(manifest.contains("      securityContext:\n        runAsNonRoot: true"));
+    assert!(read("deploy/compose.yaml").contains("ports: [\"127.0.0.1:4480:4480\"]"));
 }
 
 #[test]

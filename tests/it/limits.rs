@@ -1,7 +1,11 @@
 //! Bodies within their limits pass, others get an answer that says so, and nobody else notices.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
 use crate::support::raw::Scripted;
-use crate::support::{Setup, Stage};
+use crate::support::{LIMIT, Setup, Stage, soon};
 
 const POST: &str = "POST /public/x HTTP/1.1\r\nhost: a\r\n";
 
@@ -49,6 +53,90 @@ async fn a_caller_who_pauses_within_a_body_for_too_long_gets_408() {
 }
 
 #[tokio::test]
+async fn a_quiet_grpc_stream_is_not_cut_by_the_body_timeout() {
+    let stage = stage("[limits]\nbody_timeout = \"50ms\"").await;
+    let grpc = "content-type: application/grpc+proto\r\ncontent-length: 8\r\n\r\n1234";
+    let key = stage.key();
+    let mut client = stage.connect().await;
+    client.send(format!("POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n{grpc}")).await;
+    // Longer than the limit, in which nothing may come.
+    timeout(Duration::from_millis(250), client.bytes(1)).await.unwrap_err();
+    client.send("5678").await;
+    assert_eq!(client.reply().await.status, 200);
+    // The content type of a stranger is no reason to hold a place without end: told in gRPC's way, a status of 408 is OK.
+    let reply = stage.ask(format!("{POST}{grpc}")).await;
+    assert_eq!(reply.header("keyward-error"), Some("body_timeout"));
+}
+
+#[tokio::test]
+async fn stalled_uploads_of_strangers_leave_the_upstream_to_good_keys() {
+    let stage = Stage::with(Setup { upstream: "max_requests = 4", ..Setup::default() }).await;
+    let mut stalled = Vec::new();
+    for _ in 0..3 {
+        let mut client = stage.connect().await;
+        client.send(format!("{POST}content-length: 10\r\n\r\n1")).await;
+        stalled.push(client);
+    }
+    soon(|| stage.forwarded() == 3).await;
+    let reply = stage.get("/public/x", "none").await;
+    assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
+    assert_eq!(reply.header("retry-after"), Some("1"));
+    assert_eq!(stage.get("/v1", &stage.key()).await.status, 200);
+    stalled[0].send("234567890").await;
+    assert_eq!(stalled[0].reply().await.status, 200);
+    soon_ok(&stage).await;
+}
+
+/// A place is free once the answer has ended, which may be a moment after it was read.
+async fn soon_ok(stage: &Stage) {
+    let wait = async { while stage.get("/public/x", "none").await.status != 200 {} };
+    timeout(LIMIT, wait).await.expect("the place is given back");
+}
+
+#[tokio::test]
+async fn silent_connections_of_strangers_make_room_for_a_good_key() {
+    let stage = stage("[limits]\nconnections = 20").await;
+    let key = stage.key();
+    let mut good = stage.connect().await;
+    let request = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
+    good.send(&request).await;
+    assert_eq!(good.reply().await.status, 200);
+    let mut silent = Vec::new();
+    for begin in ["", "GET /v1 HTTP/1.1\r\nx: "].into_iter().cycle().take(60) {
+        let mut client = stage.connect().await;
+        client.send(begin).await;
+        silent.push(client);
+    }
+    let began = Instant::now();
+    assert_eq!(stage.get("/v1", &key).await.status, 200);
+    // Much less than server.header_timeout.
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    // Who has shown a good key keeps the connection.
+    good.send(&request).await;
+    assert_eq!(good.reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn an_address_has_no_more_connections_than_the_file_says() {
+    let stage = stage("[limits]\nconnections_per_address = 1").await;
+    let mut first = stage.connect().await;
+    first.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(first.reply().await.status, 200);
+    assert_eq!(stage.connect().await.rest().await, b"");
+    drop(first);
+    let wait = async {
+        loop {
+            let mut client = stage.connect().await;
+            client.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+            if client.head().await.status == 200 {
+                return;
+            }
+        }
+    };
+    timeout(LIMIT, wait).await.expect("the place is given back");
+}
+
+#[tokio::test]
 async fn without_a_limit_nothing_is_too_long() {
     let stage = stage("").await;
     let body = "x".repeat(1024 * 1024);
@@ -58,7 +146,7 @@ async fn without_a_limit_nothing_is_too_long() {
 
 #[tokio::test]
 async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
-    for (sections, streams) in [("", 128), ("[limits]\nstreams = 7", 7)] {
+    for (sections, streams) in [("", 100), ("[limits]\nstreams = 7", 7)] {
         let stage = stage(sections).await;
         let mut client = stage.connect().await;
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;

@@ -123,7 +123,7 @@ async fn more_connections_than_allowed_wait_and_a_tunnel_is_one() {
     let stage = Stage::with(Setup { sections: "[limits]\nconnections = 2", ..Setup::default() }).await;
     let mut tunnel = tunnel::open(&stage, &stage.key()).await;
     let mut kept = stage.connect().await;
-    kept.send(format!("{GET}\r\n")).await;
+    kept.send(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", stage.key())).await;
     assert_eq!(kept.reply().await.status, 200);
     let mut waiting = stage.connect().await;
     waiting.send(format!("{GET}\r\n")).await;

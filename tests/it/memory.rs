@@ -1,5 +1,7 @@
 //! The program under long bodies: how much memory they take, and what it prints meanwhile.
 
+mod floods;
+
 use keyward::dev::emulator::store::Issue;
 use keyward::dev::emulator::{self, Emulator};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -14,11 +16,16 @@ use crate::support::{LIMIT, listen};
 const MIB: usize = 1024 * 1024;
 const LENGTH: usize = 96 * MIB;
 
+/// A line of the process's `/proc/PID/status`, in bytes.
+fn memory(running: &Running, name: &str) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id().unwrap())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
 /// The most memory that the process ever had, in bytes.
 fn peak(running: &Running) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", running.child.id().unwrap())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    memory(running, "VmHWM:")
 }
 
 #[tokio::test]
@@ -195,6 +202,123 @@ async fn each_request_is_one_line_of_json_without_query_and_key() {
     assert!(access[1]["keyward.upstream.duration"].is_null(), "{}", access[1]);
     assert!(access[2]["keyward.validation.duration"].is_null(), "{}", access[2]);
     ends.cancel();
+}
+
+#[tokio::test]
+async fn the_process_writes_no_core_file_unless_told_to() {
+    let (folder, ends) = (Folder::new("core"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let (_scalekit, scalekit) = listen().await;
+    let limit = |running: &Running| {
+        let limits =
+            std::fs::read_to_string(format!("/proc/{}/limits", running.child.id().unwrap())).unwrap();
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        line.split_whitespace().take(2).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    running.until("\"listening\"").await;
+    assert_eq!(limit(&running), ["0", "0"]);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    let mut command = keyward_run(&file, scalekit, &secret);
+    command.env("KEYWARD_CORE_DUMPS", "allow");
+    let running = Running::start(command);
+    running.until("\"listening\"").await;
+    let own = rustix::process::getrlimit(rustix::process::Resource::Core);
+    let own = own.current.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
+    assert_eq!(limit(&running)[0], own, "as it was started");
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn refused_connections_leave_a_sampled_line_with_their_address() {
+    let (folder, ends) = (Folder::new("refused-line"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let (_scalekit, scalekit) = listen().await;
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    // Broken off, which is no attack.
+    let mut client = Client::connect(address).await;
+    client.send("GET /public/x HTTP/1.1\r\nhost:").await;
+    drop(client);
+    let probes: [&[u8]; 4] = [
+        b"GET /canary HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /canary HTTP/1.1\r\nhost: a\r\nbad name: 1\r\n\r\n",
+        // HTTP/2: a SETTINGS frame of a length that there is not.
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x05\x04\0\0\0\0\0canar",
+        b"\x1b]0;canary\x07\r\n\r\n",
+    ];
+    for _ in 0..10 {
+        for probe in probes {
+            let mut client = Client::connect(address).await;
+            client.send(probe).await;
+            client.rest().await;
+        }
+    }
+    // The next one admitted says how many were not.
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let mut client = Client::connect(address).await;
+    client.send(probes[0]).await;
+    client.rest().await;
+    running.until("\"suppressed\":39").await;
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    running.until("\"stopped\"").await;
+    let text = running.text();
+    let lines: Vec<serde_json::Value> = text
+        .lines()
+        .filter(|line| line.contains("refused a connection"))
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 2, "{text}");
+    for line in &lines {
+        assert_eq!(
+            (&line["client.address"], &line["level"]),
+            (&"127.0.0.1".into(), &"WARN".into()),
+            "{line}"
+        );
+        assert_eq!(line["keyward.connection.outcome"], "malformed");
+    }
+    assert!(!text.contains("canar"), "{text}");
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn control_characters_of_callers_are_escaped_in_the_log() {
+    const HOSTILE: &str = "a\u{9b}2J\u{85}b\u{202e}c\u{2066}d\u{200f}e\u{2028}f";
+    for format in ["json", "text"] {
+        let (folder, ends) = (Folder::new(&format!("escapes-{format}")), CancellationToken::new());
+        let secret = folder.write("secret", "dev");
+        let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
+        let file = folder.write("keyward.toml", &format!("{routes}[log]\nformat = \"{format}\"\n"));
+        let (_scalekit, scalekit) = listen().await;
+        // The address is told as JSON alone, so a free port is taken beforehand.
+        let (listener, address) = listen().await;
+        drop(listener);
+        let text = std::fs::read_to_string(&file).unwrap();
+        folder.write("keyward.toml", &text.replacen("127.0.0.1:0", &address.to_string(), 1));
+        let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+        running.until("listening").await;
+        let mut client = Client::connect(address).await;
+        client
+            .send(format!("GET /public/{HOSTILE} HTTP/1.1\r\nhost: a\r\nuser-agent: {HOSTILE}\r\n\r\n"))
+            .await;
+        client.reply().await;
+        running.signal(rustix::process::Signal::TERM);
+        assert_eq!(running.exit().await, Some(0));
+        running.until("stopped").await;
+        let text = running.text();
+        assert!(!text.contains(|char| char != '\n' && keyward::terminal::is_obeyed(char)), "{text:?}");
+        if format == "json" {
+            assert!(text.contains("\\u009b2J\\u0085b\\u202ec\\u2066d\\u200fe\\u2028f"), "{text}");
+            let line = text.lines().find(|line| line.contains("user_agent")).unwrap();
+            let line: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(line["user_agent.original"], HOSTILE, "whoever parses the line gets the text back");
+        }
+        ends.cancel();
+    }
 }
 
 #[tokio::test]

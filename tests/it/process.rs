@@ -11,7 +11,7 @@ use keyward::dev::emulator::store::Issue;
 use keyward::dev::emulator::{self, Emulator};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -36,21 +36,34 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
 pub struct Running {
     pub child: Child,
     printed: Arc<(Mutex<String>, Notify)>,
+    paused: watch::Sender<bool>,
 }
 
 impl Running {
     pub fn start(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let printed = Arc::new((Mutex::default(), Notify::new()));
-        Self::keep(child.stdout.take().unwrap(), Arc::clone(&printed));
-        Self::keep(child.stderr.take().unwrap(), Arc::clone(&printed));
-        Self { child, printed }
+        let paused = watch::Sender::new(false);
+        Self::keep(child.stdout.take().unwrap(), Arc::clone(&printed), paused.subscribe());
+        Self::keep(child.stderr.take().unwrap(), Arc::clone(&printed), paused.subscribe());
+        Self { child, printed, paused }
     }
 
-    fn keep(stream: impl AsyncRead + Unpin + Send + 'static, printed: Arc<(Mutex<String>, Notify)>) {
+    /// Stops reading what it prints, or goes on.
+    pub fn pause(&self, paused: bool) {
+        self.paused.send_replace(paused);
+    }
+
+    fn keep(
+        stream: impl AsyncRead + Unpin + Send + 'static,
+        printed: Arc<(Mutex<String>, Notify)>,
+        mut paused: watch::Receiver<bool>,
+    ) {
         tokio::spawn(async move {
             let mut lines = BufReader::new(stream).lines();
             while let Ok(Some(line)) = lines.next_line().await {
+                // Once the test has dropped the program, the rest is read.
+                let _ = paused.wait_for(|paused| !paused).await;
                 let mut all = printed.0.lock().unwrap();
                 all.push_str(&line);
                 all.push('\n');

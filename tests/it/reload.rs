@@ -1,18 +1,22 @@
 //! A changed configuration takes effect without losing a request, and a bad one not at all.
 
+mod half_written;
 mod limits;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use keyward::config::Environment;
 use keyward::dev::echo::Echo;
 use keyward::dev::emulator::Emulator;
+use keyward::dev::emulator::store::Issue;
 use keyward::listener::Listen;
 use keyward::metrics::Metrics;
-use keyward::server::{Server, reload};
+use keyward::server::Server;
+use keyward::server::reload::{Pace, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -22,6 +26,13 @@ use tokio_util::sync::CancellationToken;
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
 use crate::support::{LIMIT, listen};
+
+/// Of tests that do not look at what the watcher waits for.
+const FAST: Pace = Pace {
+    look_every: Duration::from_millis(10),
+    settle: Duration::from_millis(10),
+    hold: Duration::from_millis(40),
+};
 
 struct Reloading {
     folder: PathBuf,
@@ -63,6 +74,10 @@ impl Reloading {
 
     /// With more lines for `[server]`, and more sections.
     async fn start_with(name: &str, server: &str, more: &str) -> Self {
+        Self::start_at(name, server, more, FAST).await
+    }
+
+    async fn start_at(name: &str, server: &str, more: &str, pace: Pace) -> Self {
         let folder = std::env::temp_dir().join(format!("keyward-reload-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let (emulator, echo, ends) =
@@ -83,7 +98,7 @@ impl Reloading {
             ("SCALEKIT_CLIENT_SECRET", "dev"),
         ]);
         let (metrics, hup) = (Arc::new(Metrics::default()), Arc::new(Notify::new()));
-        let source = reload::Source::new(file.clone(), environment, Arc::clone(&hup));
+        let source = Source::new(file.clone(), environment, Arc::clone(&hup)).at_pace(pace);
         let mut server = Server::bind(source.load().unwrap(), Arc::clone(&metrics)).unwrap();
         server.reload_from(source);
         let Listen::Tcp(address) = server.address() else { panic!("TCP") };
@@ -121,6 +136,23 @@ impl Reloading {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
         client.reply().await.status
+    }
+
+    /// A good key without roles.
+    fn key(&self) -> String {
+        self.emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key
+    }
+
+    async fn status_with(&self, path: &str, key: &str) -> u16 {
+        let mut client = Client::connect(self.address).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
+        client.reply().await.status
+    }
+
+    /// Asks again with a key until a path has a status.
+    async fn until_with(&self, path: &str, key: &str, status: u16) {
+        let wait = async { while self.status_with(path, key).await != status {} };
+        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
     }
 
     /// Asks again until a path has a status.

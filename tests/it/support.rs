@@ -212,7 +212,7 @@ impl Stage {
     /// One GET to the admin port.
     pub async fn ask_admin(&self, path: &str) -> Reply {
         let mut client = Client::connect(self.admin).await;
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: admin\r\n\r\n")).await;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
         client.reply().await
     }
 

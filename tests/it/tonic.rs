@@ -252,6 +252,25 @@ async fn a_revoked_key_ends_its_streams_within_one_interval_with_a_status() {
 }
 
 #[tokio::test]
+async fn unconfirmed_streams_end_with_unavailable() {
+    let sections = "[streams]\nrevalidate_every = \"1s\"";
+    let (stage, desk, mut client) = stage(Setup { sections, ..Setup::default() }).await;
+    let (pen, mut notes) = client.chat().await.unwrap();
+    pen.send(note("a")).await.unwrap();
+    assert_eq!(next(&mut notes).await.unwrap(), Some(note("re: a")));
+    let (up, put) = client.put();
+    let put = tokio::spawn(put);
+    up.send(note("a")).await.unwrap();
+    soon(|| desk.open() == 2).await;
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
+    let status = next(&mut notes).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    let status = put.await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    soon(|| desk.open() == 0).await;
+}
+
+#[tokio::test]
 async fn a_key_that_lost_its_role_ends_its_stream_with_permission_denied() {
     let sections = "[streams]\nrevalidate_every = \"1s\"";
     let routes =

@@ -280,7 +280,8 @@ async fn more_streams_than_an_http2_upstream_allows_open_a_second_connection() {
 
 #[tokio::test]
 async fn a_hundred_streams_are_enough_for_one_connection() {
-    let stage = Stage::with(Setup { upstream: "http = \"2\"", ..Setup::default() }).await;
+    let sections = "[limits]\nstreams = 128";
+    let stage = Stage::with(Setup { upstream: "http = \"2\"", sections, ..Setup::default() }).await;
     let routes = stage.key();
     let mut caller = stage.caller(Speaks::Http2).await;
     let mut held = Vec::new();

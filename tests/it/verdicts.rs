@@ -186,12 +186,23 @@ async fn a_403_is_keywards_missing_permission_and_renewing_its_token_is_not_trie
 }
 
 #[tokio::test]
-async fn a_429_is_a_503_that_is_not_retried() {
-    let stage = Stage::start().await;
-    let before = stage.emulator.counts().validations;
-    check_our_fault(&stage, Effect::Answer(Answer::status(429))).await;
-    check_our_fault(&stage, instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#)).await;
-    assert_eq!(stage.emulator.counts().validations - before, 4);
+async fn a_429_without_retry_after_holds_unknown_keys_for_a_second() {
+    for effect in [
+        Effect::Answer(Answer::status(429)),
+        instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
+    ] {
+        let stage = Stage::start().await;
+        let (key, before) = (stage.key(), stage.emulator.counts().validations);
+        stage.emulator.set_fault(validate(effect).times(1));
+        for _ in 0..3 {
+            let reply = stage.get("/v1", &key).await;
+            assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")));
+            assert_eq!(reply.header("retry-after"), Some("1"));
+        }
+        assert_eq!(stage.emulator.counts().validations - before, 1, "not retried, and then held");
+        tokio::time::sleep(std::time::Duration::from_millis(1050)).await;
+        assert_eq!(stage.get("/v1", &key).await.status, 200);
+    }
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 
 mod bodies;
 mod floods;
+mod forwarded;
 mod framing;
-mod h2;
+pub(crate) mod h2;
 mod heads;
 mod identity;
 mod limits;

@@ -5,12 +5,13 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::scalekit::management::{Change, Claims, Token};
+use crate::terminal;
 
 /// SECURITY: descriptions and claims are anybody's text; a terminal must not obey it, nor a line break forge a row.
 pub(super) fn safe(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
-        if is_obeyed(char) {
+        if terminal::is_obeyed(char) {
             out.extend(char.escape_unicode());
         } else {
             out.push(char);
@@ -21,22 +22,7 @@ pub(super) fn safe(text: &str) -> String {
 
 /// SECURITY: JSON escapes what is below a space; a terminal obeys more than that.
 pub(super) fn safe_json(json: &str) -> String {
-    let mut out = String::with_capacity(json.len());
-    for char in json.chars() {
-        if is_obeyed(char) {
-            let _ = write!(out, "\\u{:04x}", u32::from(char));
-        } else {
-            out.push(char);
-        }
-    }
-    out
-}
-
-/// Whether a terminal does something for it. Marks that turn the direction of what follows could make one id look like
-/// another.
-fn is_obeyed(char: char) -> bool {
-    let turns = matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    char.is_control() || turns
+    terminal::escape(json, &[]).into_owned()
 }
 
 /// The same, and not longer than a column.

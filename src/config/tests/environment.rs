@@ -150,7 +150,7 @@ fn a_secret_file_that_cannot_be_used_is_named() {
 fn a_file_can_be_looked_at_where_nothing_is_known_of_scalekit() {
     let config =
         parse(&format!("version = 1\n{REST}"), "f", &Environment::default().without_scalekit()).unwrap();
-    assert_eq!(config.warnings.len(), 3);
+    assert_eq!(config.warnings.len(), 4);
     assert!(config.warnings[0].starts_with("SCALEKIT_ENVIRONMENT_URL is not set"), "{:?}", config.warnings);
     let wrong = format!("version = 1\n[scalekit]\nenvironment_url = 3\n{REST}");
     let found = parse(&wrong, "f", &Environment::default().without_scalekit()).unwrap_err().to_string();

@@ -6,7 +6,7 @@ use super::*;
 fn routes_stand_in_a_table_the_most_specific_first() {
     let expected = "\
 HOST             PATH         METHODS      ASKS FOR                                            UPSTREAM
-api.example.com  /*           any          a key; CORS preflights pass                         grpc
+api.example.com  /*           any          a key; CORS preflights pass without a key           grpc
 any              /healthz     any          nothing                                             orders
 any              /v1/admin/*  POST,DELETE  a user's key, role admin, claim env = \"production\"  orders
 any              /*           any          a key                                               orders
@@ -55,7 +55,9 @@ route       /healthz
     // A host wins over a longer path.
     let host = explain(&config, "GET", "https://API.example.com:8443/v1/admin/x").unwrap();
     assert!(
-        host.contains("\n  route       api.example.com/*\n  asks for    a key; CORS preflights pass\n"),
+        host.contains(
+            "\n  route       api.example.com/*\n  asks for    a key; CORS preflights pass without a key\n"
+        ),
         "{host}"
     );
     assert!(host.contains("  upstream    grpc at h2c://127.0.0.1:9090\n"), "{host}");
@@ -90,11 +92,23 @@ fn a_request_that_is_refused_is_explained() {
     let method =
         refused("405 Method Not Allowed, method_not_allowed", "the routes of this path take POST, DELETE");
     check(&config, "GET", "http://a.test/v1/admin/x", &method);
-    let path = refused(
-        "400 Bad Request, ambiguous_path",
-        "the path has a dot segment, a broken escape, or another reading that leads elsewhere",
-    );
+    let path =
+        refused("400 Bad Request, ambiguous_path", "the path has a '.' or '..' segment in some spelling");
     check(&config, "GET", "/v1/../x", &path);
+    let reading = |reading: &str, routes: &str| {
+        let because =
+            format!("a service may read the path as {reading}, which is for\n              {routes}");
+        refused("400 Bad Request, ambiguous_path", &because)
+    };
+    let admin = "/v1/admin/* (a user's key, role admin, claim env = \"production\", upstream orders)";
+    check(&config, "POST", "http://a.test/V1/Admin", &reading("/V1/Admin", admin));
+    check(&config, "GET", "http://a.test//x/v1/admin/1", &reading("/v1/admin/1", admin));
+    check(
+        &config,
+        "GET",
+        "http://a.test/healthz/",
+        &reading("/healthz/", "/healthz (nothing, upstream orders)"),
+    );
     let scheme =
         refused("400 Bad Request, malformed_request", "The target's scheme is neither http nor https.");
     check(&config, "GET", "ftp://a.test/", &scheme);

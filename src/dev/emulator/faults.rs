@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::call::Endpoint;
 
@@ -57,6 +58,8 @@ pub enum Effect {
     ExpireAccessTokens,
     /// The key that the n-th of these calls presents is revoked after its verdict was taken.
     RevokeAfter(u32),
+    /// Calls beyond a rate limit get a 429.
+    Quota(Quota),
     /// Connections are accepted and closed at once, whatever the target; those open when it is set are closed too.
     Refuse,
 }
@@ -78,6 +81,39 @@ impl Answer {
     /// This status with Scalekit's own error body.
     pub fn status(status: u16) -> Self {
         Self { status, retry_after: None, content_type: None, body: None }
+    }
+}
+
+/// A rate limit that refills evenly.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quota {
+    /// How many calls, all at once if need be.
+    calls: u32,
+    /// In what time they refill.
+    per: Duration,
+    /// Seconds for `Retry-After`.
+    retry_after: Option<u64>,
+    left: f64,
+    since: Option<Instant>,
+}
+
+impl Quota {
+    /// A full one: so many calls in this time.
+    pub fn new(calls: u32, per: Duration, retry_after: Option<u64>) -> Self {
+        Self { calls, per, retry_after, left: f64::from(calls), since: None }
+    }
+
+    /// Takes a call, or says what it is answered instead.
+    fn take(&mut self, now: Instant) -> Option<Answer> {
+        let most = f64::from(self.calls);
+        let passed = self.since.map_or(Duration::ZERO, |since| now - since);
+        self.left = (self.left + most * passed.div_duration_f64(self.per)).min(most);
+        self.since = Some(now);
+        if self.left < 1.0 {
+            return Some(Answer { retry_after: self.retry_after, ..Answer::status(429) });
+        }
+        self.left -= 1.0;
+        None
     }
 }
 
@@ -181,6 +217,10 @@ fn take(standing: &mut Vec<Fault>, meets: impl Fn(&Fault) -> bool) -> Vec<Effect
             effects.push(fault.effect.clone());
             return false;
         }
+        if let Effect::Quota(quota) = &mut fault.effect {
+            effects.extend(quota.take(Instant::now()).map(Effect::Answer));
+            return true;
+        }
         if fault.times == Some(0) {
             return false;
         }
@@ -213,6 +253,7 @@ impl Target {
      TARGET  any, token, create, validate, invalidate, list, update; or the whole of listener:refuse\n  \
      EFFECT  latency=200ms, latency-after=200ms, hang, hang-after, reset, garbage, truncated,\n          \
      expire-access-tokens, revoke-after=N, content-type=TYPE,\n          \
+     quota=CALLS/TIME[,retry-after=SECONDS], as in quota=300/1m,\n          \
      status=CODE[,retry-after=SECONDS][,content-type=TYPE][,body=ALL THE REST]"
 )]
 pub struct FaultError {
@@ -253,6 +294,16 @@ mod tests {
         faults.set(Fault::new(Target::Validate, Effect::RevokeAfter(3)));
         let due = || faults.plan(Endpoint::Validate).effects.len();
         assert_eq!([due(), due(), due(), due()], [0, 0, 1, 0]);
+    }
+
+    #[test]
+    fn quota_refuses_what_is_beyond_it_and_refills() {
+        let (mut quota, now) = (Quota::new(3, Duration::from_secs(3), Some(7)), Instant::now());
+        let mut at =
+            |seconds| quota.take(now + Duration::from_secs(seconds)).map(|answer| answer.retry_after);
+        assert_eq!([at(0), at(0), at(0), at(0)], [None, None, None, Some(Some(7))]);
+        assert_eq!([at(1), at(1)], [None, Some(Some(7))]);
+        assert_eq!([at(9), at(9), at(9), at(9)], [None, None, None, Some(Some(7))]);
     }
 
     #[test]

@@ -65,8 +65,10 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, Status> {
                 description: token.description,
             })
         }
-        Endpoint::Validate => Call::Validate { token: decode::<proto::TokenRequest>(body)?.token },
-        Endpoint::Invalidate => Call::Invalidate { token: decode::<proto::TokenRequest>(body)?.token },
+        Endpoint::Validate => Call::Validate { token: decode::<proto::TokenRequest>(body)?.token.clone() },
+        Endpoint::Invalidate => {
+            Call::Invalidate { token: decode::<proto::TokenRequest>(body)?.token.clone() }
+        }
         Endpoint::List => {
             let list: proto::ListTokensRequest = decode(body)?;
             Call::List(List {

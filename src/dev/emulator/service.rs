@@ -97,6 +97,8 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
             | Effect::Garbage
             | Effect::Truncated
             | Effect::RevokeAfter(_)
+            // It stands here only as the answer that it comes to.
+            | Effect::Quota(_)
             | Effect::Refuse => {}
         }
     }
@@ -123,6 +125,7 @@ async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
             | Effect::ExpireAccessTokens
             | Effect::Answer(_)
             | Effect::RevokeAfter(_)
+            | Effect::Quota(_)
             | Effect::Refuse => {}
         }
     }

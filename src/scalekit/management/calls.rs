@@ -13,6 +13,7 @@ use crate::scalekit::object::Object;
 use crate::scalekit::tokens::{ErrorBody, VALIDATE};
 use crate::scalekit::{Answer, Content, Fault, Scalekit, Transport, proto};
 use crate::secret::Secret;
+use crate::terminal;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const LONGEST_MESSAGE: usize = 300;
@@ -287,6 +288,6 @@ impl Listing {
 fn one_line(text: &str) -> String {
     text.chars()
         .take(LONGEST_MESSAGE)
-        .flat_map(|char| if char.is_control() { char.escape_default().collect() } else { vec![char] })
+        .flat_map(|char| if terminal::is_obeyed(char) { char.escape_default().collect() } else { vec![char] })
         .collect()
 }

@@ -79,6 +79,9 @@ async fn pages_in_browsers_are_kept_out() {
         ("origin", "http://localhost:3000"),
         ("origin", "null"),
         ("origin", ""),
+        // As a browser fetches an image.
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-site", "same-site"),
         // A name of the page's own that leads to 127.0.0.1.
         ("host", "evil.example"),
         ("host", "evil.example:4482"),

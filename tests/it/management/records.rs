@@ -173,3 +173,75 @@ async fn requests_are_counted_by_operation_and_outcome() {
         assert!(text.contains(line), "{line} in {text}");
     }
 }
+
+/// Requests without a key, by connections that go on together; each is an access line.
+async fn flood(address: std::net::SocketAddr, connections: usize, requests: usize) {
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..connections {
+        tasks.spawn(async move {
+            let mut client = Client::connect(address).await;
+            for _ in 0..requests / 100 {
+                client.send("GET /v1 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).await;
+                for _ in 0..100 {
+                    assert_eq!(client.reply().await.status, 401);
+                }
+            }
+        });
+    }
+    tasks.join_all().await;
+}
+
+#[tokio::test]
+async fn audit_lines_outlast_a_flood_of_access_lines_while_stdout_is_not_read() {
+    let mut office = Office::open("audit-flood").await;
+    let address = office.running.address("server.address").await;
+    office.running.pause(true);
+    flood(address, 4, 4500).await;
+    let mut made = Vec::new();
+    for _ in 0..5 {
+        let reply = office.ask(Ask::create(&ordinary())).await;
+        assert_eq!(reply.status, 201, "{}", reply.text());
+        made.push(id(&reply.json()).to_owned());
+    }
+    let mut admin = Client::connect(office.running.address("admin.address").await).await;
+    admin.send("GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    let metrics = admin.reply().await.text();
+    let dropped =
+        metrics.lines().find_map(|line| line.strip_prefix("keyward_log_lines_dropped_total ")).unwrap();
+    assert_ne!(dropped, "0", "the flood was long enough to drop access lines");
+    office.running.signal(rustix::process::Signal::TERM);
+    office.running.pause(false);
+    assert_eq!(office.running.exit().await, Some(0));
+    office.running.until("\"stopped\"").await;
+    let told: Vec<_> = lines(&office.running.text())
+        .iter()
+        .map(|line| line["keyward.new_token.id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(told, made, "all of them, in order");
+}
+
+#[tokio::test]
+async fn no_change_is_made_while_no_audit_line_can_be_written() {
+    let office = Office::open("audit-stuck").await;
+    let address = office.running.address("server.address").await;
+    office.running.pause(true);
+    flood(address, 2, 400).await;
+    let mut client = office.connect().await;
+    let missing =
+        Ask::new("GET", format!("{KEYS}/apit_1")).header("authorization", &format!("Bearer {SECRET}"));
+    let mut statuses = Vec::new();
+    while statuses.last() != Some(&503) && statuses.len() < 2000 {
+        client.send(missing.bytes()).await;
+        statuses.push(client.reply().await.status);
+    }
+    assert_eq!(statuses.last(), Some(&503), "so many lines wait");
+    let reply = office.ask(Ask::create(&ordinary())).await;
+    assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
+    assert_eq!(office.emulator.counts().creations, 0);
+    office.running.pause(false);
+    let made = office.ask(Ask::create(&ordinary())).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    office.running.until(id(&made.json())).await;
+    let told = lines(&office.running.text());
+    assert_eq!(told.len(), statuses.len(), "each request that was looked at is a line");
+}

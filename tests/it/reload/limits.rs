@@ -34,6 +34,11 @@ async fn get(client: &mut Client, lines: &str) -> Reply {
     client.reply().await
 }
 
+/// Begins an upload and stops: a silent connection would make room for the next one.
+async fn stall(client: &mut Client) {
+    client.send("POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1").await;
+}
+
 /// Whether it is served now; if not, it waits.
 async fn waits(client: &mut Client) -> bool {
     client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
@@ -86,7 +91,9 @@ async fn the_number_of_connections_can_be_raised_and_lowered() {
     let keyward = Reloading::start("connections").await;
     // Each look at /b is a connection that ends.
     keyward.limits("/b", "connections = 2").await;
-    let (first, second) = (keyward.open().await, keyward.open().await);
+    let (mut first, mut second) = (keyward.open().await, keyward.open().await);
+    stall(&mut first).await;
+    stall(&mut second).await;
     let mut third = Client::connect(keyward.address).await;
     assert!(waits(&mut third).await);
     keyward.write_text(&text(keyward.echo_address, &["/a", "/c"], "[limits]\nconnections = 4"));
@@ -107,10 +114,12 @@ async fn the_number_of_connections_can_be_raised_and_lowered() {
     timeout(LIMIT, lowered).await.unwrap();
     drop((first, second, third));
     soon(|| keyward.metrics.connections.get() == 1).await;
+    stall(&mut fourth).await;
     let mut fifth = Client::connect(keyward.address).await;
     assert!(waits(&mut fifth).await, "one is open, and one is allowed");
     drop(fourth);
     assert!(!fifth.bytes(1).await.is_empty());
+    stall(&mut fifth).await;
     assert!(waits(&mut Client::connect(keyward.address).await).await);
 }
 

@@ -53,7 +53,9 @@ async fn no_spelling_of_an_identity_header_passes_on_any_kind_of_route() {
             client.send(wire.head(line, &lines)).await;
             assert_eq!(client.reply().await.status, 200, "{line} {name}");
             let head = wire.fresh(&mut seen);
-            assert!(!head.contains("forged") && head.contains("x-kept: 1"), "{line} {name}: {head}");
+            // Of a preflight nothing passes that a browser does not send.
+            let kept = head.contains("x-kept: 1");
+            assert!(!head.contains("forged") && kept != more.contains("origin"), "{line} {name}: {head}");
             assert_eq!(values(&head, "x-org-id"), org, "{line} {name}");
         }
     }
@@ -156,18 +158,19 @@ async fn hostile_claims_are_values_of_their_own_headers_and_nothing_else() {
     for (claims, expected) in [
         (
             &[("team", "a\r\nX-Org-Id: org_2\r\n\r\nGET / HTTP/1.1")][..],
-            Some(&[("x-claim-team", "a%0d%0ax-org-id: org_2%0d%0a%0d%0aget / http/1.1")][..]),
+            Ok(&[("x-claim-team", "a%0d%0ax-org-id: org_2%0d%0a%0d%0aget / http/1.1")][..]),
         ),
-        (&[("team", "a\nb\r\0\x7f\t")], Some(&[("x-claim-team", "a%0ab%0d%00%7f%09")])),
-        (&[("team", "é\u{2028}💥 ")], Some(&[("x-claim-team", "%c3%a9%e2%80%a8%f0%9f%92%a5%20")])),
-        (&[("team", "")], Some(&[("x-claim-team", "")])),
-        (&[("Org-Id", "x"), ("x-org-id", "y")], Some(&[("x-claim-org-id", "x"), ("x-claim-x-org-id", "y")])),
-        (&[("a\r\nx-org-id: org_2", "x")], Some(&[("x-claim-a--x-org-id--org-2", "x")])),
-        (&[("", "x"), ("é", "y")], Some(&[("x-claim-", "x"), ("x-claim--", "y")])),
-        (&[("a b", "x"), ("a.b", "y"), ("A-B", "z"), ("c", "kept")], Some(&[("x-claim-c", "kept")])),
-        (&[("team", "%0d%0a")], Some(&[("x-claim-team", "%250d%250a")])),
-        (&[("huge", "@9000")], None),
-        (&[("é", "@3000")], None),
+        (&[("team", "a\nb\r\0\x7f\t")], Ok(&[("x-claim-team", "a%0ab%0d%00%7f%09")])),
+        (&[("team", "é\u{2028}💥 ")], Ok(&[("x-claim-team", "%c3%a9%e2%80%a8%f0%9f%92%a5%20")])),
+        (&[("team", "")], Ok(&[("x-claim-team", "")])),
+        (&[("Org-Id", "x"), ("x-org-id", "y")], Ok(&[("x-claim-org-id", "x"), ("x-claim-x-org-id", "y")])),
+        (&[("a\r\nx-org-id: org_2", "x")], Ok(&[("x-claim-a--x-org-id--org-2", "x")])),
+        (&[("", "x"), ("é", "y")], Ok(&[("x-claim-", "x"), ("x-claim--", "y")])),
+        (&[("a b", "x"), ("a.b", "y"), ("A-B", "z"), ("c", "kept")], Err("ambiguous_identity")),
+        (&[("readonly", "true"), ("READONLY", "x")], Err("ambiguous_identity")),
+        (&[("team", "%0d%0a")], Ok(&[("x-claim-team", "%250d%250a")])),
+        (&[("huge", "@9000")], Err("identity_too_large")),
+        (&[("é", "@3000")], Err("identity_too_large")),
     ] {
         let value = |text: &str| match text.strip_prefix('@') {
             Some(count) => "é".repeat(count.parse().unwrap()),
@@ -177,10 +180,13 @@ async fn hostile_claims_are_values_of_their_own_headers_and_nothing_else() {
         let key = wire.stage.issue(Issue { custom_claims, ..Issue::default() }).key;
         let reply = wire.stage.get("/v1", &key).await;
         let head = wire.fresh(&mut seen);
-        let Some(expected) = expected else {
-            assert_eq!((reply.status, reply.code()), (502, Some("identity_too_large")));
-            assert_eq!(head, "");
-            continue;
+        let expected = match expected {
+            Ok(expected) => expected,
+            Err(code) => {
+                assert_eq!((reply.status, reply.code()), (502, Some(code)));
+                assert_eq!(head, "");
+                continue;
+            }
         };
         assert_eq!((reply.status, values(&head, "x-org-id")), (200, vec!["org_1"]), "{claims:?}");
         let found: Vec<_> = head.lines().filter(|line| line.starts_with("x-claim")).collect();

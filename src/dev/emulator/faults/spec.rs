@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Answer, Effect, Fault, Target};
+use super::{Answer, Effect, Fault, Quota, Target};
 use crate::config::parse_duration;
 
 /// Reads a fault, or says what is wrong with it.
@@ -33,6 +33,7 @@ pub(super) fn read(text: &str) -> Result<Fault, String> {
         match (name, &mut effect) {
             ("times", _) => times = Some(number(name, value)?),
             ("retry-after", Effect::Answer(answer)) => answer.retry_after = Some(number(name, value)?),
+            ("retry-after", Effect::Quota(quota)) => quota.retry_after = Some(number(name, value)?),
             ("content-type", Effect::Answer(answer)) => answer.content_type = Some(content_type(value)?),
             _ => return Err(format!("`{name}` does not go with it")),
         }
@@ -41,6 +42,9 @@ pub(super) fn read(text: &str) -> Result<Fault, String> {
         (None, _) => {}
         (body, Effect::Answer(answer)) => answer.body = body,
         _ => return Err("`body` goes with `status` only".to_owned()),
+    }
+    if times.is_some() && matches!(effect, Effect::Quota(_)) {
+        return Err("`times` does not go with `quota`, which stands until the faults are cleared".to_owned());
     }
     if text.starts_with("listener:") != (effect == Effect::Refuse) {
         return Err("`listener` and `refuse` go together only".to_owned());
@@ -65,6 +69,10 @@ fn effect(name: &str, value: &str) -> Result<Effect, String> {
         "latency" => Effect::Latency(duration(name, value)?),
         "latency-after" => Effect::LatencyAfter(duration(name, value)?),
         "content-type" => Effect::ContentType(content_type(value)?),
+        "quota" => match value.split_once('/').map(|(calls, per)| (calls.parse(), parse_duration(per))) {
+            Some((Ok(calls), Some(per))) if !per.is_zero() => Effect::Quota(Quota::new(calls, per, None)),
+            _ => return Err(format!("`quota` needs calls and a time, such as 300/1m, not `{value}`")),
+        },
         "revoke-after" => Effect::RevokeAfter(number(name, value)?),
         "status" => match number(name, value)? {
             status @ 200..=599 => Effect::Answer(Answer::status(status)),
@@ -115,6 +123,14 @@ mod tests {
             "validate:content-type=text/html",
             Fault::new(Validate, Effect::ContentType("text/html".to_owned())),
         );
+        check(
+            "validate:quota=300/1m",
+            Fault::new(Validate, Effect::Quota(Quota::new(300, ms(60_000), None))),
+        );
+        check(
+            "validate:quota=5/2s,retry-after=30",
+            Fault::new(Validate, Effect::Quota(Quota::new(5, ms(2000), Some(30)))),
+        );
         check("listener:refuse,times=3", Fault::new(Any, Effect::Refuse).times(3));
         check("token:status=401", Fault::new(Token, Effect::Answer(Answer::status(401))));
         let throttled = Answer { retry_after: Some(3), ..Answer::status(429) };
@@ -146,6 +162,11 @@ mod tests {
             "validate:hang,times=-1",
             "validate:hang,body=x",
             "validate:content-type=a\u{7}b",
+            "validate:quota",
+            "validate:quota=300",
+            "validate:quota=300/0s",
+            "validate:quota=x/1s",
+            "validate:quota=300/1m,times=3",
             "validate:refuse",
             "listener:hang",
         ] {

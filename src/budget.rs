@@ -1,0 +1,279 @@
+//! What all connections together may make Keyward hold. Within half of the budget nobody is limited. Beyond it each
+//! connection keeps to an equal share of the other half, so that a flood is refused and a caller beside it is served.
+//!
+//! What is not counted here is bounded by number: connections, with their buffers and HTTP/2 windows (`CONNECTION`).
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+/// What a connection may take beside its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share of the
+/// larger windows, and its tables, tasks and TLS state. A head that is arriving (`limits.head`) comes on top.
+pub const CONNECTION: usize = 160 * 1024;
+/// What a request is counted for until its answer ends, in bytes: its tasks, its connection to the upstream, and what of the
+/// answer was read there and not asked for yet. What its headers take comes on top.
+pub const REQUEST: usize = 96 * 1024;
+/// The least share of a connection, in bytes: room for a request of usual size, so that no flood shuts out a caller who
+/// comes on a connection of its own.
+pub const SHARE: usize = REQUEST + 32 * 1024;
+/// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
+const PLANNED_PERCENT: usize = 70;
+/// The process before its first connection, in bytes.
+const PROCESS: usize = 16 * 1024 * 1024;
+/// A remembered bad key, in bytes.
+const BAD_KEY: usize = 256;
+
+/// How the memory is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// How many connections fit.
+    pub connections: usize,
+    /// For requests and bodies under way on all of them, in bytes.
+    pub requests: usize,
+}
+
+impl Plan {
+    /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
+    ///
+    /// ```text
+    /// 70 % of memory = 16 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
+    /// requests       ≥ connections × 2 × 128 KiB
+    /// ```
+    pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
+        let fixed = PROCESS.saturating_add(bad_keys.saturating_mul(BAD_KEY));
+        let free = (memory / 100).saturating_mul(PLANNED_PERCENT).saturating_sub(fixed);
+        let each = CONNECTION.saturating_add(head);
+        let connections = connections.min(free / each.saturating_add(2 * SHARE)).max(1);
+        Self { connections, requests: free.saturating_sub(connections * each).max(2 * SHARE) }
+    }
+}
+
+/// The bytes that the requests and bodies of one listener hold.
+#[derive(Debug)]
+pub struct Budget {
+    limit: AtomicUsize,
+    held: AtomicUsize,
+    connections: AtomicUsize,
+}
+
+impl Budget {
+    /// Of so many bytes.
+    pub fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            limit: AtomicUsize::new(limit),
+            held: AtomicUsize::new(0),
+            connections: AtomicUsize::new(0),
+        })
+    }
+
+    /// Another limit, from now on.
+    pub fn resize(&self, limit: usize) {
+        self.limit.store(limit, Ordering::Relaxed);
+    }
+
+    /// What is held, in bytes.
+    pub fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// What all may hold before shares count.
+    fn common(&self) -> usize {
+        self.limit.load(Ordering::Relaxed) / 2
+    }
+
+    /// A connection's share of the other half. Connections that are ending count, and take nobody's least share.
+    fn share(&self) -> usize {
+        (self.common() / self.connections().max(1)).max(SHARE)
+    }
+
+    /// Whether all connections together hold so much that each must keep to its share.
+    pub fn is_tight(&self) -> bool {
+        self.exceeds(0)
+    }
+
+    fn exceeds(&self, more: usize) -> bool {
+        self.held.load(Ordering::Relaxed).saturating_add(more) > self.common()
+    }
+}
+
+/// What one connection holds.
+#[derive(Debug)]
+pub struct Account {
+    budget: Arc<Budget>,
+    held: AtomicUsize,
+    /// Of that, pieces of bodies on their way to somebody.
+    pieces: AtomicUsize,
+    has_shown_a_good_key: AtomicBool,
+    has_waiters: AtomicBool,
+    waiters: Mutex<Vec<Waker>>,
+}
+
+impl Account {
+    /// Of a new connection.
+    pub fn open(budget: &Arc<Budget>) -> Arc<Self> {
+        budget.connections.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self {
+            budget: Arc::clone(budget),
+            held: AtomicUsize::new(0),
+            pieces: AtomicUsize::new(0),
+            has_shown_a_good_key: AtomicBool::new(false),
+            has_waiters: AtomicBool::new(false),
+            waiters: Mutex::default(),
+        })
+    }
+
+    /// A request of this connection was admitted with a key.
+    pub fn show_a_good_key(&self) {
+        if !self.has_shown_a_good_key.load(Ordering::Relaxed) {
+            self.has_shown_a_good_key.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a request of this connection ever was.
+    pub fn has_shown_a_good_key(&self) -> bool {
+        self.has_shown_a_good_key.load(Ordering::Relaxed)
+    }
+
+    /// Whether all connections together hold so much that each must keep to its share.
+    pub fn is_tight(&self) -> bool {
+        self.budget.is_tight()
+    }
+
+    /// Bytes for a request, unless this connection has too many.
+    pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let own = self.held.load(Ordering::Relaxed).saturating_add(bytes);
+        if self.budget.exceeds(bytes) && own > self.budget.share() {
+            return None;
+        }
+        Some(self.hold(bytes, false))
+    }
+
+    /// Bytes of a body, which are there already.
+    pub fn piece(self: &Arc<Self>, bytes: usize) -> Held {
+        self.hold(bytes, true)
+    }
+
+    /// Ready when more of a body may be asked for: one piece at a time where memory is tight.
+    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.has_room() {
+            return Poll::Ready(());
+        }
+        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).push(cx.waker().clone());
+        self.has_waiters.store(true, Ordering::SeqCst);
+        // What was given back meanwhile woke nobody.
+        if self.has_room() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn has_room(&self) -> bool {
+        let pieces = self.pieces.load(Ordering::SeqCst);
+        pieces == 0 || !self.budget.is_tight() || pieces < self.budget.share().saturating_sub(REQUEST)
+    }
+
+    fn hold(self: &Arc<Self>, bytes: usize, is_piece: bool) -> Held {
+        self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        self.held.fetch_add(bytes, Ordering::Relaxed);
+        if is_piece {
+            self.pieces.fetch_add(bytes, Ordering::Relaxed);
+        }
+        Held { account: Arc::clone(self), bytes, is_piece }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.budget.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that are held until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    account: Arc<Account>,
+    bytes: usize,
+    is_piece: bool,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let account = &self.account;
+        account.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        account.held.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.is_piece {
+            account.pieces.fetch_sub(self.bytes, Ordering::SeqCst);
+            if account.has_waiters.swap(false, Ordering::SeqCst) {
+                let waiters =
+                    std::mem::take(&mut *account.waiters.lock().unwrap_or_else(PoisonError::into_inner));
+                waiters.into_iter().for_each(Waker::wake);
+            }
+        }
+    }
+}
+
+/// Bytes that are counted as long as anybody has them.
+pub fn counted(bytes: Bytes, account: &Arc<Account>) -> Bytes {
+    struct Counted(Bytes, #[expect(dead_code, reason = "it counts the bytes as long as it lives")] Held);
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    let held = account.piece(bytes.len());
+    Bytes::from_owner(Counted(bytes, held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    #[test]
+    fn beyond_half_of_the_budget_each_connection_keeps_to_its_share() {
+        let budget = Budget::new(20 * REQUEST);
+        let (greedy, modest) = (Account::open(&budget), Account::open(&budget));
+        let mut held: Vec<_> = (0..10).map_while(|_| greedy.request(REQUEST)).collect();
+        assert_eq!(held.len(), 10, "the common half");
+        assert!(greedy.request(REQUEST).is_none());
+        held.extend((0..10).map_while(|_| modest.request(REQUEST)));
+        assert_eq!(held.len(), 15, "half of the other half");
+        drop(greedy);
+        held.clear();
+        assert_eq!(budget.held(), 0);
+        assert_eq!(budget.connections.load(Ordering::Relaxed), 1);
+        assert!(modest.request(REQUEST).is_some());
+    }
+
+    #[test]
+    fn a_body_waits_where_memory_is_tight_until_its_connection_was_read_from() {
+        let budget = Budget::new(8 * REQUEST);
+        let (account, _other) = (Account::open(&budget), Account::open(&budget));
+        let mut cx = Context::from_waker(Waker::noop());
+        let first = account.piece(4 * REQUEST);
+        assert!(account.poll_room(&mut cx).is_ready());
+        let second = account.request(1).map_or_else(|| account.piece(1), |_| account.piece(1));
+        assert!(account.poll_room(&mut cx).is_pending());
+        drop((first, second));
+        assert!(account.poll_room(&mut cx).is_ready());
+        assert!(!account.has_waiters.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_plan_fits_the_memory_it_is_given() {
+        for memory in [64 * MIB, 128 * MIB, 512 * MIB, 8192 * MIB] {
+            let (head, bad_keys) = (64 * 1024, 50_000);
+            let plan = Plan::new(memory, 1_000_000, head, bad_keys);
+            let sum = PROCESS + bad_keys * BAD_KEY + plan.connections * (CONNECTION + head) + plan.requests;
+            assert!(sum <= memory * PLANNED_PERCENT / 100, "{memory}: {plan:?}");
+            assert!(plan.requests >= plan.connections * 2 * SHARE, "{memory}: {plan:?}");
+        }
+        assert_eq!(Plan::new(8192 * MIB, 100, 65_536, 0).connections, 100);
+        assert_eq!(Plan::new(0, 100, 65_536, usize::MAX).connections, 1);
+    }
+}

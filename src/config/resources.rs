@@ -1,0 +1,190 @@
+//! What the machine gives, and the limits that fit it. The file's own are lowered where they do not, and a warning says so.
+
+use std::path::{Path, PathBuf};
+
+use super::Config;
+use crate::budget::Plan;
+use crate::listener::BESIDE_CONNECTIONS;
+use crate::upstream::forwarded::Trusted;
+
+/// Memory and file descriptors, as far as they are known.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resources {
+    /// Of the cgroup, or else of the machine, in bytes.
+    pub memory: Option<usize>,
+    /// Of the process.
+    pub descriptors: Option<usize>,
+}
+
+/// Files, pipes, timers and listeners of the process.
+const OTHER_DESCRIPTORS: usize = 64;
+/// A cgroup of version 1 without a limit says some number near 2^63.
+const NO_LIMIT: u64 = 1 << 60;
+
+impl Resources {
+    /// Of this process.
+    pub fn of_process() -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+        Self { memory: memory(), descriptors: limit.and_then(|limit| usize::try_from(limit).ok()) }
+    }
+}
+
+impl Config {
+    /// Lowers limits to what there is. Adds a warning for each that it lowers.
+    pub fn fit(&mut self, resources: Resources) {
+        self.memory = [self.memory, resources.memory].into_iter().flatten().min();
+        if let Some(memory) = self.memory {
+            self.fit_memory(memory);
+        }
+        if let Some(descriptors) = resources.descriptors {
+            self.fit_descriptors(descriptors);
+        }
+    }
+
+    fn fit_memory(&mut self, memory: usize) {
+        let entries = if self.validator.negative_ttl.is_zero() { 0 } else { self.validator.negative_entries };
+        let entries = usize::try_from(entries).unwrap_or(usize::MAX);
+        let plan = Plan::new(memory, self.listener.max_connections, self.listener.max_head, entries);
+        self.listener.memory = plan.requests;
+        let memory = memory >> 20;
+        self.lower_connections(plan.connections, &format!("for {memory} MiB of memory"));
+    }
+
+    fn fit_descriptors(&mut self, descriptors: usize) {
+        let management = if self.management.is_some() { crate::management::CONNECTIONS } else { 0 };
+        let reserve = OTHER_DESCRIPTORS + BESIDE_CONNECTIONS + management + self.validator.max_in_flight;
+        let free = descriptors.saturating_sub(reserve).max(2);
+        let wanted = |upstreams: &[crate::upstream::Settings]| {
+            upstreams.iter().fold(0, |sum: usize, upstream| sum.saturating_add(upstream.max_requests))
+        };
+        if self.listener.max_connections.saturating_add(wanted(&self.upstreams)) <= free {
+            return;
+        }
+        let reason = format!("for {descriptors} file descriptors, of which {reserve} are in reserve");
+        self.lower_connections(free / 2, &reason);
+        let left = free - self.listener.max_connections;
+        let each = (left / self.upstreams.len().max(1)).max(1);
+        for upstream in &mut self.upstreams {
+            if upstream.max_requests > each {
+                self.warnings.push(format!(
+                    "upstreams.{}.max_requests is lowered from {} to {each}, {reason}",
+                    upstream.name, upstream.max_requests
+                ));
+                upstream.max_requests = each;
+            }
+        }
+    }
+
+    fn lower_connections(&mut self, most: usize, reason: &str) {
+        let listener = &mut self.listener;
+        if listener.max_connections <= most {
+            return;
+        }
+        self.warnings.push(format!(
+            "limits.connections is lowered from {} to {most}, {reason}",
+            listener.max_connections
+        ));
+        if listener.proxied != Trusted::default() {
+            let quarter = (most / 4).max(1);
+            listener.max_connections_per_address =
+                listener.max_connections_per_address.map(|given| given.min(quarter));
+        }
+        listener.max_connections = most;
+    }
+}
+
+/// The memory that this process may have: what its cgroup and those around it allow, or else all there is.
+fn memory() -> Option<usize> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let limit = cgroup_limit(&groups, Path::new("/sys/fs/cgroup"));
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let memory = [limit, total].into_iter().flatten().min()?;
+    usize::try_from(memory).ok()
+}
+
+fn total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The least limit on the way from the process's cgroup to the root, of version 2 and 1.
+fn cgroup_limit(groups: &str, root: &Path) -> Option<u64> {
+    let found = groups.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?.trim_start_matches('/'));
+        let (root, file): (PathBuf, _) = match controllers {
+            "" => (root.to_owned(), "memory.max"),
+            controllers if controllers.split(',').any(|one| one == "memory") => {
+                (root.join("memory"), "memory.limit_in_bytes")
+            }
+            _ => return None,
+        };
+        // Within a container the path may be one of the host's, which is not there: its own is the root then.
+        let folder = root.join(path);
+        let up = folder.ancestors().take_while(|folder| folder.starts_with(&root));
+        up.filter_map(|folder| std::fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()).min()
+    });
+    found.min().filter(|limit| *limit < NO_LIMIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, parse};
+
+    const MIB: usize = 1024 * 1024;
+
+    fn config(more: &str) -> Config {
+        let file = format!(
+            "version = 1\n{more}\n[upstreams.a]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/*\"\nupstream = \"a\"\n"
+        );
+        let environment = Environment::default().without_scalekit();
+        let mut config =
+            parse(&file, "test.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
+        config.warnings.clear();
+        config
+    }
+
+    #[test]
+    fn limits_that_do_not_fit_are_lowered_with_a_warning() {
+        let mut fits = config("");
+        fits.fit(Resources { memory: Some(16_384 * MIB), descriptors: Some(1_048_576) });
+        assert_eq!((fits.warnings.as_slice(), fits.listener.max_connections), (&[][..], 10_000));
+
+        let mut small = config("[limits]\nmemory = \"128MiB\"\n");
+        small.fit(Resources { memory: Some(16_384 * MIB), descriptors: None });
+        assert!(small.listener.max_connections < 1000);
+        assert!(
+            small.warnings[0].starts_with("limits.connections is lowered from 10000 to "),
+            "{:?}",
+            small.warnings
+        );
+        assert!(small.warnings[0].ends_with("for 128 MiB of memory"), "{:?}", small.warnings);
+
+        let mut few = config("");
+        few.fit(Resources { memory: None, descriptors: Some(1024) });
+        let sum = few.listener.max_connections + few.upstreams[0].max_requests;
+        assert!(sum <= 1024 - 512 - OTHER_DESCRIPTORS - BESIDE_CONNECTIONS, "{:?}", few.warnings);
+        assert_eq!(few.warnings.len(), 2);
+    }
+
+    #[test]
+    fn the_least_limit_of_the_cgroups_counts() {
+        let root = std::env::temp_dir().join(format!("keyward-cgroup-{}", std::process::id()));
+        let write = |path: &str, text: &str| {
+            let path = root.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write("pod/memory.max", "268435456\n");
+        write("pod/container/memory.max", "max\n");
+        write("memory/docker/one/memory.limit_in_bytes", "134217728\n");
+        write("memory/memory.limit_in_bytes", "9223372036854771712\n");
+        let limit = |groups: &str| cgroup_limit(groups, &root);
+        assert_eq!(limit("0::/pod/container\n"), Some(268_435_456));
+        assert_eq!(limit("3:cpu:/\n4:memory:/docker/one\n"), Some(134_217_728));
+        assert_eq!(limit("4:memory:/somewhere/else\n"), None);
+        assert_eq!(limit(""), None);
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+}

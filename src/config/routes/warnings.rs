@@ -1,0 +1,137 @@
+//! What routes together allow that was probably not meant.
+
+use std::iter::zip;
+
+use crate::policy::Requirement;
+use crate::route::{Auth, Pattern, Route};
+
+/// Adds the warnings about routes; `numbers` are their places in the file.
+pub(super) fn warn(numbers: &[usize], routes: &[Route], warnings: &mut Vec<String>) {
+    let all: Vec<Numbered<'_>> =
+        zip(numbers, routes).map(|(&number, route)| Numbered { number, route }).collect();
+    warn_of_loose_hosts(&all, warnings);
+    warn_of_strict_hosts(&all, warnings);
+    warn_of_strict_exact_routes(&all, warnings);
+    warn_of_similar_paths(&all, warnings);
+}
+
+#[derive(Clone, Copy)]
+struct Numbered<'r> {
+    number: usize,
+    route: &'r Route,
+}
+
+/// Whether a caller who may use the one may be refused by the other.
+fn asks_less(one: &Route, other: &Route) -> bool {
+    match (&one.auth, &other.auth) {
+        (_, Auth::Public) => false,
+        (Auth::Public, Auth::Key(_)) => true,
+        (Auth::Key(one), Auth::Key(other)) => !one.asks_same(other) && *other != Requirement::default(),
+    }
+}
+
+fn is_same_service(one: &Route, other: &Route) -> bool {
+    one.service.name == other.service.name
+}
+
+/// A route with a host wins over one without, and callers choose the host.
+fn warn_of_loose_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+    for Numbered { number: wide, route: with_host } in all {
+        let Some(host) = &with_host.host else { continue };
+        let around = |route: &Route| {
+            route.host.is_none()
+                && is_same_service(route, with_host)
+                && with_host.pattern.covers(&route.pattern)
+                && asks_less(with_host, route)
+        };
+        for Numbered { number: strict, route } in all.iter().filter(|other| around(other.route)) {
+            warnings.push(format!(
+                "routes[{wide}] lets callers who name the host {host} reach {} without what routes[{strict}] asks; give \
+                 routes[{strict}] the same host as well, or neither of them one",
+                route.pattern
+            ));
+        }
+    }
+}
+
+/// A strict route with a host holds for that host alone.
+fn warn_of_strict_hosts(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+    for Numbered { number: strict, route } in all {
+        let Some(host) = &route.host else { continue };
+        let takes = |other: &&Numbered<'_>| {
+            other.route.host.is_none()
+                && other.route.pattern.covers(&route.pattern)
+                && other.route.shares_method(route)
+        };
+        let winner = all.iter().filter(takes).max_by_key(|other| pattern_rank(&other.route.pattern));
+        if let Some(Numbered { number: loose, route: other }) = winner
+            && is_same_service(other, route)
+            && asks_less(other, route)
+        {
+            warnings.push(format!(
+                "routes[{loose}] lets callers who name any host but {host} reach {} without what routes[{strict}] asks; give \
+                 routes[{loose}] a host as well, or neither of them one",
+                route.pattern
+            ));
+        }
+    }
+}
+
+/// Services that answer `/v1/rotate.json` as `/v1/rotate` are not known from the path: an exact route takes the second alone.
+fn warn_of_strict_exact_routes(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+    for Numbered { number: strict, route } in all {
+        let Pattern::Exact(path) = &route.pattern else { continue };
+        let beside = Pattern::Exact(format!("{path}.json").into());
+        let takes = |other: &&Numbered<'_>| {
+            (other.route.host == route.host || other.route.host.is_none())
+                && matches!(other.route.pattern, Pattern::Prefix(_))
+                && other.route.pattern.covers(&beside)
+                && other.route.shares_method(route)
+        };
+        let winner = all
+            .iter()
+            .filter(takes)
+            .max_by_key(|other| (other.route.host.is_some(), pattern_rank(&other.route.pattern)));
+        if let Some(Numbered { number: loose, route: other }) = winner
+            && is_same_service(other, route)
+            && asks_less(other, route)
+        {
+            warnings.push(format!(
+                "routes[{loose}] takes {path}.json and the like without what routes[{strict}] asks for {path}: make sure that \
+                 the service does not answer a path with a suffix as the path without (Rails does), or let \
+                 routes[{loose}] ask for as much"
+            ));
+        }
+    }
+}
+
+/// Of paths that differ in letter case or a final slash alone, but not in what they ask for, none can be served.
+fn warn_of_similar_paths(all: &[Numbered<'_>], warnings: &mut Vec<String>) {
+    for (at, Numbered { number: second, route }) in all.iter().enumerate() {
+        let refused = |other: &&Numbered<'_>| {
+            other.route.host == route.host
+                && other.route.pattern != route.pattern
+                && other.route.pattern.is_like(
+                    &route.pattern,
+                    route.service.case_sensitive && other.route.service.case_sensitive,
+                )
+                && other.route.shares_method(route)
+                && !(other.route.auth.asks_same(&route.auth) && is_same_service(other.route, route))
+        };
+        if let Some(Numbered { number: first, route: other }) = all[..at].iter().find(refused) {
+            warnings.push(format!(
+                "requests for {} are refused as ambiguous: routes[{first}] has {}, and many services take both for one path; \
+                 let both ask for the same, or, where letter case alone differs and the service tells it apart, set \
+                 case_sensitive_paths = true in its [upstreams] section (routes[{second}])",
+                route.pattern, other.pattern
+            ));
+        }
+    }
+}
+
+fn pattern_rank(pattern: &Pattern) -> (bool, usize) {
+    match pattern {
+        Pattern::Exact(path) => (true, path.len()),
+        Pattern::Prefix(path) => (false, path.len()),
+    }
+}

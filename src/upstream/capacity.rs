@@ -1,0 +1,78 @@
+//! How many requests an upstream has at once. So many need a key, so that strangers on open routes do not take them all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::rejection::Rejection;
+
+/// Of `max_requests`, what routes without a key may use, in quarters.
+const PUBLIC_QUARTERS: usize = 3;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub(super) struct Capacity {
+    max: usize,
+    public_max: usize,
+    all: AtomicUsize,
+    public: AtomicUsize,
+}
+
+impl Capacity {
+    /// For so many, at least one.
+    pub(super) fn new(max: usize) -> Arc<Self> {
+        // Rounded up, so that one of one is left.
+        let public_max = (max * PUBLIC_QUARTERS).div_ceil(4).max(1);
+        Arc::new(Self { max, public_max, all: AtomicUsize::new(0), public: AtomicUsize::new(0) })
+    }
+
+    /// A place for a request.
+    ///
+    /// # Errors
+    /// `Overloaded` when there is none.
+    pub(super) fn take(self: &Arc<Self>, is_public: bool) -> Result<Place, Rejection> {
+        let before = self.all.fetch_add(1, Ordering::Relaxed);
+        // From here on it is given back when dropped.
+        let mut place = Place { capacity: Arc::clone(self), is_public: false };
+        if is_public {
+            place.is_public = true;
+            if self.public.fetch_add(1, Ordering::Relaxed) >= self.public_max {
+                return Err(Rejection::Overloaded(RETRY_AFTER));
+            }
+        }
+        if before < self.max { Ok(place) } else { Err(Rejection::Overloaded(RETRY_AFTER)) }
+    }
+}
+
+/// One request under way at an upstream, until this is dropped.
+pub(super) struct Place {
+    capacity: Arc<Capacity>,
+    is_public: bool,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.capacity.all.fetch_sub(1, Ordering::Relaxed);
+        if self.is_public {
+            self.capacity.public.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_requests_leave_a_quarter_for_those_with_a_key() {
+        let capacity = Capacity::new(8);
+        let public: Vec<_> = (0..9).map_while(|_| capacity.take(true).ok()).collect();
+        assert_eq!(public.len(), 6);
+        let keyed: Vec<_> = (0..9).map_while(|_| capacity.take(false).ok()).collect();
+        assert_eq!(keyed.len(), 2);
+        drop(public);
+        assert!(capacity.take(true).is_ok());
+        drop(keyed);
+        assert_eq!(capacity.all.load(Ordering::Relaxed), 0);
+        assert_eq!(capacity.public.load(Ordering::Relaxed), 0);
+    }
+}

@@ -1,0 +1,154 @@
+//! What part of the calls, of the budget and of the waiting places each kind of validation may use, so that keys that
+//! nobody has vouched for cannot take all of it.
+
+use std::time::Duration;
+
+use moka::sync::Cache;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::Instant;
+
+use crate::credential::KeyDigest;
+
+/// How long a key counts as recently good. A hint for admission: the verdict is still asked.
+const GOOD_FOR: Duration = Duration::from_secs(600);
+/// A good key is written again after this time, not with each request.
+const REFRESH_EVERY: Duration = Duration::from_secs(60);
+const GOOD_KEYS: u64 = 100_000;
+
+/// Whose validation it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// A request with a key that was not good lately: perhaps new, perhaps junk.
+    Unknown,
+    /// A request with a key that was good in the last ten minutes.
+    Good,
+    /// An open stream, whose key was good when it was opened.
+    Stream,
+}
+
+/// What is kept of a limit for keys that were good lately: a quarter.
+pub(super) fn kept(limit: usize) -> usize {
+    limit / 4
+}
+
+/// Keys that were good in the last ten minutes, by keyed digest, in bounded number.
+#[derive(Clone)]
+pub(super) struct GoodKeys(Cache<KeyDigest, Instant>);
+
+impl Default for GoodKeys {
+    fn default() -> Self {
+        let cache = Cache::builder().max_capacity(GOOD_KEYS).time_to_live(GOOD_FOR + REFRESH_EVERY);
+        Self(cache.build())
+    }
+}
+
+impl GoodKeys {
+    /// When this key was last written as good, if that is not too long ago.
+    pub(super) fn since(&self, key: &KeyDigest) -> Option<Instant> {
+        self.0.get(key)
+    }
+
+    /// The key was found good; `since` is what [`Self::since`] said before.
+    pub(super) fn confirm(&self, key: KeyDigest, since: Option<Instant>, now: Instant) {
+        if since.is_none_or(|since| now.saturating_duration_since(since) >= REFRESH_EVERY) {
+            self.0.insert(key, now);
+        }
+    }
+
+    /// The key was found bad.
+    pub(super) fn forget(&self, key: &KeyDigest) {
+        // Most bad keys were never good, and looking is cheaper than removing.
+        if self.0.contains_key(key) {
+            self.0.invalidate(key);
+        }
+    }
+}
+
+/// Places for calls to Scalekit.
+pub(super) struct Calls {
+    /// For everybody.
+    shared: Semaphore,
+    /// For keys that were good lately, and for streams.
+    kept: Semaphore,
+    /// For streams alone, beyond the limit on calls at once.
+    streams: Semaphore,
+}
+
+impl Calls {
+    pub(super) fn new(max_in_flight: usize) -> Self {
+        let kept = kept(max_in_flight);
+        Self {
+            shared: Semaphore::new(max_in_flight - kept),
+            kept: Semaphore::new(kept),
+            streams: Semaphore::new((max_in_flight / 8).max(1)),
+        }
+    }
+
+    /// Waits for a place. `None` never happens, as the semaphores are never closed.
+    pub(super) async fn acquire(&self, class: Class) -> Option<SemaphorePermit<'_>> {
+        let permit = match class {
+            Class::Unknown => self.shared.acquire().await,
+            Class::Good => tokio::select! {
+                biased;
+                permit = self.shared.acquire() => permit,
+                permit = self.kept.acquire() => permit,
+            },
+            Class::Stream => tokio::select! {
+                biased;
+                permit = self.streams.acquire() => permit,
+                permit = self.shared.acquire() => permit,
+                permit = self.kept.acquire() => permit,
+            },
+        };
+        permit.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::credential::{ApiKey, Digester, Settings};
+
+    fn take(calls: &Calls, class: Class) -> Vec<SemaphorePermit<'_>> {
+        std::iter::from_fn(|| calls.acquire(class).now_or_never().flatten()).collect()
+    }
+
+    #[test]
+    fn unknown_keys_leave_a_quarter_of_the_calls_to_good_ones() {
+        let calls = Calls::new(8);
+        let unknown = take(&calls, Class::Unknown);
+        let good = take(&calls, Class::Good);
+        let streams = take(&calls, Class::Stream);
+        assert_eq!((unknown.len(), good.len(), streams.len()), (6, 2, 1));
+        drop(unknown);
+        assert_eq!(take(&calls, Class::Stream).len(), 6, "streams use what is free, too");
+    }
+
+    #[test]
+    fn the_smallest_limit_still_has_a_call_for_streams() {
+        let calls = Calls::new(1);
+        let unknown = take(&calls, Class::Unknown);
+        assert_eq!((unknown.len(), take(&calls, Class::Stream).len()), (1, 1));
+    }
+
+    #[test]
+    fn good_key_is_written_once_a_minute_and_forgotten_when_bad() {
+        let keys = GoodKeys::default();
+        let digest = {
+            let key = ApiKey::parse("0123456789012345678901", &Settings::default()).unwrap();
+            Digester::new().unwrap().digest(&key)
+        };
+        let began = Instant::now();
+        assert_eq!(keys.since(&digest), None);
+        keys.confirm(digest, None, began);
+        keys.confirm(digest, Some(began), began + REFRESH_EVERY / 2);
+        assert_eq!(keys.since(&digest), Some(began));
+        let later = began + REFRESH_EVERY;
+        keys.confirm(digest, Some(began), later);
+        assert_eq!(keys.since(&digest), Some(later));
+        keys.forget(&digest);
+        assert_eq!(keys.since(&digest), None);
+    }
+}

@@ -1,0 +1,229 @@
+//! The commands around the proxy: what they take, and what they say when something is wrong.
+
+use tokio::net::TcpListener;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::process::{Folder, Running, echo, keyward, keyward_run, route_file};
+use crate::support::raw::Client;
+use crate::support::{LIMIT, listen};
+
+const FREE: [&str; 6] = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--emulator", "127.0.0.1:0"];
+
+/// Exit code, standard output, standard error.
+async fn run(mut command: tokio::process::Command) -> (i32, String, String) {
+    let output = timeout(LIMIT, command.output()).await.expect("an end in time").unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+#[tokio::test]
+async fn healthcheck_reads_the_admin_address_from_the_route_file() {
+    let (folder, ends) = (Folder::new("health"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let echo = echo(&ends).await;
+    let socket = folder.write("admin.sock", "");
+    std::fs::remove_file(&socket).unwrap();
+    let free = listen().await.1;
+    for admin in [format!("unix:{socket}"), free.to_string()] {
+        let text = route_file(echo, "drain_delay = \"0s\"")
+            .replace("[admin]\nlisten = \"127.0.0.1:0\"", &format!("[admin]\nlisten = \"{admin}\""));
+        let file = folder.write("keyward.toml", &text);
+        let mut running = Running::start(keyward_run(&file, "127.0.0.1:1".parse().unwrap(), &secret));
+        running.until("\"listening\"").await;
+        let mut by_environment = keyward(&["healthcheck", "--live"]);
+        by_environment.env("KEYWARD_CONFIG", &file);
+        for command in [keyward(&["healthcheck", "--live", "--config", &file]), by_environment] {
+            assert_eq!(run(command).await, (0, "live\n".to_owned(), String::new()), "{admin}");
+        }
+        running.signal(rustix::process::Signal::TERM);
+        running.exit().await;
+    }
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn healthcheck_error_is_said_once_with_the_address() {
+    let folder = Folder::new("no-health");
+    let (listener, address) = listen().await;
+    drop(listener);
+    let (code, _, error) = run(keyward(&["healthcheck", "--admin", &address.to_string()])).await;
+    assert_eq!(code, 1);
+    assert!(error.contains(&format!("the admin port at {address}: ")), "{error}");
+    assert_eq!(error.matches("Connection refused").count(), 1, "{error}");
+    // A running Keyward goes on with what it read before the file was broken.
+    let broken = folder.write("keyward.toml", "[admin");
+    let (_, _, error) = run(keyward(&["healthcheck", "--config", &broken])).await;
+    assert!(error.contains("127.0.0.1:4481") && error.contains("is not TOML"), "{error}");
+}
+
+#[tokio::test]
+async fn check_takes_the_file_by_position() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/keyward.toml");
+    assert_eq!(run(keyward(&["check", file])).await.0, 0);
+    let mut command = keyward(&["check", file]);
+    command.env("KEYWARD_CONFIG", "/none.toml");
+    assert_eq!(run(command).await.0, 0, "before the environment");
+    let (code, _, error) = run(keyward(&["check", file, "--config", "/none.toml"])).await;
+    assert_eq!(code, 2);
+    assert!(error.contains("given twice"), "{error}");
+    let (code, _, error) = run(keyward(&["check"])).await;
+    assert_eq!(code, 2);
+    assert!(error.contains("--config"), "{error}");
+}
+
+#[tokio::test]
+async fn check_warns_of_key_management_that_everybody_here_reaches() {
+    let (folder, ends) = (Folder::new("open-desk"), CancellationToken::new());
+    let secret = folder.write("secret", &"s".repeat(40));
+    let good = route_file(echo(&ends).await, "");
+    for (management, warns) in [
+        ("listen = \"127.0.0.1:4482\"".to_owned(), true),
+        (format!("listen = \"127.0.0.1:4482\"\nsecret_file = \"{secret}\""), false),
+        ("listen = \"unix:/run/keyward.sock\"".to_owned(), false),
+    ] {
+        let file = folder.write("keyward.toml", &format!("{good}[management]\n{management}\n"));
+        let (code, _, warnings) = run(keyward(&["check", &file])).await;
+        assert_eq!((code, warnings.contains("without secret_file")), (0, warns), "{management}: {warnings}");
+    }
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn dev_takes_host_and_port_for_an_http_upstream() {
+    let ends = CancellationToken::new();
+    let upstream = echo(&ends).await.to_string();
+    let mut running = Running::start(keyward(&[&["dev", "--upstream", &upstream], &FREE[..]].concat()));
+    running.until("5  The revoked key").await;
+    running.until(&format!("and go on to    http://{upstream}")).await;
+    assert!(!running.text().contains("Nothing answers"), "{}", running.text());
+    running.signal(rustix::process::Signal::INT);
+    running.exit().await;
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn dev_says_that_nothing_listens_at_the_upstream() {
+    let (listener, address) = listen().await;
+    drop(listener);
+    let upstream = address.to_string();
+    let mut running = Running::start(keyward(&[&["dev", "--upstream", &upstream], &FREE[..]].concat()));
+    running.until(&format!("Nothing answers at http://{upstream} (Connection refused")).await;
+    running.signal(rustix::process::Signal::INT);
+    running.exit().await;
+    let (code, _, error) = run(keyward(&["dev", "--upstream", "ftp://a"])).await;
+    assert_eq!(code, 1);
+    assert!(error.starts_with("keyward: --upstream should be \"http://host:port\""), "{error}");
+}
+
+#[tokio::test]
+async fn man_pages_are_not_written_below_a_missing_folder() {
+    let folder = Folder::new("man");
+    let below = folder.write("x", "");
+    std::fs::remove_file(&below).unwrap();
+    let (code, _, error) = run(keyward(&["man", &format!("{below}/man1")])).await;
+    assert_eq!(code, 1);
+    assert!(error.contains(&below) && error.contains("No such file or directory"), "{error}");
+    assert!(!std::path::Path::new(&below).exists());
+    assert_eq!(run(keyward(&["man", &below])).await.0, 0);
+}
+
+/// Runs Keyward before one upstream, without access lines unless `access`.
+async fn before(folder: &Folder, upstream: &str, access: bool) -> Running {
+    let secret = folder.write("secret", "dev");
+    let text = route_file("127.0.0.1:9".parse().unwrap(), "drain_delay = \"0s\"")
+        .replace("http://127.0.0.1:9", upstream)
+        + &format!("[log]\naccess = {access}\n");
+    let file = folder.write("keyward.toml", &text);
+    Running::start(keyward_run(&file, "127.0.0.1:1".parse().unwrap(), &secret))
+}
+
+/// Speaks HTTP/2 alone, as gRPC servers do: begins with SETTINGS.
+async fn http2_alone() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &settings).await;
+            let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+        }
+    });
+    address
+}
+
+async fn status(running: &Running, path: &str, lines: &str) -> (u16, Option<String>) {
+    let mut client = Client::connect(running.address("server.address").await).await;
+    client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n{lines}\r\n")).await;
+    let reply = client.reply().await;
+    assert!(reply.text().is_empty() || reply.text().ends_with("}\n"), "{}", reply.text());
+    (reply.status, reply.code().map(str::to_owned))
+}
+
+#[tokio::test]
+async fn failing_upstream_is_warned_of_once_in_a_while_without_access_lines() {
+    let folder = Folder::new("failing");
+    let (listener, address) = listen().await;
+    drop(listener);
+    let mut running = before(&folder, &format!("http://{address}"), false).await;
+    for _ in 0..5 {
+        assert_eq!(status(&running, "/public/x", "").await.0, 502);
+    }
+    running.until("Connection refused").await;
+    running.signal(rustix::process::Signal::TERM);
+    running.exit().await;
+    let text = running.text();
+    let warnings: Vec<&str> = text.lines().filter(|line| line.contains("fails: ")).collect();
+    assert_eq!(warnings.len(), 1, "{text}");
+    assert!(warnings[0].contains("\"WARN\"") && warnings[0].contains("the upstream \\\"echo\\\""), "{text}");
+}
+
+#[tokio::test]
+async fn http2_service_behind_http_is_told_to_use_h2c() {
+    let folder = Folder::new("h2c");
+    let mut running = before(&folder, &format!("http://{}", http2_alone().await), true).await;
+    assert_eq!(status(&running, "/public/x", "").await.0, 502);
+    running.until("needs h2c:// in its url").await;
+    running.signal(rustix::process::Signal::TERM);
+    running.exit().await;
+}
+
+#[tokio::test]
+async fn key_id_presented_as_a_key_is_named_in_the_log_alone() {
+    let folder = Folder::new("key-id");
+    let mut running = before(&folder, "http://127.0.0.1:9", true).await;
+    let id = "apit_123456789012345678";
+    let refused = status(&running, "/x", &format!("authorization: Bearer {id}\r\n")).await;
+    assert_eq!(refused, (401, Some("invalid_key".to_owned())));
+    running.until("the credential is the id of a key").await;
+    running.signal(rustix::process::Signal::TERM);
+    running.exit().await;
+    assert!(!running.text().contains(id), "{}", running.text());
+}
+
+#[tokio::test]
+async fn reload_that_drops_or_opens_a_route_is_a_warning() {
+    let (folder, ends) = (Folder::new("loosened"), CancellationToken::new());
+    let secret = folder.write("secret", "dev");
+    let text = route_file(echo(&ends).await, "drain_delay = \"0s\"");
+    let file = folder.write("keyward.toml", &text);
+    let mut running = Running::start(keyward_run(&file, "127.0.0.1:1".parse().unwrap(), &secret));
+    running.until("\"listening\"").await;
+    let opened = text
+        .replace("path = \"/*\"\nupstream = \"echo\"", "path = \"/*\"\nupstream = \"echo\"\nauth = \"none\"");
+    let opened = opened.replacen("path = \"/public/*\"", "path = \"/open/*\"", 1);
+    folder.write("keyward.toml", &opened);
+    running.signal(rustix::process::Signal::HUP);
+    running.until("\"reloaded\"").await;
+    for expected in [
+        "the reload drops the route \\\"/public/*\\\": from no key to no key",
+        "the reload opens the route \\\"/*\\\": from a key to no key",
+    ] {
+        let log = running.text();
+        let line = log.lines().find(|line| line.contains(expected)).unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains("\"WARN\""), "{line}");
+    }
+    running.signal(rustix::process::Signal::TERM);
+    running.exit().await;
+    ends.cancel();
+}

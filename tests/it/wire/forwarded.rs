@@ -1,0 +1,102 @@
+//! What reaches the upstream of headers about forwarding and of second spellings of framing headers, from strangers and from
+//! trusted proxies.
+
+use hyper::Method;
+use keyward::body;
+
+use super::{OK, Wire};
+use crate::support::Setup;
+use crate::support::http::{Caller, Speaks};
+use crate::support::raw::Scripted;
+
+const TRUSTED: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
+
+/// Headers that only a proxy which sets them itself could be believed, and that proxies pass on from strangers.
+#[rustfmt::skip]
+const UNKNOWN_TO_PROXIES: [&str; 64] = [
+    "X-Original-URL", "X-Original-URI", "X-Original-Host", "X-Original-Method", "X-Original-Forwarded-For", "X-Rewrite-URL",
+    "X-Rewrite-URI", "X-Forwarded-Uri", "X-Forwarded-Path", "X-Forwarded-Prefix", "X-Forwarded-Method", "X-Forwarded-User",
+    "X-Forwarded-Email", "X-Forwarded-Groups", "X-Forwarded-Server", "X-Forwarded-Scheme", "X-Forwarded-Ssl",
+    "X-Forwarded-Protocol", "X-Forwarded-By", "X-Forwarded-Client-Cert", "X-Forwarded", "X-Forward-For", "Forwarded-For",
+    "Forwarded-Host", "X-Envoy-Original-Path", "X-Envoy-Original-Host", "X-Envoy-External-Address", "X-Envoy-Internal",
+    "X-Envoy-Retry-On", "Proxy", "Client-IP", "X-Real-IP", "X-Client-IP", "X-Cluster-Client-IP", "True-Client-IP",
+    "CF-Connecting-IP", "CF-Connecting-IPv6", "Fly-Client-IP", "Fastly-Client-IP", "X-Azure-ClientIP", "X-Appengine-User-IP",
+    "X-Remote-IP", "X-Remote-Addr", "X-Originating-IP", "X-ProxyUser-Ip", "WL-Proxy-Client-IP", "Proxy-Client-IP",
+    "HTTP_CLIENT_IP", "HTTP_X_FORWARDED_FOR", "REMOTE_ADDR", "X-Host", "X-HTTP-Host-Override", "X-Scheme", "X-Url-Scheme",
+    "Front-End-Https", "X-ARR-SSL", "X-Sendfile-Type", "X-Accel-Mapping", "X-Accel-Redirect", "X-Middleware-Subrequest",
+    "X_Original_URL", "x.original.url", "X_Forwarded-For", "X.Request!Id",
+];
+
+async fn before(server: &'static str) -> Wire {
+    Wire::with(Scripted::answering(OK).await, Setup { server, ..Setup::default() }).await
+}
+
+#[tokio::test]
+async fn unknown_forwarding_headers_are_removed_from_trusted_proxies_too() {
+    for server in ["", TRUSTED] {
+        let wire = before(server).await;
+        let mut seen = 0;
+        for target in ["/public/x", "/v1/x"] {
+            for names in UNKNOWN_TO_PROXIES.chunks(32) {
+                let lines: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
+                let head = wire.head(&format!("GET {target}"), &format!("{lines}connection: close\r\n"));
+                assert!(wire.all(head).await.ends_with("ok"), "{server} {target}");
+                let received = wire.fresh(&mut seen);
+                assert!(!received.contains("forged"), "{server} {target}: {received}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn headers_named_in_pass_headers_are_kept_from_trusted_proxies_alone() {
+    let lines = "X-Real-IP: 203.0.113.7\r\nX_Real_IP: forged\r\nX-Client-IP: forged\r\nx-forwarded-port: 8443\r\n\
+                 forwarded: for=203.0.113.7\r\nconnection: close\r\n";
+    let pass = "pass_headers = [\"X-Real-IP\"]";
+    for (server, kept) in [(format!("{pass}\n{TRUSTED}"), true), (pass.to_owned(), false)] {
+        let wire = before(server.leak()).await;
+        let head = wire.head("GET /v1/x", lines);
+        assert!(wire.all(head).await.ends_with("ok"));
+        let received = wire.fresh(&mut 0);
+        assert!(!received.contains("forged"), "{received}");
+        for line in [
+            "\r\nx-real-ip: 203.0.113.7\r\n",
+            "\r\nx-forwarded-port: 8443\r\n",
+            "\r\nforwarded: for=203.0.113.7\r\n",
+        ] {
+            assert_eq!(received.contains(line), kept, "{line} in {received}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn second_spellings_of_framing_headers_are_not_forwarded() {
+    for server in ["", TRUSTED] {
+        let wire = before(server).await;
+        let mut seen = 0;
+        for speaks in [Speaks::Http1, Speaks::Http2] {
+            let mut caller = Caller::connect(wire.stage.address, speaks).await;
+            let mut request = caller.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
+            for name in ["Transfer_Encoding", "transfer.encoding", "Content_Length", "content~length"] {
+                let name = hyper::header::HeaderName::try_from(name).unwrap();
+                request.headers_mut().insert(name, "forged".parse().unwrap());
+            }
+            assert_eq!(caller.send(request).await.unwrap().status(), 200);
+            let received = wire.fresh(&mut seen);
+            assert!(!received.contains("forged"), "{speaks:?}: {received}");
+            assert_eq!(received.matches("content-length: 3").count(), 1, "{speaks:?}: {received}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn trace_context_is_forwarded_from_everybody() {
+    let wire = before("").await;
+    let lines = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=1\r\nbaggage: b=2\r\n\
+                 connection: close\r\n";
+    assert!(wire.all(wire.head("GET /v1/x", lines)).await.ends_with("ok"));
+    let received = wire.fresh(&mut 0);
+    for line in ["traceparent: 00-4bf92f", "tracestate: a=1", "baggage: b=2"] {
+        assert!(received.contains(line), "{line} in {received}");
+    }
+}
