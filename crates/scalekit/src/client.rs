@@ -62,10 +62,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
-const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// As long as tokens with a payload of 12 bytes.
-const PROBE_CHARS: usize = 77;
-
 impl Client {
     /// A client. Nothing is sent before its first call.
     ///
@@ -150,9 +146,7 @@ impl Client {
     /// # Errors
     /// What is wrong.
     pub async fn probe(&self) -> Result<(), Error> {
-        let random = |_| char::from(BASE62[fastrand::usize(..BASE62.len())]);
-        let token: String = (0..PROBE_CHARS).map(random).collect();
-        match self.validate_token(&token).await? {
+        match self.validate_token(&validate::random_token()).await? {
             Validation::Invalid => Ok(()),
             Validation::Valid(_) => Err(Error::WrongEndpoint("it calls a made-up key valid".into())),
         }

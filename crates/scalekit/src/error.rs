@@ -183,8 +183,11 @@ impl Refusal {
     /// can write neither lines of a log nor escape sequences of a terminal.
     pub(crate) fn new(code: Code, message: &str) -> Self {
         let escape = |char: char| {
+            // Marks that change the direction of text could make one id look like another.
+            let is_mark =
+                matches!(char, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             let escaped: String =
-                if char.is_control() { char.escape_default().collect() } else { char.to_string() };
+                if char.is_control() || is_mark { char.escape_default().collect() } else { char.to_string() };
             escaped
         };
         Self { code, message: message.chars().take(MAX_MESSAGE_CHARS).map(escape).collect() }
@@ -257,8 +260,8 @@ mod tests {
 
     #[test]
     fn refusal_message_is_one_bounded_line_without_controls() {
-        let refusal = Refusal::new(Code::InvalidArgument, "a\n\u{1b}[31mb");
-        assert_eq!(refusal.to_string(), r"a\n\u{1b}[31mb (code 3)");
+        let refusal = Refusal::new(Code::InvalidArgument, "a\n\u{1b}[31mb\u{202e}ü");
+        assert_eq!(refusal.to_string(), r"a\n\u{1b}[31mb\u{202e}ü (code 3)");
         assert_eq!(Refusal::new(Code::NotFound, &"ä".repeat(1000)).message.chars().count(), 300);
     }
 }

@@ -4,7 +4,7 @@
 mod messages;
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes};
 use http::header::{CONTENT_TYPE, HeaderName, TE};
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
@@ -19,6 +19,7 @@ use crate::response::HttpResponse;
 use crate::rest::{known_page, known_token, new_token, page_size};
 use crate::status::{Code, Status};
 use crate::token::{Page, PageRequest, Token, TokenUpdate};
+use crate::wipe::wiped;
 
 const SERVICE: &str = "/scalekit.v1.tokens.ApiTokenService/";
 const GRPC: &str = "application/grpc";
@@ -254,12 +255,12 @@ fn subtype(headers: &HeaderMap) -> Option<&str> {
 
 fn frame(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
-    let mut frame = BytesMut::with_capacity(PREFIX_BYTES + length);
+    let mut frame = Vec::with_capacity(PREFIX_BYTES + length);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // A `BytesMut` grows as needed, so that encoding cannot fail.
+    // A `Vec` grows as needed, so that encoding cannot fail.
     let _ = message.encode(&mut frame);
-    frame.freeze()
+    wiped(frame)
 }
 
 /// The one message of a unary call. Nobody asked for compression, so a compressed one is refused.

@@ -60,6 +60,7 @@ pub mod tunnel;
 pub mod client;
 
 mod json;
+mod wipe;
 mod proto;
 mod timestamp;
 

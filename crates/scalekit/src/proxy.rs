@@ -53,7 +53,11 @@ impl Proxy {
         self.resolve_with(environment, |name| std::env::var(name).ok())
     }
 
-    fn resolve_with(
+    /// The same with other variables than those of the process.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub fn resolve_with(
         &self,
         environment: &Environment,
         variable: impl Fn(&str) -> Option<String>,

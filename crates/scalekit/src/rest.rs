@@ -23,6 +23,7 @@ use crate::response::HttpResponse;
 use crate::status::{Code, Status};
 use crate::token::{Created, Page, PageRequest, Token, TokenUpdate};
 use crate::validate::is_presentable;
+use crate::wipe::wiped;
 
 const TOKENS: &str = "/api/v1/tokens";
 const VALIDATE: &str = "/api/v1/tokens:validate";
@@ -30,6 +31,9 @@ const INVALIDATE: &str = "/api/v1/tokens:invalidate";
 const UPDATE: &str = "/api/v1/tokens:update";
 
 const JSON: &str = "application/json";
+/// A request that names a token of up to 512 characters.
+const CONTENT_BYTES: usize = 544;
+
 const ERROR_INFO: &str = "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo";
 
 // ---- A client's half.
@@ -112,7 +116,12 @@ pub(crate) fn known_page(mut page: Page) -> Result<Page, Error> {
 
 fn post(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
     // Structs of strings and maps of strings always have a form in JSON.
-    let mut request = Request::new(Bytes::from(serde_json::to_vec(body).unwrap_or_default()));
+    // SECURITY: with room enough for most, so that no part of a token is left behind when the buffer grows.
+    let mut content = Vec::with_capacity(CONTENT_BYTES);
+    if serde_json::to_writer(&mut content, body).is_err() {
+        content.clear();
+    }
+    let mut request = Request::new(wiped(content));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(path);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));

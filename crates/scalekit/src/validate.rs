@@ -53,6 +53,15 @@ const ID_PREFIX: &[u8] = b"apit_";
 const MAX_TOKEN_CHARS: usize = 512;
 const SUFFIX_CHARS: usize = 4;
 
+const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+/// As long as tokens with a payload of 12 bytes.
+const RANDOM_CHARS: usize = 77;
+
+/// A token that nobody has, for a probe: where it is definitely invalid, everything between here and the token API works.
+pub fn random_token() -> String {
+    (0..RANDOM_CHARS).map(|_| char::from(BASE62[fastrand::usize(..BASE62.len())])).collect()
+}
+
 /// Whether a presented value can be a token at all: 1 to 512 visible ASCII characters that do not begin with `apit_`, in
 /// any case of letters. Today's tokens are pure Base62, which is stricter, but not promised.
 ///
