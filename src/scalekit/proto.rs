@@ -147,51 +147,6 @@ pub(crate) struct Token {
     pub(crate) roles: Vec<String>,
 }
 
-/// `google.rpc.Status`.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct RpcStatus {
-    #[prost(int32, tag = "1")]
-    pub(crate) code: i32,
-    #[prost(string, tag = "2")]
-    pub(crate) message: String,
-    #[prost(message, repeated, tag = "3")]
-    pub(crate) details: Vec<Any>,
-}
-
-/// `google.protobuf.Any`.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct Any {
-    #[prost(string, tag = "1")]
-    pub(crate) type_url: String,
-    #[prost(bytes = "vec", tag = "2")]
-    pub(crate) value: Vec<u8>,
-}
-
-/// `scalekit.v1.errdetails.ErrorInfo`.
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ErrorInfo {
-    #[prost(string, tag = "1")]
-    pub(crate) error_code: String,
-    #[prost(message, optional, tag = "8")]
-    pub(crate) validation_error_info: Option<ValidationErrorInfo>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct ValidationErrorInfo {
-    #[prost(message, repeated, tag = "1")]
-    pub(crate) field_violations: Vec<FieldViolation>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-pub(crate) struct FieldViolation {
-    #[prost(string, tag = "1")]
-    pub(crate) field: String,
-    #[prost(string, tag = "2")]
-    pub(crate) description: String,
-    #[prost(string, tag = "3")]
-    pub(crate) constraint: String,
-}
-
 // SECURITY: these three hold a key, which Debug must not show.
 
 impl fmt::Debug for CreateTokenResponse {

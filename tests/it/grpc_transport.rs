@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
 use keyward::keys::{KeyError, Keys};
 use keyward::scalekit::management::{CallError, Change, Claims, Listing, NewToken};
 use keyward::scalekit::{Scalekit, Settings, Transport, origin_settings};
 use keyward::secret::{Secret, SecretSource};
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::store::Issue;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -148,7 +148,7 @@ async fn a_missing_permission_is_told_on_readyz() {
 async fn keys_live_their_whole_life_over_either_wire() {
     for transport in [Transport::Rest, Transport::Grpc] {
         let ends = CancellationToken::new();
-        let emulator = keyward::dev::emulator::Emulator::new(Default::default());
+        let emulator = keyward_emulator::Emulator::new(Default::default());
         let (listener, address) = listen().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
