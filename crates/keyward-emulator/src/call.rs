@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::access::Permission;
-use super::store::Token;
+use crate::access::Permission;
+use crate::store::Token;
 
 /// What can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Endpoint {
+pub(crate) enum Endpoint {
     Token,
     Create,
     Validate,
@@ -21,7 +21,7 @@ pub(super) enum Endpoint {
 
 impl Endpoint {
     /// What a client needs for it; nothing for an access token, which it asks for with its secret.
-    pub(super) fn permission(self) -> Option<Permission> {
+    pub(crate) fn permission(self) -> Option<Permission> {
         match self {
             Self::Token => None,
             Self::Create | Self::Update => Some(Permission::Write),
@@ -32,7 +32,7 @@ impl Endpoint {
 }
 
 /// A call that could be read.
-pub(super) enum Call {
+pub(crate) enum Call {
     Create(Create),
     Validate { token: String },
     Invalidate { token: String },
@@ -42,33 +42,33 @@ pub(super) enum Call {
 
 /// A key to be made. `""` is as good as absent.
 #[derive(Default)]
-pub(super) struct Create {
-    pub(super) organization_id: String,
-    pub(super) user_id: String,
-    pub(super) custom_claims: BTreeMap<String, String>,
-    pub(super) expiry: Option<Timestamp>,
-    pub(super) description: String,
+pub(crate) struct Create {
+    pub(crate) organization_id: String,
+    pub(crate) user_id: String,
+    pub(crate) custom_claims: BTreeMap<String, String>,
+    pub(crate) expiry: Option<Timestamp>,
+    pub(crate) description: String,
 }
 
 /// A page of an organization's keys.
 #[derive(Default)]
-pub(super) struct List {
-    pub(super) organization_id: String,
-    pub(super) user_id: String,
-    pub(super) page_size: i32,
-    pub(super) page_token: String,
+pub(crate) struct List {
+    pub(crate) organization_id: String,
+    pub(crate) user_id: String,
+    pub(crate) page_size: i32,
+    pub(crate) page_token: String,
 }
 
 /// A change. Claims are replaced unless there are none; a description is kept when absent and cleared by `""`.
 #[derive(Default)]
-pub(super) struct Update {
-    pub(super) token: String,
-    pub(super) custom_claims: BTreeMap<String, String>,
-    pub(super) description: Option<String>,
+pub(crate) struct Update {
+    pub(crate) token: String,
+    pub(crate) custom_claims: BTreeMap<String, String>,
+    pub(crate) description: Option<String>,
 }
 
 /// What a call gives.
-pub(super) enum Reply {
+pub(crate) enum Reply {
     /// A new key, shown this once.
     Created { key: String, token: Arc<Token> },
     /// Validated or updated.
@@ -81,9 +81,9 @@ pub(super) enum Reply {
 
 /// Some of the keys that match, newest first.
 #[derive(Debug)]
-pub(super) struct Page {
-    pub(super) tokens: Vec<Arc<Token>>,
-    pub(super) total_count: i32,
-    pub(super) next_page_token: String,
-    pub(super) prev_page_token: String,
+pub(crate) struct Page {
+    pub(crate) tokens: Vec<Arc<Token>>,
+    pub(crate) total_count: i32,
+    pub(crate) next_page_token: String,
+    pub(crate) prev_page_token: String,
 }

@@ -5,44 +5,44 @@ use http_body_util::BodyExt;
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Response};
 
-use super::call::{Call, Endpoint, Reply};
-use super::status::{Code, Status};
-use super::{grpc, rest};
 use crate::body::{Body, full};
+use crate::call::{Call, Endpoint, Reply};
+use crate::status::{Code, Status};
+use crate::{grpc, rest};
 
 /// REST or gRPC.
 #[derive(Clone, Copy)]
-pub(super) enum Wire {
+pub(crate) enum Wire {
     Rest,
     Grpc,
 }
 
 /// An answer that is ready to be sent.
-pub(super) struct Outgoing {
-    pub(super) response: Response<Bytes>,
-    pub(super) trailers: Option<HeaderMap>,
+pub(crate) struct Outgoing {
+    pub(crate) response: Response<Bytes>,
+    pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Wire {
-    pub(super) fn of(head: &Parts) -> Self {
+    pub(crate) fn of(head: &Parts) -> Self {
         if grpc::is_grpc(&head.headers) { Self::Grpc } else { Self::Rest }
     }
 
-    pub(super) fn route(self, head: &Parts) -> Result<Endpoint, Status> {
+    pub(crate) fn route(self, head: &Parts) -> Result<Endpoint, Status> {
         match self {
             Self::Rest => rest::route(&head.method, head.uri.path()),
             Self::Grpc => grpc::route(&head.method, head.uri.path(), &head.headers),
         }
     }
 
-    pub(super) fn read(self, endpoint: Endpoint, head: &Parts, body: &[u8]) -> Result<Call, Status> {
+    pub(crate) fn read(self, endpoint: Endpoint, head: &Parts, body: &[u8]) -> Result<Call, Status> {
         match self {
             Self::Rest => rest::read(endpoint, head.uri.query(), body),
             Self::Grpc => grpc::read(endpoint, body),
         }
     }
 
-    pub(super) fn write(self, outcome: Result<Reply, Status>) -> Outgoing {
+    pub(crate) fn write(self, outcome: Result<Reply, Status>) -> Outgoing {
         match self {
             Self::Rest => rest::write(outcome).into(),
             Self::Grpc => grpc::write(outcome).into(),
@@ -50,7 +50,7 @@ impl Wire {
     }
 
     /// The answer to a request whose body is too large.
-    pub(super) fn too_large(self) -> Outgoing {
+    pub(crate) fn too_large(self) -> Outgoing {
         let status = Status::gateway(Code::ResourceExhausted, "request body too large");
         match self {
             Self::Rest => rest::refusal(413, &status).into(),
@@ -59,7 +59,7 @@ impl Wire {
     }
 
     /// The answer that goes with an HTTP status, for a fault.
-    pub(super) fn write_status(self, endpoint: Endpoint, http: u16) -> Outgoing {
+    pub(crate) fn write_status(self, endpoint: Endpoint, http: u16) -> Outgoing {
         match self {
             Self::Rest => rest::write_status(endpoint, http).into(),
             Self::Grpc => grpc::write_status(http).into(),
@@ -68,7 +68,7 @@ impl Wire {
 }
 
 impl Outgoing {
-    pub(super) fn send(self) -> Response<Body> {
+    pub(crate) fn send(self) -> Response<Body> {
         let response = self.response.map(full);
         match self.trailers {
             None => response,

@@ -12,12 +12,12 @@ use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use jiff::Timestamp;
 
-use super::Shared;
-use super::call::{Call, Endpoint};
-use super::faults::{Answer, Effect, Plan};
-use super::rest;
-use super::wire::{Outgoing, Wire};
+use crate::Shared;
 use crate::body::{Body, BodyError};
+use crate::call::{Call, Endpoint};
+use crate::faults::{Answer, Effect, Plan};
+use crate::rest;
+use crate::wire::{Outgoing, Wire};
 
 /// The longest request body that is read.
 const MAX_BODY: usize = 1024 * 1024;
@@ -25,10 +25,10 @@ const MAX_BODY: usize = 1024 * 1024;
 /// No answer: the connection, or the stream in HTTP/2, ends.
 #[derive(Debug, thiserror::Error)]
 #[error("ended without an answer")]
-pub(super) struct Broken;
+pub(crate) struct Broken;
 
 /// Answers a request.
-pub(super) async fn answer(
+pub(crate) async fn answer(
     emulator: Arc<Shared>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Broken> {

@@ -5,7 +5,7 @@ use hyper::client::conn::http2::SendRequest;
 use prost::Message;
 
 use super::*;
-use crate::scalekit::proto;
+use crate::proto;
 
 /// What a call gave: the frame's message and the status, wherever it stood.
 struct Given {

@@ -10,8 +10,8 @@ use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 use jiff::Timestamp;
 
-use super::key;
-use super::status::{Code, Status};
+use crate::key;
+use crate::status::{Code, Status};
 
 /// What a client may be allowed to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ impl fmt::Display for Permission {
 const MAX_LIVE: usize = 10_000;
 
 /// The one client of the emulator.
-pub(super) struct Access(Mutex<Client>);
+pub(crate) struct Access(Mutex<Client>);
 
 struct Client {
     id: String,
@@ -49,16 +49,16 @@ struct Client {
 }
 
 /// A new access token.
-pub(super) struct Grant {
-    pub(super) access_token: String,
-    pub(super) expires_in: u64,
+pub(crate) struct Grant {
+    pub(crate) access_token: String,
+    pub(crate) expires_in: u64,
 }
 
 /// Why there is none: RFC 6749's word for it. That Scalekit answers in this form is a guess.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct GrantError {
-    pub(super) error: &'static str,
-    pub(super) description: &'static str,
+pub(crate) struct GrantError {
+    pub(crate) error: &'static str,
+    pub(crate) description: &'static str,
 }
 
 impl Client {
@@ -78,12 +78,12 @@ impl Client {
 }
 
 impl Access {
-    pub(super) fn new(id: String, secret: String, permissions: Vec<Permission>, lifetime: Duration) -> Self {
+    pub(crate) fn new(id: String, secret: String, permissions: Vec<Permission>, lifetime: Duration) -> Self {
         Self(Mutex::new(Client { id, secret, permissions, lifetime, live: HashMap::new() }))
     }
 
     /// The token endpoint: a form with the client's credentials.
-    pub(super) fn grant(&self, form: &[u8]) -> Result<Grant, GrantError> {
+    pub(crate) fn grant(&self, form: &[u8]) -> Result<Grant, GrantError> {
         let refuse = |error, description| Err(GrantError { error, description });
         let form: HashMap<_, _> = form_urlencoded::parse(form).collect();
         let field = |name: &str| form.get(name).map(AsRef::as_ref).unwrap_or_default();
@@ -101,7 +101,7 @@ impl Access {
     }
 
     /// A new access token, for whoever is entitled to one.
-    pub(super) fn issue(&self) -> Grant {
+    pub(crate) fn issue(&self) -> Grant {
         let mut client = self.client();
         let expires_in = client.lifetime.as_secs();
         let scopes: Vec<_> = client.permissions.iter().map(ToString::to_string).collect();
@@ -111,7 +111,7 @@ impl Access {
     }
 
     /// A new access token that people can read: one is as good as another to who presents it.
-    pub(super) fn issue_short(&self) -> String {
+    pub(crate) fn issue_short(&self) -> String {
         let access_token = format!("dev_{:016x}", fastrand::u64(..));
         self.client().accept(access_token.clone());
         access_token
@@ -119,7 +119,7 @@ impl Access {
 
     /// Whether the bearer of these headers may do this. Of several authorization values the first counts: an
     /// official SDK sends its current token first and an old one after it.
-    pub(super) fn authorize(&self, headers: &HeaderMap, needed: Permission) -> Result<(), Status> {
+    pub(crate) fn authorize(&self, headers: &HeaderMap, needed: Permission) -> Result<(), Status> {
         let bearer = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -142,19 +142,19 @@ impl Access {
         Ok(())
     }
 
-    pub(super) fn expire_all(&self) {
+    pub(crate) fn expire_all(&self) {
         self.client().live.clear();
     }
 
-    pub(super) fn set_secret(&self, secret: String) {
+    pub(crate) fn set_secret(&self, secret: String) {
         self.client().secret = secret;
     }
 
-    pub(super) fn set_permissions(&self, permissions: &[Permission]) {
+    pub(crate) fn set_permissions(&self, permissions: &[Permission]) {
         self.client().permissions = permissions.to_vec();
     }
 
-    pub(super) fn set_lifetime(&self, lifetime: Duration) {
+    pub(crate) fn set_lifetime(&self, lifetime: Duration) {
         self.client().lifetime = lifetime;
     }
 

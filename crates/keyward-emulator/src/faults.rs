@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::call::Endpoint;
+use crate::call::Endpoint;
 
 mod spec;
 
@@ -142,7 +142,7 @@ impl Fault {
 
 /// The faults that stand.
 #[derive(Default)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     any: AtomicBool,
     standing: Mutex<Vec<Fault>>,
     cleared: watch::Sender<()>,
@@ -150,19 +150,19 @@ pub(super) struct Faults {
 
 /// What is in store for one call.
 #[derive(Default)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// In the order in which the faults were set. `RevokeAfter` stands here only when it is due.
-    pub(super) effects: Vec<Effect>,
+    pub(crate) effects: Vec<Effect>,
     cleared: Option<watch::Receiver<()>>,
 }
 
 impl Faults {
-    pub(super) fn set(&self, fault: Fault) {
+    pub(crate) fn set(&self, fault: Fault) {
         self.standing().push(fault);
         self.any.store(true, Relaxed);
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let mut standing = self.standing();
         standing.clear();
         self.any.store(false, Relaxed);
@@ -170,7 +170,7 @@ impl Faults {
     }
 
     /// Takes what the next call to this endpoint meets.
-    pub(super) fn plan(&self, endpoint: Endpoint) -> Plan {
+    pub(crate) fn plan(&self, endpoint: Endpoint) -> Plan {
         if !self.any.load(Relaxed) {
             return Plan::default();
         }
@@ -182,7 +182,7 @@ impl Faults {
     }
 
     /// Whether the next connection is refused.
-    pub(super) fn refuse(&self) -> bool {
+    pub(crate) fn refuse(&self) -> bool {
         self.any.load(Relaxed)
             && !take(&mut self.standing(), |fault| fault.effect == Effect::Refuse).is_empty()
     }
@@ -194,7 +194,7 @@ impl Faults {
 
 impl Plan {
     /// Waits until the faults are cleared.
-    pub(super) async fn released(&mut self) {
+    pub(crate) async fn released(&mut self) {
         if let Some(cleared) = &mut self.cleared {
             // The sender lives as long as the emulator; were it gone, there would be nothing to wait for.
             let _ = cleared.changed().await;

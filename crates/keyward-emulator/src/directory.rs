@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
-use super::status::{Code, Status};
+use crate::status::{Code, Status};
 
 /// An organization, or a user of it with roles, as written on the command line: `ORG[/USER[:role,…]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl FromStr for Only {
 }
 
 /// The organizations and users that exist.
-pub(super) struct Directory {
+pub(crate) struct Directory {
     /// None: all that are named.
     listed: Option<Listed>,
 }
@@ -58,7 +58,7 @@ struct Listed {
 
 impl Directory {
     /// Only these, or, when there are none, everything.
-    pub(super) fn new(only: Vec<Only>) -> Self {
+    pub(crate) fn new(only: Vec<Only>) -> Self {
         if only.is_empty() {
             return Self { listed: None };
         }
@@ -74,7 +74,7 @@ impl Directory {
 
     /// The roles of a user (`""`: none, the organization itself) in an organization. That an unknown one is
     /// NOT_FOUND is a guess.
-    pub(super) fn roles(&self, organization: &str, user: &str) -> Result<Vec<String>, Status> {
+    pub(crate) fn roles(&self, organization: &str, user: &str) -> Result<Vec<String>, Status> {
         let Some(listed) = &self.listed else {
             return Ok(Vec::new());
         };

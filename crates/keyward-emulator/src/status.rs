@@ -2,7 +2,7 @@
 
 /// The gRPC codes that occur here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Code {
+pub(crate) enum Code {
     Cancelled = 1,
     Unknown = 2,
     InvalidArgument = 3,
@@ -19,35 +19,35 @@ pub(super) enum Code {
 
 /// A refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Status {
-    pub(super) code: Code,
-    pub(super) message: String,
+pub(crate) struct Status {
+    pub(crate) code: Code,
+    pub(crate) message: String,
     /// Whether Scalekit itself says so, with its ErrorInfo; a gateway's own answers come without.
-    pub(super) details: bool,
-    pub(super) violations: Vec<Violation>,
+    pub(crate) details: bool,
+    pub(crate) violations: Vec<Violation>,
 }
 
 /// A field that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Violation {
-    pub(super) field: &'static str,
-    pub(super) description: String,
-    pub(super) constraint: &'static str,
+pub(crate) struct Violation {
+    pub(crate) field: &'static str,
+    pub(crate) description: String,
+    pub(crate) constraint: &'static str,
 }
 
 impl Status {
     /// A refusal of Scalekit's own.
-    pub(super) fn new(code: Code, message: impl Into<String>) -> Self {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), details: true, violations: Vec::new() }
     }
 
     /// A refusal of the gateway before it.
-    pub(super) fn gateway(code: Code, message: impl Into<String>) -> Self {
+    pub(crate) fn gateway(code: Code, message: impl Into<String>) -> Self {
         Self { details: false, ..Self::new(code, message) }
     }
 
     /// A field that breaks a rule.
-    pub(super) fn invalid(
+    pub(crate) fn invalid(
         field: &'static str,
         constraint: &'static str,
         description: impl Into<String>,
@@ -63,13 +63,13 @@ impl Status {
 
 impl Code {
     /// The number on the wire.
-    pub(super) fn number(self) -> i32 {
+    pub(crate) fn number(self) -> i32 {
         self as i32
     }
 
     /// The name, which ErrorInfo carries as its `error_code`. Only `UNAUTHENTICATED` is known to be Scalekit's
     /// word; the others are guesses.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cancelled => "CANCELLED",
             Self::Unknown => "UNKNOWN",
@@ -87,7 +87,7 @@ impl Code {
     }
 
     /// The HTTP status of this code.
-    pub(super) fn http(self) -> u16 {
+    pub(crate) fn http(self) -> u16 {
         match self {
             Self::Cancelled => 499,
             Self::Unknown | Self::Internal => 500,
@@ -104,7 +104,7 @@ impl Code {
     }
 
     /// The code that stands behind an HTTP status.
-    pub(super) fn of_http(status: u16) -> Self {
+    pub(crate) fn of_http(status: u16) -> Self {
         match status {
             400 => Self::InvalidArgument,
             401 => Self::Unauthenticated,

@@ -10,13 +10,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::access::{Grant, GrantError};
-use super::call::{Call, Create, Endpoint, List, Reply, Update};
-use super::status::{Code, Status};
-use super::store::Token;
+use crate::access::{Grant, GrantError};
+use crate::call::{Call, Create, Endpoint, List, Reply, Update};
+use crate::status::{Code, Status};
+use crate::store::Token;
 
 /// Finds what a request calls.
-pub(super) fn route(method: &Method, path: &str) -> Result<Endpoint, Status> {
+pub(crate) fn route(method: &Method, path: &str) -> Result<Endpoint, Status> {
     let allowed: &[(Method, Endpoint)] = match path {
         "/oauth/token" => &[(Method::POST, Endpoint::Token)],
         "/api/v1/tokens" => &[(Method::POST, Endpoint::Create), (Method::GET, Endpoint::List)],
@@ -31,7 +31,7 @@ pub(super) fn route(method: &Method, path: &str) -> Result<Endpoint, Status> {
 }
 
 /// Reads a call. Absent, null and `""` are the same, but for the description of an update.
-pub(super) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
+pub(crate) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
     Ok(match endpoint {
         Endpoint::Create => {
             let body: CreateBody = parse(body)?;
@@ -67,7 +67,7 @@ pub(super) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Resu
 }
 
 /// Writes what a call gave.
-pub(super) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
+pub(crate) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
     match outcome {
         Ok(Reply::Created { key, token }) => {
             let (token_id, token_info) = (&*token.token_id, token_json(&token));
@@ -89,7 +89,7 @@ pub(super) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
 }
 
 /// Writes a new access token, or why there is none.
-pub(super) fn write_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes> {
+pub(crate) fn write_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes> {
     let mut response = match outcome {
         Ok(Grant { access_token, expires_in }) => response(
             200,
@@ -105,7 +105,7 @@ pub(super) fn write_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes>
 }
 
 /// Writes the answer that this endpoint gives with this HTTP status, for a fault.
-pub(super) fn write_status(endpoint: Endpoint, http: u16) -> Response<Bytes> {
+pub(crate) fn write_status(endpoint: Endpoint, http: u16) -> Response<Bytes> {
     let code = Code::of_http(http);
     match (http, endpoint) {
         (200..400, _) => response(http, &json!({})),
@@ -115,7 +115,7 @@ pub(super) fn write_status(endpoint: Endpoint, http: u16) -> Response<Bytes> {
 }
 
 /// Writes a refusal under an HTTP status, which need not be the one that its code maps to.
-pub(super) fn refusal(http: u16, status: &Status) -> Response<Bytes> {
+pub(crate) fn refusal(http: u16, status: &Status) -> Response<Bytes> {
     let violations = status.violations.iter().map(|violation| ViolationJson {
         field: violation.field,
         description: &violation.description,

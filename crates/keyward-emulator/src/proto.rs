@@ -1,10 +1,9 @@
-//! The messages of `scalekit.v1.tokens` and of gRPC's errors, written by hand with the field numbers of the contract (section 2).
+//! The messages of `scalekit.v1.tokens` and of gRPC's error details. Written by hand, so that the build needs no `protoc`.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use prost::Message;
-use zeroize::Zeroize as _;
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Timestamp {
@@ -14,17 +13,27 @@ pub(crate) struct Timestamp {
     pub(crate) nanos: i32,
 }
 
+/// 9999-12-31T23:59:59Z, the last second that protobuf allows.
+const LAST_SECOND: i64 = 253_402_300_799;
+
 impl Timestamp {
-    /// The moment; `None` where it is none.
-    pub(crate) fn moment(&self) -> Option<jiff::Timestamp> {
-        super::moment::of_parts(self.seconds, self.nanos)
+    /// The time, or `None` where protobuf allows no such value.
+    pub(crate) fn to_jiff(&self) -> Option<jiff::Timestamp> {
+        // jiff also accepts negative nanoseconds, which protobuf does not.
+        if !(0..1_000_000_000).contains(&self.nanos) {
+            return None;
+        }
+        // jiff ends a day before protobuf, and the last day is a usual way to say "never".
+        let last_day = jiff::Timestamp::MAX.as_second()..=LAST_SECOND;
+        let is_never = last_day.contains(&self.seconds).then_some(jiff::Timestamp::MAX);
+        jiff::Timestamp::new(self.seconds, self.nanos).ok().or(is_never)
     }
 }
 
 impl From<jiff::Timestamp> for Timestamp {
-    /// Nanoseconds count forward, also before 1970.
-    fn from(moment: jiff::Timestamp) -> Self {
-        match (moment.as_second(), moment.subsec_nanosecond()) {
+    fn from(time: jiff::Timestamp) -> Self {
+        match (time.as_second(), time.subsec_nanosecond()) {
+            // Before 1970 jiff's nanoseconds are negative.
             (seconds, nanos @ ..0) => Self { seconds: seconds - 1, nanos: nanos + 1_000_000_000 },
             (seconds, nanos) => Self { seconds, nanos },
         }
@@ -62,7 +71,7 @@ pub(crate) struct CreateTokenResponse {
     pub(crate) token_info: Option<Token>,
 }
 
-/// ValidateTokenRequest and InvalidateTokenRequest.
+/// `ValidateTokenRequest` and `InvalidateTokenRequest`.
 #[derive(Clone, PartialEq, Message)]
 #[prost(skip_debug)]
 pub(crate) struct TokenRequest {
@@ -70,14 +79,7 @@ pub(crate) struct TokenRequest {
     pub(crate) token: String,
 }
 
-impl Drop for TokenRequest {
-    /// It may be a key.
-    fn drop(&mut self) {
-        self.token.zeroize();
-    }
-}
-
-/// ValidateTokenResponse and UpdateTokenResponse.
+/// `ValidateTokenResponse` and `UpdateTokenResponse`.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct TokenResponse {
     #[prost(message, optional, tag = "1")]
@@ -192,7 +194,7 @@ pub(crate) struct FieldViolation {
     pub(crate) constraint: String,
 }
 
-// SECURITY: these three hold a key, which Debug must not show.
+// The three messages that can hold a key do not show it.
 
 impl fmt::Debug for CreateTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

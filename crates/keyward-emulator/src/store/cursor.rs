@@ -2,7 +2,7 @@
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 
-use crate::dev::emulator::status::Status;
+use crate::status::Status;
 
 /// Where a page begins or ends: beside the record of this number, which need not be live any longer.
 #[derive(Clone, Copy)]

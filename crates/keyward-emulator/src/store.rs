@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 
-use super::call::{Call, Create, List, Page, Reply, Update};
-use super::directory::Directory;
-use super::key;
-use super::status::{Code, Status};
+use crate::call::{Call, Create, List, Page, Reply, Update};
+use crate::directory::Directory;
+use crate::key;
+use crate::status::{Code, Status};
 use cursor::Cursor;
 
 mod cursor;
@@ -54,15 +54,15 @@ impl fmt::Debug for Issued {
 
 /// What Scalekit tells about a key.
 #[derive(Clone, Debug)]
-pub(super) struct Token {
-    pub(super) token_id: String,
-    pub(super) token_suffix: String,
-    pub(super) created_at: Timestamp,
-    pub(super) issue: Issue,
+pub(crate) struct Token {
+    pub(crate) token_id: String,
+    pub(crate) token_suffix: String,
+    pub(crate) created_at: Timestamp,
+    pub(crate) issue: Issue,
 }
 
 /// All keys.
-pub(super) struct Store {
+pub(crate) struct Store {
     directory: Directory,
     keys: Mutex<Keys>,
 }
@@ -81,12 +81,12 @@ struct Record {
 }
 
 impl Store {
-    pub(super) fn new(directory: Directory) -> Self {
+    pub(crate) fn new(directory: Directory) -> Self {
         Self { directory, keys: Mutex::default() }
     }
 
     /// Does what is asked for by a client that may ask it.
-    pub(super) fn perform(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
+    pub(crate) fn perform(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
         match call {
             Call::Create(create) => self.create(create, now),
             Call::Validate { token } => {
@@ -103,17 +103,17 @@ impl Store {
     }
 
     /// Makes a key.
-    pub(super) fn issue(&self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
+    pub(crate) fn issue(&self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
         self.keys().add(issue, now)
     }
 
     /// Revokes a key by itself or by its id. False: there is no such key.
-    pub(super) fn revoke(&self, token: &str) -> bool {
+    pub(crate) fn revoke(&self, token: &str) -> bool {
         self.keys().find(token).map(|record| record.revoked = true).is_some()
     }
 
     /// How many validations found this key.
-    pub(super) fn validations_of(&self, token: &str) -> u64 {
+    pub(crate) fn validations_of(&self, token: &str) -> u64 {
         self.keys().find(token).map_or(0, |record| record.validations)
     }
 

@@ -1,5 +1,5 @@
-//! Scalekit in memory: API keys over REST and gRPC, as the real one serves them, for `keyward dev`, `keyward emulator`
-//! and every test. Where Scalekit's behaviour is unpublished, the source says that it is a guess.
+//! A Scalekit in memory: API keys over REST and gRPC as the real service answers, with faults on demand, for tests in any
+//! language and for `keyward dev`. Where Scalekit's behaviour is not published, the source says that it is assumed.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,22 +11,27 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::serving::Tasks;
 use access::{Access, Permission};
 use certificate::Certificate;
+use connections::Tasks;
 use counts::{Counters, Counts};
 use directory::{Directory, Only};
 use faults::{Effect, Fault, Faults};
 use store::{Issue, Issued, Store};
 
 pub mod access;
+mod body;
 mod call;
 pub mod certificate;
+mod connections;
 pub mod counts;
 pub mod directory;
+mod duration;
+pub mod echo;
 pub mod faults;
 mod grpc;
 mod key;
+mod proto;
 mod rest;
 mod service;
 mod status;

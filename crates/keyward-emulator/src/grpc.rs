@@ -10,10 +10,10 @@ use jiff::Timestamp;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use prost::Message;
 
-use super::call::{Call, Create, Endpoint, List, Reply, Update};
-use super::status::{Code, Status};
-use super::store::Token;
-use crate::scalekit::proto;
+use crate::call::{Call, Create, Endpoint, List, Reply, Update};
+use crate::proto;
+use crate::status::{Code, Status};
+use crate::store::Token;
 
 const SERVICE: &str = "/scalekit.v1.tokens.ApiTokenService/";
 
@@ -28,12 +28,12 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 const FRAME_HEAD: usize = 5;
 
 /// Whether a request says that it is gRPC, in whatever encoding.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     subtype(headers).is_some()
 }
 
 /// Finds what a request calls.
-pub(super) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Result<Endpoint, Status> {
+pub(crate) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Result<Endpoint, Status> {
     let unimplemented = |message: &str| Err(Status::gateway(Code::Unimplemented, message));
     if method != Method::POST || !matches!(subtype(headers), Some("" | "+proto")) {
         return unimplemented("gRPC is POST with messages in protobuf");
@@ -50,7 +50,7 @@ pub(super) fn route(method: &Method, path: &str, headers: &HeaderMap) -> Result<
 }
 
 /// Reads a call.
-pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, Status> {
+pub(crate) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, Status> {
     Ok(match endpoint {
         Endpoint::Create => {
             let token = decode::<proto::CreateTokenRequest>(body)?.token;
@@ -65,10 +65,8 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, Status> {
                 description: token.description,
             })
         }
-        Endpoint::Validate => Call::Validate { token: decode::<proto::TokenRequest>(body)?.token.clone() },
-        Endpoint::Invalidate => {
-            Call::Invalidate { token: decode::<proto::TokenRequest>(body)?.token.clone() }
-        }
+        Endpoint::Validate => Call::Validate { token: decode::<proto::TokenRequest>(body)?.token },
+        Endpoint::Invalidate => Call::Invalidate { token: decode::<proto::TokenRequest>(body)?.token },
         Endpoint::List => {
             let list: proto::ListTokensRequest = decode(body)?;
             Call::List(List {
@@ -91,7 +89,7 @@ pub(super) fn read(endpoint: Endpoint, body: &[u8]) -> Result<Call, Status> {
 }
 
 /// Writes what a call gave: the answer and the trailers after it.
-pub(super) fn write(outcome: Result<Reply, Status>) -> (Response<Bytes>, Option<HeaderMap>) {
+pub(crate) fn write(outcome: Result<Reply, Status>) -> (Response<Bytes>, Option<HeaderMap>) {
     let frame = match outcome {
         Ok(Reply::Created { key, token }) => frame(&proto::CreateTokenResponse {
             token: key,
@@ -112,7 +110,7 @@ pub(super) fn write(outcome: Result<Reply, Status>) -> (Response<Bytes>, Option<
 }
 
 /// Writes the answer that goes with this HTTP status, for a fault.
-pub(super) fn write_status(http: u16) -> (Response<Bytes>, Option<HeaderMap>) {
+pub(crate) fn write_status(http: u16) -> (Response<Bytes>, Option<HeaderMap>) {
     match http {
         200..400 => ok(frame(&())),
         _ => {
@@ -206,7 +204,7 @@ fn token_message(token: &Token) -> proto::Token {
 }
 
 fn moment(timestamp: &proto::Timestamp) -> Result<Timestamp, Status> {
-    timestamp.moment().ok_or_else(|| Status::invalid("expiry", "timestamp", "value is not a time"))
+    timestamp.to_jiff().ok_or_else(|| Status::invalid("expiry", "timestamp", "value is not a time"))
 }
 
 fn response(body: Bytes) -> Response<Bytes> {
