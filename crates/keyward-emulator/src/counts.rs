@@ -3,9 +3,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use scalekit::call::Operation;
 use tokio::sync::watch;
 
-use crate::call::Endpoint;
+use crate::endpoint::Endpoint;
 
 /// What was counted so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,11 +68,11 @@ impl Counters {
     pub(crate) fn begin(&self, endpoint: Endpoint) -> Open<'_> {
         match endpoint {
             Endpoint::Token => self.token_fetches.fetch_add(1, Relaxed),
-            Endpoint::Create => self.creations.fetch_add(1, Relaxed),
-            Endpoint::Invalidate => self.invalidations.fetch_add(1, Relaxed),
-            Endpoint::List => self.lists.fetch_add(1, Relaxed),
-            Endpoint::Update => self.updates.fetch_add(1, Relaxed),
-            Endpoint::Validate => {
+            Endpoint::Api(Operation::Create) => self.creations.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::Invalidate) => self.invalidations.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::List) => self.lists.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::Update) => self.updates.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::Validate) => {
                 let open = self.open.fetch_add(1, Relaxed) + 1;
                 self.open_max.fetch_max(open, Relaxed);
                 self.validations.send_modify(|begun| *begun += 1);

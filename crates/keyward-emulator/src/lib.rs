@@ -21,22 +21,17 @@ use store::{Issue, Issued, Store};
 
 pub mod access;
 mod body;
-mod call;
 pub mod certificate;
 mod connections;
 pub mod counts;
 pub mod directory;
 mod duration;
 pub mod echo;
+mod endpoint;
 pub mod faults;
-mod grpc;
 mod key;
-mod proto;
-mod rest;
 mod service;
-mod status;
 pub mod store;
-mod wire;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -121,7 +116,7 @@ impl Emulator {
     /// Makes a key. Nothing is checked: tests may have what the API refuses.
     pub fn issue(&self, issue: Issue) -> Issued {
         let (key, token) = self.shared.store.issue(issue, Timestamp::now());
-        Issued { key, token_id: token.token_id.clone() }
+        Issued { key, token_id: token.token_id }
     }
 
     /// An access token of the client's own, short enough for a command line.

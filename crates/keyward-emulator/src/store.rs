@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
+use scalekit::call::{Call, Reply};
+use scalekit::limits;
+use scalekit::status::{Code, Status};
+use scalekit::token::{Claims, Created, NewToken, Page, PageRequest, Token, TokenUpdate};
+use scalekit::{ExposeSecret, SecretString};
 
-use crate::call::{Call, Create, List, Page, Reply, Update};
 use crate::directory::Directory;
 use crate::key;
-use crate::status::{Code, Status};
 use cursor::Cursor;
 
 mod cursor;
@@ -52,15 +55,6 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// What Scalekit tells about a key.
-#[derive(Clone, Debug)]
-pub(crate) struct Token {
-    pub(crate) token_id: String,
-    pub(crate) token_suffix: String,
-    pub(crate) created_at: Timestamp,
-    pub(crate) issue: Issue,
-}
-
 /// All keys.
 pub(crate) struct Store {
     directory: Directory,
@@ -75,7 +69,7 @@ struct Keys {
 }
 
 struct Record {
-    token: Arc<Token>,
+    token: Token,
     revoked: bool,
     validations: u64,
 }
@@ -88,22 +82,22 @@ impl Store {
     /// Does what is asked for by a client that may ask it.
     pub(crate) fn perform(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
         match call {
-            Call::Create(create) => self.create(create, now),
-            Call::Validate { token } => {
-                well_formed(&token)?;
-                self.keys().validate(&token, now).map(Reply::Token)
+            Call::Create(new) => self.create(new, now).map(Reply::Created),
+            Call::Validate(token) => self.keys().validate(well_formed(&token)?, now).map(Reply::Token),
+            Call::Invalidate(token) => {
+                if self.revoke(well_formed(&token)?) {
+                    Ok(Reply::Invalidated)
+                } else {
+                    Err(unknown())
+                }
             }
-            Call::Invalidate { token } => {
-                well_formed(&token)?;
-                if self.revoke(&token) { Ok(Reply::Nothing) } else { Err(unknown()) }
-            }
-            Call::List(list) => self.list(&list, now).map(Reply::Page),
-            Call::Update(update) => self.update(update, now).map(Reply::Token),
+            Call::List(page) => self.list(&page, now).map(Reply::Page),
+            Call::Update(token, update) => self.update(&token, update, now).map(Reply::Token),
         }
     }
 
     /// Makes a key.
-    pub(crate) fn issue(&self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
+    pub(crate) fn issue(&self, issue: Issue, now: Timestamp) -> (String, Token) {
         self.keys().add(issue, now)
     }
 
@@ -117,69 +111,64 @@ impl Store {
         self.keys().find(token).map_or(0, |record| record.validations)
     }
 
-    fn create(&self, create: Create, now: Timestamp) -> Result<Reply, Status> {
-        if create.organization_id.is_empty() {
-            return Err(Status::invalid("organization_id", "required", "value is required"));
+    fn create(&self, new: NewToken, now: Timestamp) -> Result<Created, Status> {
+        if new.organization_id.is_empty() {
+            return Err(Status::invalid_field("organization_id", "required", "value is required"));
         }
-        check_claims(&create.custom_claims)?;
-        check_description(&create.description)?;
-        // That an expiry in the past is refused is a guess.
-        if create.expiry.is_some_and(|expiry| expiry <= now) {
-            return Err(Status::invalid("expiry", "timestamp.gt_now", "value must be in the future"));
+        check_claims(&new.custom_claims)?;
+        check_description(new.description.as_deref())?;
+        // That an expiry in the past is refused is assumed.
+        if new.expiry.is_some_and(|expiry| expiry <= now) {
+            return Err(Status::invalid_field("expiry", "timestamp.gt_now", "value must be in the future"));
         }
-        let roles = self.directory.roles(&create.organization_id, &create.user_id)?;
+        let roles = self.directory.roles(&new.organization_id, new.user_id.as_deref())?;
         let issue = Issue {
-            organization_id: create.organization_id,
-            user_id: create.user_id,
-            custom_claims: create.custom_claims,
-            expiry: create.expiry,
-            description: create.description,
+            organization_id: new.organization_id,
+            user_id: new.user_id.unwrap_or_default(),
+            custom_claims: new.custom_claims,
+            expiry: new.expiry,
+            description: new.description.unwrap_or_default(),
             roles,
             ..Issue::default()
         };
-        let (key, token) = self.issue(issue, now);
-        Ok(Reply::Created { key, token })
+        let (key, info) = self.issue(issue, now);
+        Ok(Created { token: key.into(), info })
     }
 
-    fn list(&self, list: &List, now: Timestamp) -> Result<Page, Status> {
-        let organization = list.organization_id.as_str();
-        if !organization.starts_with("org_") {
-            return Err(Status::invalid(
+    fn list(&self, page: &PageRequest, now: Timestamp) -> Result<Page, Status> {
+        let (organization, user) = (page.organization_id.as_str(), page.user_id.as_deref());
+        if !organization.starts_with(limits::ORGANIZATION_PREFIX) {
+            return Err(Status::invalid_field(
                 "organization_id",
                 "string.prefix",
                 "value does not have prefix `org_`",
             ));
         }
-        if organization.chars().count() > 32 {
+        if organization.chars().count() > limits::MAX_ORGANIZATION_ID {
             let rule = "value length must be at most 32 characters";
-            return Err(Status::invalid("organization_id", "string.max_len", rule));
+            return Err(Status::invalid_field("organization_id", "string.max_len", rule));
         }
-        let size = match usize::try_from(list.page_size) {
-            Ok(0) => 10,
-            Ok(size) if size <= 30 => size,
-            _ => {
-                return Err(Status::invalid("page_size", "int32.gte_lte", "value must be from 0 to 30"));
-            }
-        };
-        let cursor = Cursor::read(&list.page_token)?;
-        self.directory.roles(organization, &list.user_id)?;
-        Ok(self.keys().page(organization, &list.user_id, size, cursor, now))
+        let size = page.page_size.unwrap_or(limits::DEFAULT_PAGE_SIZE).into();
+        let cursor = Cursor::read(page.page_token.as_deref())?;
+        self.directory.roles(organization, user)?;
+        Ok(self.keys().page(organization, user, size, cursor, now))
     }
 
-    fn update(&self, update: Update, now: Timestamp) -> Result<Arc<Token>, Status> {
-        well_formed(&update.token)?;
-        check_claims(&update.custom_claims)?;
-        check_description(update.description.as_deref().unwrap_or_default())?;
+    fn update(&self, token: &SecretString, update: TokenUpdate, now: Timestamp) -> Result<Token, Status> {
+        let token = well_formed(token)?;
+        if let Some(claims) = &update.custom_claims {
+            check_claims(claims)?;
+        }
+        check_description(update.description.as_deref())?;
         let mut keys = self.keys();
-        let token = &mut keys.live(&update.token, now)?.token;
-        let issue = &mut Arc::make_mut(token).issue;
-        if !update.custom_claims.is_empty() {
-            issue.custom_claims = update.custom_claims;
+        let token = &mut keys.live(token, now)?.token;
+        if let Some(claims) = update.custom_claims {
+            token.custom_claims = claims;
         }
         if let Some(description) = update.description {
-            issue.description = description;
+            token.description = some(description);
         }
-        Ok(Arc::clone(token))
+        Ok(token.clone())
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {
@@ -188,15 +177,27 @@ impl Store {
 }
 
 impl Keys {
-    fn add(&mut self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
+    fn add(&mut self, issue: Issue, now: Timestamp) -> (String, Token) {
         let number = self.records.len();
         let key = key::key(now);
         let created_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
-        let (token_id, token_suffix) = (key::token_id(now, number), key::suffix(&key).to_owned());
-        let token = Arc::new(Token { token_id, token_suffix, created_at, issue });
+        let token = Token {
+            token_id: key::token_id(now, number),
+            organization_id: issue.organization_id,
+            organization_external_id: some(issue.organization_external_id),
+            user_id: some(issue.user_id),
+            user_external_id: some(issue.user_external_id),
+            email: some(issue.email),
+            roles: issue.roles,
+            custom_claims: issue.custom_claims,
+            description: some(issue.description),
+            token_suffix: Some(key::suffix(&key).to_owned()),
+            created_at: Some(created_at),
+            expiry: issue.expiry,
+        };
         self.numbers.insert(key.clone().into(), number);
         self.numbers.insert(token.token_id.clone().into(), number);
-        self.records.push(Record { token: Arc::clone(&token), revoked: false, validations: 0 });
+        self.records.push(Record { token: token.clone(), revoked: false, validations: 0 });
         (key, token)
     }
 
@@ -210,15 +211,22 @@ impl Keys {
         self.find(token).filter(|record| record.is_live(now)).ok_or_else(unknown)
     }
 
-    fn validate(&mut self, token: &str, now: Timestamp) -> Result<Arc<Token>, Status> {
+    fn validate(&mut self, token: &str, now: Timestamp) -> Result<Token, Status> {
         let record = self.find(token).ok_or_else(unknown)?;
         record.validations += 1;
-        if record.is_live(now) { Ok(Arc::clone(&record.token)) } else { Err(unknown()) }
+        if record.is_live(now) { Ok(record.token.clone()) } else { Err(unknown()) }
     }
 
-    fn page(&self, organization: &str, user: &str, size: usize, cursor: Cursor, now: Timestamp) -> Page {
+    fn page(
+        &self,
+        organization: &str,
+        user: Option<&str>,
+        size: usize,
+        cursor: Cursor,
+        now: Timestamp,
+    ) -> Page {
         let matching: Vec<_> = (self.records.iter().enumerate().rev())
-            .filter(|(_, record)| record.is_live(now) && record.token.belongs_to(organization, user))
+            .filter(|(_, record)| record.is_live(now) && record.belongs_to(organization, user))
             .collect();
         // Everything before `start` is newer than the page, everything from `end` on is older.
         let (start, end) = match cursor {
@@ -235,24 +243,28 @@ impl Keys {
         let older = page.last().filter(|_| end < matching.len()).map(|(number, _)| Cursor::Older(*number));
         let newer = page.first().filter(|_| start > 0).map(|(number, _)| Cursor::Newer(*number));
         Page {
-            tokens: page.iter().map(|(_, record)| Arc::clone(&record.token)).collect(),
-            total_count: i32::try_from(matching.len()).unwrap_or(i32::MAX),
-            next_page_token: older.map(Cursor::write).unwrap_or_default(),
-            prev_page_token: newer.map(Cursor::write).unwrap_or_default(),
+            tokens: page.iter().map(|(_, record)| record.token.clone()).collect(),
+            total_count: i64::try_from(matching.len()).unwrap_or(i64::MAX),
+            next_page_token: older.map(Cursor::write),
+            prev_page_token: newer.map(Cursor::write),
         }
     }
 }
 
 impl Record {
     fn is_live(&self, now: Timestamp) -> bool {
-        !self.revoked && self.token.issue.expiry.is_none_or(|expiry| expiry > now)
+        !self.revoked && self.token.expiry.is_none_or(|expiry| expiry > now)
+    }
+
+    fn belongs_to(&self, organization: &str, user: Option<&str>) -> bool {
+        self.token.organization_id == organization
+            && (user.is_none() || self.token.user_id.as_deref() == user)
     }
 }
 
-impl Token {
-    fn belongs_to(&self, organization: &str, user: &str) -> bool {
-        self.issue.organization_id == organization && (user.is_empty() || self.issue.user_id == user)
-    }
+/// What is not empty.
+fn some(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// One answer for unknown, revoked and expired.
@@ -260,34 +272,35 @@ fn unknown() -> Status {
     Status::new(Code::NotFound, "Invalid or expired token")
 }
 
-fn well_formed(token: &str) -> Result<(), Status> {
-    match token {
-        "" => Err(Status::invalid("token", "required", "value is required")),
-        token if key::is_well_formed(token) => Ok(()),
-        _ => Err(Status::invalid("token", "token", "value is not a token")),
+fn well_formed(token: &SecretString) -> Result<&str, Status> {
+    match token.expose_secret() {
+        "" => Err(Status::invalid_field("token", "required", "value is required")),
+        token if key::is_well_formed(token) => Ok(token),
+        _ => Err(Status::invalid_field("token", "token", "value is not a token")),
     }
 }
 
-fn check_claims(claims: &BTreeMap<String, String>) -> Result<(), Status> {
-    let refuse = |constraint, description| Err(Status::invalid("custom_claims", constraint, description));
-    if claims.len() > 20 {
+fn check_claims(claims: &Claims) -> Result<(), Status> {
+    let refuse =
+        |constraint, description| Err(Status::invalid_field("custom_claims", constraint, description));
+    if claims.len() > limits::MAX_CLAIMS {
         return refuse("map.max_pairs", "map must be at most 20 entries");
     }
     for (name, value) in claims {
-        if !(1..=30).contains(&name.chars().count()) {
+        if !(1..=limits::MAX_CLAIM_NAME).contains(&name.chars().count()) {
             return refuse("map.keys", "key length must be from 1 to 30 characters");
         }
-        if !(1..=256).contains(&value.chars().count()) {
+        if !(1..=limits::MAX_CLAIM_VALUE).contains(&value.chars().count()) {
             return refuse("map.values", "value length must be from 1 to 256 characters");
         }
     }
     Ok(())
 }
 
-fn check_description(description: &str) -> Result<(), Status> {
-    if description.chars().count() > 255 {
+fn check_description(description: Option<&str>) -> Result<(), Status> {
+    if description.is_some_and(|text| text.chars().count() > limits::MAX_DESCRIPTION) {
         let rule = "value length must be at most 255 characters";
-        return Err(Status::invalid("description", "string.max_len", rule));
+        return Err(Status::invalid_field("description", "string.max_len", rule));
     }
     Ok(())
 }
