@@ -1,4 +1,4 @@
-//! The calls of the API and what they give, apart from how either wire writes them.
+//! The calls of the API and their replies, independent of REST and gRPC.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use crate::access::Permission;
 use crate::store::Token;
 
-/// What can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Endpoint {
     Token,
@@ -20,7 +19,7 @@ pub(crate) enum Endpoint {
 }
 
 impl Endpoint {
-    /// What a client needs for it; nothing for an access token, which it asks for with its secret.
+    /// The permission that a call needs. A token request needs none, as it carries the client's secret.
     pub(crate) fn permission(self) -> Option<Permission> {
         match self {
             Self::Token => None,
@@ -31,7 +30,7 @@ impl Endpoint {
     }
 }
 
-/// A call that could be read.
+/// A decoded call.
 pub(crate) enum Call {
     Create(Create),
     Validate { token: String },
@@ -40,7 +39,7 @@ pub(crate) enum Call {
     Update(Update),
 }
 
-/// A key to be made. `""` is as good as absent.
+/// Creates a key. An empty string means absent.
 #[derive(Default)]
 pub(crate) struct Create {
     pub(crate) organization_id: String,
@@ -50,7 +49,7 @@ pub(crate) struct Create {
     pub(crate) description: String,
 }
 
-/// A page of an organization's keys.
+/// Lists the keys of an organization, a page at a time.
 #[derive(Default)]
 pub(crate) struct List {
     pub(crate) organization_id: String,
@@ -59,7 +58,7 @@ pub(crate) struct List {
     pub(crate) page_token: String,
 }
 
-/// A change. Claims are replaced unless there are none; a description is kept when absent and cleared by `""`.
+/// Updates a key. Claims replace those there are, unless empty; an absent description is kept, an empty one clears it.
 #[derive(Default)]
 pub(crate) struct Update {
     pub(crate) token: String,
@@ -67,9 +66,9 @@ pub(crate) struct Update {
     pub(crate) description: Option<String>,
 }
 
-/// What a call gives.
+/// The reply to a successful call.
 pub(crate) enum Reply {
-    /// A new key, shown this once.
+    /// Created; the only reply that carries the key.
     Created { key: String, token: Arc<Token> },
     /// Validated or updated.
     Token(Arc<Token>),
@@ -79,7 +78,7 @@ pub(crate) enum Reply {
     Page(Page),
 }
 
-/// Some of the keys that match, newest first.
+/// A page of the matching keys, newest first.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) tokens: Vec<Arc<Token>>,

@@ -1,4 +1,4 @@
-//! The API over REST: JSON with snake_case names, as a gRPC gateway with unset fields switched on writes it.
+//! The API over REST: JSON with snake_case names and with unset fields, as Scalekit's gRPC gateway writes it.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -15,29 +15,28 @@ use crate::call::{Call, Create, Endpoint, List, Reply, Update};
 use crate::status::{Code, Status};
 use crate::store::Token;
 
-/// Finds what a request calls.
-pub(crate) fn route(method: &Method, path: &str) -> Result<Endpoint, Status> {
+pub(crate) fn find_endpoint(method: &Method, path: &str) -> Result<Endpoint, Status> {
     let allowed: &[(Method, Endpoint)] = match path {
         "/oauth/token" => &[(Method::POST, Endpoint::Token)],
         "/api/v1/tokens" => &[(Method::POST, Endpoint::Create), (Method::GET, Endpoint::List)],
         "/api/v1/tokens:validate" => &[(Method::POST, Endpoint::Validate)],
         "/api/v1/tokens:invalidate" => &[(Method::POST, Endpoint::Invalidate)],
         "/api/v1/tokens:update" => &[(Method::POST, Endpoint::Update)],
-        _ => return Err(Status::gateway(Code::NotFound, "Not Found")),
+        _ => return Err(Status::from_gateway(Code::NotFound, "Not Found")),
     };
     let endpoint = allowed.iter().find(|(allowed, _)| allowed == method).map(|(_, endpoint)| *endpoint);
-    // A gRPC gateway says 501 where others say 405.
-    endpoint.ok_or_else(|| Status::gateway(Code::Unimplemented, "Method Not Allowed"))
+    // The gRPC gateway answers 501 instead of 405.
+    endpoint.ok_or_else(|| Status::from_gateway(Code::Unimplemented, "Method Not Allowed"))
 }
 
-/// Reads a call. Absent, null and `""` are the same, but for the description of an update.
-pub(crate) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
+/// Absent, null and empty are equal, except for the description of an update.
+pub(crate) fn decode_call(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
     Ok(match endpoint {
         Endpoint::Create => {
-            let body: CreateBody = parse(body)?;
+            let body: CreateBody = parse_body(body)?;
             let expiry = body.expiry.as_deref().map(Timestamp::from_str).transpose().map_err(|_| {
                 let rule = "value is not a time such as 2026-12-01T00:00:00Z";
-                Status::invalid("expiry", "timestamp", rule)
+                Status::invalid_field("expiry", "timestamp", rule)
             })?;
             Call::Create(Create {
                 organization_id: body.organization_id.unwrap_or_default(),
@@ -47,75 +46,75 @@ pub(crate) fn read(endpoint: Endpoint, query: Option<&str>, body: &[u8]) -> Resu
                 description: body.description.unwrap_or_default(),
             })
         }
-        Endpoint::Validate => Call::Validate { token: parse::<TokenBody>(body)?.token.unwrap_or_default() },
+        Endpoint::Validate => {
+            Call::Validate { token: parse_body::<TokenBody>(body)?.token.unwrap_or_default() }
+        }
         Endpoint::Invalidate => {
-            Call::Invalidate { token: parse::<TokenBody>(body)?.token.unwrap_or_default() }
+            Call::Invalidate { token: parse_body::<TokenBody>(body)?.token.unwrap_or_default() }
         }
         Endpoint::Update => {
-            let body: UpdateBody = parse(body)?;
+            let body: UpdateBody = parse_body(body)?;
             Call::Update(Update {
                 token: body.token.unwrap_or_default(),
                 custom_claims: body.custom_claims.unwrap_or_default(),
                 description: body.description,
             })
         }
-        Endpoint::List => Call::List(read_list(query.unwrap_or_default())?),
+        Endpoint::List => Call::List(parse_list_query(query.unwrap_or_default())?),
         Endpoint::Token => {
-            return Err(Status::gateway(Code::Internal, "an access token is no call of the API"));
+            return Err(Status::from_gateway(Code::Internal, "an access token is no call of the API"));
         }
     })
 }
 
-/// Writes what a call gave.
-pub(crate) fn write(outcome: Result<Reply, Status>) -> Response<Bytes> {
+pub(crate) fn encode_outcome(outcome: Result<Reply, Status>) -> Response<Bytes> {
     match outcome {
         Ok(Reply::Created { key, token }) => {
-            let (token_id, token_info) = (&*token.token_id, token_json(&token));
-            response(201, &CreatedJson { token: &key, token_id, token_info })
+            let (token_id, token_info) = (&*token.token_id, to_token_json(&token));
+            json_response(201, &CreatedJson { token: &key, token_id, token_info })
         }
-        Ok(Reply::Token(token)) => response(200, &InfoJson { token_info: token_json(&token) }),
-        Ok(Reply::Nothing) => response(200, &json!({})),
+        Ok(Reply::Token(token)) => json_response(200, &InfoJson { token_info: to_token_json(&token) }),
+        Ok(Reply::Nothing) => json_response(200, &json!({})),
         Ok(Reply::Page(page)) => {
             let body = PageJson {
-                tokens: page.tokens.iter().map(|token| token_json(token)).collect(),
+                tokens: page.tokens.iter().map(|token| to_token_json(token)).collect(),
                 total_count: page.total_count,
                 next_page_token: &page.next_page_token,
                 prev_page_token: &page.prev_page_token,
             };
-            response(200, &body)
+            json_response(200, &body)
         }
-        Err(status) => refusal(status.code.http(), &status),
+        Err(status) => error_response(status.code.http_status(), &status),
     }
 }
 
-/// Writes a new access token, or why there is none.
-pub(crate) fn write_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes> {
+pub(crate) fn encode_grant(outcome: Result<Grant, GrantError>) -> Response<Bytes> {
     let mut response = match outcome {
-        Ok(Grant { access_token, expires_in }) => response(
+        Ok(Grant { access_token, expires_in }) => json_response(
             200,
             &json!({"access_token": access_token, "token_type": "Bearer", "expires_in": expires_in, "scope": "openid"}),
         ),
         Err(GrantError { error, description }) => {
             let status = if error == "invalid_client" { 401 } else { 400 };
-            response(status, &json!({"error": error, "error_description": description}))
+            json_response(status, &json!({"error": error, "error_description": description}))
         }
     };
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-/// Writes the answer that this endpoint gives with this HTTP status, for a fault.
-pub(crate) fn write_status(endpoint: Endpoint, http: u16) -> Response<Bytes> {
-    let code = Code::of_http(http);
+/// The response of this endpoint for the HTTP status of a fault.
+pub(crate) fn encode_status(endpoint: Endpoint, http: u16) -> Response<Bytes> {
+    let code = Code::from_http_status(http);
     match (http, endpoint) {
-        (200..400, _) => response(http, &json!({})),
-        (_, Endpoint::Token) => response(http, &json!({"error": code.name().to_ascii_lowercase()})),
-        _ => refusal(http, &Status::new(code, code.name())),
+        (200..400, _) => json_response(http, &json!({})),
+        (_, Endpoint::Token) => json_response(http, &json!({"error": code.name().to_ascii_lowercase()})),
+        _ => error_response(http, &Status::new(code, code.name())),
     }
 }
 
-/// Writes a refusal under an HTTP status, which need not be the one that its code maps to.
-pub(crate) fn refusal(http: u16, status: &Status) -> Response<Bytes> {
+/// `http` need not be the HTTP status that the code maps to.
+pub(crate) fn error_response(http: u16, status: &Status) -> Response<Bytes> {
     let violations = status.violations.iter().map(|violation| ViolationJson {
         field: violation.field,
         description: &violation.description,
@@ -128,7 +127,7 @@ pub(crate) fn refusal(http: u16, status: &Status) -> Response<Bytes> {
         validation_error_info: (!field_violations.is_empty()).then_some(ValidationJson { field_violations }),
     };
     let details = if status.details { vec![info] } else { Vec::new() };
-    response(http, &RefusalJson { code: status.code.number(), message: &status.message, details })
+    json_response(http, &RefusalJson { code: status.code.number(), message: &status.message, details })
 }
 
 #[derive(Deserialize)]
@@ -156,8 +155,8 @@ struct UpdateBody {
     description: Option<String>,
 }
 
-/// Parses a body; an empty one is an empty message. What does not parse is not repeated: there may be a key in it.
-fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Status> {
+/// An empty body is an empty message. Errors do not quote the input, which may hold a key.
+fn parse_body<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Status> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| {
         let (line, column) = (error.line(), error.column());
@@ -168,7 +167,7 @@ fn parse<T: for<'a> Deserialize<'a>>(body: &[u8]) -> Result<T, Status> {
     })
 }
 
-fn read_list(query: &str) -> Result<List, Status> {
+fn parse_list_query(query: &str) -> Result<List, Status> {
     let mut list = List::default();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match name.as_ref() {
@@ -178,7 +177,7 @@ fn read_list(query: &str) -> Result<List, Status> {
             "page_size" | "pageSize" => {
                 list.page_size = value
                     .parse()
-                    .map_err(|_| Status::invalid("page_size", "int32", "value is not a number"))?;
+                    .map_err(|_| Status::invalid_field("page_size", "int32", "value is not a number"))?;
             }
             _ => {}
         }
@@ -234,7 +233,7 @@ struct ViolationJson<'a> {
     constraint: &'static str,
 }
 
-/// A token as JSON has it: every string, map and list is there, also when it is empty.
+/// Empty strings, maps and lists are written too.
 #[derive(Serialize)]
 struct TokenJson<'a> {
     token_id: &'a str,
@@ -252,7 +251,7 @@ struct TokenJson<'a> {
     roles: &'a [String],
 }
 
-fn token_json(token: &Token) -> TokenJson<'_> {
+fn to_token_json(token: &Token) -> TokenJson<'_> {
     let issue = &token.issue;
     TokenJson {
         token_id: &token.token_id,
@@ -261,8 +260,8 @@ fn token_json(token: &Token) -> TokenJson<'_> {
         user_id: &issue.user_id,
         user_external_id: &issue.user_external_id,
         custom_claims: &issue.custom_claims,
-        expiry: issue.expiry.map(rfc3339),
-        created_at: rfc3339(token.created_at),
+        expiry: issue.expiry.map(format_rfc3339),
+        created_at: format_rfc3339(token.created_at),
         description: &issue.description,
         token_suffix: &token.token_suffix,
         email: &issue.email,
@@ -270,8 +269,8 @@ fn token_json(token: &Token) -> TokenJson<'_> {
     }
 }
 
-/// 0, 3, 6 or 9 digits after the point: as few as the moment needs.
-fn rfc3339(moment: Timestamp) -> String {
+/// With 0, 3, 6 or 9 fractional digits, as few as needed, as protobuf's JSON mapping asks.
+fn format_rfc3339(moment: Timestamp) -> String {
     match moment.subsec_nanosecond() {
         0 => format!("{moment:.0}"),
         nanos if nanos % 1_000_000 == 0 => format!("{moment:.3}"),
@@ -280,8 +279,8 @@ fn rfc3339(moment: Timestamp) -> String {
     }
 }
 
-fn response(status: u16, body: &impl Serialize) -> Response<Bytes> {
-    // Strings, numbers, maps and lists of these always have a form in JSON.
+fn json_response(status: u16, body: &impl Serialize) -> Response<Bytes> {
+    // Cannot fail: the types here hold only strings, numbers, and maps and lists of them.
     let mut response = Response::new(Bytes::from(serde_json::to_vec(body).unwrap_or_default()));
     *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -1,4 +1,4 @@
-//! From a request to its answer: read, let the faults before the decision happen, decide, let those after it happen.
+//! Handles a request: faults before the decision, the decision, faults after it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,78 +17,77 @@ use crate::body::{Body, BodyError};
 use crate::call::{Call, Endpoint};
 use crate::faults::{Answer, Effect, Plan};
 use crate::rest;
-use crate::wire::{Outgoing, Wire};
+use crate::wire::{Encoded, Wire};
 
-/// The longest request body that is read.
+/// Limit of a request body, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
 
-/// No answer: the connection, or the stream in HTTP/2, ends.
+/// Makes hyper close the HTTP/1.1 connection, or reset the HTTP/2 stream, without a response.
 #[derive(Debug, thiserror::Error)]
-#[error("ended without an answer")]
-pub(crate) struct Broken;
+#[error("closed without a response")]
+pub(crate) struct NoResponse;
 
-/// Answers a request.
-pub(crate) async fn answer(
+pub(crate) async fn handle_request(
     emulator: Arc<Shared>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Broken> {
+) -> Result<Response<Body>, NoResponse> {
     let (head, body) = request.into_parts();
-    let wire = Wire::of(&head);
-    let endpoint = match wire.route(&head) {
+    let wire = Wire::detect(&head);
+    let endpoint = match wire.find_endpoint(&head) {
         Ok(endpoint) => endpoint,
-        Err(status) => return Ok(wire.write(Err(status)).send()),
+        Err(status) => return Ok(wire.encode_outcome(Err(status)).into_response()),
     };
-    let _open = emulator.counters.begin(endpoint);
+    let _open = emulator.counters.count_call(endpoint);
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Ok(wire.too_large().send()),
-        Err(_) => return Err(Broken),
+        Err(error) if error.is::<LengthLimitError>() => return Ok(wire.body_too_large().into_response()),
+        Err(_) => return Err(NoResponse),
     };
-    let mut plan = emulator.faults.plan(endpoint);
-    let outgoing = match before(&emulator, &mut plan).await? {
-        Some(instead) => dictated(wire, endpoint, instead),
-        None => decide(&emulator, wire, endpoint, &head, &body, &plan),
+    let mut plan = emulator.faults.take_plan(endpoint);
+    let encoded = match apply_faults_before(&emulator, &mut plan).await? {
+        Some(instead) => encode_fault_answer(wire, endpoint, instead),
+        None => decide_call(&emulator, wire, endpoint, &head, &body, &plan),
     };
-    Ok(after(&mut plan, outgoing).await)
+    Ok(apply_faults_after(&mut plan, encoded).await)
 }
 
-/// What the API itself answers.
-fn decide(
+/// The response of the API itself.
+fn decide_call(
     emulator: &Shared,
     wire: Wire,
     endpoint: Endpoint,
     head: &Parts,
     body: &[u8],
     plan: &Plan,
-) -> Outgoing {
+) -> Encoded {
     let Some(permission) = endpoint.permission() else {
-        return rest::write_grant(emulator.access.grant(body)).into();
+        return rest::encode_grant(emulator.access.grant_token(body)).into();
     };
     let allowed = emulator.access.authorize(&head.headers, permission);
-    let call = allowed.and_then(|()| wire.read(endpoint, head, body));
-    wire.write(call.and_then(|call| {
+    let call = allowed.and_then(|()| wire.decode_call(endpoint, head, body));
+    wire.encode_outcome(call.and_then(|call| {
         let Call::Validate { token } = &call else {
-            return emulator.store.perform(call, Timestamp::now());
+            return emulator.store.perform_call(call, Timestamp::now());
         };
         let revoked =
             plan.effects.iter().any(|effect| matches!(effect, Effect::RevokeAfter(_))).then(|| token.clone());
-        let verdict = emulator.store.perform(call, Timestamp::now());
-        emulator.counters.decide();
+        let verdict = emulator.store.perform_call(call, Timestamp::now());
+        emulator.counters.count_verdict();
         if let Some(token) = revoked {
-            emulator.store.revoke(&token);
+            emulator.store.revoke_key(&token);
         }
         verdict
     }))
 }
 
-/// The faults before the decision; perhaps with an answer that makes it needless.
-async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Broken> {
+/// Applies the faults before the decision. One may bring the response itself.
+async fn apply_faults_before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, NoResponse> {
     let mut instead = None;
     for at in 0..plan.effects.len() {
         match &plan.effects[at] {
             Effect::Latency(time) => tokio::time::sleep(*time).await,
-            Effect::Hang => plan.released().await,
-            Effect::Reset => return Err(Broken),
+            Effect::Hang => plan.wait_for_release().await,
+            Effect::Reset => return Err(NoResponse),
             Effect::ExpireAccessTokens => emulator.access.expire_all(),
             Effect::Answer(answer) => instead = Some(answer.clone()),
             Effect::LatencyAfter(_)
@@ -97,7 +96,7 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
             | Effect::Garbage
             | Effect::Truncated
             | Effect::RevokeAfter(_)
-            // It stands here only as the answer that it comes to.
+            // A plan lists it only as the `Answer` that it leads to.
             | Effect::Quota(_)
             | Effect::Refuse => {}
         }
@@ -105,14 +104,13 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
     Ok(instead)
 }
 
-/// The faults after the decision.
-async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
-    let response = &mut outgoing.response;
+async fn apply_faults_after(plan: &mut Plan, mut encoded: Encoded) -> Response<Body> {
+    let response = &mut encoded.response;
     let mut truncated = false;
     for at in 0..plan.effects.len() {
         match &plan.effects[at] {
             Effect::LatencyAfter(time) => tokio::time::sleep(*time).await,
-            Effect::HangAfter => plan.released().await,
+            Effect::HangAfter => plan.wait_for_release().await,
             Effect::ContentType(content_type) => set_content_type(response, content_type),
             Effect::Garbage => {
                 let noise = response.body().iter().map(|byte| byte | 0x80);
@@ -129,22 +127,22 @@ async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
             | Effect::Refuse => {}
         }
     }
-    if truncated { truncate(outgoing.response) } else { outgoing.send() }
+    if truncated { truncate_body(encoded.response) } else { encoded.into_response() }
 }
 
-fn dictated(wire: Wire, endpoint: Endpoint, answer: Answer) -> Outgoing {
-    let mut outgoing = match answer.body {
-        None => wire.write_status(endpoint, answer.status),
-        // What a proxy in between says, it says as HTTP.
-        Some(body) => rest::write_status(endpoint, answer.status).map(|_| body).into(),
+fn encode_fault_answer(wire: Wire, endpoint: Endpoint, answer: Answer) -> Encoded {
+    let mut encoded = match answer.body {
+        None => wire.encode_status(endpoint, answer.status),
+        // A body stands for the page of a proxy in between, which answers in plain HTTP also to gRPC.
+        Some(body) => rest::encode_status(endpoint, answer.status).map(|_| body).into(),
     };
     if let Some(content_type) = answer.content_type {
-        set_content_type(&mut outgoing.response, &content_type);
+        set_content_type(&mut encoded.response, &content_type);
     }
     if let Some(seconds) = answer.retry_after {
-        outgoing.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        encoded.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    outgoing
+    encoded
 }
 
 fn set_content_type(response: &mut Response<Bytes>, content_type: &str) {
@@ -153,8 +151,8 @@ fn set_content_type(response: &mut Response<Bytes>, content_type: &str) {
     }
 }
 
-/// The whole length is announced, half of it sent, and then the transfer breaks.
-fn truncate(response: Response<Bytes>) -> Response<Body> {
+/// Announces the whole length and breaks the transfer after half of it.
+fn truncate_body(response: Response<Bytes>) -> Response<Body> {
     let (mut head, body) = response.into_parts();
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     let half = body.slice(..body.len() / 2);
@@ -162,9 +160,9 @@ fn truncate(response: Response<Bytes>) -> Response<Body> {
         match half {
             Some(half) => Some((Ok(Frame::data(half)), None)),
             None => {
-                // The first half leaves before the break, not with it.
+                // Lets hyper flush the first half before the error.
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                Some((Err(BodyError::from(Broken)), None))
+                Some((Err(BodyError::from(NoResponse)), None))
             }
         }
     });

@@ -1,6 +1,6 @@
-//! Why a call failed, in the words of gRPC, which both wires carry: REST maps the code to an HTTP status.
+//! The error status of a call. It is a gRPC status; REST maps the code to an HTTP status.
 
-/// The gRPC codes that occur here.
+/// The gRPC codes in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Code {
     Cancelled = 1,
@@ -17,17 +17,17 @@ pub(crate) enum Code {
     Unauthenticated = 16,
 }
 
-/// A refusal.
+/// An error status.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Status {
     pub(crate) code: Code,
     pub(crate) message: String,
-    /// Whether Scalekit itself says so, with its ErrorInfo; a gateway's own answers come without.
+    /// Whether an `ErrorInfo` goes with it. Errors of the gateway in front of Scalekit have none.
     pub(crate) details: bool,
     pub(crate) violations: Vec<Violation>,
 }
 
-/// A field that breaks a rule.
+/// A field that violates a constraint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {
     pub(crate) field: &'static str,
@@ -36,18 +36,18 @@ pub(crate) struct Violation {
 }
 
 impl Status {
-    /// A refusal of Scalekit's own.
+    /// An error of Scalekit itself.
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), details: true, violations: Vec::new() }
     }
 
-    /// A refusal of the gateway before it.
-    pub(crate) fn gateway(code: Code, message: impl Into<String>) -> Self {
+    /// An error of the gateway in front of Scalekit.
+    pub(crate) fn from_gateway(code: Code, message: impl Into<String>) -> Self {
         Self { details: false, ..Self::new(code, message) }
     }
 
-    /// A field that breaks a rule.
-    pub(crate) fn invalid(
+    /// A field violates a constraint.
+    pub(crate) fn invalid_field(
         field: &'static str,
         constraint: &'static str,
         description: impl Into<String>,
@@ -62,13 +62,11 @@ impl Status {
 }
 
 impl Code {
-    /// The number on the wire.
     pub(crate) fn number(self) -> i32 {
         self as i32
     }
 
-    /// The name, which ErrorInfo carries as its `error_code`. Only `UNAUTHENTICATED` is known to be Scalekit's
-    /// word; the others are guesses.
+    /// The `error_code` in `ErrorInfo`. Only `UNAUTHENTICATED` is known from Scalekit; the others are assumed.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Cancelled => "CANCELLED",
@@ -86,8 +84,7 @@ impl Code {
         }
     }
 
-    /// The HTTP status of this code.
-    pub(crate) fn http(self) -> u16 {
+    pub(crate) fn http_status(self) -> u16 {
         match self {
             Self::Cancelled => 499,
             Self::Unknown | Self::Internal => 500,
@@ -103,8 +100,7 @@ impl Code {
         }
     }
 
-    /// The code that stands behind an HTTP status.
-    pub(crate) fn of_http(status: u16) -> Self {
+    pub(crate) fn from_http_status(status: u16) -> Self {
         match status {
             400 => Self::InvalidArgument,
             401 => Self::Unauthenticated,
@@ -127,9 +123,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_http_status_and_its_code_belong_together() {
+    fn http_status_maps_to_code_and_back() {
         for status in [400, 401, 403, 404, 409, 429, 499, 500, 501, 503, 504] {
-            assert_eq!(Code::of_http(status).http(), status);
+            assert_eq!(Code::from_http_status(status).http_status(), status);
         }
     }
 }

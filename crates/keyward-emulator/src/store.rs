@@ -1,4 +1,4 @@
-//! The keys, and what each call does to them. A revoked key stays known, so that revoking it again succeeds.
+//! The keys, and what each call does to them. A revoked key stays stored: revoking it again must succeed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -14,35 +14,35 @@ use cursor::Cursor;
 
 mod cursor;
 
-/// A key to be made without any check, so that tests can have what the API refuses. `""` is none.
+/// A key to create without checks, so that tests can have keys that the API would refuse. An empty string means absent.
 #[derive(Clone, Debug, Default)]
 pub struct Issue {
-    /// The organization it belongs to.
+    /// Id of the organization.
     pub organization_id: String,
-    /// The caller's own id of that organization.
+    /// Id of the organization in the customer's system.
     pub organization_external_id: String,
-    /// The user it belongs to.
+    /// Id of the user; empty for a key of the organization.
     pub user_id: String,
-    /// The caller's own id of that user.
+    /// Id of the user in the customer's system.
     pub user_external_id: String,
-    /// The user's address.
+    /// The user's e-mail address.
     pub email: String,
-    /// Free text by name.
+    /// Claims by name.
     pub custom_claims: BTreeMap<String, String>,
     /// The user's roles.
     pub roles: Vec<String>,
-    /// The first moment at which it is no longer valid.
+    /// When it ceases to be valid; `None` is never.
     pub expiry: Option<Timestamp>,
-    /// What it is for.
+    /// A note for people.
     pub description: String,
 }
 
-/// A new key.
+/// A created key.
 #[derive(Clone)]
 pub struct Issued {
     /// The key itself.
     pub key: String,
-    /// Its id.
+    /// The token id.
     pub token_id: String,
 }
 
@@ -52,7 +52,7 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// What Scalekit tells about a key.
+/// What Scalekit returns about a key.
 #[derive(Clone, Debug)]
 pub(crate) struct Token {
     pub(crate) token_id: String,
@@ -61,13 +61,12 @@ pub(crate) struct Token {
     pub(crate) issue: Issue,
 }
 
-/// All keys.
 pub(crate) struct Store {
     directory: Directory,
     keys: Mutex<Keys>,
 }
 
-/// Records in the order of their making; a record's place in it is its number.
+/// Records in order of creation; `numbers` has the index of each by key and by token id.
 #[derive(Default)]
 struct Keys {
     records: Vec<Record>,
@@ -85,49 +84,47 @@ impl Store {
         Self { directory, keys: Mutex::default() }
     }
 
-    /// Does what is asked for by a client that may ask it.
-    pub(crate) fn perform(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
+    /// Performs an authorized call.
+    pub(crate) fn perform_call(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
         match call {
-            Call::Create(create) => self.create(create, now),
+            Call::Create(create) => self.create_key(create, now),
             Call::Validate { token } => {
-                well_formed(&token)?;
-                self.keys().validate(&token, now).map(Reply::Token)
+                check_token(&token)?;
+                self.lock_keys().validate_token(&token, now).map(Reply::Token)
             }
             Call::Invalidate { token } => {
-                well_formed(&token)?;
-                if self.revoke(&token) { Ok(Reply::Nothing) } else { Err(unknown()) }
+                check_token(&token)?;
+                if self.revoke_key(&token) { Ok(Reply::Nothing) } else { Err(not_found()) }
             }
-            Call::List(list) => self.list(&list, now).map(Reply::Page),
-            Call::Update(update) => self.update(update, now).map(Reply::Token),
+            Call::List(list) => self.list_keys(&list, now).map(Reply::Page),
+            Call::Update(update) => self.update_key(update, now).map(Reply::Token),
         }
     }
 
-    /// Makes a key.
-    pub(crate) fn issue(&self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
-        self.keys().add(issue, now)
+    pub(crate) fn issue_key(&self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
+        self.lock_keys().add_key(issue, now)
     }
 
-    /// Revokes a key by itself or by its id. False: there is no such key.
-    pub(crate) fn revoke(&self, token: &str) -> bool {
-        self.keys().find(token).map(|record| record.revoked = true).is_some()
+    /// Revokes a key, given as itself or by its token id. False if there is none.
+    pub(crate) fn revoke_key(&self, token: &str) -> bool {
+        self.lock_keys().find_record(token).map(|record| record.revoked = true).is_some()
     }
 
-    /// How many validations found this key.
     pub(crate) fn validations_of(&self, token: &str) -> u64 {
-        self.keys().find(token).map_or(0, |record| record.validations)
+        self.lock_keys().find_record(token).map_or(0, |record| record.validations)
     }
 
-    fn create(&self, create: Create, now: Timestamp) -> Result<Reply, Status> {
+    fn create_key(&self, create: Create, now: Timestamp) -> Result<Reply, Status> {
         if create.organization_id.is_empty() {
-            return Err(Status::invalid("organization_id", "required", "value is required"));
+            return Err(Status::invalid_field("organization_id", "required", "value is required"));
         }
         check_claims(&create.custom_claims)?;
         check_description(&create.description)?;
-        // That an expiry in the past is refused is a guess.
+        // It is assumed that Scalekit refuses an expiry in the past.
         if create.expiry.is_some_and(|expiry| expiry <= now) {
-            return Err(Status::invalid("expiry", "timestamp.gt_now", "value must be in the future"));
+            return Err(Status::invalid_field("expiry", "timestamp.gt_now", "value must be in the future"));
         }
-        let roles = self.directory.roles(&create.organization_id, &create.user_id)?;
+        let roles = self.directory.find_roles(&create.organization_id, &create.user_id)?;
         let issue = Issue {
             organization_id: create.organization_id,
             user_id: create.user_id,
@@ -137,14 +134,14 @@ impl Store {
             roles,
             ..Issue::default()
         };
-        let (key, token) = self.issue(issue, now);
+        let (key, token) = self.issue_key(issue, now);
         Ok(Reply::Created { key, token })
     }
 
-    fn list(&self, list: &List, now: Timestamp) -> Result<Page, Status> {
+    fn list_keys(&self, list: &List, now: Timestamp) -> Result<Page, Status> {
         let organization = list.organization_id.as_str();
         if !organization.starts_with("org_") {
-            return Err(Status::invalid(
+            return Err(Status::invalid_field(
                 "organization_id",
                 "string.prefix",
                 "value does not have prefix `org_`",
@@ -152,26 +149,30 @@ impl Store {
         }
         if organization.chars().count() > 32 {
             let rule = "value length must be at most 32 characters";
-            return Err(Status::invalid("organization_id", "string.max_len", rule));
+            return Err(Status::invalid_field("organization_id", "string.max_len", rule));
         }
         let size = match usize::try_from(list.page_size) {
             Ok(0) => 10,
             Ok(size) if size <= 30 => size,
             _ => {
-                return Err(Status::invalid("page_size", "int32.gte_lte", "value must be from 0 to 30"));
+                return Err(Status::invalid_field(
+                    "page_size",
+                    "int32.gte_lte",
+                    "value must be from 0 to 30",
+                ));
             }
         };
-        let cursor = Cursor::read(&list.page_token)?;
-        self.directory.roles(organization, &list.user_id)?;
-        Ok(self.keys().page(organization, &list.user_id, size, cursor, now))
+        let cursor = Cursor::decode(&list.page_token)?;
+        self.directory.find_roles(organization, &list.user_id)?;
+        Ok(self.lock_keys().list_page(organization, &list.user_id, size, cursor, now))
     }
 
-    fn update(&self, update: Update, now: Timestamp) -> Result<Arc<Token>, Status> {
-        well_formed(&update.token)?;
+    fn update_key(&self, update: Update, now: Timestamp) -> Result<Arc<Token>, Status> {
+        check_token(&update.token)?;
         check_claims(&update.custom_claims)?;
         check_description(update.description.as_deref().unwrap_or_default())?;
-        let mut keys = self.keys();
-        let token = &mut keys.live(&update.token, now)?.token;
+        let mut keys = self.lock_keys();
+        let token = &mut keys.find_live(&update.token, now)?.token;
         let issue = &mut Arc::make_mut(token).issue;
         if !update.custom_claims.is_empty() {
             issue.custom_claims = update.custom_claims;
@@ -182,17 +183,17 @@ impl Store {
         Ok(Arc::clone(token))
     }
 
-    fn keys(&self) -> MutexGuard<'_, Keys> {
+    fn lock_keys(&self) -> MutexGuard<'_, Keys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Keys {
-    fn add(&mut self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
+    fn add_key(&mut self, issue: Issue, now: Timestamp) -> (String, Arc<Token>) {
         let number = self.records.len();
-        let key = key::key(now);
+        let key = key::generate_key(now);
         let created_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
-        let (token_id, token_suffix) = (key::token_id(now, number), key::suffix(&key).to_owned());
+        let (token_id, token_suffix) = (key::new_token_id(now, number), key::key_suffix(&key).to_owned());
         let token = Arc::new(Token { token_id, token_suffix, created_at, issue });
         self.numbers.insert(key.clone().into(), number);
         self.numbers.insert(token.token_id.clone().into(), number);
@@ -200,27 +201,27 @@ impl Keys {
         (key, token)
     }
 
-    /// A key by itself or by its id, whatever its state.
-    fn find(&mut self, token: &str) -> Option<&mut Record> {
+    /// Finds a key, given as itself or by its token id, in any state.
+    fn find_record(&mut self, token: &str) -> Option<&mut Record> {
         self.numbers.get(token).and_then(|number| self.records.get_mut(*number))
     }
 
-    /// A key that is neither revoked nor expired.
-    fn live(&mut self, token: &str, now: Timestamp) -> Result<&mut Record, Status> {
-        self.find(token).filter(|record| record.is_live(now)).ok_or_else(unknown)
+    /// Finds a key that is neither revoked nor expired.
+    fn find_live(&mut self, token: &str, now: Timestamp) -> Result<&mut Record, Status> {
+        self.find_record(token).filter(|record| record.is_live(now)).ok_or_else(not_found)
     }
 
-    fn validate(&mut self, token: &str, now: Timestamp) -> Result<Arc<Token>, Status> {
-        let record = self.find(token).ok_or_else(unknown)?;
+    fn validate_token(&mut self, token: &str, now: Timestamp) -> Result<Arc<Token>, Status> {
+        let record = self.find_record(token).ok_or_else(not_found)?;
         record.validations += 1;
-        if record.is_live(now) { Ok(Arc::clone(&record.token)) } else { Err(unknown()) }
+        if record.is_live(now) { Ok(Arc::clone(&record.token)) } else { Err(not_found()) }
     }
 
-    fn page(&self, organization: &str, user: &str, size: usize, cursor: Cursor, now: Timestamp) -> Page {
+    fn list_page(&self, organization: &str, user: &str, size: usize, cursor: Cursor, now: Timestamp) -> Page {
         let matching: Vec<_> = (self.records.iter().enumerate().rev())
             .filter(|(_, record)| record.is_live(now) && record.token.belongs_to(organization, user))
             .collect();
-        // Everything before `start` is newer than the page, everything from `end` on is older.
+        // Newest first: keys before `start` are newer than the page, those from `end` on older.
         let (start, end) = match cursor {
             Cursor::Older(than) => {
                 let start = matching.partition_point(|(number, _)| *number >= than);
@@ -237,8 +238,8 @@ impl Keys {
         Page {
             tokens: page.iter().map(|(_, record)| Arc::clone(&record.token)).collect(),
             total_count: i32::try_from(matching.len()).unwrap_or(i32::MAX),
-            next_page_token: older.map(Cursor::write).unwrap_or_default(),
-            prev_page_token: newer.map(Cursor::write).unwrap_or_default(),
+            next_page_token: older.map(Cursor::encode).unwrap_or_default(),
+            prev_page_token: newer.map(Cursor::encode).unwrap_or_default(),
         }
     }
 }
@@ -255,21 +256,22 @@ impl Token {
     }
 }
 
-/// One answer for unknown, revoked and expired.
-fn unknown() -> Status {
+/// The same status for unknown, revoked and expired keys.
+fn not_found() -> Status {
     Status::new(Code::NotFound, "Invalid or expired token")
 }
 
-fn well_formed(token: &str) -> Result<(), Status> {
+fn check_token(token: &str) -> Result<(), Status> {
     match token {
-        "" => Err(Status::invalid("token", "required", "value is required")),
+        "" => Err(Status::invalid_field("token", "required", "value is required")),
         token if key::is_well_formed(token) => Ok(()),
-        _ => Err(Status::invalid("token", "token", "value is not a token")),
+        _ => Err(Status::invalid_field("token", "token", "value is not a token")),
     }
 }
 
 fn check_claims(claims: &BTreeMap<String, String>) -> Result<(), Status> {
-    let refuse = |constraint, description| Err(Status::invalid("custom_claims", constraint, description));
+    let refuse =
+        |constraint, description| Err(Status::invalid_field("custom_claims", constraint, description));
     if claims.len() > 20 {
         return refuse("map.max_pairs", "map must be at most 20 entries");
     }
@@ -287,7 +289,7 @@ fn check_claims(claims: &BTreeMap<String, String>) -> Result<(), Status> {
 fn check_description(description: &str) -> Result<(), Status> {
     if description.chars().count() > 255 {
         let rule = "value length must be at most 255 characters";
-        return Err(Status::invalid("description", "string.max_len", rule));
+        return Err(Status::invalid_field("description", "string.max_len", rule));
     }
     Ok(())
 }

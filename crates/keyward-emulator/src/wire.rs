@@ -1,4 +1,4 @@
-//! Which of the two wires a request came on, and how an answer goes back on it.
+//! The protocol of a request, REST or gRPC, and the encoding of its response.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -10,65 +10,63 @@ use crate::call::{Call, Endpoint, Reply};
 use crate::status::{Code, Status};
 use crate::{grpc, rest};
 
-/// REST or gRPC.
 #[derive(Clone, Copy)]
 pub(crate) enum Wire {
     Rest,
     Grpc,
 }
 
-/// An answer that is ready to be sent.
-pub(crate) struct Outgoing {
+/// An encoded response.
+pub(crate) struct Encoded {
     pub(crate) response: Response<Bytes>,
     pub(crate) trailers: Option<HeaderMap>,
 }
 
 impl Wire {
-    pub(crate) fn of(head: &Parts) -> Self {
+    pub(crate) fn detect(head: &Parts) -> Self {
         if grpc::is_grpc(&head.headers) { Self::Grpc } else { Self::Rest }
     }
 
-    pub(crate) fn route(self, head: &Parts) -> Result<Endpoint, Status> {
+    pub(crate) fn find_endpoint(self, head: &Parts) -> Result<Endpoint, Status> {
         match self {
-            Self::Rest => rest::route(&head.method, head.uri.path()),
-            Self::Grpc => grpc::route(&head.method, head.uri.path(), &head.headers),
+            Self::Rest => rest::find_endpoint(&head.method, head.uri.path()),
+            Self::Grpc => grpc::find_endpoint(&head.method, head.uri.path(), &head.headers),
         }
     }
 
-    pub(crate) fn read(self, endpoint: Endpoint, head: &Parts, body: &[u8]) -> Result<Call, Status> {
+    pub(crate) fn decode_call(self, endpoint: Endpoint, head: &Parts, body: &[u8]) -> Result<Call, Status> {
         match self {
-            Self::Rest => rest::read(endpoint, head.uri.query(), body),
-            Self::Grpc => grpc::read(endpoint, body),
+            Self::Rest => rest::decode_call(endpoint, head.uri.query(), body),
+            Self::Grpc => grpc::decode_call(endpoint, body),
         }
     }
 
-    pub(crate) fn write(self, outcome: Result<Reply, Status>) -> Outgoing {
+    pub(crate) fn encode_outcome(self, outcome: Result<Reply, Status>) -> Encoded {
         match self {
-            Self::Rest => rest::write(outcome).into(),
-            Self::Grpc => grpc::write(outcome).into(),
+            Self::Rest => rest::encode_outcome(outcome).into(),
+            Self::Grpc => grpc::encode_outcome(outcome).into(),
         }
     }
 
-    /// The answer to a request whose body is too large.
-    pub(crate) fn too_large(self) -> Outgoing {
-        let status = Status::gateway(Code::ResourceExhausted, "request body too large");
+    pub(crate) fn body_too_large(self) -> Encoded {
+        let status = Status::from_gateway(Code::ResourceExhausted, "request body too large");
         match self {
-            Self::Rest => rest::refusal(413, &status).into(),
-            Self::Grpc => grpc::write(Err(status)).into(),
+            Self::Rest => rest::error_response(413, &status).into(),
+            Self::Grpc => grpc::encode_outcome(Err(status)).into(),
         }
     }
 
-    /// The answer that goes with an HTTP status, for a fault.
-    pub(crate) fn write_status(self, endpoint: Endpoint, http: u16) -> Outgoing {
+    /// The response for the HTTP status of a fault.
+    pub(crate) fn encode_status(self, endpoint: Endpoint, http: u16) -> Encoded {
         match self {
-            Self::Rest => rest::write_status(endpoint, http).into(),
-            Self::Grpc => grpc::write_status(http).into(),
+            Self::Rest => rest::encode_status(endpoint, http).into(),
+            Self::Grpc => grpc::encode_status(http).into(),
         }
     }
 }
 
-impl Outgoing {
-    pub(crate) fn send(self) -> Response<Body> {
+impl Encoded {
+    pub(crate) fn into_response(self) -> Response<Body> {
         let response = self.response.map(full);
         match self.trailers {
             None => response,
@@ -80,13 +78,13 @@ impl Outgoing {
     }
 }
 
-impl From<Response<Bytes>> for Outgoing {
+impl From<Response<Bytes>> for Encoded {
     fn from(response: Response<Bytes>) -> Self {
         Self { response, trailers: None }
     }
 }
 
-impl From<(Response<Bytes>, Option<HeaderMap>)> for Outgoing {
+impl From<(Response<Bytes>, Option<HeaderMap>)> for Encoded {
     fn from((response, trailers): (Response<Bytes>, Option<HeaderMap>)) -> Self {
         Self { response, trailers }
     }

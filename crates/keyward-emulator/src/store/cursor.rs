@@ -1,10 +1,10 @@
-//! The page tokens of a list: opaque to clients, a record's number to the store.
+//! Page tokens. Opaque to clients; to the store, the number of a record.
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 
 use crate::status::Status;
 
-/// Where a page begins or ends: beside the record of this number, which need not be live any longer.
+/// A page of records older, or newer, than the one of this number, which may be revoked since.
 #[derive(Clone, Copy)]
 pub(super) enum Cursor {
     Older(usize),
@@ -12,15 +12,15 @@ pub(super) enum Cursor {
 }
 
 impl Cursor {
-    pub(super) fn write(self) -> String {
+    pub(super) fn encode(self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(match self {
             Self::Older(than) => format!("older:{than}"),
             Self::Newer(than) => format!("newer:{than}"),
         })
     }
 
-    /// `""` is the first page. That anything else which was not handed out is refused is a guess.
-    pub(super) fn read(text: &str) -> Result<Self, Status> {
+    /// An empty text is the first page. It is assumed that Scalekit refuses tokens that it did not issue.
+    pub(super) fn decode(text: &str) -> Result<Self, Status> {
         if text.is_empty() {
             return Ok(Self::Older(usize::MAX));
         }
@@ -30,6 +30,6 @@ impl Cursor {
             Some(("newer", than)) => than.parse().ok().map(Self::Newer),
             _ => None,
         };
-        cursor.ok_or_else(|| Status::invalid("page_token", "page_token", "value is not a page token"))
+        cursor.ok_or_else(|| Status::invalid_field("page_token", "page_token", "value is not a page token"))
     }
 }

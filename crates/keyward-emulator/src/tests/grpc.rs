@@ -1,4 +1,4 @@
-//! gRPC as the official SDKs speak it: over HTTP/2 on the port of REST.
+//! gRPC as the official SDKs use it: over HTTP/2, on the same port as REST.
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine};
 use hyper::client::conn::http2::SendRequest;
@@ -7,8 +7,8 @@ use prost::Message;
 use super::*;
 use crate::proto;
 
-/// What a call gave: the frame's message and the status, wherever it stood.
-struct Given {
+/// The message of the frame and the status, from headers or trailers.
+struct CallResult {
     message: Vec<u8>,
     status: String,
     headers: HeaderMap,
@@ -25,7 +25,7 @@ impl Client {
         Self(client, api.address)
     }
 
-    async fn call(&mut self, method: &str, bearers: &[&str], message: &impl Message) -> Given {
+    async fn call(&mut self, method: &str, bearers: &[&str], message: &impl Message) -> CallResult {
         let mut frame = vec![0];
         frame.extend(u32::try_from(message.encoded_len()).unwrap().to_be_bytes());
         frame.extend(message.encode_to_vec());
@@ -41,13 +41,13 @@ impl Client {
         let frame = body.to_bytes();
         if status != "0" {
             assert!(frame.is_empty());
-            return Given { message: Vec::new(), status, headers: head.headers };
+            return CallResult { message: Vec::new(), status, headers: head.headers };
         }
         assert_eq!(
             (frame[0], usize::try_from(u32::from_be_bytes(frame[1..5].try_into().unwrap())).unwrap()),
             (0, frame.len() - 5)
         );
-        Given { message: frame[5..].to_vec(), status, headers: head.headers }
+        CallResult { message: frame[5..].to_vec(), status, headers: head.headers }
     }
 
     async fn send(
@@ -71,7 +71,7 @@ fn token(token: &str) -> proto::TokenRequest {
 }
 
 #[tokio::test]
-async fn a_key_lives_from_creation_to_revocation() {
+async fn key_lifecycle_over_grpc() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let bearer = [api.access_token.as_str()];
@@ -121,7 +121,7 @@ async fn a_key_lives_from_creation_to_revocation() {
 }
 
 #[tokio::test]
-async fn the_first_of_two_authorizations_is_judged() {
+async fn first_of_two_authorizations_decides() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let (key, good) = (api.key(), api.access_token.as_str());
@@ -137,7 +137,7 @@ async fn the_first_of_two_authorizations_is_judged() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_answered_has_a_code() {
+async fn invalid_calls_get_grpc_codes() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let bearer = [api.access_token.as_str()];
@@ -160,7 +160,7 @@ async fn what_cannot_be_answered_has_a_code() {
 }
 
 #[tokio::test]
-async fn faults_speak_grpc_too() {
+async fn faults_apply_to_grpc_calls() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let (key, bearer) = (api.key(), [api.access_token.as_str()]);
