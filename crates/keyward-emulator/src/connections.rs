@@ -58,7 +58,7 @@ impl Tasks {
     }
 
     /// Serves the requests of one connection until it closes.
-    pub(crate) async fn serve_connection<I, A, F, E>(self, stream: I, answer: A)
+    pub(crate) async fn serve_connection<I, A, F, E>(self, stream: I, handler: A)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Fn(Request<Incoming>) -> F + Send + 'static,
@@ -69,7 +69,7 @@ impl Tasks {
         builder.http1().timer(TokioTimer::new()).max_headers(MAX_HEADERS);
         builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_HEADER_LIST);
         // Clients may break a connection at any time; that is no error of the server.
-        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer)).await;
+        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(handler)).await;
     }
 
     /// Aborts all tasks and waits for them.

@@ -1,5 +1,24 @@
 //! A Scalekit in memory: API keys over REST and gRPC as the real service answers, with faults on demand, for tests in any
 //! language and for `keyward dev`. Where Scalekit's behaviour is not published, the source says that it is assumed.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use keyward_emulator::store::Issue;
+//! use keyward_emulator::{Emulator, Settings};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! let emulator = Emulator::new(Settings::default());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let environment_url = format!("http://{}", listener.local_addr()?);
+//! let (serving, stop) = (emulator.clone(), CancellationToken::new());
+//! tokio::spawn(async move { serving.serve(listener, stop).await });
+//!
+//! // The client id and client secret are "dev".
+//! let key = emulator.issue(Issue { organization_id: "org_1".to_owned(), ..Issue::default() }).key;
+//! emulator.set_fault("validate:status=503,times=3".parse()?);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
