@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use keyward_emulator::echo::Echo;
 use keyward_emulator::store::Issue;
@@ -324,7 +323,7 @@ async fn every_line_that_dev_prints_does_what_stands_above_it() {
     running.until("\n\n").await;
     let wait = async {
         while running.text().lines().filter(|line| line.starts_with("curl ")).count() < 5 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
     timeout(LIMIT, wait).await.expect("five lines");

@@ -1,5 +1,5 @@
-//! The client's own credentials: its secret, the access tokens it was given, and what it may do. Many access tokens
-//! are good at once; each lives as long as it was told to.
+//! The API client: its credentials, its permissions and the access tokens issued to it. Several access tokens are valid at
+//! once, as in Scalekit.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,9 @@ use scalekit::status::{Code, Status};
 
 use crate::key;
 
-/// How many access tokens are good at once; beyond it those that would end first end.
+/// Access tokens valid at once; above it the one that expires first is dropped.
 const MAX_LIVE: usize = 10_000;
 
-/// The one client of the emulator.
 pub(crate) struct Access(Mutex<Client>);
 
 struct Client {
@@ -29,7 +28,7 @@ struct Client {
     live: HashMap<String, Instant>,
 }
 
-/// Why there is none: RFC 6749's word for it. That Scalekit answers in this form is a guess.
+/// An error response of the token endpoint (RFC 6749, section 5.2). It is assumed that Scalekit uses this form.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct GrantError {
     pub(crate) error: &'static str,
@@ -37,9 +36,9 @@ pub(crate) struct GrantError {
 }
 
 impl Client {
-    fn accept(&mut self, access_token: String) {
+    fn remember_token(&mut self, access_token: String) {
         let now = Instant::now();
-        // A lifetime beyond what the clock can count is as good as a day.
+        // A lifetime that overflows the clock counts as a day, which no test outlives.
         let expiry = now.checked_add(self.lifetime).unwrap_or(now + Duration::from_secs(86_400));
         self.live.retain(|_, expiry| *expiry > now);
         while self.live.len() >= MAX_LIVE
@@ -57,11 +56,11 @@ impl Access {
         Self(Mutex::new(Client { id, secret, permissions, lifetime, live: HashMap::new() }))
     }
 
-    /// The token endpoint: a form with the client's credentials.
-    pub(crate) fn grant(&self, form: &[u8]) -> Result<Grant, GrantError> {
+    /// Handles the form of a token request.
+    pub(crate) fn grant_token(&self, form: &[u8]) -> Result<Grant, GrantError> {
         let refuse = |error, description| Err(GrantError { error, description });
         let request = oauth::decode_request(form);
-        let client = self.client();
+        let client = self.lock_client();
         match request.grant_type.as_str() {
             "client_credentials" => {}
             "" => return refuse("invalid_request", "grant_type is missing"),
@@ -71,28 +70,28 @@ impl Access {
             return refuse("invalid_client", "client authentication failed");
         }
         drop(client);
-        Ok(self.issue())
+        Ok(self.issue_token())
     }
 
-    /// A new access token, for whoever is entitled to one.
-    pub(crate) fn issue(&self) -> Grant {
-        let mut client = self.client();
+    pub(crate) fn issue_token(&self) -> Grant {
+        let mut client = self.lock_client();
         let lifetime = client.lifetime;
         let scopes: Vec<_> = client.permissions.iter().map(ToString::to_string).collect();
-        let access_token = key::access_token(&client.id, Timestamp::now(), lifetime.as_secs(), &scopes);
-        client.accept(access_token.clone());
+        let access_token =
+            key::generate_access_token(&client.id, Timestamp::now(), lifetime.as_secs(), &scopes);
+        client.remember_token(access_token.clone());
         Grant { access_token: access_token.into(), lifetime }
     }
 
-    /// A new access token that people can read: one is as good as another to who presents it.
-    pub(crate) fn issue_short(&self) -> String {
+    /// Issues an access token short enough for a command line.
+    pub(crate) fn issue_short_token(&self) -> String {
         let access_token = format!("dev_{:016x}", fastrand::u64(..));
-        self.client().accept(access_token.clone());
+        self.lock_client().remember_token(access_token.clone());
         access_token
     }
 
-    /// Whether the bearer of these headers may do this. Of several authorization values the first counts: an
-    /// official SDK sends its current token first and an old one after it.
+    /// Checks the access token of a request. The first of several `authorization` values counts: one official SDK sends its
+    /// current token first and the previous one after it.
     pub(crate) fn authorize(&self, headers: &HeaderMap, needed: Permission) -> Result<(), Status> {
         let bearer = headers
             .get(AUTHORIZATION)
@@ -103,7 +102,7 @@ impl Access {
         let Some(token) = bearer.filter(|token| !token.is_empty()) else {
             return Err(Status::new(Code::Unauthenticated, "Token empty"));
         };
-        let client = self.client();
+        let client = self.lock_client();
         if client.live.get(token).is_none_or(|expiry| *expiry <= Instant::now()) {
             return Err(Status::new(Code::Unauthenticated, "Invalid or expired token"));
         }
@@ -117,22 +116,22 @@ impl Access {
     }
 
     pub(crate) fn expire_all(&self) {
-        self.client().live.clear();
+        self.lock_client().live.clear();
     }
 
     pub(crate) fn set_secret(&self, secret: String) {
-        self.client().secret = secret;
+        self.lock_client().secret = secret;
     }
 
     pub(crate) fn set_permissions(&self, permissions: &[Permission]) {
-        self.client().permissions = permissions.to_vec();
+        self.lock_client().permissions = permissions.to_vec();
     }
 
     pub(crate) fn set_lifetime(&self, lifetime: Duration) {
-        self.client().lifetime = lifetime;
+        self.lock_client().lifetime = lifetime;
     }
 
-    fn client(&self) -> MutexGuard<'_, Client> {
+    fn lock_client(&self) -> MutexGuard<'_, Client> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -152,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_judged_in_the_words_of_the_rfc() {
+    fn bad_credentials_get_oauth_error_codes() {
         for (form, expected) in [
             (GOOD, None),
             ("", Some("invalid_request")),
@@ -162,7 +161,7 @@ mod tests {
             ("grant_type=client_credentials&client_id=dave&client_secret=s%26t", Some("invalid_client")),
         ] {
             assert_eq!(
-                access().grant(form.as_bytes()).err().map(|refusal| refusal.error),
+                access().grant_token(form.as_bytes()).err().map(|refusal| refusal.error),
                 expected,
                 "{form}"
             );
@@ -170,10 +169,11 @@ mod tests {
     }
 
     #[test]
-    fn several_access_tokens_live_at_once_and_the_first_value_counts() {
+    fn first_authorization_value_decides() {
         let access = access();
-        let bearer =
-            || format!("Bearer {}", access.grant(GOOD.as_bytes()).unwrap().access_token.expose_secret());
+        let bearer = || {
+            format!("Bearer {}", access.grant_token(GOOD.as_bytes()).unwrap().access_token.expose_secret())
+        };
         let (one, two) = (bearer(), bearer());
         for (values, expected) in [
             (vec![one.as_str()], Ok(())),
@@ -194,17 +194,17 @@ mod tests {
     }
 
     #[test]
-    fn a_lifetime_may_be_beyond_the_clock() {
+    fn overlong_lifetime_does_not_overflow() {
         let access = access();
         access.set_lifetime(Duration::MAX);
-        assert_eq!(access.grant(GOOD.as_bytes()).unwrap().lifetime, Duration::MAX);
+        assert_eq!(access.grant_token(GOOD.as_bytes()).unwrap().lifetime, Duration::MAX);
     }
 
     #[test]
-    fn an_access_token_ends_with_its_lifetime() {
+    fn access_token_expires_after_its_lifetime() {
         let access = access();
         access.set_lifetime(Duration::ZERO);
-        let grant = access.grant(GOOD.as_bytes()).unwrap();
+        let grant = access.grant_token(GOOD.as_bytes()).unwrap();
         let value = format!("Bearer {}", grant.access_token.expose_secret());
         assert!(access.authorize(&headers(&[&value]), Permission::Read).is_err());
     }

@@ -1,4 +1,4 @@
-//! A certificate for this machine, and the authority that vouches for it, both made on the spot.
+//! A self-made CA and a certificate for localhost, generated at start.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -20,19 +20,19 @@ pub struct Certificate {
     server: Arc<ServerConfig>,
 }
 
-/// Why there is no certificate.
+/// The certificate could not be generated or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
-    /// It could not be made.
-    #[error("cannot make a certificate: {0}")]
-    Made(#[from] rcgen::Error),
-    /// It could not be used.
-    #[error("cannot use the certificate made: {0}")]
-    Used(#[from] rustls::Error),
+    /// rcgen failed.
+    #[error("cannot generate a certificate: {0}")]
+    Generate(#[from] rcgen::Error),
+    /// rustls refused the result.
+    #[error("cannot use the generated certificate: {0}")]
+    Use(#[from] rustls::Error),
 }
 
 impl Certificate {
-    /// Makes an authority and a certificate. The authority's own key is forgotten at once.
+    /// Generates a CA and a certificate, valid for 396 days. The private key of the CA is not kept.
     pub fn generate() -> Result<Self, CertificateError> {
         let mut authority = CertificateParams::new([])?;
         authority.distinguished_name.push(DnType::CommonName, "Keyward emulator authority");
@@ -42,10 +42,10 @@ impl Certificate {
 
         let mut leaf = CertificateParams::new(["localhost", "127.0.0.1", "::1"].map(str::to_owned))?;
         leaf.distinguished_name.push(DnType::CommonName, "Keyward emulator");
-        leaf.use_authority_key_identifier_extension = true; // Python from 3.13 on insists.
+        leaf.use_authority_key_identifier_extension = true; // Required by Python from 3.13 on.
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        // Some platforms trust no certificate for more than about a year.
+        // Some platforms reject server certificates with a longer lifetime, and clocks differ between machines.
         leaf.not_before = (SystemTime::now() - DAY).into();
         leaf.not_after = (SystemTime::now() + 396 * DAY).into();
         let key = KeyPair::generate()?;
@@ -61,7 +61,7 @@ impl Certificate {
         Ok(Self { ca_pem: authority.pem(), server: Arc::new(server) })
     }
 
-    /// The authority's certificate, for clients to trust.
+    /// The CA certificate in PEM, for clients to trust.
     pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }

@@ -1,4 +1,4 @@
-//! Connections of the development servers: accepted, served over HTTP/1.1 or HTTP/2, and all ended by one token.
+//! Accepts and serves connections over HTTP/1.1 or HTTP/2, and ends all of them with one cancellation token.
 
 use std::future::Future;
 use std::time::Duration;
@@ -16,11 +16,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::body::{Body, BodyError};
 
-/// Wide enough for what a proxy with narrower limits lets through and adds to.
+// Above the limits of the proxy under test, so that these servers never reject what it forwards.
 const MAX_HEADERS: usize = 1000;
-const MAX_HEAD: u32 = 512 * 1024;
+const MAX_HEADER_LIST: u32 = 512 * 1024;
 
-/// The tasks of one server. Each ends when the server is told to stop, whatever it is doing.
+/// The tasks of one server. Cancelling `stop` aborts each of them at once.
 #[derive(Clone)]
 pub(crate) struct Tasks {
     tracker: TaskTracker,
@@ -28,14 +28,13 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    /// No tasks yet. The guard ends them all when the server's own future is dropped.
+    /// Dropping the guard, as happens when the future of the server is dropped, aborts all tasks.
     pub(crate) fn new(stop: &CancellationToken) -> (Self, DropGuard) {
         let stop = stop.child_token();
         let guard = stop.clone().drop_guard();
         (Self { tracker: TaskTracker::new(), stop }, guard)
     }
 
-    /// Starts a task of this server.
     pub(crate) fn spawn<F>(&self, task: F)
     where
         F: Future<Output: Send> + Send + 'static,
@@ -43,23 +42,23 @@ impl Tasks {
         self.tracker.spawn(self.stop.clone().run_until_cancelled_owned(task));
     }
 
-    /// The next connection, or none once the server is to stop.
+    /// Waits for a connection; `None` once the server stops.
     pub(crate) async fn accept(&self, listener: &TcpListener) -> Option<TcpStream> {
         loop {
             match self.stop.run_until_cancelled(listener.accept()).await? {
                 Ok((stream, _)) => {
-                    // A socket that refuses the option is served all the same, only later.
+                    // Without the option the connection works, with more latency.
                     let _ = stream.set_nodelay(true);
                     return Some(stream);
                 }
-                // Out of descriptors, or a connection that died in the queue: neither ends the server.
+                // Out of file descriptors, or a connection reset while queued: the server goes on.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
     }
 
-    /// Answers the requests of one connection until it closes.
-    pub(crate) async fn connection<I, A, F, E>(self, stream: I, answer: A)
+    /// Serves the requests of one connection until it closes.
+    pub(crate) async fn serve_connection<I, A, F, E>(self, stream: I, handler: A)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Fn(Request<Incoming>) -> F + Send + 'static,
@@ -68,13 +67,13 @@ impl Tasks {
     {
         let mut builder = auto::Builder::new(self);
         builder.http1().timer(TokioTimer::new()).max_headers(MAX_HEADERS);
-        builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_HEAD);
-        // A connection that breaks is the client's business: there is nobody here to tell.
-        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer)).await;
+        builder.http2().timer(TokioTimer::new()).max_header_list_size(MAX_HEADER_LIST);
+        // Clients may break a connection at any time; that is no error of the server.
+        let _ = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(handler)).await;
     }
 
-    /// Waits until every task has ended.
-    pub(crate) async fn end(self) {
+    /// Aborts all tasks and waits for them.
+    pub(crate) async fn shut_down(self) {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;

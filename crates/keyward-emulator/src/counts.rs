@@ -1,5 +1,5 @@
-//! How often each endpoint was called. Validations are followed more closely: tests of freshness and of sharing
-//! ask when they began, and how many were open at once.
+//! Call counters. Validations are counted in more detail, as tests of freshness and of sharing need to know when one began
+//! and how many were open at once.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -8,32 +8,31 @@ use tokio::sync::watch;
 
 use crate::endpoint::Endpoint;
 
-/// What was counted so far.
+/// The counters since start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Connections accepted; refused ones are not among them.
+    /// Accepted connections, without those that a fault refused.
     pub connections: u64,
-    /// Calls for an access token.
+    /// Requests for an access token.
     pub token_fetches: u64,
-    /// Calls that create.
+    /// Create calls.
     pub creations: u64,
-    /// Calls that validate, counted when the request's head has arrived.
+    /// Validate calls, counted when the request head has arrived.
     pub validations: u64,
-    /// Validations whose verdict was taken from the store.
+    /// Validate calls whose verdict was read from the store.
     pub validations_decided: u64,
-    /// Validations begun and neither answered nor given up by the caller.
+    /// Validate calls in progress.
     pub validations_open: u64,
-    /// The most of them at once.
+    /// The largest number of validate calls in progress at once.
     pub validations_open_max: u64,
-    /// Calls that invalidate.
+    /// Invalidate calls.
     pub invalidations: u64,
-    /// Calls that list.
+    /// List calls.
     pub lists: u64,
-    /// Calls that update.
+    /// Update calls.
     pub updates: u64,
 }
 
-/// The counters behind [`Counts`].
 #[derive(Default)]
 pub(crate) struct Counters {
     connections: AtomicU64,
@@ -48,10 +47,10 @@ pub(crate) struct Counters {
     updates: AtomicU64,
 }
 
-/// A call that is open until this is dropped.
-pub(crate) struct Open<'a>(Option<&'a Counters>);
+/// Counts a validate call as open until dropped.
+pub(crate) struct OpenCall<'a>(Option<&'a Counters>);
 
-impl Drop for Open<'_> {
+impl Drop for OpenCall<'_> {
     fn drop(&mut self) {
         if let Some(counters) = self.0 {
             counters.open.fetch_sub(1, Relaxed);
@@ -60,12 +59,12 @@ impl Drop for Open<'_> {
 }
 
 impl Counters {
-    pub(crate) fn connection(&self) {
+    pub(crate) fn count_connection(&self) {
         self.connections.fetch_add(1, Relaxed);
     }
 
-    /// Counts a call whose head has arrived.
-    pub(crate) fn begin(&self, endpoint: Endpoint) -> Open<'_> {
+    /// Counts a call when its head has arrived.
+    pub(crate) fn count_call(&self, endpoint: Endpoint) -> OpenCall<'_> {
         match endpoint {
             Endpoint::Token => self.token_fetches.fetch_add(1, Relaxed),
             Endpoint::Api(Operation::Create) => self.creations.fetch_add(1, Relaxed),
@@ -76,20 +75,18 @@ impl Counters {
                 let open = self.open.fetch_add(1, Relaxed) + 1;
                 self.open_max.fetch_max(open, Relaxed);
                 self.validations.send_modify(|begun| *begun += 1);
-                return Open(Some(self));
+                return OpenCall(Some(self));
             }
         };
-        Open(None)
+        OpenCall(None)
     }
 
-    /// Counts a verdict.
-    pub(crate) fn decide(&self) {
+    pub(crate) fn count_verdict(&self) {
         self.decided.fetch_add(1, Relaxed);
     }
 
-    /// Waits until so many validations have begun.
-    pub(crate) async fn validations_begun(&self, at_least: u64) {
-        // The sender lives as long as `self`, so that the wait cannot fail.
+    pub(crate) async fn wait_for_validations(&self, at_least: u64) {
+        // Cannot fail: `self` owns the sender.
         let _ = self.validations.subscribe().wait_for(|begun| *begun >= at_least).await;
     }
 

@@ -1,5 +1,5 @@
-//! Which organizations and users there are. Without a list every one exists as soon as it is named, and a user may
-//! be a member of many organizations, as in Scalekit.
+//! Which organizations and users exist. Without a list every id that a request names does. A user may be a member of several
+//! organizations, as in Scalekit.
 
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -17,7 +17,7 @@ pub struct Only {
     pub roles: Vec<String>,
 }
 
-/// Why an [`Only`] could not be read.
+/// The text is no [`Only`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not of the form ORG, ORG/USER or ORG/USER:role,role")]
 pub struct OnlyError(String);
@@ -44,9 +44,8 @@ impl FromStr for Only {
     }
 }
 
-/// The organizations and users that exist.
 pub(crate) struct Directory {
-    /// None: all that are named.
+    /// `None`: every organization and user exists.
     listed: Option<Listed>,
 }
 
@@ -57,7 +56,6 @@ struct Listed {
 }
 
 impl Directory {
-    /// Only these, or, when there are none, everything.
     pub(crate) fn new(only: Vec<Only>) -> Self {
         if only.is_empty() {
             return Self { listed: None };
@@ -72,9 +70,9 @@ impl Directory {
         Self { listed: Some(listed) }
     }
 
-    /// The roles of a user (`""`: none, the organization itself) in an organization. That an unknown one is
-    /// NOT_FOUND is a guess.
-    pub(crate) fn roles(&self, organization: &str, user: Option<&str>) -> Result<Vec<String>, Status> {
+    /// The roles of a user in an organization; no roles without a user. It is assumed that Scalekit answers NOT_FOUND for
+    /// unknown ones.
+    pub(crate) fn find_roles(&self, organization: &str, user: Option<&str>) -> Result<Vec<String>, Status> {
         let Some(listed) = &self.listed else {
             return Ok(Vec::new());
         };
@@ -105,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn an_organization_a_user_and_roles_are_read() {
+    fn organization_user_and_roles_are_parsed() {
         check("org_1", Some(("org_1", None, &[])));
         check("org_1/usr_1", Some(("org_1", Some("usr_1"), &[])));
         check("org_1/usr_1:admin", Some(("org_1", Some("usr_1"), &["admin"])));
@@ -113,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn malformed_entries_are_refused() {
         for text in [
             "",
             "/",
@@ -132,15 +130,15 @@ mod tests {
     }
 
     #[test]
-    fn with_a_list_only_the_listed_exist() {
+    fn list_limits_organizations_and_users() {
         let only = ["org_1/usr_1:admin", "org_2"].map(|text| text.parse().unwrap());
         let directory = Directory::new(only.into());
-        assert_eq!(directory.roles("org_1", Some("usr_1")), Ok(vec!["admin".to_owned()]));
-        assert_eq!(directory.roles("org_1", None), Ok(vec![]));
-        assert_eq!(directory.roles("org_2", None), Ok(vec![]));
+        assert_eq!(directory.find_roles("org_1", Some("usr_1")), Ok(vec!["admin".to_owned()]));
+        assert_eq!(directory.find_roles("org_1", None), Ok(vec![]));
+        assert_eq!(directory.find_roles("org_2", None), Ok(vec![]));
         for (organization, user) in [("org_3", ""), ("org_2", "usr_1"), ("org_1", "usr_2")] {
-            assert_eq!(directory.roles(organization, Some(user)).unwrap_err().code, Code::NotFound);
+            assert_eq!(directory.find_roles(organization, Some(user)).unwrap_err().code, Code::NotFound);
         }
-        assert_eq!(Directory::new(vec![]).roles("any", Some("any")), Ok(vec![]));
+        assert_eq!(Directory::new(vec![]).find_roles("any", Some("any")), Ok(vec![]));
     }
 }

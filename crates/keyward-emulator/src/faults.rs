@@ -1,5 +1,5 @@
-//! Misbehaviour on command: what an unreliable Scalekit, network or proxy does to a call. Without a fault a call
-//! pays one atomic load for them.
+//! Fault injection: what an unreliable Scalekit, network or proxy does to a call. Without faults a call costs one atomic
+//! load.
 
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -15,97 +15,97 @@ use crate::endpoint::Endpoint;
 
 mod spec;
 
-/// Which calls a fault meets.
+/// Which calls a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// Every call.
     Any,
-    /// Calls for an access token.
+    /// Requests for an access token.
     Token,
-    /// Calls that create.
+    /// Create calls.
     Create,
-    /// Calls that validate.
+    /// Validate calls.
     Validate,
-    /// Calls that invalidate.
+    /// Invalidate calls.
     Invalidate,
-    /// Calls that list.
+    /// List calls.
     List,
-    /// Calls that update.
+    /// Update calls.
     Update,
 }
 
-/// What goes wrong.
+/// What a fault does.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
-    /// Waits before the call is decided.
+    /// Delays the decision on the call.
     Latency(Duration),
-    /// Decides at once, and waits before the answer.
+    /// Decides at once and delays the response.
     LatencyAfter(Duration),
-    /// Waits before the call is decided until the faults are cleared or the caller leaves.
+    /// Delays the decision until the faults are cleared or the client disconnects.
     Hang,
-    /// Decides at once, and waits as [`Effect::Hang`] does before the answer.
+    /// Decides at once and delays the response as [`Effect::Hang`] does.
     HangAfter,
-    /// Another answer instead of a decision.
+    /// Sends this response instead of a decision.
     Answer(Answer),
-    /// The real answer under another content type.
+    /// Changes the content type of the response.
     ContentType(String),
-    /// The real answer's length and type with a body that cannot be read.
+    /// Keeps length and content type, and makes the body invalid UTF-8.
     Garbage,
-    /// The real answer, cut in the middle of the transfer.
+    /// Breaks the transfer in the middle of the body.
     Truncated,
-    /// HTTP/1.1: closes without an answer. HTTP/2: resets the stream.
+    /// Closes the HTTP/1.1 connection, or resets the HTTP/2 stream, without a response.
     Reset,
-    /// Every access token expires before this call is judged.
+    /// Expires all access tokens before this call is authorized.
     ExpireAccessTokens,
-    /// The key that the n-th of these calls presents is revoked after its verdict was taken.
+    /// Revokes the key of the n-th call after its verdict was read.
     RevokeAfter(u32),
-    /// Calls beyond a rate limit get a 429.
+    /// Answers 429 to calls above a rate limit.
     Quota(Quota),
-    /// Connections are accepted and closed at once, whatever the target; those open when it is set are closed too.
+    /// Closes connections as soon as they are accepted, whatever the target, and those that are open when the fault is set.
     Refuse,
 }
 
-/// An answer that Scalekit never gave.
+/// A response in place of that of the API.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// The HTTP status; in gRPC, unless there is a body, the code that it stands for.
+    /// The HTTP status. Over gRPC, and without a body, it is sent as the corresponding gRPC code.
     pub status: u16,
-    /// Seconds for `Retry-After`.
+    /// `Retry-After`, in seconds.
     pub retry_after: Option<u64>,
-    /// The content type; none: JSON.
+    /// The content type; `None` is JSON.
     pub content_type: Option<String>,
-    /// The body, any bytes at all; none: Scalekit's own error body for the status.
+    /// The body, which may be any bytes; `None` is Scalekit's error body for the status.
     pub body: Option<Bytes>,
 }
 
 impl Answer {
-    /// This status with Scalekit's own error body.
+    /// A response of this status with Scalekit's error body.
     pub fn status(status: u16) -> Self {
         Self { status, retry_after: None, content_type: None, body: None }
     }
 }
 
-/// A rate limit that refills evenly.
+/// A rate limit: a token bucket that refills evenly.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quota {
-    /// How many calls, all at once if need be.
+    /// Size of the bucket.
     calls: u32,
-    /// In what time they refill.
+    /// Time in which an empty bucket becomes full.
     per: Duration,
-    /// Seconds for `Retry-After`.
+    /// `Retry-After`, in seconds.
     retry_after: Option<u64>,
     left: f64,
     since: Option<Instant>,
 }
 
 impl Quota {
-    /// A full one: so many calls in this time.
+    /// A full bucket of `calls`, refilled in `per`.
     pub fn new(calls: u32, per: Duration, retry_after: Option<u64>) -> Self {
         Self { calls, per, retry_after, left: f64::from(calls), since: None }
     }
 
-    /// Takes a call, or says what it is answered instead.
-    fn take(&mut self, now: Instant) -> Option<Answer> {
+    /// Takes a call from the bucket; where it is empty, the response instead.
+    fn take_call(&mut self, now: Instant) -> Option<Answer> {
         let most = f64::from(self.calls);
         let passed = self.since.map_or(Duration::ZERO, |since| now - since);
         self.left = (self.left + most * passed.div_duration_f64(self.per)).min(most);
@@ -118,96 +118,96 @@ impl Quota {
     }
 }
 
-/// A fault and the calls it meets.
+/// An effect and the calls it applies to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
-    /// Which calls.
+    /// The calls affected.
     pub target: Target,
-    /// What happens to them.
+    /// The effect on them.
     pub effect: Effect,
-    /// How many of them; none: all until the faults are cleared.
+    /// How many calls; `None` is all until the faults are cleared.
     pub times: Option<u32>,
 }
 
 impl Fault {
-    /// A fault that stands until the faults are cleared.
+    /// A fault that lasts until the faults are cleared.
     pub fn new(target: Target, effect: Effect) -> Self {
         Self { target, effect, times: None }
     }
 
-    /// Only the next n calls.
+    /// Limits the fault to the next `n` calls.
     pub fn times(self, n: u32) -> Self {
         Self { times: Some(n), ..self }
     }
 }
 
-/// The faults that stand.
+/// The active faults.
 #[derive(Default)]
 pub(crate) struct Faults {
     any: AtomicBool,
-    standing: Mutex<Vec<Fault>>,
+    active: Mutex<Vec<Fault>>,
     cleared: watch::Sender<()>,
 }
 
-/// What is in store for one call.
+/// The effects on one call.
 #[derive(Default)]
 pub(crate) struct Plan {
-    /// In the order in which the faults were set. `RevokeAfter` stands here only when it is due.
+    /// In the order in which the faults were set. `RevokeAfter` is listed only when due.
     pub(crate) effects: Vec<Effect>,
     cleared: Option<watch::Receiver<()>>,
 }
 
 impl Faults {
     pub(crate) fn set(&self, fault: Fault) {
-        self.standing().push(fault);
+        self.lock_faults().push(fault);
         self.any.store(true, Relaxed);
     }
 
     pub(crate) fn clear(&self) {
-        let mut standing = self.standing();
-        standing.clear();
+        let mut active = self.lock_faults();
+        active.clear();
         self.any.store(false, Relaxed);
         self.cleared.send_replace(());
     }
 
-    /// Takes what the next call to this endpoint meets.
-    pub(crate) fn plan(&self, endpoint: Endpoint) -> Plan {
+    /// Takes the effects on a call to this endpoint.
+    pub(crate) fn take_plan(&self, endpoint: Endpoint) -> Plan {
         if !self.any.load(Relaxed) {
             return Plan::default();
         }
-        let mut standing = self.standing();
-        let effects =
-            take(&mut standing, |fault| fault.target.covers(endpoint) && fault.effect != Effect::Refuse);
-        // Subscribed under the lock, so that no clearing is missed.
+        let mut active = self.lock_faults();
+        let effects = take_effects(&mut active, |fault| {
+            fault.target.covers(endpoint) && fault.effect != Effect::Refuse
+        });
+        // Subscribes under the lock: `clear` cannot run between reading the faults and subscribing.
         Plan { effects, cleared: Some(self.cleared.subscribe()) }
     }
 
-    /// Whether the next connection is refused.
-    pub(crate) fn refuse(&self) -> bool {
+    pub(crate) fn refuses_connection(&self) -> bool {
         self.any.load(Relaxed)
-            && !take(&mut self.standing(), |fault| fault.effect == Effect::Refuse).is_empty()
+            && !take_effects(&mut self.lock_faults(), |fault| fault.effect == Effect::Refuse).is_empty()
     }
 
-    fn standing(&self) -> MutexGuard<'_, Vec<Fault>> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_faults(&self) -> MutexGuard<'_, Vec<Fault>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Plan {
     /// Waits until the faults are cleared.
-    pub(crate) async fn released(&mut self) {
+    pub(crate) async fn wait_for_release(&mut self) {
         if let Some(cleared) = &mut self.cleared {
-            // The sender lives as long as the emulator; were it gone, there would be nothing to wait for.
+            // The sender is gone only when the emulator is; then nothing is left to wait for.
             let _ = cleared.changed().await;
         }
     }
 }
 
-/// One use of each fault that meets the call; those used up are gone afterwards.
-fn take(standing: &mut Vec<Fault>, meets: impl Fn(&Fault) -> bool) -> Vec<Effect> {
+/// Uses each matching fault once and removes those that are used up.
+fn take_effects(active: &mut Vec<Fault>, matches: impl Fn(&Fault) -> bool) -> Vec<Effect> {
     let mut effects = Vec::new();
-    standing.retain_mut(|fault| {
-        if !meets(fault) {
+    active.retain_mut(|fault| {
+        if !matches(fault) {
             return true;
         }
         if let Effect::RevokeAfter(calls) = &mut fault.effect {
@@ -219,7 +219,7 @@ fn take(standing: &mut Vec<Fault>, meets: impl Fn(&Fault) -> bool) -> Vec<Effect
             return false;
         }
         if let Effect::Quota(quota) = &mut fault.effect {
-            effects.extend(quota.take(Instant::now()).map(Effect::Answer));
+            effects.extend(quota.take_call(Instant::now()).map(Effect::Answer));
             return true;
         }
         if fault.times == Some(0) {
@@ -246,7 +246,7 @@ impl Target {
     }
 }
 
-/// Why a fault could not be read.
+/// The text is no [`Fault`]; the message has the grammar.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{fault}`: {problem}\n\
@@ -266,7 +266,7 @@ impl FromStr for Fault {
     type Err = FaultError;
 
     fn from_str(text: &str) -> Result<Self, FaultError> {
-        spec::read(text).map_err(|problem| FaultError { fault: text.to_owned(), problem })
+        spec::parse_fault(text).map_err(|problem| FaultError { fault: text.to_owned(), problem })
     }
 }
 
@@ -275,9 +275,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_with_a_number_of_times_is_used_up() {
+    fn limited_fault_is_used_up() {
         let faults = Faults::default();
-        let effects = |endpoint| faults.plan(endpoint).effects;
+        let effects = |endpoint| faults.take_plan(endpoint).effects;
         assert_eq!(effects(Endpoint::Api(Operation::Validate)), []);
         faults.set(Fault::new(Target::Validate, Effect::Reset).times(2));
         faults.set(Fault::new(Target::Any, Effect::Garbage));
@@ -290,28 +290,28 @@ mod tests {
     }
 
     #[test]
-    fn a_revocation_is_due_at_the_nth_call_only() {
+    fn revocation_is_due_at_nth_call() {
         let faults = Faults::default();
         faults.set(Fault::new(Target::Validate, Effect::RevokeAfter(3)));
-        let due = || faults.plan(Endpoint::Api(Operation::Validate)).effects.len();
+        let due = || faults.take_plan(Endpoint::Api(Operation::Validate)).effects.len();
         assert_eq!([due(), due(), due(), due()], [0, 0, 1, 0]);
     }
 
     #[test]
-    fn quota_refuses_what_is_beyond_it_and_refills() {
+    fn quota_refuses_excess_calls_and_refills() {
         let (mut quota, now) = (Quota::new(3, Duration::from_secs(3), Some(7)), Instant::now());
         let mut at =
-            |seconds| quota.take(now + Duration::from_secs(seconds)).map(|answer| answer.retry_after);
+            |seconds| quota.take_call(now + Duration::from_secs(seconds)).map(|answer| answer.retry_after);
         assert_eq!([at(0), at(0), at(0), at(0)], [None, None, None, Some(Some(7))]);
         assert_eq!([at(1), at(1)], [None, Some(Some(7))]);
         assert_eq!([at(9), at(9), at(9), at(9)], [None, None, None, Some(Some(7))]);
     }
 
     #[test]
-    fn refusing_connections_is_no_call_and_can_be_used_up() {
+    fn refused_connections_are_not_calls() {
         let faults = Faults::default();
         faults.set("listener:refuse,times=1".parse().unwrap());
-        assert_eq!(faults.plan(Endpoint::Api(Operation::Validate)).effects, []);
-        assert_eq!([faults.refuse(), faults.refuse()], [true, false]);
+        assert_eq!(faults.take_plan(Endpoint::Api(Operation::Validate)).effects, []);
+        assert_eq!([faults.refuses_connection(), faults.refuses_connection()], [true, false]);
     }
 }

@@ -1,45 +1,48 @@
-//! The shape of what Scalekit hands out: keys in Base62 over Branca's layout, ids, access tokens. Their randomness
-//! is fast, not strong: nothing that they open is real.
+//! Keys, token ids and access tokens in the formats of Scalekit. The random generator is not cryptographic, as these protect
+//! nothing.
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use jiff::Timestamp;
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// Version, time, nonce, ciphertext and tag. The plaintext of a real key has an unknown length; 12 bytes make 77
-/// characters.
-const BRANCA: usize = 1 + 4 + 24 + 12 + 16;
+/// The Branca format: version, time, nonce, ciphertext, tag. The length of the plaintext in real keys is not published;
+/// 12 bytes give 77 characters.
+const BRANCA_BYTES: usize = 1 + 4 + 24 + 12 + 16;
 
-/// How token ids begin.
 pub(crate) const ID_PREFIX: &str = "apit_";
 
-/// A new key.
-pub(crate) fn key(now: Timestamp) -> String {
-    let mut bytes = [0; BRANCA];
+pub(crate) fn generate_key(now: Timestamp) -> String {
+    let mut bytes = [0; BRANCA_BYTES];
     fastrand::fill(&mut bytes);
     bytes[0] = 0xBA;
     bytes[1..5].copy_from_slice(&u32::try_from(now.as_second()).unwrap_or(u32::MAX).to_be_bytes());
-    base62(bytes)
+    encode_base62(bytes)
 }
 
-/// The id of the n-th token: 18 digits, ever growing.
-pub(crate) fn token_id(now: Timestamp, n: usize) -> String {
+/// The id of the n-th token: 18 digits, increasing.
+pub(crate) fn new_token_id(now: Timestamp, n: usize) -> String {
     format!("{ID_PREFIX}{}{n:05}", now.as_millisecond())
 }
 
-/// Whether this can be a key or a token id at all; what cannot is malformed rather than unknown.
+/// Whether the text has the form of a key or token id. Scalekit refuses other texts as malformed instead of unknown.
 pub(crate) fn is_well_formed(token: &str) -> bool {
     let digits = token.strip_prefix(ID_PREFIX).unwrap_or(token);
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
-/// The last four characters.
-pub(crate) fn suffix(key: &str) -> &str {
+/// The last four characters, by which Scalekit shows a key.
+pub(crate) fn key_suffix(key: &str) -> &str {
     key.get(key.len().saturating_sub(4)..).unwrap_or(key)
 }
 
-/// A new access token: three parts like the real JWT, its claims readable, its signature nothing but noise.
-pub(crate) fn access_token(client_id: &str, now: Timestamp, lifetime: u64, scopes: &[String]) -> String {
+/// An access token in the form of a JWT with valid claims and a random signature.
+pub(crate) fn generate_access_token(
+    client_id: &str,
+    now: Timestamp,
+    lifetime: u64,
+    scopes: &[String],
+) -> String {
     let issued = now.as_second();
     let header = serde_json::json!({"alg": "RS256", "kid": "snk_000000000000000001", "typ": "JWT"});
     let claims = serde_json::json!({
@@ -63,8 +66,8 @@ pub(crate) fn access_token(client_id: &str, now: Timestamp, lifetime: u64, scope
     )
 }
 
-/// Long division of the bytes, read as one number, by 62.
-fn base62(mut number: [u8; BRANCA]) -> String {
+/// Repeated division of the bytes, as one big-endian number, by 62.
+fn encode_base62(mut number: [u8; BRANCA_BYTES]) -> String {
     let mut digits = Vec::with_capacity(80);
     while number.iter().any(|byte| *byte != 0) {
         let mut rest = 0;
@@ -83,23 +86,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_is_77_characters_of_base62() {
+    fn key_is_77_characters_of_base62() {
         for second in [0, 1, 1_764_000_000, i64::from(u32::MAX), 253_402_207_199] {
-            let key = key(Timestamp::from_second(second).unwrap());
+            let key = generate_key(Timestamp::from_second(second).unwrap());
             assert_eq!(key.len(), 77, "{key}");
             assert!(key.bytes().all(|byte| ALPHABET.contains(&byte)), "{key}");
         }
     }
 
     #[test]
-    fn base62_reads_the_bytes_as_one_number() {
-        let mut number = [0; BRANCA];
-        number[BRANCA - 2..].copy_from_slice(&[0x0f, 0x04]); // 62 * 62
-        assert_eq!(base62(number), "100");
+    fn base62_encodes_bytes_as_one_number() {
+        let mut number = [0; BRANCA_BYTES];
+        number[BRANCA_BYTES - 2..].copy_from_slice(&[0x0f, 0x04]); // 62 * 62
+        assert_eq!(encode_base62(number), "100");
     }
 
     #[test]
-    fn ids_and_base62_are_well_formed_and_all_else_is_not() {
+    fn keys_and_token_ids_are_well_formed() {
         for (token, expected) in [
             ("abcXYZ019", true),
             ("apit_123456789012345", true),

@@ -1,5 +1,24 @@
 //! A Scalekit in memory: API keys over REST and gRPC as the real service answers, with faults on demand, for tests in any
 //! language and for `keyward dev`. Where Scalekit's behaviour is not published, the source says that it is assumed.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use keyward_emulator::store::Issue;
+//! use keyward_emulator::{Emulator, Settings};
+//! use tokio_util::sync::CancellationToken;
+//!
+//! let emulator = Emulator::new(Settings::default());
+//! let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+//! let environment_url = format!("http://{}", listener.local_addr()?);
+//! let (serving, stop) = (emulator.clone(), CancellationToken::new());
+//! tokio::spawn(async move { serving.serve(listener, stop).await });
+//!
+//! // The client id and client secret are "dev".
+//! let key = emulator.issue(Issue { organization_id: "org_1".to_owned(), ..Issue::default() }).key;
+//! emulator.set_fault("validate:status=503,times=3".parse()?);
+//! # Ok(())
+//! # }
+//! ```
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,21 +52,20 @@ mod key;
 mod service;
 pub mod store;
 
-/// How long a TLS handshake may take.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How an emulator is to be.
+/// Settings of an emulator.
 #[derive(Clone)]
 pub struct Settings {
-    /// The client that may ask for access tokens.
+    /// Client id of the API client.
     pub client_id: String,
-    /// Its secret.
+    /// Client secret of the API client.
     pub client_secret: String,
-    /// The organizations and users that exist; none: all that are named.
+    /// The organizations and users that exist; empty: all that a request names.
     pub only: Vec<Only>,
-    /// How long an access token is good.
+    /// Lifetime of an access token.
     pub access_token_lifetime: Duration,
-    /// What the client may do.
+    /// Permissions of the API client.
     pub permissions: Vec<Permission>,
 }
 
@@ -74,7 +92,7 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// A handle on an emulator. Clones are handles on the same one, and it may serve many listeners.
+/// A handle on an emulator, which may serve several listeners. Clones share it.
 #[derive(Clone)]
 pub struct Emulator {
     shared: Arc<Shared>,
@@ -85,12 +103,12 @@ struct Shared {
     counters: Counters,
     faults: Faults,
     store: Store,
-    /// Cancelled, and replaced, to close the connections that are open.
+    /// Cancelled and replaced to close the open connections.
     connections: Mutex<CancellationToken>,
 }
 
 impl Emulator {
-    /// An emulator without keys. It serves nothing yet.
+    /// An emulator without keys that serves no listener yet.
     pub fn new(settings: Settings) -> Self {
         let Settings { client_id, client_secret, only, access_token_lifetime, permissions } = settings;
         let shared = Shared {
@@ -103,68 +121,68 @@ impl Emulator {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Serves HTTP/1.1 and HTTP/2 with prior knowledge on one port until told to stop, when every connection ends.
+    /// Serves HTTP/1.1 and, with prior knowledge, HTTP/2 until `stop` is cancelled, which closes all connections.
     pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
-        self.serve_as(listener, None, stop).await;
+        self.serve_connections(listener, None, stop).await;
     }
 
-    /// Serves the same over TLS, HTTP/2 or HTTP/1.1 as the client chooses.
+    /// Like [`Self::serve`], over TLS; ALPN selects the protocol.
     pub async fn serve_tls(&self, listener: TcpListener, certificate: &Certificate, stop: CancellationToken) {
-        self.serve_as(listener, Some(certificate.acceptor()), stop).await;
+        self.serve_connections(listener, Some(certificate.acceptor()), stop).await;
     }
 
-    /// Makes a key. Nothing is checked: tests may have what the API refuses.
+    /// Creates a key without checks.
     pub fn issue(&self, issue: Issue) -> Issued {
-        let (key, token) = self.shared.store.issue(issue, Timestamp::now());
+        let (key, token) = self.shared.store.issue_key(issue, Timestamp::now());
         Issued { key, token_id: token.token_id }
     }
 
-    /// An access token of the client's own, short enough for a command line.
+    /// Issues an access token short enough for a command line.
     pub fn access_token(&self) -> String {
-        self.shared.access.issue_short()
+        self.shared.access.issue_short_token()
     }
 
-    /// Revokes a key, named by itself or by its id. False: there is no such key.
+    /// Revokes a key, given as itself or by its token id. False if there is none.
     pub fn revoke(&self, token: &str) -> bool {
-        self.shared.store.revoke(token)
+        self.shared.store.revoke_key(token)
     }
 
-    /// How many validations found this key, named by itself or by its id, whatever their verdict.
+    /// Counts the validate calls for a key, given as itself or by its token id, whatever the verdict.
     pub fn validations_of(&self, token: &str) -> u64 {
         self.shared.store.validations_of(token)
     }
 
-    /// Changes the client's secret. Access tokens stay good.
+    /// Changes the client secret. Access tokens stay valid.
     pub fn set_client_secret(&self, secret: impl Into<String>) {
         self.shared.access.set_secret(secret.into());
     }
 
-    /// Changes what the client may do, at once.
+    /// Changes the permissions of the client, also for access tokens already issued.
     pub fn set_permissions(&self, permissions: &[Permission]) {
         self.shared.access.set_permissions(permissions);
     }
 
-    /// Changes how long access tokens are good that are handed out from now on.
+    /// Changes the lifetime of access tokens issued from now on.
     pub fn set_access_token_lifetime(&self, lifetime: Duration) {
         self.shared.access.set_lifetime(lifetime);
     }
 
-    /// Ends all access tokens.
+    /// Expires all access tokens.
     pub fn expire_access_tokens(&self) {
         self.shared.access.expire_all();
     }
 
-    /// What was called how often.
+    /// The call counters.
     pub fn counts(&self) -> Counts {
         self.shared.counters.counts()
     }
 
-    /// Waits until so many validations have begun, counted from the start.
+    /// Waits until at least so many validate calls have begun since start.
     pub async fn validations_begun(&self, at_least: u64) {
-        self.shared.counters.validations_begun(at_least).await;
+        self.shared.counters.wait_for_validations(at_least).await;
     }
 
-    /// Adds a fault. Several may stand at once; they take effect in the order in which they were set.
+    /// Adds a fault. Several may be active at once and apply in the order in which they were set.
     pub fn set_fault(&self, fault: Fault) {
         let refuses = fault.effect == Effect::Refuse;
         self.shared.faults.set(fault);
@@ -173,45 +191,50 @@ impl Emulator {
         }
     }
 
-    /// Behaves again, and lets go what a fault holds.
+    /// Removes all faults and releases the calls that hang.
     pub fn clear_faults(&self) {
         self.shared.faults.clear();
     }
 
-    /// Closes the connections that are open, whatever they are doing. New ones are accepted.
+    /// Closes all open connections at once. New ones are accepted.
     pub fn close_connections(&self) {
         let mut connections = self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *connections).cancel();
     }
 
-    async fn serve_as(&self, listener: TcpListener, tls: Option<TlsAcceptor>, stop: CancellationToken) {
+    async fn serve_connections(
+        &self,
+        listener: TcpListener,
+        tls: Option<TlsAcceptor>,
+        stop: CancellationToken,
+    ) {
         let (tasks, _guard) = Tasks::new(&stop);
         while let Some(stream) = tasks.accept(&listener).await {
-            if let Some(closed) = self.admit() {
-                let connection = self.clone().connection(stream, tls.clone(), tasks.clone());
+            if let Some(closed) = self.admit_connection() {
+                let connection = self.clone().serve_connection(stream, tls.clone(), tasks.clone());
                 tasks.spawn(closed.run_until_cancelled_owned(connection));
             }
         }
-        tasks.end().await;
+        tasks.shut_down().await;
     }
 
-    /// Lets a new connection in, with what tells it to close.
-    fn admit(&self) -> Option<CancellationToken> {
-        if self.shared.faults.refuse() {
+    /// The token that closes the new connection, or `None` where a fault refuses it.
+    fn admit_connection(&self) -> Option<CancellationToken> {
+        if self.shared.faults.refuses_connection() {
             return None;
         }
-        self.shared.counters.connection();
+        self.shared.counters.count_connection();
         Some(self.shared.connections.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
-    async fn connection(self, stream: TcpStream, tls: Option<TlsAcceptor>, tasks: Tasks) {
-        let answer = move |request| service::answer(Arc::clone(&self.shared), request);
+    async fn serve_connection(self, stream: TcpStream, tls: Option<TlsAcceptor>, tasks: Tasks) {
+        let handler = move |request| service::handle_request(Arc::clone(&self.shared), request);
         let Some(tls) = tls else {
-            return tasks.connection(stream, answer).await;
+            return tasks.serve_connection(stream, handler).await;
         };
-        // A handshake that fails or takes too long ends like any other connection that breaks.
-        if let Ok(Ok(stream)) = timeout(HANDSHAKE, tls.accept(stream)).await {
-            tasks.connection(stream, answer).await;
+        // A failed handshake is no error of the server.
+        if let Ok(Ok(stream)) = timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
+            tasks.serve_connection(stream, handler).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! From a request to its answer: read, let the faults before the decision happen, decide, let those after it happen.
+//! Handles a request: faults before the decision, the decision, faults after it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,43 +20,42 @@ use crate::body::{Body, BodyError};
 use crate::endpoint::{self, Endpoint};
 use crate::faults::{Answer, Effect, Plan};
 
-/// The longest request body that is read.
+/// Limit of a request body, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
 
-/// No answer: the connection, or the stream in HTTP/2, ends.
+/// Makes hyper close the HTTP/1.1 connection, or reset the HTTP/2 stream, without a response.
 #[derive(Debug, thiserror::Error)]
-#[error("ended without an answer")]
-pub(crate) struct Broken;
+#[error("closed without a response")]
+pub(crate) struct NoResponse;
 
-/// Answers a request.
-pub(crate) async fn answer(
+pub(crate) async fn handle_request(
     emulator: Arc<Shared>,
     request: Request<Incoming>,
-) -> Result<Response<Body>, Broken> {
+) -> Result<Response<Body>, NoResponse> {
     let (head, body) = request.into_parts();
     let transport = Transport::of_request(&head.headers);
     let endpoint = match Endpoint::of_request(transport, &head) {
         Ok(endpoint) => endpoint,
         Err(status) => return Ok(endpoint::send(transport.encode_response(Err(&status)))),
     };
-    let _open = emulator.counters.begin(endpoint);
+    let _open = emulator.counters.count_call(endpoint);
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
             return Ok(endpoint::send(endpoint::too_large(transport)));
         }
-        Err(_) => return Err(Broken),
+        Err(_) => return Err(NoResponse),
     };
-    let mut plan = emulator.faults.plan(endpoint);
-    let outgoing = match before(&emulator, &mut plan).await? {
-        Some(instead) => dictated(transport, endpoint, instead),
-        None => decide(&emulator, transport, endpoint, &head, &body, &plan),
+    let mut plan = emulator.faults.take_plan(endpoint);
+    let response = match apply_faults_before(&emulator, &mut plan).await? {
+        Some(instead) => encode_fault_answer(transport, endpoint, instead),
+        None => decide_call(&emulator, transport, endpoint, &head, &body, &plan),
     };
-    Ok(after(&mut plan, outgoing).await)
+    Ok(apply_faults_after(&mut plan, response).await)
 }
 
-/// What the API itself answers.
-fn decide(
+/// The response of the API itself.
+fn decide_call(
     emulator: &Shared,
     transport: Transport,
     endpoint: Endpoint,
@@ -67,7 +66,7 @@ fn decide(
     let operation = match endpoint {
         Endpoint::Api(operation) => operation,
         Endpoint::Token => {
-            return match emulator.access.grant(body) {
+            return match emulator.access.grant_token(body) {
                 Ok(grant) => oauth::encode_grant(&grant),
                 Err(refusal) => oauth::encode_error(refusal.error, refusal.description),
             };
@@ -81,26 +80,26 @@ fn decide(
             Call::Validate(token) if is_due => Some(token.expose_secret().to_owned()),
             _ => None,
         };
-        let outcome = emulator.store.perform(call, Timestamp::now());
+        let outcome = emulator.store.perform_call(call, Timestamp::now());
         if operation == Operation::Validate {
-            emulator.counters.decide();
+            emulator.counters.count_verdict();
         }
         if let Some(token) = revoked {
-            emulator.store.revoke(&token);
+            emulator.store.revoke_key(&token);
         }
         outcome
     });
     transport.encode_response(outcome.as_ref())
 }
 
-/// The faults before the decision; perhaps with an answer that makes it needless.
-async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Broken> {
+/// Applies the faults before the decision. One may bring the response itself.
+async fn apply_faults_before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, NoResponse> {
     let mut instead = None;
     for at in 0..plan.effects.len() {
         match &plan.effects[at] {
             Effect::Latency(time) => tokio::time::sleep(*time).await,
-            Effect::Hang => plan.released().await,
-            Effect::Reset => return Err(Broken),
+            Effect::Hang => plan.wait_for_release().await,
+            Effect::Reset => return Err(NoResponse),
             Effect::ExpireAccessTokens => emulator.access.expire_all(),
             Effect::Answer(answer) => instead = Some(answer.clone()),
             Effect::LatencyAfter(_)
@@ -109,7 +108,7 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
             | Effect::Garbage
             | Effect::Truncated
             | Effect::RevokeAfter(_)
-            // It stands here only as the answer that it comes to.
+            // A plan lists it only as the `Answer` that it leads to.
             | Effect::Quota(_)
             | Effect::Refuse => {}
         }
@@ -117,13 +116,12 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
     Ok(instead)
 }
 
-/// The faults after the decision.
-async fn after(plan: &mut Plan, mut response: HttpResponse) -> Response<Body> {
+async fn apply_faults_after(plan: &mut Plan, mut response: HttpResponse) -> Response<Body> {
     let mut truncated = false;
     for at in 0..plan.effects.len() {
         match &plan.effects[at] {
             Effect::LatencyAfter(time) => tokio::time::sleep(*time).await,
-            Effect::HangAfter => plan.released().await,
+            Effect::HangAfter => plan.wait_for_release().await,
             Effect::ContentType(content_type) => set_content_type(&mut response, content_type),
             Effect::Garbage => {
                 response.body = response.body.iter().map(|byte| byte | 0x80).collect();
@@ -139,13 +137,13 @@ async fn after(plan: &mut Plan, mut response: HttpResponse) -> Response<Body> {
             | Effect::Refuse => {}
         }
     }
-    if truncated { truncate(response) } else { endpoint::send(response) }
+    if truncated { truncate_body(response) } else { endpoint::send(response) }
 }
 
-fn dictated(transport: Transport, endpoint: Endpoint, answer: Answer) -> HttpResponse {
+fn encode_fault_answer(transport: Transport, endpoint: Endpoint, answer: Answer) -> HttpResponse {
     let mut response = match answer.body {
         None => endpoint.response_of_status(transport, answer.status),
-        // What a proxy in between says, it says as HTTP.
+        // A body stands for the page of a proxy in between, which answers in plain HTTP also to gRPC.
         Some(body) => HttpResponse { body, ..endpoint.response_of_status(Transport::Rest, answer.status) },
     };
     if let Some(content_type) = answer.content_type {
@@ -163,8 +161,8 @@ fn set_content_type(response: &mut HttpResponse, content_type: &str) {
     }
 }
 
-/// The whole length is announced, half of it sent, and then the transfer breaks.
-fn truncate(response: HttpResponse) -> Response<Body> {
+/// Announces the whole length and breaks the transfer after half of it.
+fn truncate_body(response: HttpResponse) -> Response<Body> {
     let (mut head, body) = endpoint::split(response).0.into_parts();
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     let half = body.slice(..body.len() / 2);
@@ -172,9 +170,9 @@ fn truncate(response: HttpResponse) -> Response<Body> {
         match half {
             Some(half) => Some((Ok(Frame::data(half)), None)),
             None => {
-                // The first half leaves before the break, not with it.
+                // Lets hyper flush the first half before the error.
                 tokio::time::sleep(Duration::from_millis(1)).await;
-                Some((Err(BodyError::from(Broken)), None))
+                Some((Err(BodyError::from(NoResponse)), None))
             }
         }
     });

@@ -1,4 +1,4 @@
-//! The keys, and what each call does to them. A revoked key stays known, so that revoking it again succeeds.
+//! The keys, and what each call does to them. A revoked key stays stored: revoking it again must succeed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -17,35 +17,35 @@ use cursor::Cursor;
 
 mod cursor;
 
-/// A key to be made without any check, so that tests can have what the API refuses. `""` is none.
+/// A key to create without checks, so that tests can have keys that the API would refuse. An empty string means absent.
 #[derive(Clone, Debug, Default)]
 pub struct Issue {
-    /// The organization it belongs to.
+    /// Id of the organization.
     pub organization_id: String,
-    /// The caller's own id of that organization.
+    /// Id of the organization in the customer's system.
     pub organization_external_id: String,
-    /// The user it belongs to.
+    /// Id of the user; empty for a key of the organization.
     pub user_id: String,
-    /// The caller's own id of that user.
+    /// Id of the user in the customer's system.
     pub user_external_id: String,
-    /// The user's address.
+    /// The user's e-mail address.
     pub email: String,
-    /// Free text by name.
+    /// Claims by name.
     pub custom_claims: BTreeMap<String, String>,
     /// The user's roles.
     pub roles: Vec<String>,
-    /// The first moment at which it is no longer valid.
+    /// When it ceases to be valid; `None` is never.
     pub expiry: Option<Timestamp>,
-    /// What it is for.
+    /// A note for people.
     pub description: String,
 }
 
-/// A new key.
+/// A created key.
 #[derive(Clone)]
 pub struct Issued {
     /// The key itself.
     pub key: String,
-    /// Its id.
+    /// The token id.
     pub token_id: String,
 }
 
@@ -55,13 +55,12 @@ impl fmt::Debug for Issued {
     }
 }
 
-/// All keys.
 pub(crate) struct Store {
     directory: Directory,
     keys: Mutex<Keys>,
 }
 
-/// Records in the order of their making; a record's place in it is its number.
+/// Records in order of creation; `numbers` has the index of each by key and by token id.
 #[derive(Default)]
 struct Keys {
     records: Vec<Record>,
@@ -79,49 +78,49 @@ impl Store {
         Self { directory, keys: Mutex::default() }
     }
 
-    /// Does what is asked for by a client that may ask it.
-    pub(crate) fn perform(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
+    /// Performs an authorized call.
+    pub(crate) fn perform_call(&self, call: Call, now: Timestamp) -> Result<Reply, Status> {
         match call {
-            Call::Create(new) => self.create(new, now).map(Reply::Created),
-            Call::Validate(token) => self.keys().validate(well_formed(&token)?, now).map(Reply::Token),
+            Call::Create(new) => self.create_key(new, now).map(Reply::Created),
+            Call::Validate(token) => {
+                self.lock_keys().validate_token(check_token(&token)?, now).map(Reply::Token)
+            }
             Call::Invalidate(token) => {
-                if self.revoke(well_formed(&token)?) {
+                if self.revoke_key(check_token(&token)?) {
                     Ok(Reply::Invalidated)
                 } else {
-                    Err(unknown())
+                    Err(not_found())
                 }
             }
-            Call::List(page) => self.list(&page, now).map(Reply::Page),
-            Call::Update(token, update) => self.update(&token, update, now).map(Reply::Token),
+            Call::List(page) => self.list_keys(&page, now).map(Reply::Page),
+            Call::Update(token, update) => self.update_key(&token, update, now).map(Reply::Token),
         }
     }
 
-    /// Makes a key.
-    pub(crate) fn issue(&self, issue: Issue, now: Timestamp) -> (String, Token) {
-        self.keys().add(issue, now)
+    pub(crate) fn issue_key(&self, issue: Issue, now: Timestamp) -> (String, Token) {
+        self.lock_keys().add_key(issue, now)
     }
 
-    /// Revokes a key by itself or by its id. False: there is no such key.
-    pub(crate) fn revoke(&self, token: &str) -> bool {
-        self.keys().find(token).map(|record| record.revoked = true).is_some()
+    /// Revokes a key, given as itself or by its token id. False if there is none.
+    pub(crate) fn revoke_key(&self, token: &str) -> bool {
+        self.lock_keys().find_record(token).map(|record| record.revoked = true).is_some()
     }
 
-    /// How many validations found this key.
     pub(crate) fn validations_of(&self, token: &str) -> u64 {
-        self.keys().find(token).map_or(0, |record| record.validations)
+        self.lock_keys().find_record(token).map_or(0, |record| record.validations)
     }
 
-    fn create(&self, new: NewToken, now: Timestamp) -> Result<Created, Status> {
+    fn create_key(&self, new: NewToken, now: Timestamp) -> Result<Created, Status> {
         if new.organization_id.is_empty() {
             return Err(Status::invalid_field("organization_id", "required", "value is required"));
         }
         check_claims(&new.custom_claims)?;
         check_description(new.description.as_deref())?;
-        // That an expiry in the past is refused is assumed.
+        // It is assumed that Scalekit refuses an expiry in the past.
         if new.expiry.is_some_and(|expiry| expiry <= now) {
             return Err(Status::invalid_field("expiry", "timestamp.gt_now", "value must be in the future"));
         }
-        let roles = self.directory.roles(&new.organization_id, new.user_id.as_deref())?;
+        let roles = self.directory.find_roles(&new.organization_id, new.user_id.as_deref())?;
         let issue = Issue {
             organization_id: new.organization_id,
             user_id: new.user_id.unwrap_or_default(),
@@ -131,11 +130,11 @@ impl Store {
             roles,
             ..Issue::default()
         };
-        let (key, info) = self.issue(issue, now);
+        let (key, info) = self.issue_key(issue, now);
         Ok(Created { token: key.into(), info })
     }
 
-    fn list(&self, page: &PageRequest, now: Timestamp) -> Result<Page, Status> {
+    fn list_keys(&self, page: &PageRequest, now: Timestamp) -> Result<Page, Status> {
         let (organization, user) = (page.organization_id.as_str(), page.user_id.as_deref());
         if !organization.starts_with(limits::ORGANIZATION_PREFIX) {
             return Err(Status::invalid_field(
@@ -149,19 +148,19 @@ impl Store {
             return Err(Status::invalid_field("organization_id", "string.max_len", rule));
         }
         let size = page.page_size.unwrap_or(limits::DEFAULT_PAGE_SIZE).into();
-        let cursor = Cursor::read(page.page_token.as_deref())?;
-        self.directory.roles(organization, user)?;
-        Ok(self.keys().page(organization, user, size, cursor, now))
+        let cursor = Cursor::decode(page.page_token.as_deref())?;
+        self.directory.find_roles(organization, user)?;
+        Ok(self.lock_keys().list_page(organization, user, size, cursor, now))
     }
 
-    fn update(&self, token: &SecretString, update: TokenUpdate, now: Timestamp) -> Result<Token, Status> {
-        let token = well_formed(token)?;
+    fn update_key(&self, token: &SecretString, update: TokenUpdate, now: Timestamp) -> Result<Token, Status> {
+        let token = check_token(token)?;
         if let Some(claims) = &update.custom_claims {
             check_claims(claims)?;
         }
         check_description(update.description.as_deref())?;
-        let mut keys = self.keys();
-        let token = &mut keys.live(token, now)?.token;
+        let mut keys = self.lock_keys();
+        let token = &mut keys.find_live(token, now)?.token;
         if let Some(claims) = update.custom_claims {
             token.custom_claims = claims;
         }
@@ -171,18 +170,18 @@ impl Store {
         Ok(token.clone())
     }
 
-    fn keys(&self) -> MutexGuard<'_, Keys> {
+    fn lock_keys(&self) -> MutexGuard<'_, Keys> {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Keys {
-    fn add(&mut self, issue: Issue, now: Timestamp) -> (String, Token) {
+    fn add_key(&mut self, issue: Issue, now: Timestamp) -> (String, Token) {
         let number = self.records.len();
-        let key = key::key(now);
+        let key = key::generate_key(now);
         let created_at = Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now);
         let token = Token {
-            token_id: key::token_id(now, number),
+            token_id: key::new_token_id(now, number),
             organization_id: issue.organization_id,
             organization_external_id: some(issue.organization_external_id),
             user_id: some(issue.user_id),
@@ -191,7 +190,7 @@ impl Keys {
             roles: issue.roles,
             custom_claims: issue.custom_claims,
             description: some(issue.description),
-            token_suffix: Some(key::suffix(&key).to_owned()),
+            token_suffix: Some(key::key_suffix(&key).to_owned()),
             created_at: Some(created_at),
             expiry: issue.expiry,
         };
@@ -201,23 +200,23 @@ impl Keys {
         (key, token)
     }
 
-    /// A key by itself or by its id, whatever its state.
-    fn find(&mut self, token: &str) -> Option<&mut Record> {
+    /// Finds a key, given as itself or by its token id, in any state.
+    fn find_record(&mut self, token: &str) -> Option<&mut Record> {
         self.numbers.get(token).and_then(|number| self.records.get_mut(*number))
     }
 
-    /// A key that is neither revoked nor expired.
-    fn live(&mut self, token: &str, now: Timestamp) -> Result<&mut Record, Status> {
-        self.find(token).filter(|record| record.is_live(now)).ok_or_else(unknown)
+    /// Finds a key that is neither revoked nor expired.
+    fn find_live(&mut self, token: &str, now: Timestamp) -> Result<&mut Record, Status> {
+        self.find_record(token).filter(|record| record.is_live(now)).ok_or_else(not_found)
     }
 
-    fn validate(&mut self, token: &str, now: Timestamp) -> Result<Token, Status> {
-        let record = self.find(token).ok_or_else(unknown)?;
+    fn validate_token(&mut self, token: &str, now: Timestamp) -> Result<Token, Status> {
+        let record = self.find_record(token).ok_or_else(not_found)?;
         record.validations += 1;
-        if record.is_live(now) { Ok(record.token.clone()) } else { Err(unknown()) }
+        if record.is_live(now) { Ok(record.token.clone()) } else { Err(not_found()) }
     }
 
-    fn page(
+    fn list_page(
         &self,
         organization: &str,
         user: Option<&str>,
@@ -228,7 +227,7 @@ impl Keys {
         let matching: Vec<_> = (self.records.iter().enumerate().rev())
             .filter(|(_, record)| record.is_live(now) && record.belongs_to(organization, user))
             .collect();
-        // Everything before `start` is newer than the page, everything from `end` on is older.
+        // Newest first: keys before `start` are newer than the page, those from `end` on older.
         let (start, end) = match cursor {
             Cursor::Older(than) => {
                 let start = matching.partition_point(|(number, _)| *number >= than);
@@ -245,8 +244,8 @@ impl Keys {
         Page {
             tokens: page.iter().map(|(_, record)| record.token.clone()).collect(),
             total_count: i64::try_from(matching.len()).unwrap_or(i64::MAX),
-            next_page_token: older.map(Cursor::write),
-            prev_page_token: newer.map(Cursor::write),
+            next_page_token: older.map(Cursor::encode),
+            prev_page_token: newer.map(Cursor::encode),
         }
     }
 }
@@ -267,12 +266,12 @@ fn some(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// One answer for unknown, revoked and expired.
-fn unknown() -> Status {
+/// The same status for unknown, revoked and expired keys.
+fn not_found() -> Status {
     Status::new(Code::NotFound, "Invalid or expired token")
 }
 
-fn well_formed(token: &SecretString) -> Result<&str, Status> {
+fn check_token(token: &SecretString) -> Result<&str, Status> {
     match token.expose_secret() {
         "" => Err(Status::invalid_field("token", "required", "value is required")),
         token if key::is_well_formed(token) => Ok(token),

@@ -1,4 +1,4 @@
-//! The emulator over real sockets.
+//! Tests of the emulator over sockets.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,7 +22,7 @@ mod tls;
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// An emulator on a port of its own, with an access token for it.
+/// A running emulator and an access token for it.
 struct Api {
     emulator: Emulator,
     address: SocketAddr,

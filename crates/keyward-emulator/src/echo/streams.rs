@@ -1,4 +1,4 @@
-//! Answers of the echo upstream that take their time, each in constant memory.
+//! Streamed responses of the echo upstream, each in constant memory.
 
 use std::time::Duration;
 
@@ -9,47 +9,43 @@ use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue};
 
-use super::Open;
+use super::OpenResponse;
 use crate::body::Body;
 
-/// The pause between two lines.
-const PAUSE: Duration = Duration::from_millis(100);
+const LINE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What bytes are sent of.
 static CHUNK: [u8; 16 * 1024] = [b'.'; 16 * 1024];
 
-/// Numbered lines.
-pub(super) fn lines(open: Open, lines: u64) -> Response<Body> {
+pub(super) fn stream_lines(open: OpenResponse, lines: u64) -> Response<Body> {
     let frames = stream::unfold((open, 0), move |(open, line)| async move {
         if line == lines {
             return None;
         }
-        pause(line, PAUSE).await;
+        pause_between(line, LINE_INTERVAL).await;
         Some((Ok(Frame::data(Bytes::from(format!("line {line}\n")))), (open, line + 1)))
     });
-    response("text/plain", StreamBody::new(frames).boxed_unsync())
+    streamed_response("text/plain", StreamBody::new(frames).boxed_unsync())
 }
 
-/// Events without end.
-pub(super) fn events(open: Open, every: Duration) -> Response<Body> {
+pub(super) fn stream_events(open: OpenResponse, every: Duration) -> Response<Body> {
     let frames = stream::unfold((open, 0), move |(open, event)| async move {
-        pause(event, every).await;
+        pause_between(event, every).await;
         Some((
             Ok(Frame::data(Bytes::from(format!("id: {event}\ndata: event {event}\n\n")))),
             (open, event + 1),
         ))
     });
-    let mut response = response("text/event-stream", StreamBody::new(frames).boxed_unsync());
+    let mut response = streamed_response("text/event-stream", StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }
 
-/// So many bytes; where more are announced, the transfer breaks after them.
-pub(super) fn bytes(open: Open, bytes: u64, announced: u64) -> Response<Body> {
+/// Sends `bytes`; if `announced` is larger, the transfer breaks after them.
+pub(super) fn stream_bytes(open: OpenResponse, bytes: u64, announced: u64) -> Response<Body> {
     let breaks = announced > bytes;
     let frames = stream::unfold((open, bytes), move |(open, left)| async move {
         if left == 0 && breaks {
-            // What was sent leaves before the break, not with it.
+            // Lets hyper flush the data before the error.
             tokio::time::sleep(Duration::from_millis(1)).await;
             return Some((Err("broken off on request".into()), (open, left)));
         }
@@ -59,19 +55,19 @@ pub(super) fn bytes(open: Open, bytes: u64, announced: u64) -> Response<Body> {
         let size = usize::try_from(left).unwrap_or(CHUNK.len()).min(CHUNK.len());
         Some((Ok(Frame::data(Bytes::from_static(&CHUNK[..size]))), (open, left - size as u64)))
     });
-    let mut response = response("application/octet-stream", StreamBody::new(frames).boxed_unsync());
+    let mut response = streamed_response("application/octet-stream", StreamBody::new(frames).boxed_unsync());
     response.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from(announced));
     response
 }
 
-/// The first comes at once, each other after a pause.
-async fn pause(number: u64, time: Duration) {
+/// Waits before each item but the first.
+async fn pause_between(number: u64, time: Duration) {
     if number > 0 {
         tokio::time::sleep(time).await;
     }
 }
 
-fn response(content_type: &'static str, body: Body) -> Response<Body> {
+fn streamed_response(content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response

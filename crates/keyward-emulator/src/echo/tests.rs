@@ -1,4 +1,4 @@
-//! The echo upstream over real sockets.
+//! Tests of the echo upstream over sockets.
 
 use std::net::SocketAddr;
 
@@ -63,7 +63,7 @@ async fn text(response: Response<Incoming>) -> String {
 }
 
 #[tokio::test]
-async fn a_request_is_shown_as_it_was_received() {
+async fn request_is_echoed_byte_for_byte() {
     let upstream = start().await;
     let request = Request::post("/a//b%2Fc?q=%20&r")
         .header("host", "up")
@@ -92,7 +92,7 @@ async fn a_request_is_shown_as_it_was_received() {
 }
 
 #[tokio::test]
-async fn trailers_and_long_bodies_come_through_http2() {
+async fn http2_echoes_trailers_and_long_bodies() {
     let upstream = start().await;
     let stream = TcpStream::connect(upstream.address).await.unwrap();
     let (mut client, connection) =
@@ -111,7 +111,7 @@ async fn trailers_and_long_bodies_come_through_http2() {
 }
 
 #[tokio::test]
-async fn special_paths_do_what_they_say() {
+async fn special_paths_answer_as_documented() {
     let upstream = start().await;
     for (path, expected) in [
         ("/status/418", 418),
@@ -139,7 +139,7 @@ async fn special_paths_do_what_they_say() {
 }
 
 #[tokio::test]
-async fn events_go_on_until_the_client_leaves() {
+async fn events_continue_until_client_disconnects() {
     let upstream = start().await;
     let mut response = upstream.get("/events?every=1ms").await.unwrap();
     assert_eq!(response.headers()["content-type"], "text/event-stream");
@@ -153,7 +153,7 @@ async fn events_go_on_until_the_client_leaves() {
 }
 
 #[tokio::test]
-async fn a_request_that_breaks_off_is_counted() {
+async fn broken_request_bodies_are_counted() {
     let upstream = start().await;
     let frames =
         futures_util::stream::iter([Ok(Frame::data(Bytes::from_static(b"abc"))), Err("gone".into())]);
@@ -170,7 +170,7 @@ async fn a_request_that_breaks_off_is_counted() {
 }
 
 #[tokio::test]
-async fn a_websocket_gives_back_messages_and_answers_pings_and_closes() {
+async fn websocket_echoes_messages_pings_and_close() {
     let upstream = start().await;
     let mut socket = TcpStream::connect(upstream.address).await.unwrap();
     let handshake = "GET /ws HTTP/1.1\r\nhost: up\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\
@@ -226,7 +226,7 @@ fn websocket_head(first: u8, length: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn stopping_ends_streams_and_websockets() {
+async fn stop_ends_streams_and_websockets() {
     let upstream = start().await;
     let mut events = upstream.get("/events").await.unwrap();
     events.frame().await.unwrap().unwrap();

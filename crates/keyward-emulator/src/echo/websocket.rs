@@ -1,5 +1,5 @@
-//! A WebSocket by hand (RFC 6455) that gives back every message, answers pings and closes when asked to. Frames
-//! pass in pieces, so that their length costs no memory.
+//! A WebSocket (RFC 6455) that echoes messages, answers pings and completes the close handshake. Frames pass through a buffer
+//! of fixed size, so that tests can send frames of any length; WebSocket libraries hold a whole frame in memory.
 
 use std::io;
 
@@ -15,20 +15,24 @@ use hyper_util::rt::TokioIo;
 use ring::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Open, Tasks};
+use super::{OpenResponse, Tasks};
 use crate::body::{Body, empty, full};
 
-/// What the RFC appends to a client's key.
+/// The constant that RFC 6455 appends to the client's key.
 const GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
-const PIECE: usize = 16 * 1024;
+const BUFFER: usize = 16 * 1024;
 
 const CLOSE: u8 = 0x8;
 const PING: u8 = 0x9;
 const PONG: u8 = 0xA;
 
-/// Answers the handshake, and gives frames back once it is through.
-pub(super) fn accept(request: &mut Request<Incoming>, open: Open, tasks: &Tasks) -> Response<Body> {
+/// Answers the opening handshake and echoes frames after it.
+pub(super) fn accept_upgrade(
+    request: &mut Request<Incoming>,
+    open: OpenResponse,
+    tasks: &Tasks,
+) -> Response<Body> {
     let Some(key) = client_key(request.headers()) else {
         let mut response = Response::new(full("this is a WebSocket: upgrade, version 13\n"));
         *response.status_mut() = StatusCode::UPGRADE_REQUIRED;
@@ -48,8 +52,8 @@ pub(super) fn accept(request: &mut Request<Incoming>, open: Open, tasks: &Tasks)
     tasks.spawn(async move {
         let _open = open;
         if let Ok(upgraded) = upgrade.await {
-            // A client that breaks the protocol or leaves ends its WebSocket; there is nobody here to tell.
-            let _ = echo(TokioIo::new(upgraded)).await;
+            // An error here is the client's and ends its WebSocket.
+            let _ = echo_frames(TokioIo::new(upgraded)).await;
         }
     });
     response
@@ -73,9 +77,9 @@ fn accept_key(key: &str) -> String {
     BASE64_STANDARD.encode(digest(&SHA1_FOR_LEGACY_USE_ONLY, format!("{key}{GUID}").as_bytes()))
 }
 
-/// Gives frames back, unmasked, until the client closes.
-async fn echo(mut socket: TokioIo<Upgraded>) -> io::Result<()> {
-    let mut piece = vec![0; PIECE];
+/// Echoes frames, unmasked, until the client closes.
+async fn echo_frames(mut socket: TokioIo<Upgraded>) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
     loop {
         let mut head = [0; 2];
         socket.read_exact(&mut head).await?;
@@ -86,7 +90,7 @@ async fn echo(mut socket: TokioIo<Upgraded>) -> io::Result<()> {
             short => u64::from(short),
         };
         let control = opcode >= CLOSE;
-        // A client's frames are masked, and control frames are short.
+        // Frames of a client must be masked, and control frames at most 125 bytes long.
         if head[1] & 0x80 == 0 || (control && length > 125) {
             return socket.write_all(&[0x80 | CLOSE, 2, 0x03, 0xEA]).await; // 1002
         }
@@ -95,17 +99,17 @@ async fn echo(mut socket: TokioIo<Upgraded>) -> io::Result<()> {
         let answered = opcode != PONG;
         if answered {
             let first = if opcode == PING { head[0] & 0xf0 | PONG } else { head[0] };
-            socket.write_all(&frame_head(first, length)).await?;
+            socket.write_all(&encode_frame_head(first, length)).await?;
         }
         let mut left = length;
         while left > 0 {
-            let size = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-            let part = &mut piece[..size];
+            let size = usize::try_from(left).unwrap_or(BUFFER).min(BUFFER);
+            let part = &mut buffer[..size];
             socket.read_exact(part).await?;
             for (at, byte) in part.iter_mut().enumerate() {
                 *byte ^= mask[at % 4];
             }
-            // PIECE is a multiple of the mask's length, so that each piece begins where the mask does.
+            // BUFFER is a multiple of the mask's length: each part starts at the first byte of the mask.
             left -= size as u64;
             if answered {
                 socket.write_all(part).await?;
@@ -118,7 +122,7 @@ async fn echo(mut socket: TokioIo<Upgraded>) -> io::Result<()> {
     }
 }
 
-fn frame_head(first: u8, length: u64) -> Vec<u8> {
+fn encode_frame_head(first: u8, length: u64) -> Vec<u8> {
     let mut head = vec![first];
     match (u8::try_from(length), u16::try_from(length)) {
         (Ok(short @ ..=125), _) => head.push(short),
@@ -139,12 +143,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_accept_key_is_the_one_of_the_rfc() {
+    fn accept_key_matches_rfc_example() {
         assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]
-    fn a_frame_head_takes_the_shortest_form() {
+    fn frame_length_takes_shortest_form() {
         for (length, expected) in [
             (0, vec![0x81, 0]),
             (125, vec![0x81, 125]),
@@ -152,12 +156,12 @@ mod tests {
             (65_535, vec![0x81, 126, 255, 255]),
             (65_536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
         ] {
-            assert_eq!(frame_head(0x81, length), expected);
+            assert_eq!(encode_frame_head(0x81, length), expected);
         }
     }
 
     #[test]
-    fn a_handshake_needs_all_of_its_headers() {
+    fn handshake_needs_all_its_headers() {
         let good = [
             (UPGRADE, "WebSocket"),
             (CONNECTION, "keep-alive, Upgrade"),

@@ -1,4 +1,4 @@
-//! Faults as written on the command line. What is accepted stands in the text of [`super::FaultError`].
+//! Parses faults as written on the command line. The message of [`super::FaultError`] has the grammar.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,8 +8,9 @@ use bytes::Bytes;
 use super::{Answer, Effect, Fault, Quota, Target};
 use crate::duration::parse_duration;
 
-/// Reads a fault, or says what is wrong with it.
-pub(super) fn read(text: &str) -> Result<Fault, String> {
+/// # Errors
+/// What is wrong, without the grammar.
+pub(super) fn parse_fault(text: &str) -> Result<Fault, String> {
     let (target, rest) = text.split_once(':').ok_or("there is no `:` in it")?;
     let target = match target {
         "any" | "listener" => Target::Any,
@@ -27,14 +28,16 @@ pub(super) fn read(text: &str) -> Result<Fault, String> {
     };
     let mut parts = head.split(',').map(|part| part.split_once('=').unwrap_or((part, "")));
     let (name, value) = parts.next().unwrap_or_default();
-    let mut effect = effect(name, value)?;
+    let mut effect = parse_effect(name, value)?;
     let mut times = None;
     for (name, value) in parts {
         match (name, &mut effect) {
-            ("times", _) => times = Some(number(name, value)?),
-            ("retry-after", Effect::Answer(answer)) => answer.retry_after = Some(number(name, value)?),
-            ("retry-after", Effect::Quota(quota)) => quota.retry_after = Some(number(name, value)?),
-            ("content-type", Effect::Answer(answer)) => answer.content_type = Some(content_type(value)?),
+            ("times", _) => times = Some(parse_number(name, value)?),
+            ("retry-after", Effect::Answer(answer)) => answer.retry_after = Some(parse_number(name, value)?),
+            ("retry-after", Effect::Quota(quota)) => quota.retry_after = Some(parse_number(name, value)?),
+            ("content-type", Effect::Answer(answer)) => {
+                answer.content_type = Some(parse_content_type(value)?)
+            }
             _ => return Err(format!("`{name}` does not go with it")),
         }
     }
@@ -52,7 +55,7 @@ pub(super) fn read(text: &str) -> Result<Fault, String> {
     Ok(Fault { target, effect, times })
 }
 
-fn effect(name: &str, value: &str) -> Result<Effect, String> {
+fn parse_effect(name: &str, value: &str) -> Result<Effect, String> {
     if value.is_empty() {
         return Ok(match name {
             "hang" => Effect::Hang,
@@ -66,15 +69,15 @@ fn effect(name: &str, value: &str) -> Result<Effect, String> {
         });
     }
     Ok(match name {
-        "latency" => Effect::Latency(duration(name, value)?),
-        "latency-after" => Effect::LatencyAfter(duration(name, value)?),
-        "content-type" => Effect::ContentType(content_type(value)?),
+        "latency" => Effect::Latency(parse_time(name, value)?),
+        "latency-after" => Effect::LatencyAfter(parse_time(name, value)?),
+        "content-type" => Effect::ContentType(parse_content_type(value)?),
         "quota" => match value.split_once('/').map(|(calls, per)| (calls.parse(), parse_duration(per))) {
             Some((Ok(calls), Some(per))) if !per.is_zero() => Effect::Quota(Quota::new(calls, per, None)),
             _ => return Err(format!("`quota` needs calls and a time, such as 300/1m, not `{value}`")),
         },
-        "revoke-after" => Effect::RevokeAfter(number(name, value)?),
-        "status" => match number(name, value)? {
+        "revoke-after" => Effect::RevokeAfter(parse_number(name, value)?),
+        "status" => match parse_number(name, value)? {
             status @ 200..=599 => Effect::Answer(Answer::status(status)),
             _ => return Err("`status` is a number from 200 to 599".to_owned()),
         },
@@ -82,15 +85,15 @@ fn effect(name: &str, value: &str) -> Result<Effect, String> {
     })
 }
 
-fn number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
+fn parse_number<T: FromStr>(name: &str, value: &str) -> Result<T, String> {
     value.parse().map_err(|_| format!("`{name}` needs a number, not `{value}`"))
 }
 
-fn duration(name: &str, value: &str) -> Result<Duration, String> {
+fn parse_time(name: &str, value: &str) -> Result<Duration, String> {
     parse_duration(value).ok_or_else(|| format!("`{name}` needs a duration such as 200ms, not `{value}`"))
 }
 
-fn content_type(value: &str) -> Result<String, String> {
+fn parse_content_type(value: &str) -> Result<String, String> {
     match hyper::header::HeaderValue::from_str(value) {
         Ok(_) if !value.is_empty() => Ok(value.to_owned()),
         _ => Err(format!("`{value}` is not a content type")),
@@ -107,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_read_from_a_line() {
+    fn every_effect_is_parsed() {
         use Target::*;
         let ms = Duration::from_millis;
         check("validate:latency=200ms", Fault::new(Validate, Effect::Latency(ms(200))));
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_fault_is_refused_with_the_list_of_those_that_are() {
+    fn malformed_fault_gets_the_grammar() {
         for text in [
             "",
             "hang",

@@ -1,9 +1,9 @@
-//! The page tokens of a list: opaque to clients, a record's number to the store.
+//! Page tokens. Opaque to clients; to the store, the number of a record.
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use scalekit::status::Status;
 
-/// Where a page begins or ends: beside the record of this number, which need not be live any longer.
+/// A page of records older, or newer, than the one of this number, which may be revoked since.
 #[derive(Clone, Copy)]
 pub(super) enum Cursor {
     Older(usize),
@@ -11,15 +11,15 @@ pub(super) enum Cursor {
 }
 
 impl Cursor {
-    pub(super) fn write(self) -> String {
+    pub(super) fn encode(self) -> String {
         BASE64_URL_SAFE_NO_PAD.encode(match self {
             Self::Older(than) => format!("older:{than}"),
             Self::Newer(than) => format!("newer:{than}"),
         })
     }
 
-    /// None is the first page. That anything else which was not handed out is refused is a guess.
-    pub(super) fn read(text: Option<&str>) -> Result<Self, Status> {
+    /// `None` is the first page. It is assumed that Scalekit refuses tokens that it did not issue.
+    pub(super) fn decode(text: Option<&str>) -> Result<Self, Status> {
         let Some(text) = text else { return Ok(Self::Older(usize::MAX)) };
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(text).unwrap_or_default();
         let cursor = match String::from_utf8_lossy(&bytes).split_once(':') {

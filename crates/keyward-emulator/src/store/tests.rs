@@ -1,4 +1,4 @@
-//! What the calls do to the keys, in tables.
+//! Tests of the calls on the store.
 
 use jiff::ToSpan;
 
@@ -13,7 +13,7 @@ fn claims(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 fn create(store: &Store, new: NewToken) -> Result<(String, Token), Code> {
-    match store.perform(Call::Create(new), Timestamp::now()) {
+    match store.perform_call(Call::Create(new), Timestamp::now()) {
         Ok(Reply::Created(created)) => Ok((created.token.expose_secret().to_owned(), created.info)),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -29,7 +29,7 @@ fn validate(store: &Store, token: &str) -> Result<Token, Code> {
 }
 
 fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Token, Code> {
-    match store.perform(Call::Validate(token.into()), now) {
+    match store.perform_call(Call::Validate(token.into()), now) {
         Ok(Reply::Token(token)) => Ok(token),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -38,11 +38,11 @@ fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Token, Code
 
 fn invalidate(store: &Store, token: &str) -> Result<(), Code> {
     let call = Call::Invalidate(token.into());
-    store.perform(call, Timestamp::now()).map(|_| ()).map_err(|status| status.code)
+    store.perform_call(call, Timestamp::now()).map(|_| ()).map_err(|status| status.code)
 }
 
 fn update(store: &Store, token: &str, update: TokenUpdate) -> Result<Token, Code> {
-    match store.perform(Call::Update(token.into(), update), Timestamp::now()) {
+    match store.perform_call(Call::Update(token.into(), update), Timestamp::now()) {
         Ok(Reply::Token(token)) => Ok(token),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -50,7 +50,7 @@ fn update(store: &Store, token: &str, update: TokenUpdate) -> Result<Token, Code
 }
 
 fn list(store: &Store, page: PageRequest) -> Result<Page, Code> {
-    match store.perform(Call::List(page), Timestamp::now()) {
+    match store.perform_call(Call::List(page), Timestamp::now()) {
         Ok(Reply::Page(page)) => Ok(page),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -58,7 +58,7 @@ fn list(store: &Store, page: PageRequest) -> Result<Page, Code> {
 }
 
 #[test]
-fn a_key_and_its_id_both_validate() {
+fn key_and_token_id_both_validate() {
     let store = store();
     let (key, token) = create(&store, org("org_1")).unwrap();
     assert_eq!(token.token_suffix.as_deref(), Some(&key[key.len() - 4..]));
@@ -69,7 +69,7 @@ fn a_key_and_its_id_both_validate() {
 }
 
 #[test]
-fn an_unknown_key_is_not_found_and_a_malformed_one_is_an_argument() {
+fn unknown_and_malformed_keys_get_different_codes() {
     let store = store();
     for (token, expected) in [
         ("abc", Code::NotFound),
@@ -85,7 +85,7 @@ fn an_unknown_key_is_not_found_and_a_malformed_one_is_an_argument() {
 }
 
 #[test]
-fn a_revoked_key_is_gone_at_once_and_may_be_revoked_again() {
+fn revoked_key_can_be_revoked_again() {
     let store = store();
     for by_id in [false, true] {
         let (key, token) = create(&store, org("org_1")).unwrap();
@@ -98,7 +98,7 @@ fn a_revoked_key_is_gone_at_once_and_may_be_revoked_again() {
 }
 
 #[test]
-fn a_key_ends_at_its_expiry() {
+fn key_is_invalid_from_its_expiry() {
     let store = store();
     let expiry = Timestamp::now() + 1.hour();
     let (key, _) = create(&store, NewToken { expiry: Some(expiry), ..org("org_1") }).unwrap();
@@ -109,7 +109,7 @@ fn a_key_ends_at_its_expiry() {
 }
 
 #[test]
-fn limits_count_characters() {
+fn limits_count_characters_not_bytes() {
     let store = store();
     let umlauts = |n: usize| "ü".repeat(n);
     let many = |n: usize| (0..n).map(|n| (format!("claim{n}"), "x".to_owned())).collect::<BTreeMap<_, _>>();
@@ -145,7 +145,7 @@ fn limits_count_characters() {
 }
 
 #[test]
-fn an_update_replaces_claims_and_keeps_what_is_absent() {
+fn update_replaces_claims_and_keeps_absent_fields() {
     let store = store();
     let before = NewToken {
         custom_claims: claims(&[("a", "1"), ("b", "2")]),
@@ -168,7 +168,7 @@ fn an_update_replaces_claims_and_keeps_what_is_absent() {
 }
 
 #[test]
-fn pages_lead_forth_and_back_newest_first() {
+fn pages_go_both_ways_newest_first() {
     let store = store();
     let ids: Vec<_> = (0..25).map(|_| create(&store, org("org_1")).unwrap().1.token_id).collect();
     create(&store, org("org_2")).unwrap();
@@ -192,7 +192,7 @@ fn pages_lead_forth_and_back_newest_first() {
 }
 
 #[test]
-fn only_live_keys_of_the_organization_and_user_are_listed() {
+fn list_has_live_keys_of_organization_and_user() {
     let store = store();
     let user = |user: &str| NewToken { user_id: Some(user.to_owned()), ..org("org_1") };
     let (_, one) = create(&store, user("usr_1")).unwrap();
@@ -204,7 +204,7 @@ fn only_live_keys_of_the_organization_and_user_are_listed() {
         expiry: Some(Timestamp::now() - 1.hour()),
         ..Issue::default()
     };
-    store.issue(expired, Timestamp::now());
+    store.issue_key(expired, Timestamp::now());
     for (user_id, expected) in
         [(None, vec![&two, &one]), (Some("usr_1"), vec![&one]), (Some("usr_3"), vec![])]
     {
@@ -216,7 +216,7 @@ fn only_live_keys_of_the_organization_and_user_are_listed() {
 }
 
 #[test]
-fn a_list_is_asked_for_by_the_rules() {
+fn list_parameters_are_checked() {
     let store = store();
     let org_of = |length: usize| format!("org_{}", "ü".repeat(length - 4));
     for (organization_id, page_size, page_token, good) in [

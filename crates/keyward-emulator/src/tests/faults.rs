@@ -1,9 +1,9 @@
-//! Misbehaviour on command.
+//! Fault injection.
 
 use super::*;
 
 #[tokio::test]
-async fn an_answer_can_be_replaced_or_spoilt() {
+async fn responses_are_replaced_or_damaged() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     for (spec, status, content_type, retry_after, body) in [
@@ -38,7 +38,7 @@ async fn an_answer_can_be_replaced_or_spoilt() {
 }
 
 #[tokio::test]
-async fn a_transfer_can_break_before_and_within_the_answer() {
+async fn transfer_breaks_before_or_within_response() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     for spec in ["validate:reset", "validate:truncated", "listener:refuse"] {
@@ -52,7 +52,7 @@ async fn a_transfer_can_break_before_and_within_the_answer() {
 }
 
 #[tokio::test]
-async fn access_tokens_expire_on_command_and_new_ones_are_good() {
+async fn expired_access_tokens_can_be_replaced() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     api.fault("validate:expire-access-tokens,times=1");
@@ -65,7 +65,7 @@ async fn access_tokens_expire_on_command_and_new_ones_are_good() {
 }
 
 #[tokio::test]
-async fn a_key_is_revoked_after_its_nth_validation() {
+async fn key_is_revoked_after_nth_validation() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     api.fault("validate:revoke-after=2");
@@ -77,7 +77,7 @@ async fn a_key_is_revoked_after_its_nth_validation() {
 }
 
 #[tokio::test]
-async fn latency_comes_before_the_decision_or_after_it() {
+async fn latency_applies_before_or_after_decision() {
     let api = Api::start(Settings::default()).await;
     for (spec, expected) in [("validate:latency=100ms", 404), ("validate:latency-after=100ms", 200)] {
         let key = api.key();

@@ -1,4 +1,4 @@
-//! gRPC as the official SDKs speak it: over HTTP/2 on the port of REST.
+//! gRPC as the official SDKs use it: over HTTP/2, on the same port as REST.
 
 use base64::prelude::{BASE64_STANDARD_NO_PAD, Engine};
 use hyper::client::conn::http2::SendRequest;
@@ -11,13 +11,13 @@ use scalekit::{ExposeSecret, grpc};
 use super::*;
 
 /// What a call gave: the reply and the status, wherever it stood.
-struct Given {
+struct CallResult {
     reply: Result<Reply, Error>,
     status: String,
     headers: HeaderMap,
 }
 
-impl Given {
+impl CallResult {
     fn token(self) -> scalekit::token::Token {
         match self.reply {
             Ok(Reply::Token(token)) => token,
@@ -37,7 +37,7 @@ impl Client {
         Self(client, api.address)
     }
 
-    async fn call(&mut self, bearers: &[&str], call: &Call) -> Given {
+    async fn call(&mut self, bearers: &[&str], call: &Call) -> CallResult {
         let (head, body) = grpc::encode_request(call).into_parts();
         let method = head.uri.path().rsplit('/').next().unwrap();
         let response = self.send(method, bearers, body.to_vec()).await.unwrap();
@@ -53,7 +53,7 @@ impl Client {
             assert!(response.body.is_empty());
         }
         let reply = grpc::decode_response(call.operation(), &response);
-        Given { reply, status, headers: response.headers }
+        CallResult { reply, status, headers: response.headers }
     }
 
     async fn send(
@@ -77,7 +77,7 @@ fn validate(token: &str) -> Call {
 }
 
 #[tokio::test]
-async fn a_key_lives_from_creation_to_revocation() {
+async fn key_lifecycle_over_grpc() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let bearer = [api.access_token.as_str()];
@@ -123,7 +123,7 @@ async fn a_key_lives_from_creation_to_revocation() {
 }
 
 #[tokio::test]
-async fn the_first_of_two_authorizations_is_judged() {
+async fn first_of_two_authorizations_decides() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let (key, good) = (api.key(), api.access_token.as_str());
@@ -139,7 +139,7 @@ async fn the_first_of_two_authorizations_is_judged() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_answered_has_a_code() {
+async fn invalid_calls_get_grpc_codes() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let bearer = [api.access_token.as_str()];
@@ -160,7 +160,7 @@ async fn what_cannot_be_answered_has_a_code() {
 }
 
 #[tokio::test]
-async fn faults_speak_grpc_too() {
+async fn faults_apply_to_grpc_calls() {
     let api = Api::start(Settings::default()).await;
     let mut client = Client::connect(&api).await;
     let (key, bearer) = (api.key(), [api.access_token.as_str()]);

@@ -1,9 +1,9 @@
-//! REST to the letter of the contract, and the end of everything.
+//! REST: exact bodies, errors, and shutdown.
 
 use super::*;
 
 #[tokio::test]
-async fn a_key_lives_from_creation_to_revocation_as_the_contract_shows() {
+async fn key_lifecycle_over_rest() {
     let api = Api::start(Settings::default()).await;
     let made = api
         .post(
@@ -50,7 +50,7 @@ async fn a_key_lives_from_creation_to_revocation_as_the_contract_shows() {
 }
 
 #[tokio::test]
-async fn the_token_endpoint_speaks_the_language_of_oauth() {
+async fn token_endpoint_follows_oauth() {
     let api =
         Api::start(Settings { access_token_lifetime: Duration::from_secs(7), ..Settings::default() }).await;
     let good = "grant_type=client_credentials&client_id=dev&client_secret=dev";
@@ -66,7 +66,7 @@ async fn the_token_endpoint_speaks_the_language_of_oauth() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_answered_is_refused_in_the_form_of_the_gateway() {
+async fn invalid_requests_get_gateway_errors() {
     let api = Api::start(Settings::default()).await;
     let token = Some(api.access_token.as_str());
     let not_found = json!({"code": 5, "message": "Not Found", "details": []});

@@ -1,4 +1,4 @@
-//! The same over TLS, with a certificate that clients can check.
+//! TLS with a certificate that clients can verify.
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -17,7 +17,7 @@ fn connector(roots: RootCertStore, alpn: &[u8]) -> TlsConnector {
 }
 
 #[tokio::test]
-async fn a_client_that_trusts_the_authority_is_served_by_either_protocol() {
+async fn trusting_client_is_served_over_http1_and_http2() {
     let emulator = Emulator::new(Settings::default());
     let certificate = Certificate::generate().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
