@@ -1,7 +1,10 @@
 //! The command line. Exit code 0: fine, 1: failed, 2: used wrongly.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where Keyward talks to people")]
 
-mod demo;
+#[cfg(feature = "dev")]
+mod dev;
+#[cfg(feature = "dev")]
+mod emulator;
 mod health;
 mod keys;
 mod papers;
@@ -25,7 +28,7 @@ use crate::server::{Server, reload};
 
 /// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
 #[derive(Parser)]
-#[command(name = "keyward", version, max_term_width = 100, after_help = "Begin with: keyward dev")]
+#[command(name = "keyward", version, max_term_width = 100, after_help = BEGIN_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -40,7 +43,8 @@ enum Command {
     ///
     /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, makes sample keys,
     /// and prints curl lines to try. Ends with Ctrl-C.
-    Dev(demo::Dev),
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
     /// Read a configuration as `run` would, report every problem, and show the routes
     #[command(after_help = "Example: keyward check keyward.toml")]
     Check(RouteFile),
@@ -57,7 +61,8 @@ enum Command {
     /// Create, list, inspect, update, rotate and revoke keys
     Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
-    Emulator(demo::EmulatorArgs),
+    #[cfg(feature = "dev")]
+    Emulator(emulator::EmulatorArgs),
     /// Ask a running Keyward whether it is ready; for containers without a shell
     Healthcheck(health::Healthcheck),
     /// Print what a shell needs to complete commands
@@ -73,6 +78,12 @@ enum Command {
         folder: PathBuf,
     },
 }
+
+const BEGIN_HELP: &str = if cfg!(feature = "dev") {
+    "Begin with: keyward dev"
+} else {
+    "Begin with: keyward check FILE\n\nThe commands dev and emulator are not in this build, which has no Scalekit emulator."
+};
 
 const RUN_HELP: &str = "\
 Environment:
@@ -119,10 +130,11 @@ impl RouteFile {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| without_keys(error).exit());
+    let cli = Cli::try_parse().unwrap_or_else(|error| explain_missing_command(without_keys(error)).exit());
     let done = match cli.command {
         Command::Run(file) => run(file.path()),
-        Command::Dev(args) => demo::dev(args),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => dev::run(args),
         Command::Check(file) => check(&file.path()),
         Command::Explain { file, method, target } => explain(&file, &method, &target),
         Command::Keys(args) => {
@@ -130,7 +142,8 @@ pub fn main() -> ExitCode {
             let _ = protect_memory();
             return finish(keys::run(args));
         }
-        Command::Emulator(args) => demo::emulator(args),
+        #[cfg(feature = "dev")]
+        Command::Emulator(args) => emulator::run(args),
         Command::Healthcheck(args) => health::check(&args),
         Command::Completions { shell } => papers::completions(shell),
         Command::Man { folder } => papers::man(&folder),
@@ -158,6 +171,20 @@ fn without_keys(mut error: clap::Error) -> clap::Error {
         }
     }
     error
+}
+
+/// Says why `dev` and `emulator` are unknown to a build without them.
+fn explain_missing_command(error: clap::Error) -> clap::Error {
+    match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(name)) if ["dev", "emulator"].contains(&name.as_str()) => {
+            let text = format!(
+                "`keyward {name}` is not in this build: it was made without the Cargo feature `dev`, as the image is.\n\
+                 `cargo build --release` makes one that has it"
+            );
+            Cli::command().error(ErrorKind::InvalidSubcommand, text)
+        }
+        _ => error,
+    }
 }
 
 impl ConfigFile {

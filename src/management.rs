@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::scalekit::ExposeSecret;
+use ::scalekit::client::Client;
+use ::scalekit::token::{PageRequest, Token, TokenUpdate};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
@@ -36,8 +39,6 @@ use crate::keys::rules::Rules;
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::metrics::Metrics;
-use crate::scalekit::Scalekit;
-use crate::scalekit::management::{CallError, Change, Listing, Token};
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Peer;
 
@@ -130,14 +131,9 @@ impl Handler for Management {
 
 impl Management {
     /// Key management in this environment.
-    pub fn new(
-        settings: &Settings,
-        scalekit: Arc<Scalekit>,
-        metrics: Arc<Metrics>,
-        tasks: TaskTracker,
-    ) -> Self {
+    pub fn new(settings: &Settings, client: Client, metrics: Arc<Metrics>, tasks: TaskTracker) -> Self {
         Self {
-            keys: Keys::new(scalekit),
+            keys: Keys::new(client),
             rules: settings.rules.clone(),
             access: Access::of(settings),
             once: Once::default(),
@@ -213,7 +209,7 @@ impl Management {
         match &call.operation {
             Operation::Create(creation) => self.once(call, self.create(organization, creation)).await,
             Operation::List(listing) => {
-                let listing = Listing { organization_id: organization.clone(), ..listing.clone() };
+                let listing = PageRequest { organization_id: organization.clone(), ..listing.clone() };
                 let _turn = self.turn().await?;
                 done(StatusCode::OK, &self.keys.list(&listing).await?)
             }
@@ -265,7 +261,7 @@ impl Management {
         self.rules.hold(&mut new, Timestamp::now())?;
         let _turn = self.turn().await?;
         let created = self.keys.create(&new).await?;
-        let (key, token) = (created.key.expose(), &created.token);
+        let (key, token) = (created.token.expose_secret(), &created.info);
         let body = CreatedBody { token: key, token_id: &token.token_id, token_info: token };
         Ok(Done {
             token_id: Some(token.token_id.as_str().into()),
@@ -288,7 +284,7 @@ impl Management {
         if let Some(claims) = &change.custom_claims {
             self.rules.allow(&before.custom_claims, claims)?;
         }
-        if change == Change::default() {
+        if change == TokenUpdate::default() {
             return done(StatusCode::OK, &before);
         }
         done(StatusCode::OK, &self.keys.update(id, &change).await?)
@@ -312,9 +308,9 @@ impl Management {
     async fn end(&self, organization: &str, id: &TokenId) -> Result<(), KeyError> {
         match self.keys.revoke(id).await {
             // Whether it was done can be seen.
-            Err(KeyError::Call(CallError::Lost(fault))) => match self.keys.find(id).await {
+            Err(error @ KeyError::OutcomeUnknown(_)) => match self.keys.find(id).await {
                 Err(KeyError::NotFound) => {}
-                _ => return Err(CallError::Lost(fault).into()),
+                _ => return Err(error),
             },
             done => done?,
         }
@@ -335,9 +331,9 @@ impl Management {
             Some(Err(error)) => Some(format!("the old key is not revoked, and may still be good: {error}")),
             Some(Ok(())) | None => None,
         };
-        let token = &created.token;
+        let token = &created.info;
         let mut content = json!({
-            "token": created.key.expose(),
+            "token": created.token.expose_secret(),
             "token_id": token.token_id,
             "token_info": token,
             "replaced_token_id": old.token_id,

@@ -14,20 +14,21 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use ::scalekit::client::Client;
+use ::scalekit::token::{Claims, Created, NewToken};
+use ::scalekit::transport::Transport;
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::time::{Duration, Instant};
-use tokio_util::task::TaskTracker;
+use tokio::time::Duration;
 
 use self::prompt::{Interrupt, Interrupted};
 use super::tell;
 use crate::config::{self, Environment, parse_duration};
 use crate::keys::{Keys, TokenId};
 use crate::metrics::Metrics;
-use crate::scalekit::management::{CallError, Claims, Created, NewToken};
-use crate::scalekit::{Scalekit, Transport};
+use crate::scalekit::{self, Explained};
 
 #[derive(Args)]
 #[command(after_help = ENVIRONMENT)]
@@ -59,7 +60,8 @@ Environment:
   SCALEKIT_ENVIRONMENT_URL  the environment, as in https://acme.scalekit.com
   SCALEKIT_CLIENT_ID        the client
   SCALEKIT_CLIENT_SECRET    its secret
-Each may be given as NAME_FILE instead: a file that holds the value. There is no configuration file.
+Each may be given as NAME_FILE instead: a file that holds the value. There is no configuration file. An HTTP proxy on the way is
+taken from HTTPS_PROXY, unless NO_PROXY names the environment.
 
 The client needs api_credentials:read to list and inspect, :write to create and update, :rotate to revoke.";
 
@@ -230,23 +232,19 @@ pub(super) fn run(args: KeysArgs) -> Result<ExitCode> {
 }
 
 /// An environment that nothing was asked of yet: what is wrong with the arguments is told first.
-struct Session(Arc<Scalekit>);
+struct Session(Client);
 
 impl Session {
     fn new(transport: Transport) -> Result<Self> {
         let settings =
             config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
-        let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
-        Ok(Self(scalekit))
+        Ok(Self(scalekit::client(&settings, Arc::new(Metrics::default()))?))
     }
 
     /// Its keys, once there is an access token.
     async fn keys(&self) -> Result<Keys> {
-        const WITHIN: Duration = Duration::from_secs(6);
-        let (keeper, scalekit) = (Arc::clone(&self.0), &self.0);
-        tokio::spawn(async move { keeper.keep_access_token().await });
-        scalekit.access_token.first(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
-        Ok(Keys::new(Arc::clone(scalekit)))
+        self.0.authenticate().await.map_err(|error| anyhow!("{}", Explained(&error)))?;
+        Ok(Keys::new(self.0.clone()))
     }
 }
 
@@ -291,7 +289,7 @@ fn deliver(created: &Created, text: &impl fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
     let printed = write!(out, "{text}").and_then(|()| out.flush());
     printed.map_err(|error| {
-        let id = words::safe(&created.token.token_id);
+        let id = words::safe(&created.info.token_id);
         anyhow::anyhow!(
             "{id} was made, but its key could not be printed ({error}), and is lost; revoke it: keyward keys revoke {id}"
         )

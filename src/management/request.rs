@@ -1,5 +1,6 @@
 //! Reads what is asked for. Everything that is not understood is refused, with what would be.
 
+use ::scalekit::token::{NewToken, PageRequest, Token, TokenUpdate};
 use bytes::Bytes;
 use hyper::Method;
 use hyper::http::request::Parts;
@@ -10,7 +11,6 @@ use super::content::{self, Unique};
 use super::problem::{Code, Problem};
 use crate::body::Body;
 use crate::keys::{self, TokenId};
-use crate::scalekit::management::{Change, Listing, NewToken, Token};
 
 /// A request to be done.
 pub(super) struct Call {
@@ -25,7 +25,7 @@ pub(super) struct Call {
 pub(super) enum Operation {
     Create(Creation),
     /// The organization is the call's.
-    List(Listing),
+    List(PageRequest),
     Show(TokenId),
     Update(TokenId, Patch),
     Revoke(TokenId),
@@ -170,7 +170,7 @@ impl Creation {
 
 impl Patch {
     /// What Scalekit is to be told, which knows no merging.
-    pub(super) fn of(&self, before: &Token) -> Result<Change, Problem> {
+    pub(super) fn of(&self, before: &Token) -> Result<TokenUpdate, Problem> {
         let custom_claims = match &self.custom_claims {
             None => None,
             Some(None) => {
@@ -186,7 +186,7 @@ impl Patch {
         }
         // What stays as it is need not be sent, and an empty map would change nothing.
         let custom_claims = custom_claims.filter(|claims| *claims != before.custom_claims);
-        Ok(Change { custom_claims, description })
+        Ok(TokenUpdate { custom_claims, description })
     }
 }
 
@@ -220,8 +220,8 @@ fn idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, Problem
     }
 }
 
-fn listing(query: &str) -> Result<Listing, Problem> {
-    let mut listing = Listing::default();
+fn listing(query: &str) -> Result<PageRequest, Problem> {
+    let mut listing = PageRequest::default();
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if seen.contains(&name) {

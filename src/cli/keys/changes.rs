@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::ExposeSecret;
+use ::scalekit::token::{NewToken, TokenUpdate};
 use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
@@ -10,7 +12,6 @@ use serde_json::json;
 use super::super::{print, tell};
 use super::{Claim, Expiry, Form, KeyForm, Session, claims, deliver, id, json, make, prompt, words};
 use crate::keys::{self, KeyError};
-use crate::scalekit::management::{CallError, Change, NewToken};
 
 #[derive(Args)]
 pub(super) struct Create {
@@ -66,9 +67,9 @@ pub(super) async fn create(session: &Session, args: Create) -> Result<ExitCode> 
         expiry: args.expires.map(|expires| expires.moment(now)).transpose()?,
         description: args.description.filter(|text| !text.is_empty()),
     };
-    keys::check(&new, now)?;
+    new.check(now)?;
     let created = make(&session.keys().await?, &new).await?;
-    let (key, token) = (created.key.expose(), &created.token);
+    let (key, token) = (created.token.expose_secret(), &created.info);
     let text = if args.form.quiet {
         format!("{key}\n")
     } else if args.form.json {
@@ -107,7 +108,7 @@ pub(super) async fn update(session: &Session, args: Update) -> Result<ExitCode> 
     };
     let custom_claims = custom_claims.filter(|claims| *claims != before.custom_claims);
     let replaces = !args.merge && custom_claims.is_some();
-    let change = Change { custom_claims, description: args.description };
+    let change = TokenUpdate { custom_claims, description: args.description };
     let difference = words::difference(&before, &change);
     if difference.is_empty() {
         tell(format_args!("Nothing changes: {id} is so already.\n"));
@@ -116,7 +117,7 @@ pub(super) async fn update(session: &Session, args: Update) -> Result<ExitCode> 
         }
         return Ok(ExitCode::SUCCESS);
     }
-    keys::check_change(&change)?;
+    change.check()?;
     if !args.form.json {
         let how = if replaces {
             ", whose claims are replaced by those given (--merge keeps the others)"
@@ -132,7 +133,7 @@ pub(super) async fn update(session: &Session, args: Update) -> Result<ExitCode> 
     }
     let unknown = || format!("it is not known whether {id} was changed: keyward keys inspect {id}");
     let after = match prompt::unless_interrupted(keys.update(&id, &change)).await {
-        Ok(Err(KeyError::Call(error @ CallError::Lost(_)))) => bail!("{error}; {}", unknown()),
+        Ok(Err(error @ KeyError::OutcomeUnknown(_))) => bail!("{error}; {}", unknown()),
         Ok(done) => done?,
         Err(error) => {
             tell(format_args!("keyward: {}\n", unknown()));

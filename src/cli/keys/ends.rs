@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::ExposeSecret;
+use ::scalekit::error::Class;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use jiff::Timestamp;
@@ -12,7 +14,6 @@ use super::super::{print, tell};
 use super::{Form, KeyForm, Session, deliver, id, json, make, prompt, words};
 use crate::config::parse_duration;
 use crate::keys::{self, KeyError, Keys, TokenId};
-use crate::scalekit::management::CallError;
 
 #[derive(Args)]
 pub(super) struct Rotate {
@@ -59,7 +60,7 @@ pub(super) async fn rotate(session: &Session, args: Rotate) -> Result<ExitCode> 
         // By then it has ended by itself.
         .map(|until| old.expiry.map_or(until, |expiry| until.min(expiry)));
     let created = make(keys, &keys::successor(&old)).await?;
-    let (key, token) = (created.key.expose(), &created.token);
+    let (key, token) = (created.token.expose_secret(), &created.info);
     let silent = args.form.quiet || args.form.json;
     // The new key is out before the old one ends.
     let text = if args.form.quiet {
@@ -96,7 +97,7 @@ pub(super) async fn rotate(session: &Session, args: Rotate) -> Result<ExitCode> 
 async fn end(keys: &Keys, old: &TokenId) -> Result<()> {
     let error = match prompt::unless_interrupted(keys.revoke(old)).await {
         Ok(Ok(())) => return Ok(()),
-        Ok(Err(KeyError::Call(error @ CallError::Lost(_)))) => {
+        Ok(Err(error @ KeyError::OutcomeUnknown(_))) => {
             anyhow::anyhow!(
                 "it is not known whether {old} is revoked: {error}; to be sure: keyward keys revoke {old}"
             )
@@ -173,11 +174,9 @@ pub(super) async fn revoke(session: &Session, args: Revoke) -> Result<ExitCode> 
             }
         ));
         failed += 1;
-        lost = if matches!(error, KeyError::Call(CallError::Lost(_))) { lost + 1 } else { 0 };
+        lost = if matches!(error, KeyError::OutcomeUnknown(_)) { lost + 1 } else { 0 };
         // What lasts for one lasts for all.
-        if lost == MOST_LOST
-            || matches!(error, KeyError::Call(CallError::Permission(_) | CallError::Fault(_)))
-        {
+        if lost == MOST_LOST || matches!(&error, KeyError::Call(error) if error.class() != Class::Refused) {
             if left > 0 {
                 tell(format_args!("keyward: the {left} after it were not tried\n"));
             }

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::limits::MAX_PAGE_SIZE;
+use ::scalekit::token::PageRequest;
 use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
@@ -9,8 +11,7 @@ use serde_json::json;
 
 use super::super::{print, tell};
 use super::{Form, Session, id, json, prompt, words};
-use crate::keys::{self, KeyError};
-use crate::scalekit::management::Listing;
+use crate::keys::KeyError;
 
 #[derive(Args)]
 pub(super) struct List {
@@ -24,7 +25,7 @@ pub(super) struct List {
     #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
     all: bool,
     /// How many, from 1 to 30; 10 where nothing is said
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(LARGEST_PAGE)))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_PAGE_SIZE)))]
     page_size: Option<u8>,
     /// Where to go on, as the page before told
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
@@ -42,16 +43,14 @@ pub(super) struct Inspect {
     form: Form,
 }
 
-const LARGEST_PAGE: u8 = 30;
-
 pub(super) async fn list(session: &Session, args: List) -> Result<ExitCode> {
-    let mut listing = Listing {
+    let mut listing = PageRequest {
         organization_id: args.org,
         user_id: args.user,
-        page_size: if args.all { Some(LARGEST_PAGE) } else { args.page_size },
+        page_size: if args.all { Some(MAX_PAGE_SIZE) } else { args.page_size },
         page_token: args.page_token,
     };
-    keys::check_listing(&listing)?;
+    listing.check()?;
     let keys = session.keys().await?;
     let mut table = words::Table::new(Timestamp::now());
     let mut any = false;

@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use ::scalekit::token::{Claims, Token, TokenUpdate};
 use jiff::Timestamp;
 
-use crate::scalekit::management::{Change, Claims, Token};
 use crate::terminal;
 
 /// SECURITY: descriptions and claims are anybody's text; a terminal must not obey it, nor a line break forge a row.
@@ -158,7 +158,7 @@ pub(super) fn description(token: &Token, now: Timestamp) -> String {
 }
 
 /// What a change does, a line for each; empty where it does nothing.
-pub(super) fn difference(before: &Token, change: &Change) -> String {
+pub(super) fn difference(before: &Token, change: &TokenUpdate) -> String {
     let mut text = String::new();
     if let Some(after) = &change.custom_claims {
         let before = &before.custom_claims;
@@ -227,7 +227,7 @@ mod tests {
             expiry: None,
         };
         let now = Timestamp::now();
-        let change = Change {
+        let change = TokenUpdate {
             custom_claims: Some(Claims::from([("m\r".to_owned(), "\u{1b}".to_owned())])),
             description: None,
         };
