@@ -1,7 +1,9 @@
 //! The command line. Exit code 0: fine, 1: failed, 2: used wrongly.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where Keyward talks to people")]
 
+mod check;
 mod demo;
+mod explain;
 mod health;
 mod keys;
 mod papers;
@@ -46,14 +48,7 @@ enum Command {
     Check(RouteFile),
     /// Show what happens to a request: its route, what that asks for, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
-    Explain {
-        #[command(flatten)]
-        file: ConfigFile,
-        /// The method
-        method: String,
-        /// A path, or a whole URL where the host matters
-        target: String,
-    },
+    Explain(explain::Explain),
     /// Create, list, inspect, update, rotate and revoke keys
     Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
@@ -123,8 +118,8 @@ pub fn main() -> ExitCode {
     let done = match cli.command {
         Command::Run(file) => run(file.path()),
         Command::Dev(args) => demo::dev(args),
-        Command::Check(file) => check(&file.path()),
-        Command::Explain { file, method, target } => explain(&file, &method, &target),
+        Command::Check(file) => check::run_check(&file.path()),
+        Command::Explain(args) => explain::run_explain(&args),
         Command::Keys(args) => {
             // Where it cannot be had the command is no worse than any other program of the user's.
             let _ = protect_memory();
@@ -161,10 +156,10 @@ fn without_keys(mut error: clap::Error) -> clap::Error {
 }
 
 impl ConfigFile {
-    /// To look at, not to run.
-    fn load(&self) -> Result<Config> {
+    /// For a look at the configuration, without Scalekit's variables.
+    fn load_config(&self) -> Result<Config> {
         let mut config = config::load(&self.config, &Environment::process().without_scalekit())?;
-        // Not to the memory of this machine, which need not be where it will run.
+        // The machine that checks a file need not be the one that runs it, so its memory does not count.
         config.fit(Resources::default());
         Ok(config)
     }
@@ -191,21 +186,6 @@ fn run(file: ConfigFile) -> Result<()> {
         server.run(stop, kill).await;
         Ok(())
     })
-}
-
-fn check(file: &ConfigFile) -> Result<()> {
-    let config = file.load()?;
-    for warning in &config.warnings {
-        eprintln!("warning: {warning}");
-    }
-    print(&format!("{}\n{} is fine.\n", config::describe_routes(&config), file.config.display()))?;
-    Ok(())
-}
-
-fn explain(file: &ConfigFile, method: &str, target: &str) -> Result<()> {
-    let text = config::explain(&file.load()?, method, target).map_err(anyhow::Error::msg)?;
-    print(&text)?;
-    Ok(())
 }
 
 /// To standard error, where somebody may listen or not.
