@@ -11,6 +11,7 @@ COPY Cargo.toml Cargo.lock ./
 RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
     && cargo build --release --locked && rm -r src
 COPY src src
+COPY docs/openapi.json docs/
 # Newer than what the step before left behind.
 RUN touch src/main.rs src/lib.rs && cargo build --release --locked
 

@@ -85,7 +85,7 @@ async fn a_rotation_that_cannot_revoke_gives_the_new_key_and_says_so() {
     let next = reply.json();
     assert_eq!(next["replaced_token_revoked"], false);
     assert!(
-        next["warning"].as_str().unwrap().starts_with("the old key is not revoked, and may still be good")
+        next["warning"].as_str().unwrap().starts_with("the old key is not revoked and may still work")
     );
     assert_eq!((desk.calls(key(&made)).await, desk.calls(key(&next)).await), (200, 200));
 }
