@@ -32,7 +32,7 @@ use self::request::{Call, Creation, Operation, Patch, Rotation};
 use crate::access_log::output::AuditSlot;
 use crate::body::{self, Body};
 use crate::budget::Account;
-use crate::keys::rules::Rules;
+use crate::keys::rules::{Issuance, Rules};
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::metrics::Metrics;
@@ -266,7 +266,7 @@ impl Management {
 
     async fn create_key(&self, organization: &str, creation: &Creation) -> Result<Outcome, Problem> {
         let mut new = creation.to_new_token(organization);
-        self.rules.hold(&mut new, Timestamp::now())?;
+        self.rules.enforce(&mut new, Issuance::Creation, Timestamp::now())?;
         let _permit = self.acquire_call_permit().await?;
         let created = self.keys.create(&new).await?;
         let (key, token) = (created.key.expose(), &created.token);
@@ -290,7 +290,7 @@ impl Management {
         let before = self.find_key(organization, id).await?;
         let change = patch.to_change(&before)?;
         if let Some(claims) = &change.custom_claims {
-            self.rules.allow(&before.custom_claims, claims)?;
+            self.rules.check_claims(&before.custom_claims, claims)?;
         }
         if change == Change::default() {
             return Outcome::new(StatusCode::OK, &before);
@@ -335,8 +335,8 @@ impl Management {
         let _lock = self.lock_key(id).await?;
         let _permit = self.acquire_call_permit().await?;
         let old = self.find_key(organization, id).await?;
-        let mut new = keys::successor(&old);
-        self.rules.hold_successor(&mut new, Timestamp::now())?;
+        let mut new = keys::to_successor(&old);
+        self.rules.enforce(&mut new, Issuance::Rotation, Timestamp::now())?;
         let created = self.keys.create_successor(&old, &new).await?;
         // The new key exists and must be returned, whether or not the old one can be revoked.
         let revoked =

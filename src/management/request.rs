@@ -178,7 +178,7 @@ impl Patch {
                     "custom_claims: should be an object; set a claim in it to null to remove that claim",
                 ));
             }
-            Some(Some(changes)) => Some(keys::merged(&before.custom_claims, changes.0.clone())),
+            Some(Some(changes)) => Some(keys::merge_claims(&before.custom_claims, changes.0.clone())),
         };
         let description = self.description.clone().map(Option::unwrap_or_default);
         if custom_claims.is_none() && description.is_none() {

@@ -176,7 +176,7 @@ async fn keys_live_their_whole_life_over_either_wire() {
             description: Some("CI".into()),
         };
         let created = keys.create(&new).await.unwrap();
-        assert_eq!(keyward::keys::successor(&created.token), new, "{transport:?}");
+        assert_eq!(keyward::keys::to_successor(&created.token), new, "{transport:?}");
         assert_eq!(
             created.token.token_suffix.as_deref(),
             created.key.expose().get(created.key.expose().len() - 4..)

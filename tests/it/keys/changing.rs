@@ -45,13 +45,13 @@ async fn what_can_be_no_change_is_refused_before_anything_is_shown_or_sent() {
     ] {
         kit.run(&[&["update", &id], arguments].concat()).await.refused(expected);
     }
-    kit.run(&["update", "apit_0", "--claim", "a=b"]).await.refused("there is no live key of this id");
+    kit.run(&["update", "apit_0", "--claim", "a=b"]).await.refused("there is no live key with this id");
     let same = kit.run(&["update", &id, "--claim", "team=eng"]).await;
     assert_eq!((same.code, &*same.out), (0, ""));
-    assert!(same.err.contains("Nothing changes"), "{same:?}");
+    assert!(same.err.contains("Nothing to change"), "{same:?}");
     assert_eq!(kit.emulator.counts().updates, 0);
     kit.fault("update:truncated");
     let lost = kit.run(&["update", &id, "--claim", "team=ops"]).await;
     assert_eq!(lost.code, 1);
-    assert!(lost.err.contains(&format!("it is not known whether {id} was changed")), "{lost:?}");
+    assert!(lost.err.contains(&format!("it is unknown whether {id} was changed")), "{lost:?}");
 }

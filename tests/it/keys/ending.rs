@@ -40,7 +40,7 @@ async fn the_new_key_is_as_the_old_one_was_which_ends_at_once() {
     for field in ["organization_id", "user_id", "custom_claims", "description", "expiry"] {
         assert_eq!(after[field], before[field], "{field}");
     }
-    kit.run(&["rotate", &old]).await.refused("there is no live key of this id");
+    kit.run(&["rotate", &old]).await.refused("there is no live key with this id");
     assert_eq!(kit.live("org_1").await, [text(&after["token_id"])]);
 }
 
@@ -97,7 +97,7 @@ async fn revoking_again_is_no_failure_and_the_exit_code_counts_those() {
     assert!(kit.live("org_1").await.is_empty());
     let some = kit.run(&["revoke", "apit_1", &one, "apit_2", "apit_3"]).await;
     assert_eq!((some.code, &*some.out), (3, &*format!("{one} is revoked.\n")));
-    assert!(some.err.contains("keyward: apit_2: there is no key of this id\n"), "{some:?}");
+    assert!(some.err.contains("keyward: apit_2: there is no key with this id\n"), "{some:?}");
     let some = kit.run(&["revoke", "--json", "apit_1", &one]).await;
     let lines: Vec<_> = some.out.lines().map(json).collect();
     assert_eq!((some.code, &lines[0]["revoked"], &lines[1]["revoked"]), (1, &false.into(), &true.into()));
@@ -108,7 +108,7 @@ async fn a_list_with_one_bad_id_revokes_nothing() {
     let kit = Kit::start().await;
     let (key, one) = kit.create(&["--org", "org_1"]).await;
     let (_, two) = kit.create(&["--org", "org_1"]).await;
-    kit.run(&["revoke", &one, "apit"]).await.refused("number 2 of the list, of which nothing was revoked");
+    kit.run(&["revoke", &one, "apit"]).await.refused("number 2 of the list; nothing was revoked");
     let list = format!("{one}\n{two}\n{key}\n");
     let refused = kit.run_with(&["revoke", "-"], &list).await;
     refused.refused("number 3 of the list");
@@ -170,5 +170,5 @@ async fn ctrl_c_while_revoking_says_what_is_not_known() {
     soon(|| kit.emulator.counts().invalidations == 1).await;
     running.signal(Signal::INT);
     assert_eq!(running.exit().await, Some(130));
-    running.until("it is not known whether apit_1 is revoked; the 2 after it were not tried").await;
+    running.until("it is unknown whether apit_1 is revoked; the 2 after it were not tried").await;
 }

@@ -91,7 +91,7 @@ async fn pages_that_go_round_in_a_circle_end() {
     });
     let url = format!("http://{}", Scripted::acting(script).await.address);
     let listed = done(command(&url, &["list", "--org", "org_1", "--all"])).await;
-    listed.refused("go round in a circle");
+    listed.refused("repeat without end");
 }
 
 #[tokio::test]
@@ -106,7 +106,7 @@ async fn page_by_page_each_says_how_to_go_on() {
         let page = kit.run(&arguments).await;
         assert_eq!(page.code, 0);
         ids.extend(page.out.lines().map(|line| text(&json(line)["token_id"])));
-        match page.err.trim_end().strip_prefix("There are 25 in all; go on with --page-token ") {
+        match page.err.trim_end().strip_prefix("There are 25 in all; for the next page add --page-token ") {
             Some(next) => token = Some(next.to_owned()),
             None => break assert_eq!(page.err, ""),
         }

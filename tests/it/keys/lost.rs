@@ -26,7 +26,7 @@ async fn a_key_whose_answer_was_lost_is_named() {
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng", "--expires", "90d"]).await;
         made.refused(
-            "a key may have been made that nobody has seen; revoke this one, unless somebody has it: apit_",
+            "a key may have been created that nobody has received; revoke this one unless someone uses it: apit_",
         );
         is_named_and_revocable(&kit, &made.err).await;
     }
@@ -52,7 +52,7 @@ async fn where_no_key_was_made_none_is_named() {
         kit.create(&["--org", "org_1", "--claim", "team=other"]).await;
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng"]).await;
-        made.refused("no key like it is in the organization's list");
+        made.refused("no such key is in the organization's list");
         assert!(!made.err.contains("apit_"), "{made:?}");
         assert_eq!(kit.live("org_1").await.len(), 1);
     }
@@ -65,7 +65,7 @@ async fn a_key_that_may_have_been_made_is_said_to_be_so_where_nobody_can_look() 
     kit.fault("list:status=503");
     let made = kit.run(&["create", "--org", "org_1"]).await;
     made.refused(
-        "a key may have been made that nobody has seen; list the organization's keys, and revoke it",
+        "a key may have been created that nobody has received; list the organization's keys and revoke it",
     );
 }
 
@@ -97,10 +97,10 @@ async fn no_key_is_made_that_would_be_printed_nowhere() {
     closed.args(["-c", "exec \"$0\" keys create --org org_1 >&-", env!("CARGO_BIN_EXE_keyward")]);
     closed.env("SCALEKIT_ENVIRONMENT_URL", &kit.url).env("SCALEKIT_CLIENT_ID", "dev");
     closed.env("SCALEKIT_CLIENT_SECRET", "dev").stdout(Stdio::piped()).stderr(Stdio::piped());
-    done(closed).await.refused("no key was made");
+    done(closed).await.refused("no key was created");
     let mut null = kit.command(&["create", "--org", "org_1", "--quiet"]);
     null.stdout(Stdio::null());
-    done(null).await.refused("no key was made");
+    done(null).await.refused("no key was created");
     assert_eq!(kit.emulator.counts().creations, 0);
 }
 
@@ -129,7 +129,7 @@ async fn ctrl_c_waits_for_a_key_that_is_being_made() {
     let mut running = Running::start(kit.command(&["create", "--org", "org_1"]));
     soon(|| kit.emulator.counts().creations == 1).await;
     running.signal(Signal::INT);
-    running.until("waiting for Scalekit's answer").await;
+    running.until("waiting for Scalekit's response").await;
     kit.emulator.clear_faults();
     assert_eq!(running.exit().await, Some(0));
     running.until("Store it now").await;
@@ -144,10 +144,10 @@ async fn a_second_ctrl_c_leaves_and_says_what_may_be_left_behind() {
     let mut running = Running::start(kit.command(&["create", "--org", "org_1"]));
     soon(|| kit.emulator.counts().creations == 1).await;
     running.signal(Signal::INT);
-    running.until("waiting for Scalekit's answer").await;
+    running.until("waiting for Scalekit's response").await;
     running.signal(Signal::TERM);
     assert_eq!(running.exit().await, Some(130));
-    running.until("a key may have been made that nobody has seen").await;
+    running.until("a key may have been created that nobody has received").await;
     running.until("keyward keys list --org org_1").await;
 }
 

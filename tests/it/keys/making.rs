@@ -128,7 +128,7 @@ async fn wrong_use_is_exit_code_2_and_repeats_no_key() {
         let done = kit.run(arguments).await;
         assert!(!done.err.contains(&key), "{done:?}");
         if arguments[0] != "update" {
-            done.refused("a key itself is only ever given on standard input");
+            done.refused("give a key itself on standard input only");
         }
     }
     assert!(kit.is_live(&id).await);

@@ -145,7 +145,7 @@ async fn what_was_not_made_can_be_asked_for_again() {
     let (desk, answer) = lost(Effect::Reset).await;
     assert_eq!(answer["code"], "scalekit_unavailable", "{answer}");
     assert!(
-        answer["detail"].as_str().unwrap().ends_with("no key like it is in the organization's list"),
+        answer["detail"].as_str().unwrap().ends_with("no such key is in the organization's list"),
         "{answer}"
     );
     assert_eq!(desk.ask(&named("one")).await.status, 201);

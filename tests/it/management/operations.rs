@@ -84,9 +84,7 @@ async fn a_rotation_that_cannot_revoke_gives_the_new_key_and_says_so() {
     assert_eq!(reply.status, 201);
     let next = reply.json();
     assert_eq!(next["replaced_token_revoked"], false);
-    assert!(
-        next["warning"].as_str().unwrap().starts_with("the old key is not revoked and may still work")
-    );
+    assert!(next["warning"].as_str().unwrap().starts_with("the old key is not revoked and may still work"));
     assert_eq!((desk.calls(key(&made)).await, desk.calls(key(&next)).await), (200, 200));
 }
 
