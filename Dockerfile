@@ -6,14 +6,16 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
-# The dependencies first: they are built again only when one of these two files changes.
+# The dependencies first: they are built again only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./
-RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
-    && cargo build --release --locked && rm -r src
+COPY crates/scalekit/Cargo.toml crates/scalekit/
+RUN mkdir src crates/scalekit/src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs crates/scalekit/src/lib.rs \
+    && cargo build --release --locked --package keyward && rm -r src crates/scalekit/src
 COPY src src
+COPY crates crates
 COPY docs/openapi.json docs/
 # Newer than what the step before left behind.
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked
+RUN touch src/main.rs src/lib.rs crates/scalekit/src/lib.rs && cargo build --release --locked --package keyward
 
 FROM ${RUNTIME_IMAGE}
 LABEL org.opencontainers.image.title="keyward" \

@@ -24,7 +24,6 @@ use self::reader::Lines;
 
 use crate::listener::Listen;
 use crate::route::RouteTable;
-use crate::scalekit::Transport;
 use crate::secret::{Secret, SecretSource};
 use crate::upstream::forwarded::Trusted;
 use crate::{access_log, credential, gateway, identity, listener, upstream, validator};
@@ -132,7 +131,7 @@ impl Environment {
 /// Everything that is missing or wrong.
 pub fn scalekit_alone(
     environment: &Environment,
-    transport: Transport,
+    transport: ::scalekit::transport::Transport,
 ) -> Result<crate::scalekit::Settings, String> {
     let missing = |name: &&&str| matches!(environment.secret(name), Ok(None));
     let names = ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"];

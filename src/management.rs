@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::scalekit::ExposeSecret;
+use ::scalekit::client::Client;
+use ::scalekit::token::{PageRequest, Token, TokenUpdate};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
@@ -36,8 +39,6 @@ use crate::keys::rules::{Issuance, Rules};
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::metrics::Metrics;
-use crate::scalekit::Scalekit;
-use crate::scalekit::management::{CallError, Change, Listing, Token};
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Peer;
 
@@ -129,14 +130,9 @@ impl Handler for Management {
 
 impl Management {
     /// `tasks` keeps the process alive until changes that were begun are done.
-    pub fn new(
-        settings: &Settings,
-        scalekit: Arc<Scalekit>,
-        metrics: Arc<Metrics>,
-        tasks: TaskTracker,
-    ) -> Self {
+    pub fn new(settings: &Settings, client: Client, metrics: Arc<Metrics>, tasks: TaskTracker) -> Self {
         Self {
-            keys: Keys::new(scalekit),
+            keys: Keys::new(client),
             rules: settings.rules.clone(),
             auth: Auth::new(settings),
             idempotency: Idempotency::default(),
@@ -213,7 +209,7 @@ impl Management {
                 self.create_once(call, self.create_key(organization, creation)).await
             }
             Operation::List(listing) => {
-                let listing = Listing { organization_id: organization.clone(), ..listing.clone() };
+                let listing = PageRequest { organization_id: organization.clone(), ..listing.clone() };
                 let _permit = self.acquire_call_permit().await?;
                 Outcome::new(StatusCode::OK, &self.keys.list(&listing).await?)
             }
@@ -269,7 +265,7 @@ impl Management {
         self.rules.enforce(&mut new, Issuance::Creation, Timestamp::now())?;
         let _permit = self.acquire_call_permit().await?;
         let created = self.keys.create(&new).await?;
-        let (key, token) = (created.key.expose(), &created.token);
+        let (key, token) = (created.token.expose_secret(), &created.info);
         let body = CreatedBody { token: key, token_id: &token.token_id, token_info: token };
         Ok(Outcome {
             token_id: Some(token.token_id.as_str().into()),
@@ -292,7 +288,7 @@ impl Management {
         if let Some(claims) = &change.custom_claims {
             self.rules.check_claims(&before.custom_claims, claims)?;
         }
-        if change == Change::default() {
+        if change == TokenUpdate::default() {
             return Outcome::new(StatusCode::OK, &before);
         }
         Outcome::new(StatusCode::OK, &self.keys.update(id, &change).await?)
@@ -316,9 +312,9 @@ impl Management {
     async fn revoke_and_remember(&self, organization: &str, id: &TokenId) -> Result<(), KeyError> {
         match self.keys.revoke(id).await {
             // A lookup tells whether a revocation whose response was lost took place.
-            Err(KeyError::Call(CallError::Lost(fault))) => match self.keys.find(id).await {
+            Err(error @ KeyError::OutcomeUnknown(_)) => match self.keys.find(id).await {
                 Err(KeyError::NotFound) => {}
-                _ => return Err(CallError::Lost(fault).into()),
+                _ => return Err(error),
             },
             done => done?,
         }
@@ -345,9 +341,9 @@ impl Management {
             Some(Err(error)) => Some(format!("the old key is not revoked and may still work: {error}")),
             Some(Ok(())) | None => None,
         };
-        let token = &created.token;
+        let token = &created.info;
         let mut content = json!({
-            "token": created.key.expose(),
+            "token": created.token.expose_secret(),
             "token_id": token.token_id,
             "token_info": token,
             "replaced_token_id": old.token_id,

@@ -17,20 +17,21 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
+use ::scalekit::client::Client;
+use ::scalekit::token::{Claims, Created, NewToken};
+use ::scalekit::transport::Transport;
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::time::{Duration, Instant};
-use tokio_util::task::TaskTracker;
+use tokio::time::Duration;
 
 use self::prompt::{Interrupt, Interrupted};
 use super::tell;
 use crate::config::{self, Environment, parse_duration};
 use crate::keys::{Keys, TokenId};
 use crate::metrics::Metrics;
-use crate::scalekit::management::{CallError, Claims, Created, NewToken};
-use crate::scalekit::{Scalekit, Transport};
+use crate::scalekit::{self, Explained};
 
 #[derive(Args)]
 #[command(after_help = HELP)]
@@ -186,23 +187,19 @@ pub(super) fn run_keys(args: KeysArgs) -> Result<ExitCode> {
 }
 
 /// A Scalekit environment that was not called yet, so that mistakes in the arguments are reported first.
-struct Session(Arc<Scalekit>);
+struct Session(Client);
 
 impl Session {
     fn new(transport: Transport) -> Result<Self> {
         let settings =
             config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
-        let scalekit = Scalekit::new(&settings, Arc::new(Metrics::default()), TaskTracker::new())?;
-        Ok(Self(scalekit))
+        Ok(Self(scalekit::client(&settings, Arc::new(Metrics::default()))?))
     }
 
     /// Waits for an access token.
     async fn open_keys(&self) -> Result<Keys> {
-        const WITHIN: Duration = Duration::from_secs(6);
-        let (keeper, scalekit) = (Arc::clone(&self.0), &self.0);
-        tokio::spawn(async move { keeper.keep_access_token().await });
-        scalekit.access_token.first(Instant::now() + WITHIN).await.map_err(CallError::Fault)?;
-        Ok(Keys::new(Arc::clone(scalekit)))
+        self.0.authenticate().await.map_err(|error| anyhow!("{}", Explained(&error)))?;
+        Ok(Keys::new(self.0.clone()))
     }
 }
 
@@ -247,7 +244,7 @@ fn print_new_key(created: &Created, text: &impl fmt::Display) -> Result<()> {
     let mut out = io::stdout().lock();
     let printed = write!(out, "{text}").and_then(|()| out.flush());
     printed.map_err(|error| {
-        let id = display::escape_text(&created.token.token_id);
+        let id = display::escape_text(&created.info.token_id);
         anyhow::anyhow!(
             "{id} was created, but its key could not be printed ({error}) and is lost; revoke it: keyward keys revoke {id}"
         )

@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::scalekit::environment::Environment as ScalekitEnvironment;
+use ::scalekit::proxy::{InvalidProxy, Proxy};
+use ::scalekit::transport::Transport;
+
 use super::Environment;
 use super::reader::{Found, NO_SECRETS, Section, Value};
 use super::urls::url;
 use super::values::{choice, duration, integer, roots, text};
-use crate::scalekit::Transport;
 use crate::secret::{Secret, SecretSource};
 use crate::{scalekit, validator};
 
@@ -46,6 +49,7 @@ pub(super) fn read(
     let (url, client_id, client_secret) = (find(&URL), find(&CLIENT_ID), find(&CLIENT_SECRET));
     let roots = section.take("ca_file", roots);
     let transports = choice(&[("rest", Transport::Rest), ("grpc", Transport::Grpc)]);
+    let proxy = section.take("proxy", proxy).unwrap_or_default();
     let transport = section.take("transport", transports).unwrap_or_default();
     if let Some(timeout) = section.take("timeout", duration(Duration::from_millis(10))) {
         validator.timeout = timeout;
@@ -59,18 +63,29 @@ pub(super) fn read(
     let per_minute = section.take("validations_per_minute", integer(0, 100_000_000)).unwrap_or(0);
     validator.max_per_minute = (per_minute > 0).then_some(per_minute as u32);
 
-    let origin = url.and_then(|(source, place)| {
+    let scalekit = url.and_then(|(source, place)| {
         // Where it comes from a file, it was read just now.
         let url = source.read().ok()?.expose().trim_end_matches('/').to_owned();
-        let settings = url_is_one(&url).and_then(|()| Ok(scalekit::origin_settings(&url, roots)?));
-        settings.map_err(|problem| place.problem(&section, found, problem)).ok().map(|origin| (url, origin))
+        let parsed = url_is_one(&url)
+            .and_then(|()| url.parse::<ScalekitEnvironment>().map_err(|error| error.to_string()));
+        parsed.map_err(|problem| place.problem(&section, found, problem)).ok()
     });
     section.finish();
-    let (environment_url, mut origin) = origin?;
+    let scalekit = scalekit?;
+    let proxy = proxy.resolve_with(&scalekit, |name| environment.get(name).map(str::to_owned));
+    let proxy = proxy.map_err(|problem| {
+        // The variable's name, and what is wrong with its value.
+        let text = problem.to_string();
+        let (name, reason) = text.split_once(": ").unwrap_or(("HTTPS_PROXY", &text));
+        found.add(None, name, reason);
+    });
+    let proxy = proxy.ok()?;
+    let mut origin = scalekit::origin_settings(&scalekit, roots);
     origin.connect_timeout = origin.connect_timeout.min(validator.timeout);
     let settings = scalekit::Settings {
-        environment_url,
+        environment: scalekit,
         origin,
+        proxy,
         client_id: client_id?.0,
         client_secret: client_secret?.0,
         timeout: validator.timeout,
@@ -195,6 +210,14 @@ fn visible(value: &Value<'_>) -> Result<SecretSource, String> {
     is_visible(&given)
         .then(|| SecretSource::Value(Secret::new(given)))
         .ok_or_else(|| "should be visible ASCII, without spaces".to_owned())
+}
+
+/// SECURITY: there may be a password in it, which the error does not repeat.
+fn proxy(value: &Value<'_>) -> Result<Proxy, String> {
+    match text(value)?.as_str() {
+        "none" => Ok(Proxy::None),
+        url => url.parse().map(Proxy::Server).map_err(|error: InvalidProxy| error.to_string()),
+    }
 }
 
 pub(super) fn file(value: &Value<'_>) -> Result<SecretSource, String> {

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
+use ::scalekit::token::{Claims, NewToken};
 use jiff::{SignedDuration, Timestamp};
-
-use crate::scalekit::management::{Claims, NewToken};
 
 /// The limits of `[management]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

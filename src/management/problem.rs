@@ -1,5 +1,7 @@
 //! Error responses of key management, as `application/problem+json` (RFC 9457).
 
+use ::scalekit::error::{Error, Refusal};
+use ::scalekit::status;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -8,8 +10,6 @@ use crate::body::{self, Body};
 use crate::keys::KeyError;
 use crate::keys::rules::Forbidden;
 use crate::rejection::KEYWARD_ERROR;
-use crate::scalekit::Fault;
-use crate::scalekit::management::CallError;
 
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
@@ -157,9 +157,8 @@ impl Problem {
         response
     }
 
-    fn of_a_fault(fault: &Fault, code: Code, detail: String) -> Self {
-        let wait =
-            fault.retry_after().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
+    fn of_failure(error: &Error, code: Code, detail: String) -> Self {
+        let wait = error.hold().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
         Self { retry_after: Some(wait), ..Self::new(code, detail) }
     }
 }
@@ -174,25 +173,23 @@ impl From<KeyError> for Problem {
     fn from(error: KeyError) -> Self {
         let detail = error.to_string();
         match error {
-            KeyError::Invalid { .. } => Self::invalid(detail),
+            KeyError::Invalid(_) => Self::invalid(detail),
             KeyError::NotFound => Self::not_found(),
-            KeyError::Lost { fault, suspects } => match suspects {
-                Some(none) if none.is_empty() => Self::of_a_fault(&fault, Code::ScalekitUnavailable, detail),
+            KeyError::Lost { error, suspects } => match suspects {
+                Some(none) if none.is_empty() => Self::of_failure(&error, Code::ScalekitUnavailable, detail),
                 suspects => Self {
                     suspects: suspects.unwrap_or_default(),
-                    ..Self::of_a_fault(&fault, Code::OutcomeUnknown, detail)
+                    ..Self::of_failure(&error, Code::OutcomeUnknown, detail)
                 },
             },
-            KeyError::Call(CallError::Refused(refusal)) => match refusal.code {
-                5 => Self::new(Code::NotFound, detail),
-                6 | 10 => Self::new(Code::Conflict, detail),
+            KeyError::Call(Error::Refused(Refusal { code, .. })) => match code {
+                status::Code::NotFound => Self::new(Code::NotFound, detail),
+                status::Code::AlreadyExists | status::Code::Aborted => Self::new(Code::Conflict, detail),
                 _ => Self::invalid(detail),
             },
-            KeyError::Call(CallError::Permission(_)) => Self::new(Code::ScalekitPermission, detail),
-            KeyError::Call(CallError::Fault(fault)) => {
-                Self::of_a_fault(&fault, Code::ScalekitUnavailable, detail)
-            }
-            KeyError::Call(CallError::Lost(fault)) => Self::of_a_fault(&fault, Code::OutcomeUnknown, detail),
+            KeyError::Call(Error::Permission(_)) => Self::new(Code::ScalekitPermission, detail),
+            KeyError::Call(error) => Self::of_failure(&error, Code::ScalekitUnavailable, detail),
+            KeyError::OutcomeUnknown(error) => Self::of_failure(&error, Code::OutcomeUnknown, detail),
         }
     }
 }

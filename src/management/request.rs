@@ -1,5 +1,6 @@
 //! Parses requests. Anything unknown is refused, with a message that says what is accepted.
 
+use ::scalekit::token::{NewToken, PageRequest, Token, TokenUpdate};
 use bytes::Bytes;
 use hyper::Method;
 use hyper::http::request::Parts;
@@ -10,7 +11,6 @@ use super::json_body::{self, UniqueKeys};
 use super::problem::{Code, Problem};
 use crate::body::Body;
 use crate::keys::{self, TokenId};
-use crate::scalekit::management::{Change, Listing, NewToken, Token};
 
 /// A request that was parsed.
 pub(super) struct Call {
@@ -25,7 +25,7 @@ pub(super) struct Call {
 pub(super) enum Operation {
     Create(Creation),
     /// Without an organization, which is the call's.
-    List(Listing),
+    List(PageRequest),
     Show(TokenId),
     Update(TokenId, Patch),
     Revoke(TokenId),
@@ -120,7 +120,7 @@ impl Call {
             return Err(Problem::invalid("This path takes no query string."));
         }
         let idempotency_key = parse_idempotency_key(&head.headers)?;
-        // A body of GET or DELETE has no defined meaning (RFC 9110) and is ignored.
+        // A body of any other method is ignored (RFC 9110, 9.3.1).
         let has_body = matches!(*method, Method::POST | Method::PATCH);
         let content = if has_body { json_body::read_body(body).await? } else { Bytes::new() };
         let headers = &head.headers;
@@ -170,7 +170,7 @@ impl Creation {
 
 impl Patch {
     /// Merges here, as Scalekit only replaces all claims of a key.
-    pub(super) fn to_change(&self, before: &Token) -> Result<Change, Problem> {
+    pub(super) fn to_change(&self, before: &Token) -> Result<TokenUpdate, Problem> {
         let custom_claims = match &self.custom_claims {
             None => None,
             Some(None) => {
@@ -186,7 +186,7 @@ impl Patch {
         }
         // Unchanged claims need not be sent, and Scalekit ignores an empty map.
         let custom_claims = custom_claims.filter(|claims| *claims != before.custom_claims);
-        Ok(Change { custom_claims, description })
+        Ok(TokenUpdate { custom_claims, description })
     }
 }
 
@@ -220,8 +220,8 @@ fn parse_idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, P
     }
 }
 
-fn parse_listing(query: &str) -> Result<Listing, Problem> {
-    let mut listing = Listing::default();
+fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
+    let mut listing = PageRequest::default();
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if seen.contains(&name) {

@@ -2,19 +2,9 @@
 //! day behind the end of jiff's.
 
 use jiff::Timestamp;
-use jiff::civil::DateTime;
 
 /// The last second of the year 9999, in seconds since 1970.
 const LAST_SECOND: i64 = 253_402_300_799;
-
-/// RFC 3339.
-pub(super) fn of_text(text: &str) -> Option<Timestamp> {
-    let last_day = || {
-        let moment: DateTime = text.strip_suffix(['Z', 'z'])?.parse().ok()?;
-        (moment.year() == 9999).then_some(Timestamp::MAX)
-    };
-    text.parse().ok().or_else(last_day)
-}
 
 /// protobuf's `Timestamp`.
 pub(super) fn of_parts(seconds: i64, nanos: i32) -> Option<Timestamp> {
@@ -31,13 +21,6 @@ mod tests {
 
     #[test]
     fn the_last_day_of_the_year_9999_is_the_end_of_time() {
-        for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999999Z", "9999-12-30T22:00:01Z"] {
-            assert_eq!(of_text(text), Some(Timestamp::MAX), "{text}");
-        }
-        assert_eq!(of_text("2026-12-01T00:00:00Z"), "2026-12-01T00:00:00Z".parse().ok());
-        for text in ["", "tomorrow", "9999-12-31", "9999-12-32T00:00:00Z", "10000-01-01T00:00:00Z"] {
-            assert_eq!(of_text(text), None, "{text}");
-        }
         assert_eq!(of_parts(LAST_SECOND, 999_999_999), Some(Timestamp::MAX));
         assert_eq!(of_parts(LAST_SECOND + 1, 0), None);
         assert_eq!(of_parts(0, 5), Timestamp::new(0, 5).ok());

@@ -163,7 +163,7 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
         (text(200, r#"{"access_token":""}"#), "the access token is empty"),
         (text(200, r#"{"access_token":"a\nb"}"#), "the access token is not"),
         (Effect::Reset, "gave no answer"),
-        (Effect::Truncated, "its answer broke off"),
+        (Effect::Truncated, "the response broke off"),
         (Effect::Hang, "did not answer in time"),
     ];
     let probes: Vec<_> = checks

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::ExposeSecret;
+use ::scalekit::token::NewToken;
 use anyhow::Result;
 use clap::Args;
 use jiff::Timestamp;
@@ -9,8 +11,6 @@ use serde_json::json;
 
 use super::display::{escape_text, expiry_sentence, format_scope};
 use super::{Claim, Expiry, KeyOutputArgs, Session, collect_claims, create_key, print_new_key, to_json_line};
-use crate::keys;
-use crate::scalekit::management::NewToken;
 
 pub(super) const HELP: &str = include_str!("../help/keys_create.txt").trim_ascii_end();
 
@@ -44,9 +44,9 @@ pub(super) async fn run_create(session: &Session, args: CreateArgs) -> Result<Ex
         expiry: args.expires.map(|expires| expires.to_timestamp(now)).transpose()?,
         description: args.description.filter(|text| !text.is_empty()),
     };
-    keys::check(&new, now)?;
+    new.check(now)?;
     let created = create_key(&session.open_keys().await?, &new).await?;
-    let (key, token) = (created.key.expose(), &created.token);
+    let (key, token) = (created.token.expose_secret(), &created.info);
     let text = if args.output.quiet {
         format!("{key}\n")
     } else if args.output.json {

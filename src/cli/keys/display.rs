@@ -2,9 +2,9 @@
 
 use std::fmt::Write as _;
 
+use ::scalekit::token::{Claims, Token, TokenUpdate};
 use jiff::Timestamp;
 
-use crate::scalekit::management::{Change, Claims, Token};
 use crate::terminal;
 
 /// SECURITY: anybody may have written descriptions and claims. Escape sequences must not reach the terminal, and a line break must
@@ -158,7 +158,7 @@ pub(super) fn describe_token(token: &Token, now: Timestamp) -> String {
 }
 
 /// One line for each claim or description that changes; empty if none does.
-pub(super) fn format_difference(before: &Token, change: &Change) -> String {
+pub(super) fn format_difference(before: &Token, change: &TokenUpdate) -> String {
     let mut text = String::new();
     if let Some(after) = &change.custom_claims {
         let before = &before.custom_claims;
@@ -227,7 +227,7 @@ mod tests {
             expiry: None,
         };
         let now = Timestamp::now();
-        let change = Change {
+        let change = TokenUpdate {
             custom_claims: Some(Claims::from([("m\r".to_owned(), "\u{1b}".to_owned())])),
             description: None,
         };

@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::limits::MAX_PAGE_SIZE;
+use ::scalekit::token::PageRequest;
 use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
@@ -9,8 +11,6 @@ use jiff::Timestamp;
 use super::super::{print, tell};
 use super::display::{Table, escape_text, format_scope};
 use super::{OutputArgs, Session, to_json_line};
-use crate::keys;
-use crate::scalekit::management::Listing;
 
 pub(super) const HELP: &str = include_str!("../help/keys_list.txt").trim_ascii_end();
 
@@ -35,16 +35,14 @@ pub(super) struct ListArgs {
     output: OutputArgs,
 }
 
-const MAX_PAGE_SIZE: u8 = 30;
-
 pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCode> {
-    let mut listing = Listing {
+    let mut listing = PageRequest {
         organization_id: args.org,
         user_id: args.user,
         page_size: if args.all { Some(MAX_PAGE_SIZE) } else { args.page_size },
         page_token: args.page_token,
     };
-    keys::check_listing(&listing)?;
+    listing.check()?;
     let keys = session.open_keys().await?;
     let mut table = Table::new(Timestamp::now());
     let mut has_keys = false;

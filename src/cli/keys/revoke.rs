@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::process::ExitCode;
 
+use ::scalekit::error::Class;
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::json;
@@ -10,7 +11,6 @@ use serde_json::json;
 use super::super::{print, tell};
 use super::{OutputArgs, Session, parse_token_id, prompt, to_json_line};
 use crate::keys::{KeyError, Keys, TokenId};
-use crate::scalekit::management::CallError;
 
 pub(super) const HELP: &str = include_str!("../help/keys_revoke.txt").trim_ascii_end();
 
@@ -124,9 +124,9 @@ impl Tally {
             return ControlFlow::Continue(());
         };
         self.failed += 1;
-        let is_lost = matches!(error, KeyError::Call(CallError::Lost(_)));
+        let is_lost = matches!(error, KeyError::OutcomeUnknown(_));
         self.lost_in_a_row = if is_lost { self.lost_in_a_row + 1 } else { 0 };
-        let fails_for_all = matches!(error, KeyError::Call(CallError::Permission(_) | CallError::Fault(_)));
+        let fails_for_all = matches!(error, KeyError::Call(error) if error.class() != Class::Refused);
         if fails_for_all || self.lost_in_a_row == MAX_LOST_IN_A_ROW {
             ControlFlow::Break(())
         } else {

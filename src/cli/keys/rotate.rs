@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::ExposeSecret;
 use anyhow::{Result, anyhow};
 use clap::Args;
 use jiff::Timestamp;
@@ -13,7 +14,6 @@ use super::display::{escape_text, expiry_sentence, format_scope};
 use super::{KeyOutputArgs, Session, create_key, parse_token_id, print_new_key, prompt, to_json_line};
 use crate::config::parse_duration;
 use crate::keys::{self, KeyError, Keys, TokenId};
-use crate::scalekit::management::CallError;
 
 pub(super) const HELP: &str = include_str!("../help/keys_rotate.txt").trim_ascii_end();
 
@@ -45,7 +45,7 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
         // There is nothing left to revoke once the old key has expired.
         .map(|until| old.expiry.map_or(until, |expiry| until.min(expiry)));
     let created = create_key(keys, &keys::to_successor(&old)).await?;
-    let (key, token) = (created.key.expose(), &created.token);
+    let (key, token) = (created.token.expose_secret(), &created.info);
     let text = if args.output.quiet {
         format!("{key}\n")
     } else if args.output.json {
@@ -80,7 +80,7 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
 async fn revoke_replaced(keys: &Keys, old: &TokenId) -> Result<()> {
     let error = match prompt::unless_interrupted(keys.revoke(old)).await {
         Ok(Ok(())) => return Ok(()),
-        Ok(Err(KeyError::Call(error @ CallError::Lost(_)))) => {
+        Ok(Err(error @ KeyError::OutcomeUnknown(_))) => {
             anyhow!("it is unknown whether {old} is revoked: {error}; to be sure: keyward keys revoke {old}")
         }
         Ok(Err(error)) => {

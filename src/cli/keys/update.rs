@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ::scalekit::token::TokenUpdate;
 use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
@@ -10,7 +11,6 @@ use super::super::{print, tell};
 use super::display::{format_difference, format_scope};
 use super::{Claim, OutputArgs, Session, collect_claims, parse_token_id, prompt, to_json_line};
 use crate::keys::{self, KeyError};
-use crate::scalekit::management::{CallError, Change};
 
 pub(super) const HELP: &str = include_str!("../help/keys_update.txt").trim_ascii_end();
 
@@ -60,7 +60,7 @@ pub(super) async fn run_update(session: &Session, args: UpdateArgs) -> Result<Ex
     };
     let custom_claims = custom_claims.filter(|claims| *claims != before.custom_claims);
     let replaces = !args.merge && custom_claims.is_some();
-    let change = Change { custom_claims, description: args.description };
+    let change = TokenUpdate { custom_claims, description: args.description };
     let difference = format_difference(&before, &change);
     if difference.is_empty() {
         tell(format_args!("Nothing to change: {id} is already like that.\n"));
@@ -69,7 +69,7 @@ pub(super) async fn run_update(session: &Session, args: UpdateArgs) -> Result<Ex
         }
         return Ok(ExitCode::SUCCESS);
     }
-    keys::check_change(&change)?;
+    change.check()?;
     if !args.output.json {
         let how = if replaces {
             ", whose claims are replaced by those given (--merge keeps the others)"
@@ -85,7 +85,7 @@ pub(super) async fn run_update(session: &Session, args: UpdateArgs) -> Result<Ex
     }
     let unknown = || format!("it is unknown whether {id} was changed: keyward keys inspect {id}");
     let after = match prompt::unless_interrupted(keys.update(&id, &change)).await {
-        Ok(Err(KeyError::Call(error @ CallError::Lost(_)))) => bail!("{error}; {}", unknown()),
+        Ok(Err(error @ KeyError::OutcomeUnknown(_))) => bail!("{error}; {}", unknown()),
         Ok(done) => done?,
         Err(error) => {
             tell(format_args!("keyward: {}\n", unknown()));

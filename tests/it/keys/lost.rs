@@ -171,7 +171,10 @@ async fn what_is_no_scalekit_makes_no_key_and_does_not_reach_the_terminal() {
             "no Scalekit token API answers there",
         ),
         (vec![token(), answer("200 OK", "text/html", "<html>\u{1b}</html>")], "not the JSON expected"),
-        (vec![token(), answer("201 Created", "application/json", evil)], "the new key is not in it"),
+        (
+            vec![token(), answer("201 Created", "application/json", evil)],
+            "the new token is missing, or is not visible ASCII",
+        ),
         (
             vec![token(), answer("400 Bad", "application/json", refusal)],
             "no\\u{1b}]0;title\\u{7}\\r\\nkeyward",

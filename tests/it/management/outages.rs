@@ -212,7 +212,7 @@ async fn hostile_answers_of_scalekit_stay_texts() {
     let other = json!({"token_info": {"token_id": "apit_other", "organization_id": "org_1"}});
     desk.stage.emulator.set_fault(Fault::new(Target::Validate, answer(200, &other)));
     for (operation, ask) in operations(&own).into_iter().skip(2) {
-        assert_eq!(desk.code(&ask).await.0, 404, "{operation}");
+        assert_eq!(desk.code(&ask).await, (503, "scalekit_unavailable".to_owned()), "{operation}");
     }
     // And what is no answer at all is none.
     for body in [
