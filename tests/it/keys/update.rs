@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Kit;
 
 #[tokio::test]
-async fn claims_are_replaced_unless_they_are_merged_and_it_says_so_before() {
+async fn update_replaces_claims_unless_merged() {
     let kit = Kit::start().await;
     let (_, id) = kit
         .create(&["--org", "org_1", "--claim", "team=eng", "--claim", "plan=free", "--description", "CI"])
@@ -30,7 +30,7 @@ async fn claims_are_replaced_unless_they_are_merged_and_it_says_so_before() {
 }
 
 #[tokio::test]
-async fn what_can_be_no_change_is_refused_before_anything_is_shown_or_sent() {
+async fn impossible_update_is_refused_before_sending() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1", "--claim", "team=eng"]).await;
     let claims: Vec<String> = (0..20).map(|number| format!("--claim=c{number}=v")).collect();
