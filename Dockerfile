@@ -6,16 +6,22 @@ ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
 
 FROM ${BUILD_IMAGE} AS build
 WORKDIR /src
+# None by default: no Scalekit emulator is in the image. FEATURES=dev adds `keyward dev` and `keyward emulator`.
+ARG FEATURES=""
 # The dependencies first: they are built again only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./
+COPY crates/keyward-emulator/Cargo.toml crates/keyward-emulator/
 COPY crates/scalekit/Cargo.toml crates/scalekit/
-RUN mkdir src crates/scalekit/src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs crates/scalekit/src/lib.rs \
-    && cargo build --release --locked --package keyward && rm -r src crates/scalekit/src
+RUN mkdir src crates/keyward-emulator/src crates/scalekit/src && echo 'fn main() {}' > src/main.rs \
+    && touch src/lib.rs crates/keyward-emulator/src/lib.rs crates/scalekit/src/lib.rs \
+    && cargo build --release --locked --package keyward --no-default-features --features "$FEATURES" \
+    && rm -r src crates/keyward-emulator/src crates/scalekit/src
 COPY src src
 COPY crates crates
 COPY docs/openapi.json docs/
 # Newer than what the step before left behind.
-RUN touch src/main.rs src/lib.rs crates/scalekit/src/lib.rs && cargo build --release --locked --package keyward
+RUN touch src/main.rs src/lib.rs crates/keyward-emulator/src/lib.rs crates/scalekit/src/lib.rs \
+    && cargo build --release --locked --package keyward --no-default-features --features "$FEATURES"
 
 FROM ${RUNTIME_IMAGE}
 LABEL org.opencontainers.image.title="keyward" \

@@ -2,7 +2,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands print for people")]
 
 mod check;
-mod demo;
+#[cfg(feature = "dev")]
+mod dev;
+#[cfg(feature = "dev")]
+mod emulator;
 mod explain;
 mod generate;
 mod healthcheck;
@@ -22,7 +25,7 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
 /// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
 #[derive(Parser)]
-#[command(name = "keyward", version, max_term_width = 100, after_help = "Begin with: keyward dev")]
+#[command(name = "keyward", version, max_term_width = 100, after_help = BEGIN_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,19 +40,21 @@ enum Command {
     ///
     /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, creates sample keys,
     /// and prints curl commands to try. Ctrl-C stops it.
-    Dev(demo::Dev),
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
     /// Read a configuration as `run` does, report every problem, and show the routes
     #[command(after_help = "Example: keyward check keyward.toml")]
     Check(RouteFile),
     /// Show what happens to a request: its route, what the route requires, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
-    Explain(explain::Explain),
+    Explain(explain::ExplainArgs),
     /// Create, list, inspect, update, rotate and revoke keys
     Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
-    Emulator(demo::EmulatorArgs),
+    #[cfg(feature = "dev")]
+    Emulator(emulator::EmulatorArgs),
     /// Ask a running Keyward whether it is ready; for containers without a shell
-    Healthcheck(healthcheck::Healthcheck),
+    Healthcheck(healthcheck::HealthcheckArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example: keyward completions bash > /etc/bash_completion.d/keyward")]
     Completions {
@@ -63,6 +68,12 @@ enum Command {
         folder: PathBuf,
     },
 }
+
+const BEGIN_HELP: &str = if cfg!(feature = "dev") {
+    "Begin with: keyward dev"
+} else {
+    "Begin with: keyward check FILE\n\nThe commands dev and emulator are not in this build, which has no Scalekit emulator."
+};
 
 #[derive(Args)]
 struct ConfigFile {
@@ -96,10 +107,11 @@ impl RouteFile {
 
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| redact_keys(error).exit());
+    let cli = Cli::try_parse().unwrap_or_else(|error| explain_missing_command(redact_keys(error)).exit());
     let result = match cli.command {
         Command::Run(file) => run::run_proxy(file.resolve_path()),
-        Command::Dev(args) => demo::dev(args),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => dev::run_dev(args),
         Command::Check(file) => check::run_check(&file.resolve_path()),
         Command::Explain(args) => explain::run_explain(&args),
         Command::Keys(args) => {
@@ -107,7 +119,8 @@ pub fn main() -> ExitCode {
             let _ = protect_memory();
             return report_result(keys::run_keys(args));
         }
-        Command::Emulator(args) => demo::emulator(args),
+        #[cfg(feature = "dev")]
+        Command::Emulator(args) => emulator::run_emulator(args),
         Command::Healthcheck(args) => healthcheck::check_health(&args),
         Command::Completions { shell } => generate::print_completions(shell),
         Command::Man { folder } => generate::write_man_pages(&folder),
@@ -119,7 +132,7 @@ fn report_result(result: Result<ExitCode>) -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            tell(format_args!("keyward: {error:#}\n"));
+            write_stderr(format_args!("keyward: {error:#}\n"));
             ExitCode::FAILURE
         }
     }
@@ -137,6 +150,20 @@ fn redact_keys(mut error: clap::Error) -> clap::Error {
     error
 }
 
+/// Says why `dev` and `emulator` are unknown to a build without them.
+fn explain_missing_command(error: clap::Error) -> clap::Error {
+    match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(name)) if ["dev", "emulator"].contains(&name.as_str()) => {
+            let text = format!(
+                "`keyward {name}` is not in this build: it was made without the Cargo feature `dev`, as the image is.\n\
+                 `cargo build --release` makes one that has it"
+            );
+            Cli::command().error(ErrorKind::InvalidSubcommand, text)
+        }
+        _ => error,
+    }
+}
+
 impl ConfigFile {
     /// For a look at the configuration, without Scalekit's variables.
     fn load_config(&self) -> Result<Config> {
@@ -148,12 +175,12 @@ impl ConfigFile {
 }
 
 /// Writes to standard error. Unlike `eprint!` this does not panic where standard error is closed.
-fn tell(text: impl fmt::Display) {
+fn write_stderr(text: impl fmt::Display) {
     let _ = write!(io::stderr(), "{text}");
 }
 
 /// Writes to standard output. `false` means that the reader has closed it, which is no error: it has read enough.
-fn print(text: &str) -> Result<bool> {
+fn write_stdout(text: &str) -> Result<bool> {
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
@@ -163,7 +190,7 @@ fn print(text: &str) -> Result<bool> {
 
 /// One thread on one core, which costs least per request; otherwise a thread per core, but no more than the memory allows, as each
 /// thread may hold the head of one connection.
-fn runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
+fn build_runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
     const MEMORY_PER_THREAD: usize = 16 * 1024 * 1024;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let threads = memory.map_or(cores, |memory| cores.min(memory / MEMORY_PER_THREAD).max(1));

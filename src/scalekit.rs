@@ -5,9 +5,6 @@
 //! request there, of 46 in all. Access tokens and key management go through the crate's client, on reqwest. The probe
 //! takes the way of the requests, so that a Keyward that is ready has found both ways open.
 
-mod moment;
-pub(crate) mod proto;
-
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ pub(super) fn run_check(file: &ConfigFile) -> Result<()> {
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
-    super::print(&format!("{}\n{} is fine.\n", format_routes(&config), file.config.display()))?;
+    super::write_stdout(&format!("{}\n{} is fine.\n", format_routes(&config), file.config.display()))?;
     Ok(())
 }
 

@@ -18,7 +18,7 @@ use crate::rejection::Rejection;
 use crate::route::{Ambiguity, Auth, Route};
 
 #[derive(Args)]
-pub(super) struct Explain {
+pub(super) struct ExplainArgs {
     #[command(flatten)]
     file: ConfigFile,
     /// The method
@@ -27,10 +27,10 @@ pub(super) struct Explain {
     target: String,
 }
 
-pub(super) fn run_explain(args: &Explain) -> Result<()> {
+pub(super) fn run_explain(args: &ExplainArgs) -> Result<()> {
     let config = args.file.load_config()?;
     let text = explain_request(&config, &args.method, &args.target).map_err(anyhow::Error::msg)?;
-    super::print(&text)?;
+    super::write_stdout(&text)?;
     Ok(())
 }
 

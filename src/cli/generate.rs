@@ -10,7 +10,7 @@ use super::Cli;
 pub(super) fn print_completions(shell: clap_complete::Shell) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "keyward", &mut text);
-    super::print(&String::from_utf8_lossy(&text))?;
+    super::write_stdout(&String::from_utf8_lossy(&text))?;
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::listener::Listen;
 use crate::origin::{Address, Origin, Protocol, Settings};
 
 #[derive(Args)]
-pub(super) struct Healthcheck {
+pub(super) struct HealthcheckArgs {
     /// The admin port as HOST:PORT, or unix:/path; by default admin.listen of the route file, or 127.0.0.1:4481
     #[arg(long, value_name = "ADDRESS", env = "KEYWARD_ADMIN")]
     admin: Option<String>,
@@ -33,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4481);
 
-pub(super) fn check_health(args: &Healthcheck) -> Result<()> {
+pub(super) fn check_health(args: &HealthcheckArgs) -> Result<()> {
     let (address, caveat) = find_address(args)?;
     let shown_address = match &address {
         Address::Unix(path) => format!("unix:{}", path.display()),
@@ -48,13 +48,13 @@ pub(super) fn check_health(args: &Healthcheck) -> Result<()> {
     if status != 200 {
         bail!("{}", text.trim());
     }
-    super::print(&text)?;
+    super::write_stdout(&text)?;
     Ok(())
 }
 
 /// The address, and what to add to an error. A route file that cannot be read falls back to the default address: it must not make a
 /// container unhealthy whose Keyward still runs with the configuration it has read before.
-fn find_address(args: &Healthcheck) -> Result<(Address, String)> {
+fn find_address(args: &HealthcheckArgs) -> Result<(Address, String)> {
     if let Some(given) = args.admin.as_deref().filter(|given| !given.is_empty()) {
         return Ok((parse_address(given)?, String::new()));
     }
@@ -90,7 +90,7 @@ fn parse_address(given: &str) -> Result<Address> {
     Ok(Address::Tcp(host.trim_matches(['[', ']']).into(), port))
 }
 
-async fn fetch_health(args: &Healthcheck, address: Address) -> Result<(u16, String)> {
+async fn fetch_health(args: &HealthcheckArgs, address: Address) -> Result<(u16, String)> {
     let settings = Settings {
         address,
         tls: None,

@@ -27,7 +27,7 @@ use serde::Serialize;
 use tokio::time::Duration;
 
 use self::prompt::{Interrupt, Interrupted};
-use super::tell;
+use super::write_stderr;
 use crate::config::{self, Environment, parse_duration};
 use crate::keys::{Keys, TokenId};
 use crate::metrics::Metrics;
@@ -214,14 +214,14 @@ async fn create_key(keys: &Keys, new: &NewToken) -> Result<Created> {
         created = &mut creation => return Ok(created?),
         () = interrupt.wait_for_signal() => {}
     }
-    tell(
+    write_stderr(
         "keyward: waiting for Scalekit's response, so that the new key is not lost (Ctrl-C again to leave)\n",
     );
     tokio::select! {
         created = creation => Ok(created?),
         () = interrupt.wait_for_signal() => {
             let org = display::escape_text(&new.organization_id);
-            tell(format_args!(
+            write_stderr(format_args!(
                 "keyward: a key may have been created that nobody has received; look for it and revoke it: keyward keys list --org {org}\n"
             ));
             Err(Interrupted.into())

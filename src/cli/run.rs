@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use tokio::sync::Notify;
 
-use super::{ConfigFile, protect_memory, runtime, signals};
+use super::{ConfigFile, build_runtime, protect_memory, signals};
 use crate::access_log;
 use crate::config::Environment;
 use crate::metrics::Metrics;
@@ -27,10 +27,10 @@ pub(super) fn run_proxy(file: ConfigFile) -> Result<()> {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    runtime(config.memory)?.block_on(async {
+    build_runtime(config.memory)?.block_on(async {
         let mut server = Server::bind(config, metrics)?;
         server.reload_from(source);
-        let (stop, kill) = signals::watch(Some(hup))?;
+        let (stop, kill) = signals::watch_signals(Some(hup))?;
         server.run(stop, kill).await;
         Ok(())
     })

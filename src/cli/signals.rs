@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Returns the tokens that the first and the second signal cancel. SIGHUP notifies `hup`, or without one ends the process as usual.
 /// Must be called within a runtime.
-pub(super) fn watch(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, CancellationToken)> {
+pub(super) fn watch_signals(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, CancellationToken)> {
     let wait = |kind| signal(kind).context("cannot wait for signals");
     let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
     let mut hangup = hup.as_ref().map(|_| wait(SignalKind::hangup())).transpose()?;

@@ -103,6 +103,40 @@ fn every_container_of_the_pod_is_restricted() {
 }
 
 #[test]
+fn image_has_no_emulator_unless_asked() {
+    let dockerfile = read("Dockerfile");
+    assert!(dockerfile.contains("ARG FEATURES=\"\"\n"), "{dockerfile}");
+    let builds: Vec<&str> = dockerfile.lines().filter(|line| line.contains("cargo build")).collect();
+    assert_eq!(builds.len(), 2, "one for the dependencies, one for the program: {builds:?}");
+    for build in builds {
+        assert!(
+            build.contains("--package keyward --no-default-features --features \"$FEATURES\""),
+            "{build}"
+        );
+    }
+    let compose = read("deploy/compose.yaml");
+    let (_, emulator) = compose.split_once("\n  emulator:\n").unwrap();
+    let (emulator, demo) = emulator.split_once("\n  demo:\n").unwrap();
+    assert!(
+        emulator.contains("args: {FEATURES: dev}") && emulator.contains("image: keyward-dev"),
+        "{emulator}"
+    );
+    assert!(!demo.contains("FEATURES"), "{demo}");
+}
+
+#[test]
+fn image_build_copies_every_workspace_member() {
+    let (manifest, dockerfile) = (read("Cargo.toml"), read("Dockerfile"));
+    let (_, members) = manifest.split_once("\nmembers = [").unwrap();
+    let (members, _) = members.split_once(']').unwrap();
+    for member in members.split(',').map(|member| member.trim().trim_matches('"')) {
+        assert!(dockerfile.contains(&format!("COPY {member}/Cargo.toml {member}/\n")), "{member}");
+        assert_eq!(dockerfile.matches(&format!("{member}/src/lib.rs")).count(), 2, "{member}");
+    }
+    assert!(read(".dockerignore").contains("\n!crates\n"));
+}
+
+#[test]
 fn the_image_bears_the_version_of_the_package() {
     let label = format!("org.opencontainers.image.version=\"{}\"", env!("CARGO_PKG_VERSION"));
     assert!(read("Dockerfile").contains(&label), "no {label}");

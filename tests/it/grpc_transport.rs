@@ -1,11 +1,11 @@
 //! Scalekit over gRPC: the same verdicts as over REST, for the same reasons.
 
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
 use keyward::keys::{KeyError, Keys};
 use keyward::scalekit::{Settings, client, origin_settings};
 use keyward::secret::{Secret, SecretSource};
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::store::Issue;
 use scalekit::ExposeSecret;
 use scalekit::error::{Error, Refusal};
 use scalekit::status::Code;
@@ -149,7 +149,7 @@ async fn a_missing_permission_is_told_on_readyz() {
 async fn keys_live_their_whole_life_over_either_wire() {
     for transport in [Transport::Rest, Transport::Grpc] {
         let ends = CancellationToken::new();
-        let emulator = keyward::dev::emulator::Emulator::new(Default::default());
+        let emulator = keyward_emulator::Emulator::new(Default::default());
         let (listener, address) = listen().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });

@@ -4,9 +4,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::rejection::Rejection;
 use keyward::validator::Settings;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep, sleep_until};

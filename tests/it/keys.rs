@@ -12,7 +12,7 @@ mod transcript;
 
 use std::process::Stdio;
 
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::{self as emulator, Emulator};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;

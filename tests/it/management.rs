@@ -15,10 +15,10 @@ mod schema;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use keyward::dev::emulator;
-use keyward::dev::emulator::store::Issue;
 use keyward::listener::Listen;
 use keyward::metrics;
+use keyward_emulator as emulator;
+use keyward_emulator::store::Issue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};

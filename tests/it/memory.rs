@@ -2,8 +2,8 @@
 
 mod floods;
 
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

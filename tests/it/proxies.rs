@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use keyward::dev::emulator::certificate::Certificate;
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::certificate::Certificate;
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

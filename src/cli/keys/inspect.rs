@@ -7,7 +7,7 @@ use clap::Args;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::super::print;
+use super::super::write_stdout;
 use super::display::describe_token;
 use super::{OutputArgs, Session, parse_token_id, prompt, to_json_line};
 use crate::keys::KeyError;
@@ -39,7 +39,7 @@ pub(super) async fn run_inspect(session: &Session, args: InspectArgs) -> Result<
         Err(KeyError::NotFound) => None,
         found => Some(found?),
     };
-    print(&match (&found, args.output.json) {
+    write_stdout(&match (&found, args.output.json) {
         (Some(token), false) => describe_token(token, Timestamp::now()),
         (None, false) => "Not a live key: it is unknown, expired or revoked.\n".to_owned(),
         (found, true) => to_json_line(&json!({ "valid": found.is_some(), "token_info": found }))?,

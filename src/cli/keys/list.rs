@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
 
-use super::super::{print, tell};
+use super::super::{write_stderr, write_stdout};
 use super::display::{Table, escape_text, format_scope};
 use super::{OutputArgs, Session, to_json_line};
 
@@ -56,7 +56,7 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
         } else {
             table.format_page(&page.tokens)
         };
-        if !print(&text)? {
+        if !write_stdout(&text)? {
             return Ok(ExitCode::SUCCESS);
         }
         match page.next_page_token {
@@ -65,7 +65,7 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
             }
             Some(next) if args.all => listing.page_token = Some(next),
             Some(next) => {
-                tell(format_args!(
+                write_stderr(format_args!(
                     "There are {} in all; for the next page add --page-token {}\n",
                     page.total_count,
                     escape_text(&next)
@@ -76,7 +76,7 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
         }
     }
     if !has_keys {
-        tell(format_args!(
+        write_stderr(format_args!(
             "There are no live keys of {}.\n",
             format_scope(&listing.organization_id, listing.user_id.as_deref())
         ));

@@ -153,7 +153,7 @@ fn write_to_terminal(text: &str) {
     if let Some(Ok(mut terminal)) = written {
         let _ = terminal.write_all(text.as_bytes());
     } else {
-        super::tell(text);
+        super::write_stderr(text);
     }
 }
 

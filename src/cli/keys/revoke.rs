@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::super::{print, tell};
+use super::super::{write_stderr, write_stdout};
 use super::{OutputArgs, Session, parse_token_id, prompt, to_json_line};
 use crate::keys::{KeyError, Keys, TokenId};
 
@@ -49,7 +49,7 @@ pub(super) async fn run_revoke(session: &Session, args: RevokeArgs) -> Result<Ex
     };
     let keys = session.open_keys().await?;
     if !args.yes && !prompt::ask_confirmation(&question).await? {
-        tell("Nothing was revoked.\n");
+        write_stderr("Nothing was revoked.\n");
         return Ok(ExitCode::FAILURE);
     }
     let mut tally = Tally::default();
@@ -58,7 +58,7 @@ pub(super) async fn run_revoke(session: &Session, args: RevokeArgs) -> Result<Ex
         let outcome = revoke_one(&keys, id, left, args.output.json).await?;
         if tally.record(&outcome).is_break() {
             if left > 0 {
-                tell(format_args!("keyward: the {left} after it were not tried\n"));
+                write_stderr(format_args!("keyward: the {left} after it were not tried\n"));
             }
             tally.failed += left;
             break;
@@ -95,7 +95,7 @@ async fn revoke_one(keys: &Keys, id: &TokenId, left: usize, json: bool) -> Resul
     let outcome = match prompt::unless_interrupted(keys.revoke(id)).await {
         Ok(outcome) => outcome,
         Err(interrupted) => {
-            tell(format_args!(
+            write_stderr(format_args!(
                 "keyward: it is unknown whether {id} is revoked; the {left} after it were not tried\n"
             ));
             return Err(interrupted);
@@ -104,14 +104,16 @@ async fn revoke_one(keys: &Keys, id: &TokenId, left: usize, json: bool) -> Resul
     if json {
         let error = outcome.as_ref().err().map(ToString::to_string);
         let line = json!({ "token_id": id.to_string(), "revoked": error.is_none(), "error": error });
-        print(&to_json_line(&line)?)?;
+        write_stdout(&to_json_line(&line)?)?;
     } else if outcome.is_ok() {
-        print(&format!("{id} is revoked.\n"))?;
+        write_stdout(&format!("{id} is revoked.\n"))?;
     }
     match &outcome {
         Ok(()) => {}
-        Err(KeyError::NotFound) => tell(format_args!("keyward: {id}: there is no key with this id\n")),
-        Err(error) => tell(format_args!("keyward: {id}: {error}\n")),
+        Err(KeyError::NotFound) => {
+            write_stderr(format_args!("keyward: {id}: there is no key with this id\n"))
+        }
+        Err(error) => write_stderr(format_args!("keyward: {id}: {error}\n")),
     }
     Ok(outcome)
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::time::Duration;
 
-use super::super::{print, tell};
+use super::super::{write_stderr, write_stdout};
 use super::display::{escape_text, expiry_sentence, format_scope};
 use super::{KeyOutputArgs, Session, create_key, parse_token_id, print_new_key, prompt, to_json_line};
 use crate::config::parse_duration;
@@ -71,7 +71,7 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
         }
     };
     if !args.output.quiet && !args.output.json {
-        print(&old_key)?;
+        write_stdout(&old_key)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -89,7 +89,7 @@ async fn revoke_replaced(keys: &Keys, old: &TokenId) -> Result<()> {
             )
         }
         Err(interrupted) => {
-            tell(format_args!("keyward: {old} may still work: keyward keys revoke {old}\n"));
+            write_stderr(format_args!("keyward: {old} may still work: keyward keys revoke {old}\n"));
             interrupted
         }
     };

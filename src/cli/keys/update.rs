@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use super::super::{print, tell};
+use super::super::{write_stderr, write_stdout};
 use super::display::{format_difference, format_scope};
 use super::{Claim, OutputArgs, Session, collect_claims, parse_token_id, prompt, to_json_line};
 use crate::keys::{self, KeyError};
@@ -63,9 +63,9 @@ pub(super) async fn run_update(session: &Session, args: UpdateArgs) -> Result<Ex
     let change = TokenUpdate { custom_claims, description: args.description };
     let difference = format_difference(&before, &change);
     if difference.is_empty() {
-        tell(format_args!("Nothing to change: {id} is already like that.\n"));
+        write_stderr(format_args!("Nothing to change: {id} is already like that.\n"));
         if args.output.json {
-            print(&to_json_line(&json!({ "token_info": before }))?)?;
+            write_stdout(&to_json_line(&json!({ "token_info": before }))?)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -77,10 +77,10 @@ pub(super) async fn run_update(session: &Session, args: UpdateArgs) -> Result<Ex
             ""
         };
         let scope = format_scope(&before.organization_id, before.user_id.as_deref());
-        tell(format_args!("{id} of {scope}{how}:\n{difference}"));
+        write_stderr(format_args!("{id} of {scope}{how}:\n{difference}"));
     }
     if !args.yes && !prompt::ask_confirmation("Change it?").await? {
-        tell("Nothing was changed.\n");
+        write_stderr("Nothing was changed.\n");
         return Ok(ExitCode::FAILURE);
     }
     let unknown = || format!("it is unknown whether {id} was changed: keyward keys inspect {id}");
@@ -88,11 +88,11 @@ pub(super) async fn run_update(session: &Session, args: UpdateArgs) -> Result<Ex
         Ok(Err(error @ KeyError::OutcomeUnknown(_))) => bail!("{error}; {}", unknown()),
         Ok(done) => done?,
         Err(error) => {
-            tell(format_args!("keyward: {}\n", unknown()));
+            write_stderr(format_args!("keyward: {}\n", unknown()));
             return Err(error);
         }
     };
-    print(&if args.output.json {
+    write_stdout(&if args.output.json {
         to_json_line(&json!({ "token_info": after }))?
     } else {
         format!("Changed {id}.\n")

@@ -1,6 +1,6 @@
 //! `create`: a key is shown once, and what Scalekit would refuse is not sent.
 
-use keyward::dev::emulator;
+use keyward_emulator as emulator;
 
 use super::{Kit, json, shown};
 

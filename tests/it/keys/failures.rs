@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use keyward::dev::emulator::access::Permission;
+use keyward_emulator::access::Permission;
 
 use super::{Kit, command, done, fed};
 use crate::process::{Folder, keyward};

@@ -1,7 +1,7 @@
 //! The audit line: who, what, which key, what became of it, and never the key. From a process of its own, as its log is.
 
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::{self as emulator, Emulator};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;

@@ -1,6 +1,6 @@
 //! Raw bytes at the management listener: it stays up, stays bounded, and does nothing that was not asked for plainly.
 
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::faults::{Effect, Fault, Target};
 use serde_json::json;
 
 use super::{Ask, Desk, KEYS, id, ordinary};

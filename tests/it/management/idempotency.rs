@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::management::OPENAPI;
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use serde_json::{Value, json};
 
 use super::schema::{DOCUMENT, conform, resolve};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::store::Issue;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 

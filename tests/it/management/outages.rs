@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use serde_json::json;
 use tokio::time::Instant;
 

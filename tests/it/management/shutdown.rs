@@ -1,6 +1,6 @@
 //! The end of the process: what was begun is finished and recorded.
 
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::faults::{Effect, Fault, Target};
 use tokio::time::timeout;
 
 use super::{Ask, Desk, KEYS, ordinary};

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::store::Issue;
 
 use super::{Reloading, text};
 use crate::rig::unknown;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
@@ -11,13 +10,15 @@ use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
 use hyper::{Request, Response};
 use jiff::Timestamp;
+use scalekit::call::{Call, Operation};
+use scalekit::response::HttpResponse;
+use scalekit::transport::Transport;
+use scalekit::{ExposeSecret, oauth};
 
-use super::Shared;
-use super::call::{Call, Endpoint};
-use super::faults::{Answer, Effect, Plan};
-use super::rest;
-use super::wire::{Outgoing, Wire};
+use crate::Shared;
 use crate::body::{Body, BodyError};
+use crate::endpoint::{self, Endpoint};
+use crate::faults::{Answer, Effect, Plan};
 
 /// The longest request body that is read.
 const MAX_BODY: usize = 1024 * 1024;
@@ -25,29 +26,31 @@ const MAX_BODY: usize = 1024 * 1024;
 /// No answer: the connection, or the stream in HTTP/2, ends.
 #[derive(Debug, thiserror::Error)]
 #[error("ended without an answer")]
-pub(super) struct Broken;
+pub(crate) struct Broken;
 
 /// Answers a request.
-pub(super) async fn answer(
+pub(crate) async fn answer(
     emulator: Arc<Shared>,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Broken> {
     let (head, body) = request.into_parts();
-    let wire = Wire::of(&head);
-    let endpoint = match wire.route(&head) {
+    let transport = Transport::of_request(&head.headers);
+    let endpoint = match Endpoint::of_request(transport, &head) {
         Ok(endpoint) => endpoint,
-        Err(status) => return Ok(wire.write(Err(status)).send()),
+        Err(status) => return Ok(endpoint::send(transport.encode_response(Err(&status)))),
     };
     let _open = emulator.counters.begin(endpoint);
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Ok(wire.too_large().send()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            return Ok(endpoint::send(endpoint::too_large(transport)));
+        }
         Err(_) => return Err(Broken),
     };
     let mut plan = emulator.faults.plan(endpoint);
     let outgoing = match before(&emulator, &mut plan).await? {
-        Some(instead) => dictated(wire, endpoint, instead),
-        None => decide(&emulator, wire, endpoint, &head, &body, &plan),
+        Some(instead) => dictated(transport, endpoint, instead),
+        None => decide(&emulator, transport, endpoint, &head, &body, &plan),
     };
     Ok(after(&mut plan, outgoing).await)
 }
@@ -55,30 +58,39 @@ pub(super) async fn answer(
 /// What the API itself answers.
 fn decide(
     emulator: &Shared,
-    wire: Wire,
+    transport: Transport,
     endpoint: Endpoint,
     head: &Parts,
     body: &[u8],
     plan: &Plan,
-) -> Outgoing {
-    let Some(permission) = endpoint.permission() else {
-        return rest::write_grant(emulator.access.grant(body)).into();
+) -> HttpResponse {
+    let operation = match endpoint {
+        Endpoint::Api(operation) => operation,
+        Endpoint::Token => {
+            return match emulator.access.grant(body) {
+                Ok(grant) => oauth::encode_grant(&grant),
+                Err(refusal) => oauth::encode_error(refusal.error, refusal.description),
+            };
+        }
     };
-    let allowed = emulator.access.authorize(&head.headers, permission);
-    let call = allowed.and_then(|()| wire.read(endpoint, head, body));
-    wire.write(call.and_then(|call| {
-        let Call::Validate { token } = &call else {
-            return emulator.store.perform(call, Timestamp::now());
+    let allowed = emulator.access.authorize(&head.headers, operation.permission());
+    let call = allowed.and_then(|()| transport.decode_request(operation, head, body));
+    let is_due = plan.effects.iter().any(|effect| matches!(effect, Effect::RevokeAfter(_)));
+    let outcome = call.and_then(|call| {
+        let revoked = match &call {
+            Call::Validate(token) if is_due => Some(token.expose_secret().to_owned()),
+            _ => None,
         };
-        let revoked =
-            plan.effects.iter().any(|effect| matches!(effect, Effect::RevokeAfter(_))).then(|| token.clone());
-        let verdict = emulator.store.perform(call, Timestamp::now());
-        emulator.counters.decide();
+        let outcome = emulator.store.perform(call, Timestamp::now());
+        if operation == Operation::Validate {
+            emulator.counters.decide();
+        }
         if let Some(token) = revoked {
             emulator.store.revoke(&token);
         }
-        verdict
-    }))
+        outcome
+    });
+    transport.encode_response(outcome.as_ref())
 }
 
 /// The faults before the decision; perhaps with an answer that makes it needless.
@@ -106,17 +118,15 @@ async fn before(emulator: &Shared, plan: &mut Plan) -> Result<Option<Answer>, Br
 }
 
 /// The faults after the decision.
-async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
-    let response = &mut outgoing.response;
+async fn after(plan: &mut Plan, mut response: HttpResponse) -> Response<Body> {
     let mut truncated = false;
     for at in 0..plan.effects.len() {
         match &plan.effects[at] {
             Effect::LatencyAfter(time) => tokio::time::sleep(*time).await,
             Effect::HangAfter => plan.released().await,
-            Effect::ContentType(content_type) => set_content_type(response, content_type),
+            Effect::ContentType(content_type) => set_content_type(&mut response, content_type),
             Effect::Garbage => {
-                let noise = response.body().iter().map(|byte| byte | 0x80);
-                *response.body_mut() = noise.collect();
+                response.body = response.body.iter().map(|byte| byte | 0x80).collect();
             }
             Effect::Truncated => truncated = true,
             Effect::Latency(_)
@@ -129,33 +139,33 @@ async fn after(plan: &mut Plan, mut outgoing: Outgoing) -> Response<Body> {
             | Effect::Refuse => {}
         }
     }
-    if truncated { truncate(outgoing.response) } else { outgoing.send() }
+    if truncated { truncate(response) } else { endpoint::send(response) }
 }
 
-fn dictated(wire: Wire, endpoint: Endpoint, answer: Answer) -> Outgoing {
-    let mut outgoing = match answer.body {
-        None => wire.write_status(endpoint, answer.status),
+fn dictated(transport: Transport, endpoint: Endpoint, answer: Answer) -> HttpResponse {
+    let mut response = match answer.body {
+        None => endpoint.response_of_status(transport, answer.status),
         // What a proxy in between says, it says as HTTP.
-        Some(body) => rest::write_status(endpoint, answer.status).map(|_| body).into(),
+        Some(body) => HttpResponse { body, ..endpoint.response_of_status(Transport::Rest, answer.status) },
     };
     if let Some(content_type) = answer.content_type {
-        set_content_type(&mut outgoing.response, &content_type);
+        set_content_type(&mut response, &content_type);
     }
     if let Some(seconds) = answer.retry_after {
-        outgoing.response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        response.headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
     }
-    outgoing
+    response
 }
 
-fn set_content_type(response: &mut Response<Bytes>, content_type: &str) {
+fn set_content_type(response: &mut HttpResponse, content_type: &str) {
     if let Ok(value) = HeaderValue::from_str(content_type) {
-        response.headers_mut().insert(CONTENT_TYPE, value);
+        response.headers.insert(CONTENT_TYPE, value);
     }
 }
 
 /// The whole length is announced, half of it sent, and then the transfer breaks.
-fn truncate(response: Response<Bytes>) -> Response<Body> {
-    let (mut head, body) = response.into_parts();
+fn truncate(response: HttpResponse) -> Response<Body> {
+    let (mut head, body) = endpoint::split(response).0.into_parts();
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     let half = body.slice(..body.len() / 2);
     let frames = stream::unfold(Some(half), |half| async move {

@@ -2,43 +2,24 @@
 //! are good at once; each lives as long as it was told to.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::HeaderMap;
 use hyper::header::AUTHORIZATION;
 use jiff::Timestamp;
+use scalekit::ExposeSecret;
+pub use scalekit::call::Permission;
+use scalekit::oauth::{self, Grant};
+use scalekit::status::{Code, Status};
 
-use super::key;
-use super::status::{Code, Status};
-
-/// What a client may be allowed to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Permission {
-    /// Validate and list.
-    Read,
-    /// Create and update.
-    Write,
-    /// Invalidate.
-    Rotate,
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Read => "api_credentials:read",
-            Self::Write => "api_credentials:write",
-            Self::Rotate => "api_credentials:rotate",
-        })
-    }
-}
+use crate::key;
 
 /// How many access tokens are good at once; beyond it those that would end first end.
 const MAX_LIVE: usize = 10_000;
 
 /// The one client of the emulator.
-pub(super) struct Access(Mutex<Client>);
+pub(crate) struct Access(Mutex<Client>);
 
 struct Client {
     id: String,
@@ -48,17 +29,11 @@ struct Client {
     live: HashMap<String, Instant>,
 }
 
-/// A new access token.
-pub(super) struct Grant {
-    pub(super) access_token: String,
-    pub(super) expires_in: u64,
-}
-
 /// Why there is none: RFC 6749's word for it. That Scalekit answers in this form is a guess.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct GrantError {
-    pub(super) error: &'static str,
-    pub(super) description: &'static str,
+pub(crate) struct GrantError {
+    pub(crate) error: &'static str,
+    pub(crate) description: &'static str,
 }
 
 impl Client {
@@ -78,22 +53,21 @@ impl Client {
 }
 
 impl Access {
-    pub(super) fn new(id: String, secret: String, permissions: Vec<Permission>, lifetime: Duration) -> Self {
+    pub(crate) fn new(id: String, secret: String, permissions: Vec<Permission>, lifetime: Duration) -> Self {
         Self(Mutex::new(Client { id, secret, permissions, lifetime, live: HashMap::new() }))
     }
 
     /// The token endpoint: a form with the client's credentials.
-    pub(super) fn grant(&self, form: &[u8]) -> Result<Grant, GrantError> {
+    pub(crate) fn grant(&self, form: &[u8]) -> Result<Grant, GrantError> {
         let refuse = |error, description| Err(GrantError { error, description });
-        let form: HashMap<_, _> = form_urlencoded::parse(form).collect();
-        let field = |name: &str| form.get(name).map(AsRef::as_ref).unwrap_or_default();
+        let request = oauth::decode_request(form);
         let client = self.client();
-        match field("grant_type") {
+        match request.grant_type.as_str() {
             "client_credentials" => {}
             "" => return refuse("invalid_request", "grant_type is missing"),
             _ => return refuse("unsupported_grant_type", "only client_credentials is supported"),
         }
-        if field("client_id") != client.id || field("client_secret") != client.secret {
+        if request.client_id != client.id || request.client_secret.expose_secret() != client.secret {
             return refuse("invalid_client", "client authentication failed");
         }
         drop(client);
@@ -101,17 +75,17 @@ impl Access {
     }
 
     /// A new access token, for whoever is entitled to one.
-    pub(super) fn issue(&self) -> Grant {
+    pub(crate) fn issue(&self) -> Grant {
         let mut client = self.client();
-        let expires_in = client.lifetime.as_secs();
+        let lifetime = client.lifetime;
         let scopes: Vec<_> = client.permissions.iter().map(ToString::to_string).collect();
-        let access_token = key::access_token(&client.id, Timestamp::now(), expires_in, &scopes);
+        let access_token = key::access_token(&client.id, Timestamp::now(), lifetime.as_secs(), &scopes);
         client.accept(access_token.clone());
-        Grant { access_token, expires_in }
+        Grant { access_token: access_token.into(), lifetime }
     }
 
     /// A new access token that people can read: one is as good as another to who presents it.
-    pub(super) fn issue_short(&self) -> String {
+    pub(crate) fn issue_short(&self) -> String {
         let access_token = format!("dev_{:016x}", fastrand::u64(..));
         self.client().accept(access_token.clone());
         access_token
@@ -119,7 +93,7 @@ impl Access {
 
     /// Whether the bearer of these headers may do this. Of several authorization values the first counts: an
     /// official SDK sends its current token first and an old one after it.
-    pub(super) fn authorize(&self, headers: &HeaderMap, needed: Permission) -> Result<(), Status> {
+    pub(crate) fn authorize(&self, headers: &HeaderMap, needed: Permission) -> Result<(), Status> {
         let bearer = headers
             .get(AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -142,19 +116,19 @@ impl Access {
         Ok(())
     }
 
-    pub(super) fn expire_all(&self) {
+    pub(crate) fn expire_all(&self) {
         self.client().live.clear();
     }
 
-    pub(super) fn set_secret(&self, secret: String) {
+    pub(crate) fn set_secret(&self, secret: String) {
         self.client().secret = secret;
     }
 
-    pub(super) fn set_permissions(&self, permissions: &[Permission]) {
+    pub(crate) fn set_permissions(&self, permissions: &[Permission]) {
         self.client().permissions = permissions.to_vec();
     }
 
-    pub(super) fn set_lifetime(&self, lifetime: Duration) {
+    pub(crate) fn set_lifetime(&self, lifetime: Duration) {
         self.client().lifetime = lifetime;
     }
 
@@ -198,7 +172,8 @@ mod tests {
     #[test]
     fn several_access_tokens_live_at_once_and_the_first_value_counts() {
         let access = access();
-        let bearer = || format!("Bearer {}", access.grant(GOOD.as_bytes()).unwrap().access_token);
+        let bearer =
+            || format!("Bearer {}", access.grant(GOOD.as_bytes()).unwrap().access_token.expose_secret());
         let (one, two) = (bearer(), bearer());
         for (values, expected) in [
             (vec![one.as_str()], Ok(())),
@@ -222,7 +197,7 @@ mod tests {
     fn a_lifetime_may_be_beyond_the_clock() {
         let access = access();
         access.set_lifetime(Duration::MAX);
-        assert_eq!(access.grant(GOOD.as_bytes()).unwrap().expires_in, u64::MAX);
+        assert_eq!(access.grant(GOOD.as_bytes()).unwrap().lifetime, Duration::MAX);
     }
 
     #[test]
@@ -230,7 +205,7 @@ mod tests {
         let access = access();
         access.set_lifetime(Duration::ZERO);
         let grant = access.grant(GOOD.as_bytes()).unwrap();
-        let value = format!("Bearer {}", grant.access_token);
+        let value = format!("Bearer {}", grant.access_token.expose_secret());
         assert!(access.authorize(&headers(&[&value]), Permission::Read).is_err());
     }
 }

@@ -11,10 +11,10 @@ const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmn
 const BRANCA: usize = 1 + 4 + 24 + 12 + 16;
 
 /// How token ids begin.
-pub(super) const ID_PREFIX: &str = "apit_";
+pub(crate) const ID_PREFIX: &str = "apit_";
 
 /// A new key.
-pub(super) fn key(now: Timestamp) -> String {
+pub(crate) fn key(now: Timestamp) -> String {
     let mut bytes = [0; BRANCA];
     fastrand::fill(&mut bytes);
     bytes[0] = 0xBA;
@@ -23,23 +23,23 @@ pub(super) fn key(now: Timestamp) -> String {
 }
 
 /// The id of the n-th token: 18 digits, ever growing.
-pub(super) fn token_id(now: Timestamp, n: usize) -> String {
+pub(crate) fn token_id(now: Timestamp, n: usize) -> String {
     format!("{ID_PREFIX}{}{n:05}", now.as_millisecond())
 }
 
 /// Whether this can be a key or a token id at all; what cannot is malformed rather than unknown.
-pub(super) fn is_well_formed(token: &str) -> bool {
+pub(crate) fn is_well_formed(token: &str) -> bool {
     let digits = token.strip_prefix(ID_PREFIX).unwrap_or(token);
     !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// The last four characters.
-pub(super) fn suffix(key: &str) -> &str {
+pub(crate) fn suffix(key: &str) -> &str {
     key.get(key.len().saturating_sub(4)..).unwrap_or(key)
 }
 
 /// A new access token: three parts like the real JWT, its claims readable, its signature nothing but noise.
-pub(super) fn access_token(client_id: &str, now: Timestamp, lifetime: u64, scopes: &[String]) -> String {
+pub(crate) fn access_token(client_id: &str, now: Timestamp, lifetime: u64, scopes: &[String]) -> String {
     let issued = now.as_second();
     let header = serde_json::json!({"alg": "RS256", "kid": "snk_000000000000000001", "typ": "JWT"});
     let claims = serde_json::json!({

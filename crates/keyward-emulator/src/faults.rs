@@ -7,10 +7,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use scalekit::call::Operation;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::call::Endpoint;
+use crate::endpoint::Endpoint;
 
 mod spec;
 
@@ -142,7 +143,7 @@ impl Fault {
 
 /// The faults that stand.
 #[derive(Default)]
-pub(super) struct Faults {
+pub(crate) struct Faults {
     any: AtomicBool,
     standing: Mutex<Vec<Fault>>,
     cleared: watch::Sender<()>,
@@ -150,19 +151,19 @@ pub(super) struct Faults {
 
 /// What is in store for one call.
 #[derive(Default)]
-pub(super) struct Plan {
+pub(crate) struct Plan {
     /// In the order in which the faults were set. `RevokeAfter` stands here only when it is due.
-    pub(super) effects: Vec<Effect>,
+    pub(crate) effects: Vec<Effect>,
     cleared: Option<watch::Receiver<()>>,
 }
 
 impl Faults {
-    pub(super) fn set(&self, fault: Fault) {
+    pub(crate) fn set(&self, fault: Fault) {
         self.standing().push(fault);
         self.any.store(true, Relaxed);
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let mut standing = self.standing();
         standing.clear();
         self.any.store(false, Relaxed);
@@ -170,7 +171,7 @@ impl Faults {
     }
 
     /// Takes what the next call to this endpoint meets.
-    pub(super) fn plan(&self, endpoint: Endpoint) -> Plan {
+    pub(crate) fn plan(&self, endpoint: Endpoint) -> Plan {
         if !self.any.load(Relaxed) {
             return Plan::default();
         }
@@ -182,7 +183,7 @@ impl Faults {
     }
 
     /// Whether the next connection is refused.
-    pub(super) fn refuse(&self) -> bool {
+    pub(crate) fn refuse(&self) -> bool {
         self.any.load(Relaxed)
             && !take(&mut self.standing(), |fault| fault.effect == Effect::Refuse).is_empty()
     }
@@ -194,7 +195,7 @@ impl Faults {
 
 impl Plan {
     /// Waits until the faults are cleared.
-    pub(super) async fn released(&mut self) {
+    pub(crate) async fn released(&mut self) {
         if let Some(cleared) = &mut self.cleared {
             // The sender lives as long as the emulator; were it gone, there would be nothing to wait for.
             let _ = cleared.changed().await;
@@ -236,11 +237,11 @@ impl Target {
         match self {
             Self::Any => true,
             Self::Token => endpoint == Endpoint::Token,
-            Self::Create => endpoint == Endpoint::Create,
-            Self::Validate => endpoint == Endpoint::Validate,
-            Self::Invalidate => endpoint == Endpoint::Invalidate,
-            Self::List => endpoint == Endpoint::List,
-            Self::Update => endpoint == Endpoint::Update,
+            Self::Create => endpoint == Endpoint::Api(Operation::Create),
+            Self::Validate => endpoint == Endpoint::Api(Operation::Validate),
+            Self::Invalidate => endpoint == Endpoint::Api(Operation::Invalidate),
+            Self::List => endpoint == Endpoint::Api(Operation::List),
+            Self::Update => endpoint == Endpoint::Api(Operation::Update),
         }
     }
 }
@@ -277,22 +278,22 @@ mod tests {
     fn a_fault_with_a_number_of_times_is_used_up() {
         let faults = Faults::default();
         let effects = |endpoint| faults.plan(endpoint).effects;
-        assert_eq!(effects(Endpoint::Validate), []);
+        assert_eq!(effects(Endpoint::Api(Operation::Validate)), []);
         faults.set(Fault::new(Target::Validate, Effect::Reset).times(2));
         faults.set(Fault::new(Target::Any, Effect::Garbage));
-        assert_eq!(effects(Endpoint::List), [Effect::Garbage]);
-        assert_eq!(effects(Endpoint::Validate), [Effect::Reset, Effect::Garbage]);
-        assert_eq!(effects(Endpoint::Validate), [Effect::Reset, Effect::Garbage]);
-        assert_eq!(effects(Endpoint::Validate), [Effect::Garbage]);
+        assert_eq!(effects(Endpoint::Api(Operation::List)), [Effect::Garbage]);
+        assert_eq!(effects(Endpoint::Api(Operation::Validate)), [Effect::Reset, Effect::Garbage]);
+        assert_eq!(effects(Endpoint::Api(Operation::Validate)), [Effect::Reset, Effect::Garbage]);
+        assert_eq!(effects(Endpoint::Api(Operation::Validate)), [Effect::Garbage]);
         faults.clear();
-        assert_eq!(effects(Endpoint::Validate), []);
+        assert_eq!(effects(Endpoint::Api(Operation::Validate)), []);
     }
 
     #[test]
     fn a_revocation_is_due_at_the_nth_call_only() {
         let faults = Faults::default();
         faults.set(Fault::new(Target::Validate, Effect::RevokeAfter(3)));
-        let due = || faults.plan(Endpoint::Validate).effects.len();
+        let due = || faults.plan(Endpoint::Api(Operation::Validate)).effects.len();
         assert_eq!([due(), due(), due(), due()], [0, 0, 1, 0]);
     }
 
@@ -310,7 +311,7 @@ mod tests {
     fn refusing_connections_is_no_call_and_can_be_used_up() {
         let faults = Faults::default();
         faults.set("listener:refuse,times=1".parse().unwrap());
-        assert_eq!(faults.plan(Endpoint::Validate).effects, []);
+        assert_eq!(faults.plan(Endpoint::Api(Operation::Validate)).effects, []);
         assert_eq!([faults.refuse(), faults.refuse()], [true, false]);
     }
 }

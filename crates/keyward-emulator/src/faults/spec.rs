@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{Answer, Effect, Fault, Quota, Target};
-use crate::config::parse_duration;
+use crate::duration::parse_duration;
 
 /// Reads a fault, or says what is wrong with it.
 pub(super) fn read(text: &str) -> Result<Fault, String> {

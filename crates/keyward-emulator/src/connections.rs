@@ -22,21 +22,21 @@ const MAX_HEAD: u32 = 512 * 1024;
 
 /// The tasks of one server. Each ends when the server is told to stop, whatever it is doing.
 #[derive(Clone)]
-pub(in crate::dev) struct Tasks {
+pub(crate) struct Tasks {
     tracker: TaskTracker,
     stop: CancellationToken,
 }
 
 impl Tasks {
     /// No tasks yet. The guard ends them all when the server's own future is dropped.
-    pub(in crate::dev) fn new(stop: &CancellationToken) -> (Self, DropGuard) {
+    pub(crate) fn new(stop: &CancellationToken) -> (Self, DropGuard) {
         let stop = stop.child_token();
         let guard = stop.clone().drop_guard();
         (Self { tracker: TaskTracker::new(), stop }, guard)
     }
 
     /// Starts a task of this server.
-    pub(in crate::dev) fn spawn<F>(&self, task: F)
+    pub(crate) fn spawn<F>(&self, task: F)
     where
         F: Future<Output: Send> + Send + 'static,
     {
@@ -44,7 +44,7 @@ impl Tasks {
     }
 
     /// The next connection, or none once the server is to stop.
-    pub(in crate::dev) async fn accept(&self, listener: &TcpListener) -> Option<TcpStream> {
+    pub(crate) async fn accept(&self, listener: &TcpListener) -> Option<TcpStream> {
         loop {
             match self.stop.run_until_cancelled(listener.accept()).await? {
                 Ok((stream, _)) => {
@@ -59,7 +59,7 @@ impl Tasks {
     }
 
     /// Answers the requests of one connection until it closes.
-    pub(in crate::dev) async fn connection<I, A, F, E>(self, stream: I, answer: A)
+    pub(crate) async fn connection<I, A, F, E>(self, stream: I, answer: A)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         A: Fn(Request<Incoming>) -> F + Send + 'static,
@@ -74,7 +74,7 @@ impl Tasks {
     }
 
     /// Waits until every task has ended.
-    pub(in crate::dev) async fn end(self) {
+    pub(crate) async fn end(self) {
         self.stop.cancel();
         self.tracker.close();
         self.tracker.wait().await;

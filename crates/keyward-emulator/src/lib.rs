@@ -1,5 +1,5 @@
-//! Scalekit in memory: API keys over REST and gRPC, as the real one serves them, for `keyward dev`, `keyward emulator`
-//! and every test. Where Scalekit's behaviour is unpublished, the source says that it is a guess.
+//! A Scalekit in memory: API keys over REST and gRPC as the real service answers, with faults on demand, for tests in any
+//! language and for `keyward dev`. Where Scalekit's behaviour is not published, the source says that it is assumed.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,27 +11,27 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use super::serving::Tasks;
 use access::{Access, Permission};
 use certificate::Certificate;
+use connections::Tasks;
 use counts::{Counters, Counts};
 use directory::{Directory, Only};
 use faults::{Effect, Fault, Faults};
 use store::{Issue, Issued, Store};
 
 pub mod access;
-mod call;
+mod body;
 pub mod certificate;
+mod connections;
 pub mod counts;
 pub mod directory;
+mod duration;
+pub mod echo;
+mod endpoint;
 pub mod faults;
-mod grpc;
 mod key;
-mod rest;
 mod service;
-mod status;
 pub mod store;
-mod wire;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -116,7 +116,7 @@ impl Emulator {
     /// Makes a key. Nothing is checked: tests may have what the API refuses.
     pub fn issue(&self, issue: Issue) -> Issued {
         let (key, token) = self.shared.store.issue(issue, Timestamp::now());
-        Issued { key, token_id: token.token_id.clone() }
+        Issued { key, token_id: token.token_id }
     }
 
     /// An access token of the client's own, short enough for a command line.

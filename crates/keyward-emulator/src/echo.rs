@@ -28,9 +28,9 @@ use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::serving::Tasks;
 use crate::body::{Body, BodyError, empty, full};
-use crate::config::parse_duration;
+use crate::connections::Tasks;
+use crate::duration::parse_duration;
 
 mod streams;
 mod websocket;

@@ -3,9 +3,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use scalekit::call::Operation;
 use tokio::sync::watch;
 
-use super::call::Endpoint;
+use crate::endpoint::Endpoint;
 
 /// What was counted so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct Counts {
 
 /// The counters behind [`Counts`].
 #[derive(Default)]
-pub(super) struct Counters {
+pub(crate) struct Counters {
     connections: AtomicU64,
     token_fetches: AtomicU64,
     creations: AtomicU64,
@@ -48,7 +49,7 @@ pub(super) struct Counters {
 }
 
 /// A call that is open until this is dropped.
-pub(super) struct Open<'a>(Option<&'a Counters>);
+pub(crate) struct Open<'a>(Option<&'a Counters>);
 
 impl Drop for Open<'_> {
     fn drop(&mut self) {
@@ -59,19 +60,19 @@ impl Drop for Open<'_> {
 }
 
 impl Counters {
-    pub(super) fn connection(&self) {
+    pub(crate) fn connection(&self) {
         self.connections.fetch_add(1, Relaxed);
     }
 
     /// Counts a call whose head has arrived.
-    pub(super) fn begin(&self, endpoint: Endpoint) -> Open<'_> {
+    pub(crate) fn begin(&self, endpoint: Endpoint) -> Open<'_> {
         match endpoint {
             Endpoint::Token => self.token_fetches.fetch_add(1, Relaxed),
-            Endpoint::Create => self.creations.fetch_add(1, Relaxed),
-            Endpoint::Invalidate => self.invalidations.fetch_add(1, Relaxed),
-            Endpoint::List => self.lists.fetch_add(1, Relaxed),
-            Endpoint::Update => self.updates.fetch_add(1, Relaxed),
-            Endpoint::Validate => {
+            Endpoint::Api(Operation::Create) => self.creations.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::Invalidate) => self.invalidations.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::List) => self.lists.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::Update) => self.updates.fetch_add(1, Relaxed),
+            Endpoint::Api(Operation::Validate) => {
                 let open = self.open.fetch_add(1, Relaxed) + 1;
                 self.open_max.fetch_max(open, Relaxed);
                 self.validations.send_modify(|begun| *begun += 1);
@@ -82,17 +83,17 @@ impl Counters {
     }
 
     /// Counts a verdict.
-    pub(super) fn decide(&self) {
+    pub(crate) fn decide(&self) {
         self.decided.fetch_add(1, Relaxed);
     }
 
     /// Waits until so many validations have begun.
-    pub(super) async fn validations_begun(&self, at_least: u64) {
+    pub(crate) async fn validations_begun(&self, at_least: u64) {
         // The sender lives as long as `self`, so that the wait cannot fail.
         let _ = self.validations.subscribe().wait_for(|begun| *begun >= at_least).await;
     }
 
-    pub(super) fn counts(&self) -> Counts {
+    pub(crate) fn counts(&self) -> Counts {
         Counts {
             connections: self.connections.load(Relaxed),
             token_fetches: self.token_fetches.load(Relaxed),

@@ -86,6 +86,8 @@ async fn what_cannot_be_answered_is_refused_in_the_form_of_the_gateway() {
         ("POST", "/api/v1/tokens", token, r#"{"organization_id": "org_1", "expiry": null}"#, 201, 0),
         ("POST", "/api/v1/tokens", token, r#"{"organization_id": "o", "custom_claims": {"a": 1}}"#, 400, 3),
         ("GET", "/api/v1/tokens?organization_id=org_1&page_size=ten", token, "", 400, 3),
+        ("GET", "/api/v1/tokens?organization_id=org_1&page_size=31", token, "", 400, 3),
+        ("GET", "/api/v1/tokens?organization_id=org_1&page_size=-1", token, "", 400, 3),
         ("POST", "/api/v1/tokens:validate", token, &large, 413, 8),
     ] {
         let answer = api.send(method, path, bearer, body).await.unwrap();

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
-use super::status::{Code, Status};
+use scalekit::status::{Code, Status};
 
 /// An organization, or a user of it with roles, as written on the command line: `ORG[/USER[:role,…]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl FromStr for Only {
 }
 
 /// The organizations and users that exist.
-pub(super) struct Directory {
+pub(crate) struct Directory {
     /// None: all that are named.
     listed: Option<Listed>,
 }
@@ -58,7 +58,7 @@ struct Listed {
 
 impl Directory {
     /// Only these, or, when there are none, everything.
-    pub(super) fn new(only: Vec<Only>) -> Self {
+    pub(crate) fn new(only: Vec<Only>) -> Self {
         if only.is_empty() {
             return Self { listed: None };
         }
@@ -74,16 +74,14 @@ impl Directory {
 
     /// The roles of a user (`""`: none, the organization itself) in an organization. That an unknown one is
     /// NOT_FOUND is a guess.
-    pub(super) fn roles(&self, organization: &str, user: &str) -> Result<Vec<String>, Status> {
+    pub(crate) fn roles(&self, organization: &str, user: Option<&str>) -> Result<Vec<String>, Status> {
         let Some(listed) = &self.listed else {
             return Ok(Vec::new());
         };
         if !listed.organizations.contains(organization) {
             return Err(Status::new(Code::NotFound, "organization not found"));
         }
-        if user.is_empty() {
-            return Ok(Vec::new());
-        }
+        let Some(user) = user else { return Ok(Vec::new()) };
         listed
             .roles
             .get(&(organization.to_owned(), user.to_owned()))
@@ -137,12 +135,12 @@ mod tests {
     fn with_a_list_only_the_listed_exist() {
         let only = ["org_1/usr_1:admin", "org_2"].map(|text| text.parse().unwrap());
         let directory = Directory::new(only.into());
-        assert_eq!(directory.roles("org_1", "usr_1"), Ok(vec!["admin".to_owned()]));
-        assert_eq!(directory.roles("org_1", ""), Ok(vec![]));
-        assert_eq!(directory.roles("org_2", ""), Ok(vec![]));
+        assert_eq!(directory.roles("org_1", Some("usr_1")), Ok(vec!["admin".to_owned()]));
+        assert_eq!(directory.roles("org_1", None), Ok(vec![]));
+        assert_eq!(directory.roles("org_2", None), Ok(vec![]));
         for (organization, user) in [("org_3", ""), ("org_2", "usr_1"), ("org_1", "usr_2")] {
-            assert_eq!(directory.roles(organization, user).unwrap_err().code, Code::NotFound);
+            assert_eq!(directory.roles(organization, Some(user)).unwrap_err().code, Code::NotFound);
         }
-        assert_eq!(Directory::new(vec![]).roles("any", "any"), Ok(vec![]));
+        assert_eq!(Directory::new(vec![]).roles("any", Some("any")), Ok(vec![]));
     }
 }

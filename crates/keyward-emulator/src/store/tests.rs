@@ -12,24 +12,24 @@ fn claims(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
     pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect()
 }
 
-fn create(store: &Store, create: Create) -> Result<(String, Arc<Token>), Code> {
-    match store.perform(Call::Create(create), Timestamp::now()) {
-        Ok(Reply::Created { key, token }) => Ok((key, token)),
+fn create(store: &Store, new: NewToken) -> Result<(String, Token), Code> {
+    match store.perform(Call::Create(new), Timestamp::now()) {
+        Ok(Reply::Created(created)) => Ok((created.token.expose_secret().to_owned(), created.info)),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
     }
 }
 
-fn org(organization_id: &str) -> Create {
-    Create { organization_id: organization_id.to_owned(), ..Create::default() }
+fn org(organization_id: &str) -> NewToken {
+    NewToken { organization_id: organization_id.to_owned(), ..NewToken::default() }
 }
 
-fn validate(store: &Store, token: &str) -> Result<Arc<Token>, Code> {
+fn validate(store: &Store, token: &str) -> Result<Token, Code> {
     validate_at(store, token, Timestamp::now())
 }
 
-fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Arc<Token>, Code> {
-    match store.perform(Call::Validate { token: token.to_owned() }, now) {
+fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Token, Code> {
+    match store.perform(Call::Validate(token.into()), now) {
         Ok(Reply::Token(token)) => Ok(token),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -37,20 +37,20 @@ fn validate_at(store: &Store, token: &str, now: Timestamp) -> Result<Arc<Token>,
 }
 
 fn invalidate(store: &Store, token: &str) -> Result<(), Code> {
-    let call = Call::Invalidate { token: token.to_owned() };
+    let call = Call::Invalidate(token.into());
     store.perform(call, Timestamp::now()).map(|_| ()).map_err(|status| status.code)
 }
 
-fn update(store: &Store, update: Update) -> Result<Arc<Token>, Code> {
-    match store.perform(Call::Update(update), Timestamp::now()) {
+fn update(store: &Store, token: &str, update: TokenUpdate) -> Result<Token, Code> {
+    match store.perform(Call::Update(token.into(), update), Timestamp::now()) {
         Ok(Reply::Token(token)) => Ok(token),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
     }
 }
 
-fn list(store: &Store, list: List) -> Result<Page, Code> {
-    match store.perform(Call::List(list), Timestamp::now()) {
+fn list(store: &Store, page: PageRequest) -> Result<Page, Code> {
+    match store.perform(Call::List(page), Timestamp::now()) {
         Ok(Reply::Page(page)) => Ok(page),
         Ok(_) => panic!("another reply"),
         Err(status) => Err(status.code),
@@ -61,7 +61,7 @@ fn list(store: &Store, list: List) -> Result<Page, Code> {
 fn a_key_and_its_id_both_validate() {
     let store = store();
     let (key, token) = create(&store, org("org_1")).unwrap();
-    assert_eq!(token.token_suffix, key[key.len() - 4..]);
+    assert_eq!(token.token_suffix.as_deref(), Some(&key[key.len() - 4..]));
     for presented in [&key, &token.token_id] {
         assert_eq!(validate(&store, presented).unwrap().token_id, token.token_id);
     }
@@ -80,8 +80,7 @@ fn an_unknown_key_is_not_found_and_a_malformed_one_is_an_argument() {
     ] {
         assert_eq!(validate(&store, token).unwrap_err(), expected, "{token:?}");
         assert_eq!(invalidate(&store, token).unwrap_err(), expected, "{token:?}");
-        let change = Update { token: token.to_owned(), ..Update::default() };
-        assert_eq!(update(&store, change).unwrap_err(), expected, "{token:?}");
+        assert_eq!(update(&store, token, TokenUpdate::default()).unwrap_err(), expected, "{token:?}");
     }
 }
 
@@ -94,7 +93,7 @@ fn a_revoked_key_is_gone_at_once_and_may_be_revoked_again() {
         assert_eq!(invalidate(&store, name), Ok(()));
         assert_eq!(validate(&store, &key).unwrap_err(), Code::NotFound);
         assert_eq!(invalidate(&store, name), Ok(()));
-        assert_eq!(update(&store, Update { token: key, ..Update::default() }).unwrap_err(), Code::NotFound);
+        assert_eq!(update(&store, &key, TokenUpdate::default()).unwrap_err(), Code::NotFound);
     }
 }
 
@@ -102,10 +101,10 @@ fn a_revoked_key_is_gone_at_once_and_may_be_revoked_again() {
 fn a_key_ends_at_its_expiry() {
     let store = store();
     let expiry = Timestamp::now() + 1.hour();
-    let (key, _) = create(&store, Create { expiry: Some(expiry), ..org("org_1") }).unwrap();
+    let (key, _) = create(&store, NewToken { expiry: Some(expiry), ..org("org_1") }).unwrap();
     assert!(validate_at(&store, &key, expiry - 1.nanosecond()).is_ok());
     assert_eq!(validate_at(&store, &key, expiry).unwrap_err(), Code::NotFound);
-    let past = Create { expiry: Some(Timestamp::now() - 1.second()), ..org("org_1") };
+    let past = NewToken { expiry: Some(Timestamp::now() - 1.second()), ..org("org_1") };
     assert_eq!(create(&store, past).unwrap_err(), Code::InvalidArgument);
 }
 
@@ -127,11 +126,19 @@ fn limits_count_characters() {
     ] {
         let made = create(
             &store,
-            Create { custom_claims: custom_claims.clone(), description: description.clone(), ..org("org_1") },
+            NewToken {
+                custom_claims: custom_claims.clone(),
+                description: Some(description.clone()),
+                ..org("org_1")
+            },
         );
         assert_eq!(made.is_ok(), good, "{custom_claims:?} {description}");
         let (token, _) = create(&store, org("org_1")).unwrap();
-        let changed = update(&store, Update { token, custom_claims, description: Some(description) });
+        let changed = update(
+            &store,
+            &token,
+            TokenUpdate { custom_claims: Some(custom_claims), description: Some(description) },
+        );
         assert_eq!(changed.is_ok(), good);
     }
     assert_eq!(create(&store, org("")).unwrap_err(), Code::InvalidArgument);
@@ -140,23 +147,23 @@ fn limits_count_characters() {
 #[test]
 fn an_update_replaces_claims_and_keeps_what_is_absent() {
     let store = store();
-    let before = Create {
+    let before = NewToken {
         custom_claims: claims(&[("a", "1"), ("b", "2")]),
-        description: "d".to_owned(),
+        description: Some("d".to_owned()),
         ..org("org_1")
     };
     let (key, _) = create(&store, before).unwrap();
     for (custom_claims, description, expected_claims, expected_description) in [
-        (claims(&[]), None, claims(&[("a", "1"), ("b", "2")]), "d"),
-        (claims(&[("c", "3")]), None, claims(&[("c", "3")]), "d"),
-        (claims(&[]), Some("e"), claims(&[("c", "3")]), "e"),
-        (claims(&[]), Some(""), claims(&[("c", "3")]), ""),
+        (None, None, claims(&[("a", "1"), ("b", "2")]), Some("d")),
+        (Some(claims(&[("c", "3")])), None, claims(&[("c", "3")]), Some("d")),
+        (None, Some("e"), claims(&[("c", "3")]), Some("e")),
+        (None, Some(""), claims(&[("c", "3")]), None),
     ] {
         let description = description.map(str::to_owned);
-        let changed = update(&store, Update { token: key.clone(), custom_claims, description }).unwrap();
-        assert_eq!(changed.issue.custom_claims, expected_claims);
-        assert_eq!(changed.issue.description, expected_description);
-        assert_eq!(validate(&store, &key).unwrap().issue.custom_claims, expected_claims);
+        let changed = update(&store, &key, TokenUpdate { custom_claims, description }).unwrap();
+        assert_eq!(changed.custom_claims, expected_claims);
+        assert_eq!(changed.description.as_deref(), expected_description);
+        assert_eq!(validate(&store, &key).unwrap().custom_claims, expected_claims);
     }
 }
 
@@ -166,28 +173,28 @@ fn pages_lead_forth_and_back_newest_first() {
     let ids: Vec<_> = (0..25).map(|_| create(&store, org("org_1")).unwrap().1.token_id.clone()).collect();
     create(&store, org("org_2")).unwrap();
     let newest_first: Vec<_> = ids.into_iter().rev().collect();
-    let page = |page_token: &str| {
-        let page_token = page_token.to_owned();
-        let page = list(&store, List { organization_id: "org_1".to_owned(), page_token, ..List::default() })
-            .unwrap();
+    let page = |page_token: Option<String>| {
+        let organization_id = "org_1".to_owned();
+        let page =
+            list(&store, PageRequest { organization_id, page_token, ..PageRequest::default() }).unwrap();
         let ids: Vec<_> = page.tokens.iter().map(|token| token.token_id.clone()).collect();
         assert_eq!(page.total_count, 25);
         (ids, page.next_page_token, page.prev_page_token)
     };
-    let (first, next, prev) = page("");
-    assert_eq!((&first[..], prev.as_str()), (&newest_first[..10], ""));
-    let (second, next, prev) = page(&next);
+    let (first, next, prev) = page(None);
+    assert_eq!((&first[..], prev), (&newest_first[..10], None));
+    let (second, next, prev) = page(next);
     assert_eq!(second, newest_first[10..20]);
-    assert_eq!(page(&prev).0, first);
-    let (third, next, prev) = page(&next);
-    assert_eq!((&third[..], next.as_str()), (&newest_first[20..], ""));
-    assert_eq!(page(&prev).0, second);
+    assert_eq!(page(prev).0, first);
+    let (third, next, prev) = page(next);
+    assert_eq!((&third[..], next), (&newest_first[20..], None));
+    assert_eq!(page(prev).0, second);
 }
 
 #[test]
 fn only_live_keys_of_the_organization_and_user_are_listed() {
     let store = store();
-    let user = |user: &str| Create { user_id: user.to_owned(), ..org("org_1") };
+    let user = |user: &str| NewToken { user_id: Some(user.to_owned()), ..org("org_1") };
     let (_, one) = create(&store, user("usr_1")).unwrap();
     let (_, two) = create(&store, user("usr_2")).unwrap();
     let (revoked, _) = create(&store, user("usr_1")).unwrap();
@@ -198,12 +205,12 @@ fn only_live_keys_of_the_organization_and_user_are_listed() {
         ..Issue::default()
     };
     store.issue(expired, Timestamp::now());
-    for (user_id, expected) in [("", vec![&two, &one]), ("usr_1", vec![&one]), ("usr_3", vec![])] {
-        let organization_id = "org_1".to_owned();
-        let page =
-            list(&store, List { organization_id, user_id: user_id.to_owned(), ..List::default() }).unwrap();
-        let ids =
-            |tokens: &[&Arc<Token>]| tokens.iter().map(|token| token.token_id.clone()).collect::<Vec<_>>();
+    for (user_id, expected) in
+        [(None, vec![&two, &one]), (Some("usr_1"), vec![&one]), (Some("usr_3"), vec![])]
+    {
+        let (organization_id, user_id) = ("org_1".to_owned(), user_id.map(str::to_owned));
+        let page = list(&store, PageRequest { organization_id, user_id, ..PageRequest::default() }).unwrap();
+        let ids = |tokens: &[&Token]| tokens.iter().map(|token| token.token_id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&page.tokens.iter().collect::<Vec<_>>()), ids(&expected));
     }
 }
@@ -213,10 +220,8 @@ fn a_list_is_asked_for_by_the_rules() {
     let store = store();
     let org_of = |length: usize| format!("org_{}", "ü".repeat(length - 4));
     for (organization_id, page_size, page_token, good) in [
-        ("org_1", 0, "", true),
+        ("org_1", 1, "", true),
         ("org_1", 30, "", true),
-        ("org_1", 31, "", false),
-        ("org_1", -1, "", false),
         ("org_1", 1, "junk", false),
         ("org_1", 1, "😀", false),
         ("", 1, "", false),
@@ -224,9 +229,13 @@ fn a_list_is_asked_for_by_the_rules() {
         (&org_of(32), 1, "", true),
         (&org_of(33), 1, "", false),
     ] {
-        let (organization_id, page_token) = (organization_id.to_owned(), page_token.to_owned());
-        let asked = List { organization_id, page_size, page_token, ..List::default() };
-        let label = format!("{} {page_size} {}", asked.organization_id, asked.page_token);
+        let label = format!("{organization_id} {page_size} {page_token}");
+        let asked = PageRequest {
+            organization_id: organization_id.to_owned(),
+            page_size: Some(page_size),
+            page_token: some(page_token.to_owned()),
+            ..PageRequest::default()
+        };
         let expected = if good { None } else { Some(Code::InvalidArgument) };
         assert_eq!(list(&store, asked).err(), expected, "{label}");
     }
