@@ -170,7 +170,7 @@ fn an_update_replaces_claims_and_keeps_what_is_absent() {
 #[test]
 fn pages_lead_forth_and_back_newest_first() {
     let store = store();
-    let ids: Vec<_> = (0..25).map(|_| create(&store, org("org_1")).unwrap().1.token_id.clone()).collect();
+    let ids: Vec<_> = (0..25).map(|_| create(&store, org("org_1")).unwrap().1.token_id).collect();
     create(&store, org("org_2")).unwrap();
     let newest_first: Vec<_> = ids.into_iter().rev().collect();
     let page = |page_token: Option<String>| {

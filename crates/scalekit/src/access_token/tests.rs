@@ -1,3 +1,5 @@
+//! The access token before a fetch that does what it is told, on a clock that stands still.
+
 use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
