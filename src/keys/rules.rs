@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn rotated_key_expires_with_old_key_or_at_limit() {
+    fn rotated_key_expires_with_old_or_at_limit() {
         let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Rotation, expiry);
         let limit = rules(Some(90), true);
         assert_eq!(ends(&limit, in_days(30)), Ok(in_days(30)));
