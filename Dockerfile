@@ -18,6 +18,7 @@ RUN mkdir src crates/keyward-emulator/src crates/scalekit/src && echo 'fn main()
     && rm -r src crates/keyward-emulator/src crates/scalekit/src
 COPY src src
 COPY crates crates
+COPY docs/openapi.json docs/
 # Newer than what the step before left behind.
 RUN touch src/main.rs src/lib.rs crates/keyward-emulator/src/lib.rs crates/scalekit/src/lib.rs \
     && cargo build --release --locked --package keyward --no-default-features --features "$FEATURES"

@@ -1,7 +1,6 @@
 //! The route file and the environment, read into the settings of each part. Every problem is reported at once, with its
 //! place and what would be right; nothing secret is ever in the text.
 
-mod explain;
 mod file;
 mod headers;
 mod management;
@@ -19,7 +18,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use self::explain::{describe_routes, explain};
 pub use self::resources::Resources;
 
 use self::reader::Lines;

@@ -1,5 +1,5 @@
-//! The life of a key: made, found, changed, followed by another, revoked. Scalekit's limits are checked before anything is
-//! sent, and a creation whose answer was lost is looked for, so that no key is left that nobody knows of.
+//! Creates, finds, updates, rotates and revokes keys. Scalekit's limits are checked before anything is sent. If the response to a
+//! creation is lost, the key is searched for, so that none is left behind that nobody knows of.
 
 pub mod rules;
 
@@ -17,16 +17,16 @@ use tokio::time::{Duration, timeout};
 use crate::credential::ApiKey;
 use crate::scalekit::Explained;
 
-/// The keys of an environment.
+/// The keys of a Scalekit environment.
 pub struct Keys {
     client: Client,
 }
 
-/// Names a key, and is none.
+/// The id of a key, `apit_…`. It cannot be used as a key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TokenId(String);
 
-/// Why a text is not the id of a key. The text is not repeated: it may be a key.
+/// The text is not the id of a key. It is not part of the error, as it may be a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this is not the id of a key, which begins with apit_")]
 pub struct NotAnId;
@@ -35,10 +35,10 @@ impl FromStr for TokenId {
     type Err = NotAnId;
 
     fn from_str(text: &str) -> Result<Self, NotAnId> {
-        let of_an_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+        let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
         let rest = text.strip_prefix("apit_").ok_or(NotAnId)?;
-        let is_one = (1..=64).contains(&rest.len()) && rest.bytes().all(of_an_id);
-        is_one.then(|| Self(text.to_owned())).ok_or(NotAnId)
+        let is_id = (1..=64).contains(&rest.len()) && rest.bytes().all(is_id_byte);
+        is_id.then(|| Self(text.to_owned())).ok_or(NotAnId)
     }
 }
 
@@ -48,87 +48,89 @@ impl fmt::Display for TokenId {
     }
 }
 
-/// Why something was not done.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Scalekit would not take it; nothing was sent.
+    /// An argument is outside Scalekit's limits; nothing was sent.
     #[error(transparent)]
     Invalid(#[from] InvalidArgument),
     /// Unknown, revoked or expired.
-    #[error("there is no live key of this id")]
+    #[error("there is no live key with this id")]
     NotFound,
-    /// Nothing was done.
+    /// The call to Scalekit failed, and nothing was done.
     #[error("{}", Explained(.0))]
     Call(Error),
-    /// It may have been done: no usable response came.
+    /// No usable response was received, so the change may have been made.
     #[error("{}", Explained(.0))]
     OutcomeUnknown(Error),
-    /// A key may have been made that nobody has.
-    #[error("{}; {}", Explained(.error), lost(.suspects.as_deref()))]
+    /// A key may have been created that nobody has received.
+    #[error("{}; {}", Explained(.error), describe_suspects(.suspects.as_deref()))]
     Lost {
-        /// Why it is not known.
+        /// Why the outcome is unknown.
         error: Error,
-        /// The ids of keys that may be the one, where Scalekit could still be asked.
+        /// Ids of keys that may be the one. `None` if the search failed, or may have been too early.
         suspects: Option<Vec<String>>,
     },
 }
 
-fn lost(suspects: Option<&[String]>) -> String {
+fn describe_suspects(suspects: Option<&[String]>) -> String {
     match suspects {
-        Some([]) => "no key like it is in the organization's list".to_owned(),
+        Some([]) => "no such key is in the organization's list".to_owned(),
         Some(ids) => format!(
-            // Another caller may have made one that looks the same, and have it.
-            "a key may have been made that nobody has seen; revoke {}: {}",
+            // Another client may have created a key that looks the same, and use it.
+            "a key may have been created that nobody has received; revoke {}: {}",
             if ids.len() == 1 {
-                "this one, unless somebody has it"
+                "this one unless someone uses it"
             } else {
-                "those of these that nobody has"
+                "those of these that nobody uses"
             },
-            // SECURITY: whoever answered wrote them.
+            // SECURITY: the ids come from a response, which a terminal must not obey.
             ids.iter().map(|id| id.escape_default().to_string()).collect::<Vec<_>>().join(" ")
         ),
-        None => "a key may have been made that nobody has seen; list the organization's keys, and revoke it"
-            .to_owned(),
+        None => {
+            "a key may have been created that nobody has received; list the organization's keys and revoke it"
+                .to_owned()
+        }
     }
 }
 
-/// To look for a key whose creation gave no answer.
-const SEARCH: Duration = Duration::from_secs(5);
-/// How far Scalekit's clock may be from this one's.
-const SKEW: SignedDuration = SignedDuration::from_secs(60);
+/// Time limit of the search for a key after its creation got no response.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(5);
+/// How far Scalekit's clock may be behind.
+const MAX_CLOCK_SKEW: SignedDuration = SignedDuration::from_secs(60);
 
 impl Keys {
-    /// The keys of this environment.
+    /// Manages keys with the credentials of this client of Scalekit's API.
     pub fn new(client: Client) -> Self {
         Self { client }
     }
 
-    /// Makes a key.
+    /// Creates a key.
     ///
     /// # Errors
-    /// When there is none, or none that anybody saw.
+    /// `Lost` if a key may have been created all the same.
     pub async fn create(&self, new: &NewToken) -> Result<Created, KeyError> {
-        self.create_beside(None, new).await
+        self.create_or_search(None, new).await
     }
 
-    /// Makes a key that is to take a live one's place. The live one stays.
+    /// Creates a key that looks like `old`, which stays live.
     ///
     /// # Errors
-    /// When there is none, or none that anybody saw.
+    /// `Lost` if a key may have been created all the same.
     pub async fn create_successor(&self, old: &Token, new: &NewToken) -> Result<Created, KeyError> {
-        self.create_beside(Some(&old.token_id), new).await
+        self.create_or_search(Some(&old.token_id), new).await
     }
 
-    async fn create_beside(&self, old: Option<&str>, new: &NewToken) -> Result<Created, KeyError> {
+    async fn create_or_search(&self, old: Option<&str>, new: &NewToken) -> Result<Created, KeyError> {
         let began = Timestamp::now();
         match self.client.create_token(new).await {
             Err(error) if error.is_outcome_unknown() => {
-                let search = timeout(SEARCH, self.made_since(began, new)).await;
-                // What was not answered in time may be done yet: that nothing is there proves nothing.
+                let search = timeout(SEARCH_TIMEOUT, self.find_created_since(began, new)).await;
+                // After a timeout Scalekit may still create the key, so an empty list proves nothing.
                 let is_late = matches!(error, Error::Timeout | Error::Unavailable(504));
                 let found = search.ok().and_then(Result::ok);
                 let suspects = found.map(|mut ids| {
-                    // It looks the same, and is well known.
+                    // The replaced key looks the same, but is not lost.
                     ids.retain(|id| Some(id.as_str()) != old);
                     ids
                 });
@@ -139,14 +141,14 @@ impl Keys {
         }
     }
 
-    /// The ids of keys that look as if they had just been made from this.
-    async fn made_since(&self, began: Timestamp, new: &NewToken) -> Result<Vec<String>, Error> {
-        let looks_so = |token: &Token| {
+    /// Ids of keys that have the properties of `new` and were created after `began`.
+    async fn find_created_since(&self, began: Timestamp, new: &NewToken) -> Result<Vec<String>, Error> {
+        let is_candidate = |token: &Token| {
             (&token.user_id, &token.custom_claims, &token.description)
                 == (&new.user_id, &new.custom_claims, &new.description)
-                // Scalekit may keep fewer digits of a moment.
+                // Scalekit may store timestamps with less precision.
                 && token.expiry.map(Timestamp::as_second) == new.expiry.map(Timestamp::as_second)
-                && token.created_at.is_none_or(|at| at.duration_since(began) > -SKEW)
+                && token.created_at.is_none_or(|at| at.duration_since(began) > -MAX_CLOCK_SKEW)
         };
         let mut ids = Vec::new();
         let mut listing = PageRequest {
@@ -157,7 +159,7 @@ impl Keys {
         };
         loop {
             let page = self.client.list_tokens(&listing).await?;
-            ids.extend(page.tokens.into_iter().filter(looks_so).map(|token| token.token_id));
+            ids.extend(page.tokens.into_iter().filter(is_candidate).map(|token| token.token_id));
             match page.next_page_token {
                 Some(next) => listing.page_token = Some(next),
                 None => return Ok(ids),
@@ -165,15 +167,15 @@ impl Keys {
         }
     }
 
-    /// A part of an organization's keys.
+    /// Fetches one page of an organization's live keys.
     ///
     /// # Errors
-    /// When there is none.
+    /// When the listing is outside Scalekit's limits, or the call fails.
     pub async fn list(&self, listing: &PageRequest) -> Result<Page, KeyError> {
         Ok(self.client.list_tokens(listing).await?)
     }
 
-    /// A live key.
+    /// Fetches a live key by its id.
     ///
     /// # Errors
     /// `NotFound` for one that is unknown, revoked or expired.
@@ -181,7 +183,7 @@ impl Keys {
         self.client.find_token(&id.0).await?.ok_or(KeyError::NotFound)
     }
 
-    /// What is known of a key, if it is live.
+    /// Fetches a live key by the key itself.
     ///
     /// # Errors
     /// `NotFound` for one that is unknown, revoked or expired.
@@ -192,18 +194,18 @@ impl Keys {
         }
     }
 
-    /// Changes a live key.
+    /// Changes claims or description of a live key.
     ///
     /// # Errors
-    /// When it was not done, or may not have been.
+    /// `NotFound`, or when the call fails; its outcome may then be unknown.
     pub async fn update(&self, id: &TokenId, change: &TokenUpdate) -> Result<Token, KeyError> {
         self.client.update_token(&id.0, change).await.map_err(KeyError::of_change)
     }
 
-    /// Revokes a key, which may be revoked already.
+    /// Revokes a key. One that was revoked before is no error.
     ///
     /// # Errors
-    /// `NotFound` for one that never was; otherwise when it was not done, or may not have been.
+    /// `NotFound` for a key that never existed, or when the call fails; its outcome may then be unknown.
     pub async fn revoke(&self, id: &TokenId) -> Result<(), KeyError> {
         self.client.invalidate_token(&id.0).await.map_err(KeyError::of_change)
     }
@@ -231,8 +233,8 @@ impl KeyError {
     }
 }
 
-/// A key that can take another's place: the same scope, claims, description and end.
-pub fn successor(of: &Token) -> NewToken {
+/// A new key to replace another: with the same scope, claims, description and expiry.
+pub fn to_successor(of: &Token) -> NewToken {
     NewToken {
         organization_id: of.organization_id.clone(),
         user_id: of.user_id.clone(),
@@ -242,8 +244,8 @@ pub fn successor(of: &Token) -> NewToken {
     }
 }
 
-/// Claims with some set and some removed.
-pub fn merged(claims: &Claims, changes: impl IntoIterator<Item = (String, Option<String>)>) -> Claims {
+/// Sets the claims that have a value and removes those that have none.
+pub fn merge_claims(claims: &Claims, changes: impl IntoIterator<Item = (String, Option<String>)>) -> Claims {
     let mut claims = claims.clone();
     for (name, value) in changes {
         match value {
@@ -259,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_id_is_an_id_and_what_is_none_is_not_repeated() {
+    fn token_id_error_does_not_repeat_the_text() {
         for text in ["apit_1", "apit_123456789012345", "apit_a-b_C"] {
             assert_eq!(text.parse::<TokenId>().unwrap().to_string(), text);
         }
@@ -271,11 +273,11 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_sets_removes_and_keeps() {
+    fn merge_claims_sets_removes_and_keeps() {
         let before = Claims::from([("a".to_owned(), "1".to_owned()), ("b".to_owned(), "2".to_owned())]);
         let changes = [("a", None), ("b", Some("3")), ("c", Some("4")), ("d", None)];
         let changes = changes.map(|(name, value)| (name.to_owned(), value.map(str::to_owned)));
         let after = Claims::from([("b".to_owned(), "3".to_owned()), ("c".to_owned(), "4".to_owned())]);
-        assert_eq!(merged(&before, changes), after);
+        assert_eq!(merge_claims(&before, changes), after);
     }
 }

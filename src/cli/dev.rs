@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::emulator::bind_listener;
-use super::{print, runtime, signals};
+use super::{build_runtime, signals, write_stdout};
 use crate::access_log::{self, Format};
 use crate::config::{self, Environment};
 use crate::metrics::Metrics;
@@ -41,7 +41,7 @@ pub(super) struct DevArgs {
 /// The emulator's client id and client secret.
 const CLIENT: &str = "dev";
 
-pub(super) fn run(mut args: DevArgs) -> Result<()> {
+pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
     if let Some(url) = &mut args.upstream {
         *url = config::upstream_url(url).map_err(|problem| anyhow::anyhow!("--upstream {problem}"))?;
     }
@@ -49,7 +49,7 @@ pub(super) fn run(mut args: DevArgs) -> Result<()> {
     // Text also when piped: the reader is a person.
     let log = access_log::Settings { format: Format::Text, access: true };
     let _log = access_log::start(log, Arc::clone(&metrics));
-    runtime(None)?.block_on(async {
+    build_runtime(None)?.block_on(async {
         let stop_all = CancellationToken::new();
         let tasks = TaskTracker::new();
         let emulator = Emulator::new(Settings::default());
@@ -77,7 +77,7 @@ pub(super) fn run(mut args: DevArgs) -> Result<()> {
         let config = config::parse(&route_file(&args, &upstream), "dev", &environment)?;
         let upstream_address = config.upstreams.first().map(|upstream| upstream.origin.address.clone());
         let server = Server::bind(config, metrics)?;
-        let (stop, kill) = signals::watch(None)?;
+        let (stop, kill) = signals::watch_signals(None)?;
         let readiness = server.readiness();
         let address = server.address().to_string();
         let serving = tokio::spawn(server.run(stop.clone(), kill));
@@ -85,11 +85,11 @@ pub(super) fn run(mut args: DevArgs) -> Result<()> {
             () = readiness.ready() => {}
             () = stop.cancelled() => {}
         }
-        print(&welcome_text(&emulator, &environment_url, &address, &upstream))?;
+        write_stdout(&welcome_text(&emulator, &environment_url, &address, &upstream))?;
         if let (Some(url), Some(address)) = (&args.upstream, upstream_address)
             && let Err(error) = try_connect(&address).await
         {
-            print(&format!(
+            write_stdout(&format!(
                 "Nothing answers at {url} ({error}): requests get 502 until something does.\n\n"
             ))?;
         }

@@ -13,7 +13,7 @@ use keyward_emulator::{Emulator, Settings};
 use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
-use super::{print, runtime, signals};
+use super::{build_runtime, signals, write_stdout};
 use crate::access_log::{self, Format};
 use crate::metrics::Metrics;
 
@@ -42,11 +42,11 @@ pub(super) struct EmulatorArgs {
     fault: Vec<Fault>,
 }
 
-pub(super) fn run(args: EmulatorArgs) -> Result<()> {
+pub(super) fn run_emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     let _log = access_log::start(access_log::Settings { format: Format::Text, access: false }, metrics);
-    runtime(None)?.block_on(async {
-        let (stop, _) = signals::watch(None)?;
+    build_runtime(None)?.block_on(async {
+        let (stop, _) = signals::watch_signals(None)?;
         let emulator = Emulator::new(Settings {
             client_id: args.client_id.clone(),
             client_secret: args.client_secret,
@@ -69,7 +69,7 @@ pub(super) fn run(args: EmulatorArgs) -> Result<()> {
             let (emulator, stop) = (emulator.clone(), stop.clone());
             tasks.spawn(async move { emulator.serve_tls(listener, &certificate, stop).await });
         }
-        print(&format!("{text}\n\n  client id {}; all keys are lost when it ends\n", args.client_id))?;
+        write_stdout(&format!("{text}\n\n  client id {}; all keys are lost when it ends\n", args.client_id))?;
         emulator.serve(listener, stop).await;
         tasks.close();
         tasks.wait().await;

@@ -175,7 +175,7 @@ async fn keys_live_their_whole_life_over_either_wire() {
             description: Some("CI".into()),
         };
         let created = keys.create(&new).await.unwrap();
-        assert_eq!(keyward::keys::successor(&created.info), new, "{transport:?}");
+        assert_eq!(keyward::keys::to_successor(&created.info), new, "{transport:?}");
         assert_eq!(
             created.info.token_suffix.as_deref(),
             created.token.expose_secret().get(created.token.expose_secret().len() - 4..)

@@ -1,14 +1,14 @@
 //! Key management over HTTP. Whatever a test asks, the answer is held to the OpenAPI document that is served.
 
-mod access;
-mod clients;
-mod document;
-mod endings;
+mod auth;
+mod examples;
+mod openapi;
+mod shutdown;
 mod hostile;
 mod operations;
-mod once;
+mod idempotency;
 mod outages;
-mod records;
+mod audit;
 mod requests;
 mod schema;
 

@@ -5,7 +5,7 @@ use keyward_emulator as emulator;
 use super::{Kit, json, shown};
 
 #[tokio::test]
-async fn a_new_key_is_shown_once_and_only_on_standard_output() {
+async fn new_key_is_printed_once_on_stdout() {
     let kit = Kit::start().await;
     let made = kit
         .run(&["create", "--org", "org_1", "--user", "usr_1", "--claim", "team=eng", "--claim", "a=b=c"])
@@ -25,7 +25,7 @@ async fn a_new_key_is_shown_once_and_only_on_standard_output() {
 }
 
 #[tokio::test]
-async fn quiet_is_the_key_and_a_line_break_and_json_has_scalekits_names() {
+async fn quiet_and_json_output_formats_are_exact() {
     let kit = Kit::start().await;
     let quiet = kit.run(&["create", "--org", "org_1", "--quiet"]).await;
     assert_eq!((quiet.code, &*quiet.err), (0, ""));
@@ -46,7 +46,7 @@ async fn quiet_is_the_key_and_a_line_break_and_json_has_scalekits_names() {
 }
 
 #[tokio::test]
-async fn an_end_is_a_moment_a_day_or_a_time_from_now() {
+async fn expires_accepts_timestamp_date_or_duration() {
     let kit = Kit::start().await;
     for (given, expected) in
         [("90d", "in 90 days"), ("36h", "in 36 hours"), ("2099-01-01T12:00:00+02:00", "2099-01-01T10:00:00Z")]
@@ -57,7 +57,7 @@ async fn an_end_is_a_moment_a_day_or_a_time_from_now() {
 }
 
 #[tokio::test]
-async fn what_is_beyond_a_limit_is_told_with_the_limit_and_not_sent() {
+async fn arguments_beyond_limits_are_not_sent() {
     let kit = Kit::start().await;
     let org = ["create", "--org", "org_1"];
     let claims: Vec<String> = (0..21).map(|number| format!("--claim=c{number}=v")).collect();
@@ -90,7 +90,7 @@ async fn what_is_beyond_a_limit_is_told_with_the_limit_and_not_sent() {
 }
 
 #[tokio::test]
-async fn who_is_not_known_gets_no_key() {
+async fn unknown_organization_or_user_gets_no_key() {
     let only = ["org_1/usr_1:admin", "org_2"].map(|text| text.parse().unwrap()).to_vec();
     let kit = Kit::with(emulator::Settings { only, ..emulator::Settings::default() }).await;
     kit.run(&["create", "--org", "org_9"]).await.refused("organization not found");
@@ -104,7 +104,7 @@ async fn who_is_not_known_gets_no_key() {
 }
 
 #[tokio::test]
-async fn wrong_use_is_exit_code_2_and_repeats_no_key() {
+async fn usage_errors_exit_2_and_repeat_no_key() {
     let kit = Kit::start().await;
     let (key, id) = kit.create(&["--org", "org_1"]).await;
     for arguments in [
@@ -128,7 +128,7 @@ async fn wrong_use_is_exit_code_2_and_repeats_no_key() {
         let done = kit.run(arguments).await;
         assert!(!done.err.contains(&key), "{done:?}");
         if arguments[0] != "update" {
-            done.refused("a key itself is only ever given on standard input");
+            done.refused("give a key itself on standard input only");
         }
     }
     assert!(kit.is_live(&id).await);

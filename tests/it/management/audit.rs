@@ -62,7 +62,7 @@ impl Drop for Office {
 }
 
 #[tokio::test]
-async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
+async fn audit_line_has_client_action_and_key_ids() {
     let mut office = Office::open("audit").await;
     let ask = async |ask: Ask| office.ask(ask).await;
 
@@ -141,7 +141,7 @@ async fn every_change_and_every_refusal_is_a_line_with_who_what_and_which() {
 }
 
 #[tokio::test]
-async fn a_change_that_the_end_of_the_process_cuts_is_recorded_as_such() {
+async fn change_cut_by_shutdown_is_audited() {
     let mut office = Office::open("audit-cut").await;
     office.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = office.connect().await;
@@ -157,7 +157,7 @@ async fn a_change_that_the_end_of_the_process_cuts_is_recorded_as_such() {
 }
 
 #[tokio::test]
-async fn requests_are_counted_by_operation_and_outcome() {
+async fn management_requests_are_counted_by_outcome() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     desk.show(id(&made)).await;
@@ -192,7 +192,7 @@ async fn flood(address: std::net::SocketAddr, connections: usize, requests: usiz
 }
 
 #[tokio::test]
-async fn audit_lines_outlast_a_flood_of_access_lines_while_stdout_is_not_read() {
+async fn audit_lines_survive_access_log_flood() {
     let mut office = Office::open("audit-flood").await;
     let address = office.running.address("server.address").await;
     office.running.pause(true);
@@ -221,7 +221,7 @@ async fn audit_lines_outlast_a_flood_of_access_lines_while_stdout_is_not_read() 
 }
 
 #[tokio::test]
-async fn no_change_is_made_while_no_audit_line_can_be_written() {
+async fn no_change_without_room_for_audit_line() {
     let office = Office::open("audit-stuck").await;
     let address = office.running.address("server.address").await;
     office.running.pause(true);

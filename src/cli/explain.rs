@@ -1,12 +1,15 @@
-//! What a configuration does, in words.
+//! `keyward explain`: what a configuration does with one request.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use anyhow::Result;
+use clap::Args;
 use hyper::header::HOST;
 use hyper::{Method, Request, Uri};
 
-use super::Config;
+use super::ConfigFile;
+use crate::config::Config;
 use crate::identity::Headers;
 use crate::message;
 use crate::origin::{self, Address, Protocol};
@@ -14,33 +17,27 @@ use crate::policy::{Requirement, Scope};
 use crate::rejection::Rejection;
 use crate::route::{Ambiguity, Auth, Route};
 
-/// The routes, the most specific first, as a table.
-pub fn describe_routes(config: &Config) -> String {
-    let header = ["HOST", "PATH", "METHODS", "ASKS FOR", "UPSTREAM"].map(str::to_owned);
-    let row = |route: &Route| {
-        let host = route.host.as_deref().unwrap_or("any").to_owned();
-        [host, route.pattern.to_string(), methods(route), asks_for(route), route.upstream.to_string()]
-    };
-    let rows: Vec<[String; 5]> =
-        std::iter::once(header).chain(config.routes.routes().iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..5).map(width).collect();
-    let mut out = String::new();
-    for row in &rows {
-        let line: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        let _ = writeln!(out, "{}", line.join("  ").trim_end());
-    }
-    out
+#[derive(Args)]
+pub(super) struct ExplainArgs {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// The method
+    method: String,
+    /// A path, or a full URL to choose the host
+    target: String,
 }
 
-/// What happens to a request: `target` is a path, or a URL where the host matters.
-///
-/// # Errors
-/// When method or target are none.
-pub fn explain(config: &Config, method: &str, target: &str) -> Result<String, String> {
+pub(super) fn run_explain(args: &ExplainArgs) -> Result<()> {
+    let config = args.file.load_config()?;
+    let text = explain_request(&config, &args.method, &args.target).map_err(anyhow::Error::msg)?;
+    super::write_stdout(&text)?;
+    Ok(())
+}
+
+/// `target` is a path, or a URL where the host matters.
+fn explain_request(config: &Config, method: &str, target: &str) -> Result<String, String> {
     let upper = method.to_ascii_uppercase();
-    if method != upper && COMMON.contains(&upper.as_str()) {
+    if method != upper && COMMON_METHODS.contains(&upper.as_str()) {
         return Err(format!("methods are in capitals; did you mean {upper}?"));
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?;
@@ -49,7 +46,7 @@ pub fn explain(config: &Config, method: &str, target: &str) -> Result<String, St
         return Err(format!("{target:?} is neither a path nor a URL; a path begins with '/'"));
     }
     let mut request = Request::new(());
-    // A request has a host; this one is no route's, so that it stands for all that are named in none.
+    // A request needs a host. No route can name this one, so it stands for every host without a route of its own.
     let host = uri.authority().map_or("host.invalid", |authority| authority.as_str());
     request.headers_mut().insert(HOST, host.parse().map_err(|_| format!("{target:?} has no valid host"))?);
     (*request.method_mut(), *request.uri_mut()) = (method, uri);
@@ -59,11 +56,11 @@ pub fn explain(config: &Config, method: &str, target: &str) -> Result<String, St
     let found = host.as_ref().map_err(Clone::clone).and_then(find);
     let mut text = Lines(format!("{} {target}\n\n", request.method()));
     match &found {
-        Ok(route) => passes(&mut text, config, route),
+        Ok(route) => explain_route(&mut text, config, route),
         Err(rejection) => {
             let ambiguity =
                 host.as_ref().ok().and_then(|host| config.routes.ambiguity(method, &host.name, path));
-            refused(&mut text, rejection, ambiguity);
+            explain_rejection(&mut text, rejection, ambiguity);
         }
     }
     if request.uri().authority().is_none() {
@@ -73,57 +70,65 @@ pub fn explain(config: &Config, method: &str, target: &str) -> Result<String, St
             |host: &&str| label(config.routes.find(request.method(), host, request.uri().path())) != here;
         let hosts = config.routes.routes().iter().filter_map(|route| route.host.as_deref());
         if let Some(host) = hosts.filter(differs).min() {
-            text.add("note", "a host that a route names is another matter; ask with a whole URL, as in");
-            text.more(&format!("http://{host}{target}"));
+            text.add_line(
+                "note",
+                "some routes are for one host alone; to choose the host, give a full URL, such as",
+            );
+            text.add_more(&format!("http://{host}{target}"));
         }
     }
     Ok(text.0)
 }
 
-const COMMON: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+const COMMON_METHODS: [&str; 9] =
+    ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
 
-/// A word, and what is said of it in the lines beside it.
+/// Lines of two columns: a label, and the text beside it.
 struct Lines(String);
 
 impl Lines {
-    fn add(&mut self, word: &str, text: &str) {
-        let _ = writeln!(self.0, "  {word:<12}{text}");
+    fn add_line(&mut self, label: &str, text: &str) {
+        let _ = writeln!(self.0, "  {label:<12}{text}");
     }
 
-    fn more(&mut self, text: &str) {
-        self.add("", text);
+    fn add_more(&mut self, text: &str) {
+        self.add_line("", text);
     }
 }
 
-fn refused(text: &mut Lines, rejection: &Rejection, ambiguity: Option<Ambiguity<'_>>) {
+fn explain_rejection(text: &mut Lines, rejection: &Rejection, ambiguity: Option<Ambiguity<'_>>) {
     let (status, code) = (rejection.status(), rejection.code());
-    text.add("answer", &format!("{status}, {code}"));
+    text.add_line("answer", &format!("{status}, {code}"));
     match ambiguity {
-        None => text.add("because", &reason(rejection)),
-        Some(Ambiguity::Unsafe(reason)) => text.add("because", reason),
+        None => text.add_line("because", &explain_reason(rejection)),
+        Some(Ambiguity::Unsafe(reason)) => text.add_line("because", reason),
         Some(Ambiguity::Elsewhere(reading, place)) => {
-            text.add(
+            text.add_line(
                 "because",
-                &format!("a service may read the path as {}, which is for", shown_path(&reading)),
+                &format!("a service may read the path as {}, which is for", mask_control_chars(&reading)),
             );
             for route in place {
-                text.more(&format!("{} ({}, upstream {})", route.label, asks_for(route), route.upstream));
+                text.add_more(&format!(
+                    "{} ({}, upstream {})",
+                    route.label,
+                    describe_requirement(route),
+                    route.upstream
+                ));
             }
             if place.is_empty() {
-                text.more("no route");
+                text.add_more("no route");
             }
         }
     }
-    text.add("upstream", "nothing is forwarded");
+    text.add_line("upstream", "nothing is forwarded");
 }
 
-/// A path without what a terminal would obey.
-fn shown_path(path: &str) -> String {
+/// SECURITY: a decoded path may hold control characters, which a terminal would obey.
+fn mask_control_chars(path: &str) -> String {
     path.chars().map(|char| if char.is_control() { '?' } else { char }).collect()
 }
 
-/// Only the first three can come of a path and a method that a URL can have.
-fn reason(rejection: &Rejection) -> String {
+fn explain_reason(rejection: &Rejection) -> String {
     match rejection {
         Rejection::NoRoute => "no route takes this path".to_owned(),
         Rejection::MethodNotAllowed(allow) => match allow.to_str().unwrap_or_default() {
@@ -137,26 +142,26 @@ fn reason(rejection: &Rejection) -> String {
     }
 }
 
-fn passes(text: &mut Lines, config: &Config, route: &Route) {
-    text.add("route", &route.label);
-    text.add("asks for", &asks_for(route));
+fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
+    text.add_line("route", &route.label);
+    text.add_line("asks for", &describe_requirement(route));
     if let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.name == route.upstream) {
-        text.add("upstream", &format!("{} at {}", upstream.name, url(&upstream.origin)));
+        text.add_line("upstream", &format!("{} at {}", upstream.name, format_url(&upstream.origin)));
     }
     match &route.auth {
-        Auth::Key(requirement) => sets(text, config, requirement),
-        Auth::Public => text.add("sets", FORWARDING),
+        Auth::Key(requirement) => list_headers(text, config, requirement),
+        Auth::Public => text.add_line("sets", FORWARDING_HEADERS),
     }
-    text.add("removes", "Authorization, and every spelling of an identity header that the caller sends");
+    text.add_line("removes", "Authorization, and every spelling of an identity header that the caller sends");
 }
 
-const FORWARDING: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id";
+const FORWARDING_HEADERS: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id";
 
-/// The identity headers of a route, with when each is there.
-fn sets(text: &mut Lines, config: &Config, requirement: &Requirement) {
+/// Lists the headers that a route sets, each with the condition under which it is sent.
+fn list_headers(text: &mut Lines, config: &Config, requirement: &Requirement) {
     let headers = Headers::new(config.identity.clone());
     let [org, org_external, user, user_external, roles, token] =
-        headers.names().map(|name| titled(name.as_str()));
+        headers.names().map(|name| title_case(name.as_str()));
     let mut rows =
         vec![(org, "always"), (org_external, "where Scalekit has one"), (token, "where Scalekit has one")];
     match requirement.scope {
@@ -173,21 +178,21 @@ fn sets(text: &mut Lines, config: &Config, requirement: &Requirement) {
         Some(Scope::Organization) => {}
     }
     match &config.identity.claims {
-        None => rows.push((format!("{}<Name>", titled(headers.claim_prefix())), "for each claim")),
+        None => rows.push((format!("{}<Name>", title_case(headers.claim_prefix())), "for each claim")),
         Some(claims) => rows.extend(claims.iter().filter_map(|claim| {
             let name = headers.claim_header(claim)?;
-            Some((titled(name.as_str()), "where the key has the claim"))
+            Some((title_case(name.as_str()), "where the key has the claim"))
         })),
     }
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (index, (name, when)) in rows.iter().enumerate() {
-        text.add(if index == 0 { "sets" } else { "" }, &format!("{name:<width$}  {when}"));
+        text.add_line(if index == 0 { "sets" } else { "" }, &format!("{name:<width$}  {when}"));
     }
-    text.more(FORWARDING);
+    text.add_more(FORWARDING_HEADERS);
 }
 
-/// A header's name as people write it.
-fn titled(name: &str) -> String {
+/// `X-Org-Id` for `x-org-id`.
+fn title_case(name: &str) -> String {
     let mut start = true;
     let title = |char: char| {
         let char = if start { char.to_ascii_uppercase() } else { char };
@@ -197,12 +202,12 @@ fn titled(name: &str) -> String {
     name.chars().map(title).collect()
 }
 
-fn methods(route: &Route) -> String {
+pub(super) fn list_methods(route: &Route) -> String {
     let names = |methods: &Vec<Method>| methods.iter().map(Method::as_str).collect::<Vec<_>>().join(",");
     route.methods.as_ref().map_or_else(|| "any".to_owned(), names)
 }
 
-fn asks_for(route: &Route) -> String {
+pub(super) fn describe_requirement(route: &Route) -> String {
     let mut text = match &route.auth {
         Auth::Public => "nothing".to_owned(),
         Auth::Key(Requirement { scope, roles, claims }) => {
@@ -228,7 +233,7 @@ fn asks_for(route: &Route) -> String {
     text
 }
 
-fn url(settings: &origin::Settings) -> String {
+fn format_url(settings: &origin::Settings) -> String {
     let scheme = match (&settings.tls, settings.protocol) {
         (Some(_), _) => "https",
         (None, Protocol::Http2) => "h2c",
@@ -240,3 +245,6 @@ fn url(settings: &origin::Settings) -> String {
         Address::Tcp(host, port) => format!("{scheme}://{host}:{port}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ fn walk<'v>(value: &'v Value, place: String, visit: &mut impl FnMut(&str, &'v Va
 }
 
 #[test]
-fn the_document_holds_together() {
+fn openapi_document_is_consistent() {
     assert_eq!(DOCUMENT["openapi"], "3.1.0");
     let mut used = BTreeSet::new();
     let mut names = BTreeSet::new();
@@ -85,7 +85,7 @@ async fn body_timeout(desk: &Desk, method: &str, path: &str) {
 }
 
 #[tokio::test]
-async fn every_documented_answer_is_given() {
+async fn every_documented_response_occurs() {
     let folder = Folder::new();
     let file = folder.write("secret", SECRET);
     let locked = Desk::with(&format!("secret_file = {}", toml(&file))).await;
@@ -204,14 +204,14 @@ async fn every_documented_answer_is_given() {
 }
 
 #[tokio::test]
-async fn the_document_is_served_as_it_is() {
+async fn openapi_document_is_served_unchanged() {
     let desk = Desk::open().await;
     let reply = desk.ask(&Ask::new("GET", "/openapi.json")).await;
     assert_eq!((reply.status, &*reply.text()), (200, OPENAPI));
 }
 
 #[tokio::test]
-async fn bodies_may_come_in_pieces_and_over_http_2() {
+async fn chunked_and_http2_bodies_are_accepted() {
     let desk = Desk::open().await;
     let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
     let body = ordinary().to_string();

@@ -1,5 +1,5 @@
-//! The body of a request: read within limits, and as JSON that can be understood in one way only. Nothing in it is repeated in
-//! an answer: it may be a key, put into the wrong place.
+//! Request bodies: read within limits and parsed as unambiguous JSON. No value from a body is repeated in an error, as it may be
+//! a key in the wrong place.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,50 +18,51 @@ use tokio::time::timeout;
 use super::problem::{Code, Problem};
 use crate::body::Body;
 
-/// The longest body, in bytes: twenty claims of 256 characters, escaped to the utmost, and as much again.
+/// In bytes. Twenty claims of 256 characters, every one of them escaped, take half of it.
 const MAX_BODY: usize = 128 * 1024;
-const BODY_WITHIN: Duration = Duration::from_secs(10);
-/// What is taken of a body that nobody reads.
-const MAX_REST: usize = 1024 * 1024;
-const REST_WITHIN: Duration = Duration::from_secs(1);
-/// The longest name that is repeated. Keys are longer.
-const LONGEST_NAME: usize = 30;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The most that is read and discarded of a body, in bytes.
+const MAX_DRAINED: usize = 1024 * 1024;
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest field name that an error repeats, in bytes. Keys are longer.
+const MAX_SHOWN_NAME: usize = 30;
 
-/// An object with each name once. Readers differ on which of two values counts.
+/// A JSON object without duplicate names: parsers differ on which of two values counts.
 #[derive(Clone, Debug)]
-pub(super) struct Unique<V>(pub(super) BTreeMap<String, V>);
+pub(super) struct UniqueKeys<V>(pub(super) BTreeMap<String, V>);
 
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Unique<V> {
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for UniqueKeys<V> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Names<V>(PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Names<V> {
-            type Value = Unique<V>;
+        struct UniqueKeysVisitor<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for UniqueKeysVisitor<V> {
+            type Value = UniqueKeys<V>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Unique<V>, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<UniqueKeys<V>, A::Error> {
                 let mut values = BTreeMap::new();
                 while let Some((name, value)) = from.next_entry()? {
                     match values.entry(name) {
                         Entry::Vacant(entry) => entry.insert(value),
-                        Entry::Occupied(_) => return Err(A::Error::custom("a name that is there twice")),
+                        Entry::Occupied(_) => return Err(A::Error::custom("a duplicate name")),
                     };
                 }
-                Ok(Unique(values))
+                Ok(UniqueKeys(values))
             }
         }
-        from.deserialize_map(Names(PhantomData))
+        from.deserialize_map(UniqueKeysVisitor(PhantomData))
     }
 }
 
-/// All of a body.
-pub(super) async fn read(body: &mut Body) -> Result<Bytes, Problem> {
+/// # Errors
+/// When the body is too long, too slow or incomplete.
+pub(super) async fn read_body(body: &mut Body) -> Result<Bytes, Problem> {
     let read = async {
         let mut content = BytesMut::new();
         while let Some(frame) = body.frame().await {
-            let frame = frame.map_err(|_| Problem::invalid("The body broke off."))?;
+            let frame = frame.map_err(|_| Problem::invalid("The body is incomplete."))?;
             content.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
             if content.len() > MAX_BODY {
                 return Err(Problem::new(Code::BodyTooLarge, "The body is longer than 128 KiB."));
@@ -69,60 +70,63 @@ pub(super) async fn read(body: &mut Body) -> Result<Bytes, Problem> {
         }
         Ok(content.freeze())
     };
-    timeout(BODY_WITHIN, read)
+    timeout(BODY_TIMEOUT, read)
         .await
-        .unwrap_or_else(|_| Err(Problem::new(Code::BodyTimeout, "The body did not come within 10 s.")))
+        .unwrap_or_else(|_| Err(Problem::new(Code::BodyTimeout, "The body did not arrive within 10 s.")))
 }
 
-/// Takes what is left of a body, within reason. Closed before it has sent everything, a connection breaks for a client that
-/// sends first and reads then, and the answer is lost.
-pub(super) async fn drain(body: &mut Body) {
+/// Discards the rest of a body, within limits. A client that writes its whole request before it reads would lose the response to
+/// a connection reset if Keyward closed the connection earlier.
+pub(super) async fn drain_body(body: &mut Body) {
     let rest = async {
-        let mut taken = 0;
+        let mut drained = 0;
         while let Some(Ok(frame)) = body.frame().await {
-            taken += frame.data_ref().map_or(0, Bytes::len);
-            if taken > MAX_REST {
+            drained += frame.data_ref().map_or(0, Bytes::len);
+            if drained > MAX_DRAINED {
                 break;
             }
         }
     };
-    // What is not there by then is not waited for.
-    let _ = timeout(REST_WITHIN, rest).await;
+    // Past the time limit the connection is closed all the same.
+    let _ = timeout(DRAIN_TIMEOUT, rest).await;
 }
 
-/// The body of a request that says it is JSON. Pages in browsers cannot say so without asking first.
-pub(super) fn parse<'b, T: Deserialize<'b>>(headers: &HeaderMap, content: &'b Bytes) -> Result<T, Problem> {
+/// Parses a body of a JSON media type. SECURITY: a web page cannot send such a type to another origin without a CORS preflight.
+pub(super) fn parse_json<'b, T: Deserialize<'b>>(
+    headers: &HeaderMap,
+    content: &'b Bytes,
+) -> Result<T, Problem> {
     let kind = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if !matches!(kind.as_str(), "application/json" | "application/merge-patch+json") {
         let detail = "Content-Type should be application/json.";
         return Err(Problem::new(Code::UnsupportedMediaType, detail));
     }
-    // A struct would be read from a list, too.
+    // serde would read a struct from a JSON array, too.
     if content.trim_ascii_start().first() != Some(&b'{') {
         return Err(Problem::invalid("The body should be a JSON object."));
     }
     serde_json::from_slice(content)
-        .map_err(|error| Problem::invalid(format!("The body: {}.", without_values(&error.to_string()))))
+        .map_err(|error| Problem::invalid(format!("The body: {}.", remove_values(&error.to_string()))))
 }
 
-/// What serde says, without the value that it says it of.
-fn without_values(said: &str) -> String {
-    let (found, expected) = match said.rsplit_once(", expected ") {
+/// Removes the values that serde quotes in its messages.
+fn remove_values(message: &str) -> String {
+    let (found, expected) = match message.rsplit_once(", expected ") {
         Some((found, expected)) => (found, Some(expected)),
-        None => (said, None),
+        None => (message, None),
     };
     let quotes = ['"', '`'];
     let kind = found.split(quotes).next().unwrap_or_default().trim_end();
     let named = found.split(quotes).nth(1).filter(|name| {
         kind.ends_with("field")
-            && name.len() <= LONGEST_NAME
+            && name.len() <= MAX_SHOWN_NAME
             && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     });
     let named = named.map(|name| format!(" `{name}`")).unwrap_or_default();
     let rest = match expected {
         Some(expected) => format!(", expected {expected}"),
-        // serde ends with the place.
+        // Without an expectation, serde's message ends with the line and column.
         None => found
             .rfind(" at line ")
             .filter(|at| *at >= kind.len())
@@ -142,17 +146,17 @@ mod tests {
         #[allow(dead_code)]
         struct Body {
             user_id: Option<String>,
-            custom_claims: Option<Unique<String>>,
+            custom_claims: Option<UniqueKeys<String>>,
             #[serde(default)]
             keep_old: bool,
         }
         let headers = [(CONTENT_TYPE, "application/json".parse().unwrap())].into_iter().collect();
-        let problem = parse::<Body>(&headers, &Bytes::from(content)).unwrap_err();
+        let problem = parse_json::<Body>(&headers, &Bytes::from(content)).unwrap_err();
         assert_eq!(problem.detail, expected);
     }
 
     #[test]
-    fn what_is_wrong_is_told_without_the_values() {
+    fn json_errors_name_the_field_without_the_value() {
         check(
             r#"{"user_id": 12345}"#,
             "The body: invalid type: integer, expected a string at line 1 column 17.",
@@ -179,7 +183,7 @@ mod tests {
         );
         check(
             r#"{"custom_claims": {"a": "1", "a": "2"}}"#,
-            "The body: a name that is there twice at line 1 column 38.",
+            "The body: a duplicate name at line 1 column 38.",
         );
         check(
             r#"{"custom_claims": {"a": null}}"#,

@@ -22,7 +22,7 @@ fn fill(kit: &Kit, count: usize) {
 }
 
 #[tokio::test]
-async fn all_pages_are_listed_once_each_and_for_a_user_only_theirs() {
+async fn list_all_fetches_each_page_once() {
     let kit = Kit::start().await;
     fill(&kit, 65);
     let mut ids = kit.live("org_1").await;
@@ -39,7 +39,7 @@ async fn all_pages_are_listed_once_each_and_for_a_user_only_theirs() {
 }
 
 #[tokio::test]
-async fn a_page_is_printed_before_the_next_one_is_there() {
+async fn list_prints_page_before_fetching_next() {
     let kit = Kit::start().await;
     fill(&kit, 35);
     for (second, code, rows) in [("list:hang-after", 0, 35), ("list:status=503", 1, 30)] {
@@ -69,7 +69,7 @@ async fn a_page_is_printed_before_the_next_one_is_there() {
 }
 
 #[tokio::test]
-async fn a_page_of_the_largest_keys_is_not_too_large() {
+async fn cli_lists_page_of_largest_keys() {
     let kit = Kit::start().await;
     let custom_claims: BTreeMap<_, _> =
         (0..20).map(|number| (format!("{number:ä<30}"), "\u{1f511}".repeat(256))).collect();
@@ -82,7 +82,7 @@ async fn a_page_of_the_largest_keys_is_not_too_large() {
 }
 
 #[tokio::test]
-async fn pages_that_go_round_in_a_circle_end() {
+async fn list_stops_on_repeating_page_token() {
     let page = r#"{"tokens":[],"total_count":9,"next_page_token":"same"}"#;
     let token = r#"{"access_token":"made-up","token_type":"Bearer","expires_in":3600}"#;
     let script = [token, page].map(|body| {
@@ -91,11 +91,11 @@ async fn pages_that_go_round_in_a_circle_end() {
     });
     let url = format!("http://{}", Scripted::acting(script).await.address);
     let listed = done(command(&url, &["list", "--org", "org_1", "--all"])).await;
-    listed.refused("go round in a circle");
+    listed.refused("repeat without end");
 }
 
 #[tokio::test]
-async fn page_by_page_each_says_how_to_go_on() {
+async fn list_prints_next_page_token() {
     let kit = Kit::start().await;
     fill(&kit, 25);
     let mut ids = Vec::new();
@@ -106,7 +106,7 @@ async fn page_by_page_each_says_how_to_go_on() {
         let page = kit.run(&arguments).await;
         assert_eq!(page.code, 0);
         ids.extend(page.out.lines().map(|line| text(&json(line)["token_id"])));
-        match page.err.trim_end().strip_prefix("There are 25 in all; go on with --page-token ") {
+        match page.err.trim_end().strip_prefix("There are 25 in all; for the next page add --page-token ") {
             Some(next) => token = Some(next.to_owned()),
             None => break assert_eq!(page.err, ""),
         }
@@ -119,7 +119,7 @@ async fn page_by_page_each_says_how_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_row_says_whose_until_when_and_with_what() {
+async fn list_row_shows_user_expiry_and_claims() {
     let kit = Kit::start().await;
     let none = kit.run(&["list", "--org", "org_1"]).await;
     assert_eq!((none.code, &*none.out, &*none.err), (0, "", "There are no live keys of org_1.\n"));
@@ -136,7 +136,7 @@ async fn a_row_says_whose_until_when_and_with_what() {
 }
 
 #[tokio::test]
-async fn who_has_read_enough_may_close_standard_output() {
+async fn list_accepts_closed_standard_output() {
     let kit = Kit::start().await;
     fill(&kit, 35);
     let (reader, writer) = std::io::pipe().unwrap();
@@ -149,7 +149,7 @@ async fn who_has_read_enough_may_close_standard_output() {
 }
 
 #[tokio::test]
-async fn inspect_takes_a_key_on_standard_input_or_an_id_and_nothing_else() {
+async fn inspect_takes_key_on_stdin_or_id() {
     let kit = Kit::start().await;
     let (key, id) = kit.create(&["--org", "org_1", "--user", "usr_1", "--claim", "team=eng"]).await;
     for input in [key.clone(), format!("{key}\n"), format!("  {key}\r\n")] {

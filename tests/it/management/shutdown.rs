@@ -7,7 +7,7 @@ use super::{Ask, Desk, KEYS, ordinary};
 use crate::support::{LIMIT, soon};
 
 #[tokio::test]
-async fn a_drain_waits_for_a_request_that_is_under_way() {
+async fn drain_waits_for_management_request() {
     let mut desk = Desk::open().await;
     desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = desk.connect().await;
@@ -26,7 +26,7 @@ async fn a_drain_waits_for_a_request_that_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_drain_waits_for_a_creation_whose_caller_has_left() {
+async fn drain_waits_for_creation_of_disconnected_client() {
     let mut desk = Desk::open().await;
     desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = desk.connect().await;
@@ -42,7 +42,7 @@ async fn a_drain_waits_for_a_creation_whose_caller_has_left() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_it_at_once() {
+async fn second_signal_cuts_management_request() {
     let mut desk = Desk::open().await;
     desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = desk.connect().await;

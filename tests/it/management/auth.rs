@@ -18,7 +18,7 @@ fn with_secret(secret: &str) -> Ask {
 }
 
 #[tokio::test]
-async fn the_secret_is_asked_for_once_exactly_and_read_anew() {
+async fn secret_is_required_once_and_reread_per_request() {
     let folder = Folder::new();
     let file = folder.write("management", &format!("{SECRET}\n"));
     let desk = Desk::with(&format!("secret_file = {}", toml(&file))).await;
@@ -72,7 +72,7 @@ async fn the_secret_is_asked_for_once_exactly_and_read_anew() {
 }
 
 #[tokio::test]
-async fn pages_in_browsers_are_kept_out() {
+async fn browser_requests_are_refused() {
     let desk = Desk::open().await;
     let create = Ask::create(&ordinary());
     for (name, value) in [
@@ -114,7 +114,7 @@ async fn pages_in_browsers_are_kept_out() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_has_the_mode_that_was_asked_for_and_goes_with_keyward() {
+async fn unix_socket_has_configured_mode_and_is_removed() {
     for (line, mode) in [("", 0o660), ("socket_mode = \"0600\"", 0o600), ("socket_mode = \"0660\"", 0o660)] {
         let folder = Folder::new();
         let path = folder.file("management.sock");
@@ -133,7 +133,7 @@ async fn a_unix_socket_has_the_mode_that_was_asked_for_and_goes_with_keyward() {
 }
 
 #[tokio::test]
-async fn the_other_ports_do_not_manage_keys() {
+async fn other_ports_do_not_manage_keys() {
     let desk = Desk::open().await;
     let reply = desk.stage.ask_admin(KEYS).await;
     assert_eq!(reply.status, 404);
@@ -152,7 +152,7 @@ async fn the_other_ports_do_not_manage_keys() {
 }
 
 #[test]
-fn a_public_address_is_taken_with_tls_and_a_secret_alone() {
+fn public_address_needs_tls_and_secret() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");
     let secret = format!("secret_file = {}\n", toml(&authority.folder.write("secret", SECRET)));

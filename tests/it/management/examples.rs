@@ -67,14 +67,14 @@ async fn whole_life(interpreter: &str, example: &str) {
 }
 
 #[tokio::test]
-async fn a_backend_in_python_does_the_whole_life_of_a_key() {
+async fn python_example_runs_whole_key_lifecycle() {
     if is_here("python3") {
         whole_life("python3", "lifecycle.py").await;
     }
 }
 
 #[tokio::test]
-async fn a_shell_script_does_the_whole_life_of_a_key() {
+async fn shell_example_runs_whole_key_lifecycle() {
     if is_here("curl") {
         whole_life("sh", "lifecycle.sh").await;
     }
@@ -88,7 +88,7 @@ fn of_the_page(language: &str) -> &'static str {
 }
 
 #[test]
-fn the_section_on_the_page_is_valid() {
+fn documented_toml_section_is_valid() {
     let environment = Environment::of([
         ("SCALEKIT_ENVIRONMENT_URL", "http://127.0.0.1:9"),
         ("SCALEKIT_CLIENT_ID", "dev"),
@@ -103,7 +103,7 @@ fn the_section_on_the_page_is_valid() {
 }
 
 #[tokio::test]
-async fn the_lines_on_the_page_do_what_stands_above_them() {
+async fn documented_commands_do_what_they_say() {
     if !is_here("curl") {
         return;
     }

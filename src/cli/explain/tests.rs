@@ -1,9 +1,26 @@
-//! What `keyward check` and `keyward explain` show.
+//! What `keyward explain` and the table of `keyward check` show.
 
+use std::path::Path;
+
+use super::super::check::format_routes;
 use super::*;
+use crate::config::{self, Environment};
+
+fn environment() -> Environment {
+    Environment::of([
+        ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com"),
+        ("SCALEKIT_CLIENT_ID", "skc_1"),
+        ("SCALEKIT_CLIENT_SECRET", "not-a-real-secret"),
+    ])
+}
+
+fn read_config(path: &str) -> Config {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    config::load(&path, &environment()).unwrap_or_else(|problems| panic!("{problems}"))
+}
 
 #[test]
-fn routes_stand_in_a_table_the_most_specific_first() {
+fn route_table_lists_most_specific_route_first() {
     let expected = "\
 HOST             PATH         METHODS      ASKS FOR                                            UPSTREAM
 api.example.com  /*           any          a key; CORS preflights pass without a key           grpc
@@ -11,18 +28,18 @@ any              /healthz     any          nothing                              
 any              /v1/admin/*  POST,DELETE  a user's key, role admin, claim env = \"production\"  orders
 any              /*           any          a key                                               orders
 ";
-    assert_eq!(describe_routes(&read("tests/config/valid/full.toml")), expected);
+    assert_eq!(format_routes(&read_config("tests/config/valid/full.toml")), expected);
 }
 
 #[track_caller]
 fn check(config: &Config, method: &str, target: &str, expected: &str) {
     let text = format!("{method} {target}\n\n  {expected}");
-    assert_eq!(explain(config, method, target), Ok(text));
+    assert_eq!(explain_request(config, method, target), Ok(text));
 }
 
 #[test]
-fn a_request_that_passes_is_explained() {
-    let config = read("tests/config/valid/full.toml");
+fn explain_shows_route_requirement_and_headers() {
+    let config = read_config("tests/config/valid/full.toml");
     let admin = "\
 route       /v1/admin/*
   asks for    a user's key, role admin, claim env = \"production\"
@@ -48,12 +65,12 @@ route       /healthz
   removes     Authorization, and every spelling of an identity header that the caller sends
 ";
     check(&config, "GET", "http://a.test/healthz", public);
-    // A path alone is for no host in particular.
-    let note = "  note        a host that a route names is another matter; ask with a whole URL, as in\n              \
+    // A path alone stands for hosts that no route names.
+    let note = "  note        some routes are for one host alone; to choose the host, give a full URL, such as\n              \
                 http://api.example.com/healthz\n";
     check(&config, "GET", "/healthz", &format!("{public}{note}"));
     // A host wins over a longer path.
-    let host = explain(&config, "GET", "https://API.example.com:8443/v1/admin/x").unwrap();
+    let host = explain_request(&config, "GET", "https://API.example.com:8443/v1/admin/x").unwrap();
     assert!(
         host.contains(
             "\n  route       api.example.com/*\n  asks for    a key; CORS preflights pass without a key\n"
@@ -64,28 +81,28 @@ route       /healthz
 }
 
 #[test]
-fn every_kind_of_upstream_is_shown_as_it_is_written() {
-    let config = read("tests/config/valid/upstreams.toml");
+fn explain_shows_upstream_url_of_each_scheme() {
+    let config = read_config("tests/config/valid/upstreams.toml");
     for (path, url) in [
         ("/http", "http://127.0.0.1:80"),
         ("/https", "https://api.internal:443"),
         ("/h2c", "h2c://[::1]:9090"),
         ("/unix", "unix:/run/app.sock"),
     ] {
-        let explained = explain(&config, "GET", path).unwrap();
+        let explained = explain_request(&config, "GET", path).unwrap();
         assert!(explained.contains(&format!("  upstream    {} at {url}\n", &path[1..])), "{explained}");
     }
-    let organization = explain(&config, "GET", "/unix").unwrap();
+    let organization = explain_request(&config, "GET", "/unix").unwrap();
     assert!(organization.contains("  asks for    an organization's key\n"), "{organization}");
     assert!(!organization.contains("X-User-") && !organization.contains("X-Roles"), "{organization}");
     assert!(organization.contains("  X-Claim-<Name>     for each claim\n"), "{organization}");
-    let any = explain(&config, "GET", "/http").unwrap();
+    let any = explain_request(&config, "GET", "/http").unwrap();
     assert!(any.contains("  X-Roles             for a user's key, where the user has any\n"), "{any}");
 }
 
 #[test]
-fn a_request_that_is_refused_is_explained() {
-    let config = read("tests/config/valid/full.toml");
+fn explain_shows_rejection_and_its_reason() {
+    let config = read_config("tests/config/valid/full.toml");
     let refused = |answer: &str, reason: &str| {
         format!("answer      {answer}\n  because     {reason}\n  upstream    nothing is forwarded\n")
     };
@@ -112,7 +129,8 @@ fn a_request_that_is_refused_is_explained() {
     let scheme =
         refused("400 Bad Request, malformed_request", "The target's scheme is neither http nor https.");
     check(&config, "GET", "ftp://a.test/", &scheme);
-    let only = parse(&format!("version = 1\n{REST}").replace("/*", "/v1"), "f", &environment()).unwrap();
+    let file = "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/v1\"\nupstream = \"api\"\n";
+    let only = config::parse(file, "f", &environment()).unwrap();
     check(&only, "GET", "/v1/", &refused("404 Not Found, no_route", "no route takes this path"));
     let long = format!("/{}", "a".repeat(16 * 1024));
     check(
@@ -127,6 +145,6 @@ fn a_request_that_is_refused_is_explained() {
         ("GET", "no path", "\"no path\" is neither a path nor a URL"),
         ("GET", "a.test:1", "\"a.test:1\" is neither a path nor a URL; a path begins with '/'"),
     ] {
-        assert_eq!(explain(&config, method, target), Err(problem.to_owned()));
+        assert_eq!(explain_request(&config, method, target), Err(problem.to_owned()));
     }
 }

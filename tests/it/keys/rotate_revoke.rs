@@ -25,7 +25,7 @@ const SCOPE: [&str; 10] = [
 ];
 
 #[tokio::test]
-async fn the_new_key_is_as_the_old_one_was_which_ends_at_once() {
+async fn rotate_copies_properties_and_revokes_old_key() {
     let kit = Kit::start().await;
     let (_, old) = kit.create(&SCOPE).await;
     let before = kit.known(&old).await;
@@ -40,12 +40,12 @@ async fn the_new_key_is_as_the_old_one_was_which_ends_at_once() {
     for field in ["organization_id", "user_id", "custom_claims", "description", "expiry"] {
         assert_eq!(after[field], before[field], "{field}");
     }
-    kit.run(&["rotate", &old]).await.refused("there is no live key of this id");
+    kit.run(&["rotate", &old]).await.refused("there is no live key with this id");
     assert_eq!(kit.live("org_1").await, [text(&after["token_id"])]);
 }
 
 #[tokio::test]
-async fn with_an_overlap_the_old_key_works_until_the_printed_command_is_run() {
+async fn rotate_overlap_keeps_old_key_valid() {
     let kit = Kit::start().await;
     let (key, old) = kit.create(&SCOPE).await;
     let rotated = kit.fine(&["rotate", &old, "--overlap", "24h"]).await;
@@ -73,7 +73,7 @@ async fn with_an_overlap_the_old_key_works_until_the_printed_command_is_run() {
 }
 
 #[tokio::test]
-async fn where_the_old_key_cannot_be_revoked_the_new_one_is_out_and_the_command_is_told() {
+async fn rotate_prints_new_key_when_revocation_fails() {
     let kit = Kit::start().await;
     let (_, old) = kit.create(&SCOPE).await;
     kit.fault("invalidate:status=503");
@@ -87,7 +87,7 @@ async fn where_the_old_key_cannot_be_revoked_the_new_one_is_out_and_the_command_
 }
 
 #[tokio::test]
-async fn revoking_again_is_no_failure_and_the_exit_code_counts_those() {
+async fn revoke_exit_code_counts_failures_not_repeats() {
     let kit = Kit::start().await;
     let (_, one) = kit.create(&["--org", "org_1"]).await;
     let (_, two) = kit.create(&["--org", "org_1"]).await;
@@ -97,18 +97,18 @@ async fn revoking_again_is_no_failure_and_the_exit_code_counts_those() {
     assert!(kit.live("org_1").await.is_empty());
     let some = kit.run(&["revoke", "apit_1", &one, "apit_2", "apit_3"]).await;
     assert_eq!((some.code, &*some.out), (3, &*format!("{one} is revoked.\n")));
-    assert!(some.err.contains("keyward: apit_2: there is no key of this id\n"), "{some:?}");
+    assert!(some.err.contains("keyward: apit_2: there is no key with this id\n"), "{some:?}");
     let some = kit.run(&["revoke", "--json", "apit_1", &one]).await;
     let lines: Vec<_> = some.out.lines().map(json).collect();
     assert_eq!((some.code, &lines[0]["revoked"], &lines[1]["revoked"]), (1, &false.into(), &true.into()));
 }
 
 #[tokio::test]
-async fn a_list_with_one_bad_id_revokes_nothing() {
+async fn one_bad_id_revokes_nothing() {
     let kit = Kit::start().await;
     let (key, one) = kit.create(&["--org", "org_1"]).await;
     let (_, two) = kit.create(&["--org", "org_1"]).await;
-    kit.run(&["revoke", &one, "apit"]).await.refused("number 2 of the list, of which nothing was revoked");
+    kit.run(&["revoke", &one, "apit"]).await.refused("number 2 of the list; nothing was revoked");
     let list = format!("{one}\n{two}\n{key}\n");
     let refused = kit.run_with(&["revoke", "-"], &list).await;
     refused.refused("number 3 of the list");
@@ -124,7 +124,7 @@ async fn a_list_with_one_bad_id_revokes_nothing() {
 }
 
 #[tokio::test]
-async fn endless_input_is_left_at_its_first_bad_line() {
+async fn endless_input_stops_at_first_bad_line() {
     let kit = Kit::start().await;
     for (arguments, chunk) in [(&["revoke", "-"][..], "y\n"), (&["revoke", "-"], "a"), (&["inspect"], "a")] {
         let mut child = kit.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
@@ -146,7 +146,7 @@ async fn ten_thousand_ids_are_revoked() {
 }
 
 #[tokio::test]
-async fn what_fails_for_all_is_tried_for_few() {
+async fn revoke_stops_when_all_would_fail() {
     let kit = Kit::start().await;
     for (fault, tried, said) in [
         ("invalidate:status=403", 1, "grant it api_credentials:rotate"),
@@ -163,12 +163,12 @@ async fn what_fails_for_all_is_tried_for_few() {
 }
 
 #[tokio::test]
-async fn ctrl_c_while_revoking_says_what_is_not_known() {
+async fn ctrl_c_during_revoke_names_unknown_outcome() {
     let kit = Kit::start().await;
     kit.fault("invalidate:hang");
     let mut running = Running::start(kit.command(&["revoke", "apit_1", "apit_2", "apit_3"]));
     soon(|| kit.emulator.counts().invalidations == 1).await;
     running.signal(Signal::INT);
     assert_eq!(running.exit().await, Some(130));
-    running.until("it is not known whether apit_1 is revoked; the 2 after it were not tried").await;
+    running.until("it is unknown whether apit_1 is revoked; the 2 after it were not tried").await;
 }

@@ -11,7 +11,7 @@ use crate::support::raw::{Act, Scripted};
 use crate::support::{LIMIT, soon};
 
 /// The one key of `org_1` is named in this, and the command that revokes it works.
-async fn is_named_and_revocable(kit: &Kit, said: &str) {
+async fn assert_key_is_named_and_revocable(kit: &Kit, said: &str) {
     kit.emulator.clear_faults();
     let [id] = &kit.live("org_1").await[..] else { panic!("one key: {said}") };
     assert!(said.contains(id.as_str()), "{id} in {said}");
@@ -20,20 +20,20 @@ async fn is_named_and_revocable(kit: &Kit, said: &str) {
 }
 
 #[tokio::test]
-async fn a_key_whose_answer_was_lost_is_named() {
+async fn lost_creation_response_names_key() {
     for fault in ["create:truncated", "create:garbage"] {
         let kit = Kit::start().await;
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng", "--expires", "90d"]).await;
         made.refused(
-            "a key may have been made that nobody has seen; revoke this one, unless somebody has it: apit_",
+            "a key may have been created that nobody has received; revoke this one unless someone uses it: apit_",
         );
-        is_named_and_revocable(&kit, &made.err).await;
+        assert_key_is_named_and_revocable(&kit, &made.err).await;
     }
 }
 
 #[tokio::test]
-async fn a_key_is_named_where_scalekit_goes_away_before_its_answer() {
+async fn lost_connection_during_creation_names_key() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");
     let going = tokio::spawn(done(kit.command(&["create", "--org", "org_1"])));
@@ -41,36 +41,36 @@ async fn a_key_is_named_where_scalekit_goes_away_before_its_answer() {
     kit.emulator.close_connections();
     let made = going.await.unwrap();
     made.refused("Scalekit gave no answer");
-    is_named_and_revocable(&kit, &made.err).await;
+    assert_key_is_named_and_revocable(&kit, &made.err).await;
 }
 
 #[tokio::test]
-async fn where_no_key_was_made_none_is_named() {
+async fn failed_creation_names_no_key() {
     for fault in ["create:reset", "create:status=502"] {
         let kit = Kit::start().await;
         // Another's, which does not look like it.
         kit.create(&["--org", "org_1", "--claim", "team=other"]).await;
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng"]).await;
-        made.refused("no key like it is in the organization's list");
+        made.refused("no such key is in the organization's list");
         assert!(!made.err.contains("apit_"), "{made:?}");
         assert_eq!(kit.live("org_1").await.len(), 1);
     }
 }
 
 #[tokio::test]
-async fn a_key_that_may_have_been_made_is_said_to_be_so_where_nobody_can_look() {
+async fn lost_creation_without_search_says_to_list() {
     let kit = Kit::start().await;
     kit.fault("create:truncated");
     kit.fault("list:status=503");
     let made = kit.run(&["create", "--org", "org_1"]).await;
     made.refused(
-        "a key may have been made that nobody has seen; list the organization's keys, and revoke it",
+        "a key may have been created that nobody has received; list the organization's keys and revoke it",
     );
 }
 
 #[tokio::test]
-async fn a_key_that_cannot_be_printed_is_named() {
+async fn unprintable_new_key_is_named() {
     let kit = Kit::start().await;
     for form in [&[][..], &["--quiet"], &["--json"]] {
         let (reader, writer) = std::io::pipe().unwrap();
@@ -79,7 +79,7 @@ async fn a_key_that_cannot_be_printed_is_named() {
         command.stdout(writer);
         let made = done(command).await;
         made.refused("could not be printed");
-        is_named_and_revocable(&kit, &made.err).await;
+        assert_key_is_named_and_revocable(&kit, &made.err).await;
     }
     let (_, old) = kit.create(&["--org", "org_1"]).await;
     let (reader, writer) = std::io::pipe().unwrap();
@@ -91,21 +91,21 @@ async fn a_key_that_cannot_be_printed_is_named() {
 }
 
 #[tokio::test]
-async fn no_key_is_made_that_would_be_printed_nowhere() {
+async fn no_key_is_created_for_dev_null() {
     let kit = Kit::start().await;
     let mut closed = Command::new("sh");
     closed.args(["-c", "exec \"$0\" keys create --org org_1 >&-", env!("CARGO_BIN_EXE_keyward")]);
     closed.env("SCALEKIT_ENVIRONMENT_URL", &kit.url).env("SCALEKIT_CLIENT_ID", "dev");
     closed.env("SCALEKIT_CLIENT_SECRET", "dev").stdout(Stdio::piped()).stderr(Stdio::piped());
-    done(closed).await.refused("no key was made");
+    done(closed).await.refused("no key was created");
     let mut null = kit.command(&["create", "--org", "org_1", "--quiet"]);
     null.stdout(Stdio::null());
-    done(null).await.refused("no key was made");
+    done(null).await.refused("no key was created");
     assert_eq!(kit.emulator.counts().creations, 0);
 }
 
 #[tokio::test]
-async fn nobody_listening_on_standard_error_changes_nothing() {
+async fn closed_standard_error_changes_nothing() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1", "--claim", "a=1"]).await;
     for (arguments, code) in [
@@ -123,13 +123,13 @@ async fn nobody_listening_on_standard_error_changes_nothing() {
 }
 
 #[tokio::test]
-async fn ctrl_c_waits_for_a_key_that_is_being_made() {
+async fn ctrl_c_waits_for_running_creation() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");
     let mut running = Running::start(kit.command(&["create", "--org", "org_1"]));
     soon(|| kit.emulator.counts().creations == 1).await;
     running.signal(Signal::INT);
-    running.until("waiting for Scalekit's answer").await;
+    running.until("waiting for Scalekit's response").await;
     kit.emulator.clear_faults();
     assert_eq!(running.exit().await, Some(0));
     running.until("Store it now").await;
@@ -138,21 +138,21 @@ async fn ctrl_c_waits_for_a_key_that_is_being_made() {
 }
 
 #[tokio::test]
-async fn a_second_ctrl_c_leaves_and_says_what_may_be_left_behind() {
+async fn second_ctrl_c_names_possibly_created_key() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");
     let mut running = Running::start(kit.command(&["create", "--org", "org_1"]));
     soon(|| kit.emulator.counts().creations == 1).await;
     running.signal(Signal::INT);
-    running.until("waiting for Scalekit's answer").await;
+    running.until("waiting for Scalekit's response").await;
     running.signal(Signal::TERM);
     assert_eq!(running.exit().await, Some(130));
-    running.until("a key may have been made that nobody has seen").await;
+    running.until("a key may have been created that nobody has received").await;
     running.until("keyward keys list --org org_1").await;
 }
 
 #[tokio::test]
-async fn what_is_no_scalekit_makes_no_key_and_does_not_reach_the_terminal() {
+async fn foreign_server_response_never_reaches_terminal() {
     const TOKEN: &str = "{\"access_token\":\"made-up\",\"token_type\":\"Bearer\",\"expires_in\":3600}";
     let answer = |status: &str, kind: &str, body: &str| {
         let length = body.len();
@@ -192,7 +192,7 @@ async fn what_is_no_scalekit_makes_no_key_and_does_not_reach_the_terminal() {
 }
 
 #[tokio::test]
-async fn json_too_carries_nothing_that_a_terminal_obeys() {
+async fn json_output_escapes_terminal_control_characters() {
     let kit = Kit::start().await;
     let (text, claim) = ("a\u{1b}[31m\r\n\u{9b}31m\u{202e}", "x=\u{9b}2J\u{7f}");
     let made =

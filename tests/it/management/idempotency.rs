@@ -15,7 +15,7 @@ fn named(name: &str) -> Ask {
 }
 
 #[tokio::test]
-async fn a_replay_names_the_key_and_never_shows_it() {
+async fn repeated_creation_returns_id_but_never_key() {
     let desk = Desk::open().await;
     let made = desk.ask(&named("one")).await.json();
     let reply = desk.ask(&named("one")).await;
@@ -33,7 +33,7 @@ async fn a_replay_names_the_key_and_never_shows_it() {
 }
 
 #[tokio::test]
-async fn a_rotation_is_replayed_like_a_creation_though_its_old_key_is_gone() {
+async fn repeated_rotation_is_recognized_without_old_key() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     let rotate = Ask::new("POST", format!("{KEYS}/{}/rotate", id(&made))).named("one");
@@ -49,7 +49,7 @@ async fn a_rotation_is_replayed_like_a_creation_though_its_old_key_is_gone() {
 }
 
 #[tokio::test]
-async fn twenty_at_once_make_one_key() {
+async fn twenty_concurrent_creations_create_one_key() {
     let desk = Arc::new(Desk::open().await);
     desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut asking = JoinSet::new();
@@ -69,7 +69,7 @@ async fn twenty_at_once_make_one_key() {
 }
 
 #[tokio::test]
-async fn after_a_definite_refusal_the_retry_works() {
+async fn creation_can_be_retried_after_definite_refusal() {
     let desk = Desk::only(&["org_1/usr_1"]).await;
     let emulator = &desk.stage.emulator;
     let unknown_user = Ask::create(&json!({"user_id": "usr_9"})).named("one");
@@ -98,7 +98,7 @@ async fn lost(effect: Effect) -> (Desk, Value) {
 }
 
 #[tokio::test]
-async fn a_lost_answer_names_the_key_that_was_made_and_the_replay_makes_no_second() {
+async fn lost_response_names_key_and_retry_creates_none() {
     for effect in [Effect::Truncated, Effect::Garbage, Effect::ContentType("text/html".into())] {
         let is_read = matches!(effect, Effect::ContentType(_));
         let desk = Desk::open().await;
@@ -124,7 +124,7 @@ async fn a_lost_answer_names_the_key_that_was_made_and_the_replay_makes_no_secon
 }
 
 #[tokio::test]
-async fn a_lost_rotation_does_not_suspect_the_key_that_it_was_to_replace() {
+async fn lost_rotation_does_not_suspect_replaced_key() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     let rotate = Ask::new("POST", format!("{KEYS}/{}/rotate", id(&made))).named("one");
@@ -141,11 +141,11 @@ async fn a_lost_rotation_does_not_suspect_the_key_that_it_was_to_replace() {
 }
 
 #[tokio::test]
-async fn what_was_not_made_can_be_asked_for_again() {
+async fn failed_creation_can_be_retried() {
     let (desk, answer) = lost(Effect::Reset).await;
     assert_eq!(answer["code"], "scalekit_unavailable", "{answer}");
     assert!(
-        answer["detail"].as_str().unwrap().ends_with("no key like it is in the organization's list"),
+        answer["detail"].as_str().unwrap().ends_with("no such key is in the organization's list"),
         "{answer}"
     );
     assert_eq!(desk.ask(&named("one")).await.status, 201);
@@ -153,7 +153,7 @@ async fn what_was_not_made_can_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn where_scalekit_cannot_be_searched_nothing_is_promised() {
+async fn outcome_is_unknown_when_search_fails() {
     let desk = Desk::open().await;
     for (target, effect) in [(Target::Create, Effect::Truncated), (Target::List, Effect::Reset)] {
         desk.stage.emulator.set_fault(Fault::new(target, effect));
@@ -171,7 +171,7 @@ async fn where_scalekit_cannot_be_searched_nothing_is_promised() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_in_the_middle_leaves_a_creation_that_is_known() {
+async fn creation_completes_after_client_disconnects() {
     let desk = Desk::open().await;
     desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = desk.connect().await;

@@ -1,4 +1,4 @@
-//! What goes with a program: shell completions and man pages, from the same description as `--help`.
+//! `keyward completions` and `keyward man`: generated from the same description as `--help`.
 
 use std::path::Path;
 
@@ -7,22 +7,22 @@ use clap::CommandFactory as _;
 
 use super::Cli;
 
-pub(super) fn completions(shell: clap_complete::Shell) -> Result<()> {
+pub(super) fn print_completions(shell: clap_complete::Shell) -> Result<()> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "keyward", &mut text);
-    super::print(&String::from_utf8_lossy(&text))?;
+    super::write_stdout(&String::from_utf8_lossy(&text))?;
     Ok(())
 }
 
-/// Into a folder that exists, or whose parent does: a mistyped path is not made.
-pub(super) fn man(folder: &Path) -> Result<()> {
-    let place = || format!("cannot write man pages into {}", folder.display());
+/// Creates the folder but not its parents, so that a mistyped path is an error.
+pub(super) fn write_man_pages(folder: &Path) -> Result<()> {
+    let context = || format!("cannot write man pages into {}", folder.display());
     if !folder.is_dir() {
-        std::fs::create_dir(folder).with_context(place)?;
+        std::fs::create_dir(folder).with_context(context)?;
     }
     let mut root = Cli::command().disable_help_subcommand(true);
     root.build();
-    write_pages(&root, folder).with_context(place)
+    write_pages(&root, folder).with_context(context)
 }
 
 fn write_pages(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
@@ -30,20 +30,20 @@ fn write_pages(command: &clap::Command, folder: &Path) -> std::io::Result<()> {
     let mut text = Vec::new();
     page.render(&mut text)?;
     let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-    let text = with_sections(&String::from_utf8_lossy(&text), &help);
+    let text = replace_extra_section(&String::from_utf8_lossy(&text), &help);
     std::fs::write(folder.join(page.get_filename()), text)?;
     command.get_subcommands().try_for_each(|below| write_pages(below, folder))
 }
 
-/// The page with sections for what stands below the options in `--help`, of which clap_mangen makes one paragraph.
-fn with_sections(page: &str, help: &str) -> String {
+/// Replaces the EXTRA section, into which clap_mangen puts the text below the options as one paragraph.
+fn replace_extra_section(page: &str, help: &str) -> String {
     let Some(start) = page.find(".SH EXTRA\n") else { return page.to_owned() };
     let end = page[start + 1..].find("\n.SH ").map_or(page.len(), |at| start + 1 + at + 1);
-    format!("{}{}{}", &page[..start], sections(help), &page[end..])
+    format!("{}{}{}", &page[..start], format_sections(help), &page[end..])
 }
 
-/// `Examples:` and the like are headings, the lines below them stay as they are; what has no heading is running text.
-fn sections(help: &str) -> String {
+/// A line such as `Examples:` becomes a heading and the lines below it stay as they are; text without a heading becomes NOTES.
+fn format_sections(help: &str) -> String {
     let mut out = String::new();
     let mut open: Option<&str> = None;
     for line in help.lines() {
@@ -63,7 +63,7 @@ fn sections(help: &str) -> String {
             open = Some("");
         }
         if !rest.is_empty() {
-            out.push_str(&escaped(rest));
+            out.push_str(&escape_roff(rest));
             out.push('\n');
         }
     }
@@ -71,8 +71,7 @@ fn sections(help: &str) -> String {
     out
 }
 
-/// A line as roff takes it literally.
-fn escaped(line: &str) -> String {
+fn escape_roff(line: &str) -> String {
     let text = line.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
     if text.starts_with('.') { format!("\\&{text}") } else { text }
 }
@@ -81,23 +80,23 @@ fn escaped(line: &str) -> String {
 mod tests {
     use super::*;
 
-    /// A command and all below it, with their full names.
-    fn all(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
+    /// Adds a command and all its subcommands, by their full names.
+    fn collect_commands(command: &clap::Command, name: &str, found: &mut Vec<(String, clap::Command)>) {
         let name = format!("{name}{}", command.get_name());
         found.push((name.clone(), command.clone()));
         for below in command.get_subcommands().filter(|below| below.get_name() != "help") {
-            all(below, &format!("{name}-"), found);
+            collect_commands(below, &format!("{name}-"), found);
         }
     }
 
     fn commands() -> Vec<(String, clap::Command)> {
         let mut found = Vec::new();
-        all(&Cli::command(), "", &mut found);
+        collect_commands(&Cli::command(), "", &mut found);
         found
     }
 
-    /// What a shell makes of a line, without what stands behind a pipe or is explained after the command.
-    fn words(line: &str) -> Vec<String> {
+    /// Splits a line as a shell does, without a pipe or the explanation after the command.
+    fn split_words(line: &str) -> Vec<String> {
         let mut words = Vec::new();
         let (mut word, mut quoted) = (String::new(), false);
         for char in line.split("   ").next().unwrap().chars() {
@@ -115,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn every_example_in_the_help_is_good_use() {
+    fn help_examples_parse_as_commands() {
         let mut seen = 0;
         for (name, command) in commands() {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
@@ -124,7 +123,7 @@ mod tests {
             let lines = help.lines().flat_map(|line| line.split(" | "));
             let examples = lines.filter_map(|line| Some(&line[line.find("keyward ")?..]));
             for example in examples {
-                let words = words(example);
+                let words = split_words(example);
                 let read = Cli::command().try_get_matches_from(&words);
                 assert!(read.is_ok(), "{words:?}: {}", read.unwrap_err());
                 seen += 1;
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_and_man_pages_know_every_command() {
+    fn completions_and_man_pages_cover_every_command() {
         use clap_complete::Shell;
         for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
             let mut text = Vec::new();
@@ -150,21 +149,21 @@ mod tests {
             }
         }
         let folder = std::env::temp_dir().join(format!("keyward-man-{}", std::process::id()));
-        man(&folder).unwrap();
+        write_man_pages(&folder).unwrap();
         for (name, _) in commands() {
             let page = std::fs::read_to_string(folder.join(format!("{name}.1"))).expect(&name);
             assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{name}");
             assert!(!page.contains(".SH EXTRA"), "{name}");
         }
         let page = std::fs::read_to_string(folder.join("keyward-keys-revoke.1")).unwrap();
-        let (_, notes) = page.split_once(".SH NOTES\nThe exit code says").unwrap();
+        let (_, notes) = page.split_once(".SH NOTES\nThe exit code is").unwrap();
         let (_, examples) = notes.split_once(".SH EXAMPLES\n.nf\n").unwrap();
         let (examples, _) = examples.split_once("\n.fi\n").unwrap();
         assert!(examples.lines().all(|line| line.starts_with("keyward keys ")), "{examples}");
         assert!(examples.ends_with("| jq \\-r .token_id | keyward keys revoke \\-"), "{examples}");
         std::fs::remove_dir_all(&folder).unwrap();
-        let error = man(&folder.join("man1")).unwrap_err();
+        let error = write_man_pages(&folder.join("man1")).unwrap_err();
         assert!(format!("{error:#}").contains("No such file"), "{error:#}");
-        assert!(!folder.exists(), "nothing is made");
+        assert!(!folder.exists(), "no folder is created");
     }
 }

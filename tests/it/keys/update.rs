@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Kit;
 
 #[tokio::test]
-async fn claims_are_replaced_unless_they_are_merged_and_it_says_so_before() {
+async fn update_replaces_claims_unless_merged() {
     let kit = Kit::start().await;
     let (_, id) = kit
         .create(&["--org", "org_1", "--claim", "team=eng", "--claim", "plan=free", "--description", "CI"])
@@ -30,7 +30,7 @@ async fn claims_are_replaced_unless_they_are_merged_and_it_says_so_before() {
 }
 
 #[tokio::test]
-async fn what_can_be_no_change_is_refused_before_anything_is_shown_or_sent() {
+async fn impossible_update_is_refused_before_sending() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1", "--claim", "team=eng"]).await;
     let claims: Vec<String> = (0..20).map(|number| format!("--claim=c{number}=v")).collect();
@@ -45,13 +45,13 @@ async fn what_can_be_no_change_is_refused_before_anything_is_shown_or_sent() {
     ] {
         kit.run(&[&["update", &id], arguments].concat()).await.refused(expected);
     }
-    kit.run(&["update", "apit_0", "--claim", "a=b"]).await.refused("there is no live key of this id");
+    kit.run(&["update", "apit_0", "--claim", "a=b"]).await.refused("there is no live key with this id");
     let same = kit.run(&["update", &id, "--claim", "team=eng"]).await;
     assert_eq!((same.code, &*same.out), (0, ""));
-    assert!(same.err.contains("Nothing changes"), "{same:?}");
+    assert!(same.err.contains("Nothing to change"), "{same:?}");
     assert_eq!(kit.emulator.counts().updates, 0);
     kit.fault("update:truncated");
     let lost = kit.run(&["update", &id, "--claim", "team=ops"]).await;
     assert_eq!(lost.code, 1);
-    assert!(lost.err.contains(&format!("it is not known whether {id} was changed")), "{lost:?}");
+    assert!(lost.err.contains(&format!("it is unknown whether {id} was changed")), "{lost:?}");
 }

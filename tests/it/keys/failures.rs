@@ -9,7 +9,7 @@ use crate::process::{Folder, keyward};
 use crate::support::listen;
 
 #[tokio::test]
-async fn a_permission_that_is_missing_is_named() {
+async fn missing_scalekit_permission_is_named() {
     let kit = Kit::start().await;
     let (key, id) = kit.create(&["--org", "org_1", "--claim", "a=1"]).await;
     kit.emulator.set_permissions(&[Permission::Write, Permission::Rotate]);
@@ -28,7 +28,7 @@ async fn a_permission_that_is_missing_is_named() {
 }
 
 #[tokio::test]
-async fn without_good_credentials_nothing_is_asked() {
+async fn bad_credentials_stop_before_any_call() {
     let kit = Kit::start().await;
     let none = done(keyward(&["keys", "list", "--org", "org_1"])).await;
     none.refused("SCALEKIT_ENVIRONMENT_URL is not set");
@@ -52,7 +52,7 @@ async fn without_good_credentials_nothing_is_asked() {
 }
 
 #[tokio::test]
-async fn a_scalekit_that_is_down_is_told_at_once() {
+async fn unreachable_scalekit_is_reported_at_once() {
     let (listener, address) = listen().await;
     drop(listener);
     let url = format!("http://{address}");
@@ -80,7 +80,7 @@ async fn a_scalekit_that_is_down_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_slow_first_token_is_waited_for() {
+async fn slow_access_token_is_waited_for() {
     let kit = Kit::start().await;
     kit.fault("token:latency=1500ms,times=1");
     kit.fine(&["create", "--org", "org_1"]).await;
@@ -89,7 +89,7 @@ async fn a_slow_first_token_is_waited_for() {
 }
 
 #[tokio::test]
-async fn quotas_and_outages_are_told_as_such() {
+async fn throttling_and_outages_are_reported() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1"]).await;
     for (fault, expected) in [
@@ -108,7 +108,7 @@ async fn quotas_and_outages_are_told_as_such() {
 }
 
 #[tokio::test]
-async fn standard_input_may_be_closed_or_empty() {
+async fn closed_or_empty_stdin_is_reported() {
     let kit = Kit::start().await;
     for (line, expected) in [
         ("exec \"$0\" keys inspect <&-", "there is no key on standard input"),
@@ -124,7 +124,7 @@ async fn standard_input_may_be_closed_or_empty() {
 }
 
 #[tokio::test]
-async fn arguments_that_are_no_text_are_wrong_use() {
+async fn non_utf8_arguments_are_usage_errors() {
     use std::os::unix::ffi::OsStrExt as _;
     let kit = Kit::start().await;
     let mut command = kit.command(&["inspect"]);

@@ -1,4 +1,4 @@
-//! Keys in words for people: what others wrote is made safe for a terminal first.
+//! Keys as text for people. Text that others wrote is escaped for a terminal first.
 
 use std::fmt::Write as _;
 
@@ -7,8 +7,9 @@ use jiff::Timestamp;
 
 use crate::terminal;
 
-/// SECURITY: descriptions and claims are anybody's text; a terminal must not obey it, nor a line break forge a row.
-pub(super) fn safe(text: &str) -> String {
+/// SECURITY: anybody may have written descriptions and claims. Escape sequences must not reach the terminal, and a line break must
+/// not forge a row.
+pub(super) fn escape_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
         if terminal::is_obeyed(char) {
@@ -20,106 +21,105 @@ pub(super) fn safe(text: &str) -> String {
     out
 }
 
-/// SECURITY: JSON escapes what is below a space; a terminal obeys more than that.
-pub(super) fn safe_json(json: &str) -> String {
+/// SECURITY: JSON escapes control characters below U+0020 only; terminals obey others, too.
+pub(super) fn escape_json(json: &str) -> String {
     terminal::escape(json, &[]).into_owned()
 }
 
-/// The same, and not longer than a column.
-fn column(text: &str) -> String {
-    const MOST: usize = 40;
-    let text = safe(text);
-    match text.char_indices().nth(MOST) {
+/// Escapes a cell and cuts it at the width of a column.
+fn format_cell(text: &str) -> String {
+    const MAX_WIDTH: usize = 40;
+    let text = escape_text(text);
+    match text.char_indices().nth(MAX_WIDTH) {
         None => text,
-        Some(_) => text.chars().take(MOST - 1).chain(['…']).collect(),
+        Some(_) => text.chars().take(MAX_WIDTH - 1).chain(['…']).collect(),
     }
 }
 
 /// `org_1, user usr_1`.
-pub(super) fn scope(organization: &str, user: Option<&str>) -> String {
-    let user = user.map_or_else(String::new, |user| format!(", user {}", safe(user)));
-    format!("{}{user}", safe(organization))
+pub(super) fn format_scope(organization: &str, user: Option<&str>) -> String {
+    let user = user.map_or_else(String::new, |user| format!(", user {}", escape_text(user)));
+    format!("{}{user}", escape_text(organization))
 }
 
 /// `in 90 days`, `never`.
-pub(super) fn expires(expiry: Option<Timestamp>, now: Timestamp) -> String {
+pub(super) fn format_expiry(expiry: Option<Timestamp>, now: Timestamp) -> String {
     let Some(expiry) = expiry else { return "never".to_owned() };
     let seconds = expiry.as_second() - now.as_second();
     if seconds <= 0 {
         return "expired".to_owned();
     }
-    // From the second of a unit on, the unit says enough.
+    // A unit is used from two of it on (months from four), so that rounding stays below half of the value.
     let units =
         [("year", 365 * 86_400), ("month", 30 * 86_400), ("day", 86_400), ("hour", 3600), ("minute", 60)];
     let unit =
         units.into_iter().find(|(name, length)| seconds >= *length * if *name == "month" { 4 } else { 2 });
-    // Rounded: a key made for 90 days has 90 days a moment later, too.
+    // Rounded, so that a key created for 90 days does not show 89 a moment later.
     let (name, count) =
         unit.map_or(("second", seconds), |(name, length)| (name, (seconds + length / 2) / length));
     format!("in {count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
-fn day(moment: Timestamp) -> String {
-    moment.strftime("%Y-%m-%d").to_string()
+fn format_date(timestamp: Timestamp) -> String {
+    timestamp.strftime("%Y-%m-%d").to_string()
 }
 
-/// When a key ends, as a sentence goes on.
-pub(super) fn end(expiry: Option<Timestamp>, now: Timestamp) -> String {
+pub(super) fn expiry_sentence(expiry: Option<Timestamp>, now: Timestamp) -> String {
     match expiry {
-        Some(expiry) => format!("It expires {}, on {expiry}.", expires(Some(expiry), now)),
+        Some(expiry) => format!("It expires {}, on {expiry}.", format_expiry(Some(expiry), now)),
         None => "It never expires.".to_owned(),
     }
 }
 
-fn claims(claims: &Claims) -> String {
+fn format_claims(claims: &Claims) -> String {
     claims.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
 }
 
-/// A table that grows by pages.
+/// A table whose rows arrive page by page.
 pub(super) struct Table {
     widths: [usize; 7],
     now: Timestamp,
-    begun: bool,
+    has_header: bool,
 }
 
-const HEADS: [&str; 7] = ["ID", "SUFFIX", "USER", "DESCRIPTION", "CREATED", "EXPIRES", "CLAIMS"];
+const COLUMNS: [&str; 7] = ["ID", "SUFFIX", "USER", "DESCRIPTION", "CREATED", "EXPIRES", "CLAIMS"];
 
 impl Table {
     pub(super) fn new(now: Timestamp) -> Self {
-        Self { widths: HEADS.map(str::len), now, begun: false }
+        Self { widths: COLUMNS.map(str::len), now, has_header: false }
     }
 
-    /// The lines of a page. Columns keep at least the width that they had before.
-    pub(super) fn page(&mut self, tokens: &[Token]) -> String {
-        let rows: Vec<[String; 7]> = tokens.iter().map(|token| self.row(token)).collect();
+    /// Columns never get narrower than on the pages before, so that rows stay aligned.
+    pub(super) fn format_page(&mut self, tokens: &[Token]) -> String {
+        let rows: Vec<[String; 7]> = tokens.iter().map(|token| self.to_cells(token)).collect();
         for row in &rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
         let mut text = String::new();
-        if !self.begun {
-            self.begun = true;
-            self.line(&mut text, &HEADS.map(str::to_owned));
+        if !self.has_header {
+            self.has_header = true;
+            self.push_line(&mut text, &COLUMNS.map(str::to_owned));
         }
-        rows.iter().for_each(|row| self.line(&mut text, row));
+        rows.iter().for_each(|row| self.push_line(&mut text, row));
         text
     }
 
-    fn row(&self, token: &Token) -> [String; 7] {
-        let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), column);
+    fn to_cells(&self, token: &Token) -> [String; 7] {
+        let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), format_cell);
         [
-            safe(&token.token_id),
+            escape_text(&token.token_id),
             text(&token.token_suffix),
             text(&token.user_id),
             text(&token.description),
-            token.created_at.map_or_else(|| "-".to_owned(), day),
-            expires(token.expiry, self.now),
-            column(&claims(&token.custom_claims)),
+            token.created_at.map_or_else(|| "-".to_owned(), format_date),
+            format_expiry(token.expiry, self.now),
+            format_cell(&format_claims(&token.custom_claims)),
         ]
     }
 
-    fn line(&self, text: &mut String, cells: &[String; 7]) {
+    fn push_line(&self, text: &mut String, cells: &[String; 7]) {
         let mut line = String::new();
         for (cell, width) in cells.iter().zip(self.widths) {
             // Writing to a string does not fail.
@@ -130,52 +130,52 @@ impl Table {
     }
 }
 
-/// Everything that is known of a key, a line for each.
-pub(super) fn description(token: &Token, now: Timestamp) -> String {
+/// One line for each known fact of a key.
+pub(super) fn describe_token(token: &Token, now: Timestamp) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: Option<String>| {
         if let Some(value) = value {
             let _ = writeln!(text, "{name:13} {value}");
         }
     };
-    let known = |text: &Option<String>| text.as_deref().map(safe);
-    line("id", Some(safe(&token.token_id)));
-    line("organization", Some(safe(&token.organization_id)));
+    let known = |text: &Option<String>| text.as_deref().map(escape_text);
+    line("id", Some(escape_text(&token.token_id)));
+    line("organization", Some(escape_text(&token.organization_id)));
     line("  your id", known(&token.organization_external_id));
     line("user", Some(known(&token.user_id).unwrap_or_else(|| "- (an organization's key)".to_owned())));
     line("  your id", known(&token.user_external_id));
     line("  email", known(&token.email));
-    line("  roles", (!token.roles.is_empty()).then(|| safe(&token.roles.join(", "))));
+    line("  roles", (!token.roles.is_empty()).then(|| escape_text(&token.roles.join(", "))));
     line("description", known(&token.description));
     line("suffix", known(&token.token_suffix));
     line("created", token.created_at.map(|at| at.to_string()));
     let end = token.expiry.map_or_else(String::new, |expiry| format!(" ({expiry})"));
-    line("expires", Some(expires(token.expiry, now) + &end));
+    line("expires", Some(format_expiry(token.expiry, now) + &end));
     for (name, value) in &token.custom_claims {
-        line("claim", Some(format!("{} = {}", safe(name), safe(value))));
+        line("claim", Some(format!("{} = {}", escape_text(name), escape_text(value))));
     }
     text
 }
 
-/// What a change does, a line for each; empty where it does nothing.
-pub(super) fn difference(before: &Token, change: &TokenUpdate) -> String {
+/// One line for each claim or description that changes; empty if none does.
+pub(super) fn format_difference(before: &Token, change: &TokenUpdate) -> String {
     let mut text = String::new();
     if let Some(after) = &change.custom_claims {
         let before = &before.custom_claims;
         for name in before.keys().chain(after.keys().filter(|name| !before.contains_key(*name))) {
             let (sign, value) = match (before.get(name), after.get(name)) {
                 (Some(old), Some(new)) if old == new => continue,
-                (Some(old), Some(new)) => ('~', format!("{} -> {}", safe(old), safe(new))),
-                (Some(old), None) => ('-', safe(old)),
-                (None, new) => ('+', new.map_or_else(String::new, |new| safe(new))),
+                (Some(old), Some(new)) => ('~', format!("{} -> {}", escape_text(old), escape_text(new))),
+                (Some(old), None) => ('-', escape_text(old)),
+                (None, new) => ('+', new.map_or_else(String::new, |new| escape_text(new))),
             };
-            let _ = writeln!(text, "  {sign} claim {} = {value}", safe(name));
+            let _ = writeln!(text, "  {sign} claim {} = {value}", escape_text(name));
         }
     }
     if let Some(after) = &change.description {
         let before = before.description.as_deref().unwrap_or_default();
         if before != after {
-            let shown = |text: &str| if text.is_empty() { "none".to_owned() } else { safe(text) };
+            let shown = |text: &str| if text.is_empty() { "none".to_owned() } else { escape_text(text) };
             let _ = writeln!(text, "  ~ description {} -> {}", shown(before), shown(after));
         }
     }
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_end_is_told_in_the_unit_that_fits() {
+    fn expiry_is_shown_in_fitting_unit() {
         let now: Timestamp = "2026-11-24T12:00:00Z".parse().unwrap();
         for (seconds, expected) in [
             (-1, "expired"),
@@ -204,14 +204,14 @@ mod tests {
             (800 * 86_400, "in 2 years"),
         ] {
             let expiry = Timestamp::from_second(now.as_second() + seconds).unwrap();
-            assert_eq!(expires(Some(expiry), now), expected);
+            assert_eq!(format_expiry(Some(expiry), now), expected);
         }
-        assert_eq!(expires(None, now), "never");
+        assert_eq!(format_expiry(None, now), "never");
     }
 
     #[test]
-    fn a_terminal_is_told_nothing_by_what_others_wrote() {
-        assert_eq!(safe("a\u{1b}[31mb\r\nc\u{202e}d ü"), "a\\u{1b}[31mb\\u{d}\\u{a}c\\u{202e}d ü");
+    fn output_escapes_terminal_control_characters() {
+        assert_eq!(escape_text("a\u{1b}[31mb\r\nc\u{202e}d ü"), "a\\u{1b}[31mb\\u{d}\\u{a}c\\u{202e}d ü");
         let token = Token {
             token_id: "apit_1".into(),
             organization_id: "org_1".into(),
@@ -232,12 +232,12 @@ mod tests {
             description: None,
         };
         for text in [
-            Table::new(now).page(std::slice::from_ref(&token)),
-            description(&token, now),
-            difference(&token, &change),
+            Table::new(now).format_page(std::slice::from_ref(&token)),
+            describe_token(&token, now),
+            format_difference(&token, &change),
         ] {
             assert!(!text.chars().any(|char| char.is_control() && char != '\n'), "{text:?}");
         }
-        assert_eq!(Table::new(now).page(std::slice::from_ref(&token)).lines().count(), 2);
+        assert_eq!(Table::new(now).format_page(std::slice::from_ref(&token)).lines().count(), 2);
     }
 }
