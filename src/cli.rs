@@ -72,7 +72,7 @@ enum Command {
 const BEGIN_HELP: &str = if cfg!(feature = "dev") {
     "Begin with: keyward dev"
 } else {
-    "Begin with: keyward check FILE\n\nThe commands dev and emulator are not in this build, which has no Scalekit emulator."
+    "Begin with: keyward check FILE\n\nThe commands dev and emulator are not in this build: it was made without the Cargo feature `dev`."
 };
 
 #[derive(Args)]
@@ -155,8 +155,8 @@ fn explain_missing_command(error: clap::Error) -> clap::Error {
     match error.get(ContextKind::InvalidSubcommand) {
         Some(ContextValue::String(name)) if ["dev", "emulator"].contains(&name.as_str()) => {
             let text = format!(
-                "`keyward {name}` is not in this build: it was made without the Cargo feature `dev`, as the image is.\n\
-                 `cargo build --release` makes one that has it"
+                "`keyward {name}` is not in this build, which was made without the Cargo feature `dev`, as the container \
+                 image is.\nIt is in the program that `cargo build --release` makes"
             );
             Cli::command().error(ErrorKind::InvalidSubcommand, text)
         }
