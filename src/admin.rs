@@ -71,7 +71,7 @@ impl Handler for Admin {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        _account: &Account,
+        _account: &Arc<Account>,
     ) -> Response<Body> {
         let mut response = match (request.method(), request.uri().path()) {
             _ if browser::asks_for_page(request.headers()) => {

@@ -4,8 +4,9 @@
 //! What is not counted here is bounded by number: connections, with their buffers and HTTP/2 windows (`CONNECTION`).
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -20,10 +21,13 @@ pub const REQUEST: usize = 96 * 1024;
 pub const SHARE: usize = REQUEST + 32 * 1024;
 /// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
 const PLANNED_PERCENT: usize = 70;
-/// The process before its first connection, in bytes.
-const PROCESS: usize = 16 * 1024 * 1024;
+/// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
+const PROCESS: usize = 18 * 1024 * 1024;
 /// A remembered bad key, in bytes.
-const BAD_KEY: usize = 256;
+pub const BAD_KEY: usize = 256;
+
+/// How long a connection counts as a good caller's after its last request that was admitted with a key.
+const GOOD_FOR: Duration = Duration::from_secs(60);
 
 /// How the memory is divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,7 @@ impl Plan {
     /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
     ///
     /// ```text
-    /// 70 % of memory = 16 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
+    /// 70 % of memory = 18 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
     /// requests       ≥ connections × 2 × 128 KiB
     /// ```
     pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
@@ -56,6 +60,11 @@ pub struct Budget {
     limit: AtomicUsize,
     held: AtomicUsize,
     connections: AtomicUsize,
+    /// Connections with requests on public routes under way and no good key, and how many there may be.
+    public: AtomicUsize,
+    max_public: AtomicUsize,
+    /// Connections with bodies that wait for room.
+    waiting: Mutex<Vec<Weak<Account>>>,
 }
 
 impl Budget {
@@ -65,12 +74,37 @@ impl Budget {
             limit: AtomicUsize::new(limit),
             held: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
+            public: AtomicUsize::new(0),
+            max_public: AtomicUsize::new(usize::MAX),
+            waiting: Mutex::default(),
         })
     }
 
     /// Another limit, from now on.
     pub fn resize(&self, limit: usize) {
-        self.limit.store(limit, Ordering::Relaxed);
+        self.limit.store(limit, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// Has every body that waits for room look again: there is more, or a connection less to share it.
+    fn wake_all(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
+        for account in waiting.iter().filter_map(Weak::upgrade) {
+            account.is_listed.store(false, Ordering::SeqCst);
+            account.wake();
+        }
+    }
+
+    fn give_back(&self, bytes: usize) {
+        let (before, common) = (self.held.fetch_sub(bytes, Ordering::SeqCst), self.common());
+        if before > common && before - bytes <= common {
+            self.wake_all();
+        }
+    }
+
+    /// Has requests on public routes leave a quarter of so many connections to others.
+    pub fn set_max_connections(&self, connections: usize) {
+        self.max_public.store(connections - connections / 4, Ordering::Relaxed);
     }
 
     /// What is held, in bytes.
@@ -85,7 +119,7 @@ impl Budget {
 
     /// What all may hold before shares count.
     fn common(&self) -> usize {
-        self.limit.load(Ordering::Relaxed) / 2
+        self.limit.load(Ordering::SeqCst) / 2
     }
 
     /// A connection's share of the other half. Connections that are ending count, and take nobody's least share.
@@ -99,18 +133,25 @@ impl Budget {
     }
 
     fn exceeds(&self, more: usize) -> bool {
-        self.held.load(Ordering::Relaxed).saturating_add(more) > self.common()
+        self.held.load(Ordering::SeqCst).saturating_add(more) > self.common()
     }
 }
 
-/// What one connection holds.
+/// What one connection holds, and whether it may have to make room for another.
 #[derive(Debug)]
 pub struct Account {
     budget: Arc<Budget>,
     held: AtomicUsize,
     /// Of that, pieces of bodies on their way to somebody.
     pieces: AtomicUsize,
-    has_shown_a_good_key: AtomicBool,
+    /// Requests under way that were admitted with a key.
+    admitted: AtomicUsize,
+    /// Requests on public routes under way.
+    public: AtomicUsize,
+    /// When the last admitted one ended, unless the key shown since was bad.
+    last_admitted: Mutex<Option<Instant>>,
+    /// Whether the budget tells this one when there is room again.
+    is_listed: AtomicBool,
     has_waiters: AtomicBool,
     waiters: Mutex<Vec<Waker>>,
 }
@@ -123,27 +164,59 @@ impl Account {
             budget: Arc::clone(budget),
             held: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
-            has_shown_a_good_key: AtomicBool::new(false),
+            admitted: AtomicUsize::new(0),
+            public: AtomicUsize::new(0),
+            last_admitted: Mutex::default(),
+            is_listed: AtomicBool::new(false),
             has_waiters: AtomicBool::new(false),
             waiters: Mutex::default(),
         })
     }
 
-    /// A request of this connection was admitted with a key.
-    pub fn show_a_good_key(&self) {
-        if !self.has_shown_a_good_key.load(Ordering::Relaxed) {
-            self.has_shown_a_good_key.store(true, Ordering::Relaxed);
+    /// A request of this connection was admitted with a key, until the guard is dropped.
+    pub fn admit(self: &Arc<Self>) -> Admitted {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
+        Admitted { account: Arc::clone(self), has_key: true }
+    }
+
+    /// A request of this connection is admitted on a public route, until the guard is dropped; none, where such requests
+    /// have as many connections as they may.
+    ///
+    /// SECURITY: whoever sends work that does not end needs no key for it here, and would hold every connection.
+    pub fn admit_public(self: &Arc<Self>) -> Option<Admitted> {
+        let budget = &self.budget;
+        if self.public.fetch_add(1, Ordering::Relaxed) == 0
+            && budget.public.fetch_add(1, Ordering::Relaxed) >= budget.max_public.load(Ordering::Relaxed)
+            && !self.is_of_good_key()
+        {
+            self.end_public();
+            return None;
+        }
+        Some(Admitted { account: Arc::clone(self), has_key: false })
+    }
+
+    fn end_public(&self) {
+        if self.public.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.budget.public.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// Whether a request of this connection ever was.
-    pub fn has_shown_a_good_key(&self) -> bool {
-        self.has_shown_a_good_key.load(Ordering::Relaxed)
+    /// A request of this connection came with a bad key.
+    ///
+    /// SECURITY: or the holder of a revoked key would keep places that were given to it while it was good.
+    pub fn show_a_bad_key(&self) {
+        *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether all connections together hold so much that each must keep to its share.
-    pub fn is_tight(&self) -> bool {
-        self.budget.is_tight()
+    /// Whether a request that was admitted with a key is under way here, or was lately.
+    pub fn is_of_good_key(&self) -> bool {
+        let last = || *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.admitted.load(Ordering::Relaxed) > 0 || last().is_some_and(|last| last.elapsed() < GOOD_FOR)
+    }
+
+    /// Whether memory is tight, and this connection holds more of it than was planned for it.
+    pub fn is_over_share(&self) -> bool {
+        self.budget.is_tight() && self.held.load(Ordering::Relaxed) > self.budget.share().max(2 * SHARE)
     }
 
     /// Bytes for a request, unless this connection has too many.
@@ -161,12 +234,22 @@ impl Account {
     }
 
     /// Ready when more of a body may be asked for: one piece at a time where memory is tight.
-    pub fn poll_room(&self, cx: &mut Context<'_>) -> Poll<()> {
+    pub fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.has_room() {
             return Poll::Ready(());
         }
-        self.waiters.lock().unwrap_or_else(PoisonError::into_inner).push(cx.waker().clone());
+        {
+            let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
+            // However often one is polled, it waits once.
+            if !waiters.iter().any(|waiter| waiter.will_wake(cx.waker())) {
+                waiters.push(cx.waker().clone());
+            }
+        }
         self.has_waiters.store(true, Ordering::SeqCst);
+        if !self.is_listed.swap(true, Ordering::SeqCst) {
+            let mut waiting = self.budget.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.push(Arc::downgrade(self));
+        }
         // What was given back meanwhile woke nobody.
         if self.has_room() { Poll::Ready(()) } else { Poll::Pending }
     }
@@ -177,18 +260,45 @@ impl Account {
     }
 
     fn hold(self: &Arc<Self>, bytes: usize, is_piece: bool) -> Held {
-        self.budget.held.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.held.fetch_add(bytes, Ordering::SeqCst);
         self.held.fetch_add(bytes, Ordering::Relaxed);
         if is_piece {
             self.pieces.fetch_add(bytes, Ordering::Relaxed);
         }
         Held { account: Arc::clone(self), bytes, is_piece }
     }
+
+    fn wake(&self) {
+        if self.has_waiters.swap(false, Ordering::SeqCst) {
+            let waiters = std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
+            waiters.into_iter().for_each(Waker::wake);
+        }
+    }
 }
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.budget.connections.fetch_sub(1, Ordering::Relaxed);
+        self.budget.connections.fetch_sub(1, Ordering::SeqCst);
+        self.budget.wake_all();
+    }
+}
+
+/// One request that was admitted.
+#[derive(Debug)]
+pub struct Admitted {
+    account: Arc<Account>,
+    has_key: bool,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let account = &self.account;
+        if self.has_key {
+            *account.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+            account.admitted.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            account.end_public();
+        }
     }
 }
 
@@ -203,16 +313,12 @@ pub struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         let account = &self.account;
-        account.budget.held.fetch_sub(self.bytes, Ordering::Relaxed);
         account.held.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.is_piece {
             account.pieces.fetch_sub(self.bytes, Ordering::SeqCst);
-            if account.has_waiters.swap(false, Ordering::SeqCst) {
-                let waiters =
-                    std::mem::take(&mut *account.waiters.lock().unwrap_or_else(PoisonError::into_inner));
-                waiters.into_iter().for_each(Waker::wake);
-            }
+            account.wake();
         }
+        account.budget.give_back(self.bytes);
     }
 }
 
@@ -275,5 +381,44 @@ mod tests {
         }
         assert_eq!(Plan::new(8192 * MIB, 100, 65_536, 0).connections, 100);
         assert_eq!(Plan::new(0, 100, 65_536, usize::MAX).connections, 1);
+    }
+
+    struct Count(AtomicUsize);
+
+    impl std::task::Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn body_that_waits_for_memory_is_woken_when_others_give_it_back() {
+        let budget = Budget::new(8 * REQUEST);
+        let (account, flood) = (Account::open(&budget), Account::open(&budget));
+        // A piece that its reader does not take, as of an upload or of another stream.
+        let _stuck = account.piece(REQUEST);
+        let others = flood.piece(8 * REQUEST);
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut cx = Context::from_waker(&waker);
+        assert!(account.poll_room(&mut cx).is_pending());
+        drop(others);
+        assert!(!budget.is_tight(), "there is room for everybody again");
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1, "nobody tells the body that waits");
+    }
+
+    #[test]
+    fn waiting_body_is_kept_once_however_often_it_is_polled() {
+        let budget = Budget::new(8 * REQUEST);
+        let account = Account::open(&budget);
+        let _stuck = account.piece(8 * REQUEST);
+        let woken = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        for _ in 0..1000 {
+            assert!(account.poll_room(&mut Context::from_waker(&waker)).is_pending());
+        }
+        drop(waker);
+        // Each clone of the waker is a reference.
+        assert!(Arc::strong_count(&woken) <= 2, "{} wakers are kept", Arc::strong_count(&woken) - 1);
     }
 }

@@ -1,32 +1,31 @@
-//! The command line. Exit code 0: fine, 1: failed, 2: used wrongly.
-#![allow(clippy::print_stdout, clippy::print_stderr, reason = "this is where Keyward talks to people")]
+//! The command line. Exit codes: 0 success, 1 failure, 2 wrong usage.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands print for people")]
 
 mod check;
-mod demo;
-mod health;
+#[cfg(feature = "dev")]
+mod dev;
+#[cfg(feature = "dev")]
+mod emulator;
+mod explain;
+mod generate;
+mod healthcheck;
 mod keys;
-mod papers;
+mod run;
 mod signals;
 
 use std::fmt;
 use std::io::{self, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 
+use crate::config::{self, Config, Diagnostics, Environment, Resources};
 use anyhow::{Context as _, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use tokio::sync::Notify;
-
-use crate::access_log;
-use crate::config::{self, Environment};
-use crate::metrics::Metrics;
-use crate::server::{Server, reload};
 
 /// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
 #[derive(Parser)]
-#[command(name = "keyward", version, max_term_width = 100, after_help = "Begin with: keyward dev")]
+#[command(name = "keyward", version, max_term_width = 100, after_help = BEGIN_HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -35,39 +34,34 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the proxy
-    #[command(after_help = RUN_HELP)]
+    #[command(after_help = run::HELP)]
     Run(RouteFile),
     /// Try everything on this machine, without an account
     ///
-    /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, makes sample keys,
-    /// and prints curl lines to try. Ends with Ctrl-C.
-    Dev(demo::Dev),
-    /// Read a configuration as `run` would, report every problem, and show the routes
-    #[command(after_help = CHECK_HELP)]
+    /// Starts a Scalekit emulator, an upstream that shows what it receives, and Keyward between them, creates sample keys,
+    /// and prints curl commands to try. Ctrl-C stops it.
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
+    /// Read a configuration as `run` does, report every problem, and show the routes
+    #[command(after_help = check::HELP)]
     Check(check::CheckArgs),
     /// Print the JSON Schema of the route file, for editors
-    #[command(after_help = SCHEMA_HELP)]
+    #[command(after_help = check::SCHEMA_HELP)]
     Schema,
-    /// Show what happens to a request: its route, what that asks for, and the headers it sets
+    /// Show what happens to a request: its route, what the route requires, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
-    Explain {
-        #[command(flatten)]
-        file: ConfigFile,
-        /// The method
-        method: String,
-        /// A path, or a whole URL where the host matters
-        target: String,
-    },
+    Explain(explain::ExplainArgs),
     /// Create, list, inspect, update, rotate and revoke keys
     Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
-    Emulator(demo::EmulatorArgs),
+    #[cfg(feature = "dev")]
+    Emulator(emulator::EmulatorArgs),
     /// Ask a running Keyward whether it is ready; for containers without a shell
-    Healthcheck(health::Healthcheck),
-    /// Print what a shell needs to complete commands
+    Healthcheck(healthcheck::HealthcheckArgs),
+    /// Print a completion script for a shell
     #[command(after_help = "Example: keyward completions bash > /etc/bash_completion.d/keyward")]
     Completions {
-        /// For which shell
+        /// The shell
         shell: clap_complete::Shell,
     },
     /// Write the man pages
@@ -78,31 +72,11 @@ enum Command {
     },
 }
 
-const RUN_HELP: &str = "\
-Environment:
-  SCALEKIT_ENVIRONMENT_URL  the environment, as in https://acme.scalekit.com
-  SCALEKIT_CLIENT_ID        the client
-  SCALEKIT_CLIENT_SECRET    its secret
-Each may be given as NAME_FILE instead: a file that holds the value, read again when needed.
-  KEYWARD_CORE_DUMPS        allow: leaves core files and debuggers as the system has them; without
-                            it there are none, as keys would be in them
-
-Signals:
-  SIGTERM, SIGINT  drain, then stop; a second one stops at once
-  SIGHUP           read the route file again, as happens by itself when it changes";
-
-const CHECK_HELP: &str = "\
-A FILE of - is standard input.
-
-Examples:
-  keyward check keyward.toml
-  keyward check --format json - < keyward.toml";
-
-const SCHEMA_HELP: &str = "\
-Editors with a TOML language server complete and explain the keys of a route file that begins with
-the line  #:schema ./keyward.schema.json
-
-Example: keyward schema";
+const BEGIN_HELP: &str = if cfg!(feature = "dev") {
+    "Begin with: keyward dev"
+} else {
+    "Begin with: keyward check FILE\n\nThe commands dev and emulator are not in this build: it was made without the Cargo feature `dev`."
+};
 
 #[derive(Args)]
 struct ConfigFile {
@@ -111,20 +85,20 @@ struct ConfigFile {
     config: PathBuf,
 }
 
-/// The route file of `run` and `check`, with or without `--config` before it.
+/// The route file of `run` and `check`, as FILE or with `--config`.
 #[derive(Args)]
 struct RouteFile {
     /// The route file
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// The route file, likewise
+    /// The route file, as an option
     #[arg(short, long, value_name = "FILE", env = "KEYWARD_CONFIG", required_unless_present = "file")]
     config: Option<PathBuf>,
 }
 
 impl RouteFile {
-    /// The one on the command line goes before the one of the environment.
-    fn path(self) -> ConfigFile {
+    /// The command line takes precedence over the environment.
+    fn resolve_path(self) -> ConfigFile {
         let from_environment = std::env::var_os("KEYWARD_CONFIG").map(PathBuf::from);
         if self.file.is_some() && self.config.is_some() && self.config != from_environment {
             let text = "the route file is given twice: as FILE and with --config";
@@ -134,40 +108,42 @@ impl RouteFile {
     }
 }
 
-/// Runs the program.
+/// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| without_keys(error).exit());
-    let done = match cli.command {
-        Command::Run(file) => run(file.path()),
-        Command::Dev(args) => demo::dev(args),
-        Command::Check(args) => return finish(check::check(args)),
-        Command::Schema => check::schema(),
-        Command::Explain { file, method, target } => explain(&file, &method, &target),
+    let cli = Cli::try_parse().unwrap_or_else(|error| explain_missing_command(redact_keys(error)).exit());
+    let result = match cli.command {
+        Command::Run(file) => run::run_proxy(file.resolve_path()),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => dev::run_dev(args),
+        Command::Check(args) => return report_result(check::run_check(args)),
+        Command::Schema => check::run_schema(),
+        Command::Explain(args) => explain::run_explain(&args),
         Command::Keys(args) => {
-            // Where it cannot be had the command is no worse than any other program of the user's.
+            // Where the system refuses this, the command is no less safe than other programs of the same user.
             let _ = protect_memory();
-            return finish(keys::run(args));
+            return report_result(keys::run_keys(args));
         }
-        Command::Emulator(args) => demo::emulator(args),
-        Command::Healthcheck(args) => health::check(&args),
-        Command::Completions { shell } => papers::completions(shell),
-        Command::Man { folder } => papers::man(&folder),
+        #[cfg(feature = "dev")]
+        Command::Emulator(args) => emulator::run_emulator(args),
+        Command::Healthcheck(args) => healthcheck::check_health(&args),
+        Command::Completions { shell } => generate::print_completions(shell),
+        Command::Man { folder } => generate::write_man_pages(&folder),
     };
-    finish(done.map(|()| ExitCode::SUCCESS))
+    report_result(result.map(|()| ExitCode::SUCCESS))
 }
 
-fn finish(done: Result<ExitCode>) -> ExitCode {
-    match done {
+fn report_result(result: Result<ExitCode>) -> ExitCode {
+    match result {
         Ok(code) => code,
         Err(error) => {
-            tell(format_args!("keyward: {error:#}\n"));
+            write_stderr(format_args!("keyward: {error:#}\n"));
             ExitCode::FAILURE
         }
     }
 }
 
-/// SECURITY: a key that was pasted where none belongs is not repeated.
-fn without_keys(mut error: clap::Error) -> clap::Error {
+/// SECURITY: clap repeats wrong arguments in its errors, and one of them may be a key that was pasted in the wrong place.
+fn redact_keys(mut error: clap::Error) -> clap::Error {
     for kind in [ContextKind::InvalidArg, ContextKind::InvalidSubcommand, ContextKind::InvalidValue] {
         let may_be_a_key =
             |text: &str| text.len() >= 20 && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
@@ -178,42 +154,45 @@ fn without_keys(mut error: clap::Error) -> clap::Error {
     error
 }
 
-fn run(file: ConfigFile) -> Result<()> {
-    let protected = protect_memory();
-    let hup = Arc::new(Notify::new());
-    let source = reload::Source::new(file.config, Environment::process(), Arc::clone(&hup));
-    let config = source.load()?;
-    let metrics = Arc::new(Metrics::default());
-    let _log = access_log::start(config.log, Arc::clone(&metrics));
-    if let Err(error) = protected {
-        tracing::warn!("core files cannot be turned off: {error}; one would hold keys");
+/// Says why `dev` and `emulator` are unknown to a build without them.
+fn explain_missing_command(error: clap::Error) -> clap::Error {
+    match error.get(ContextKind::InvalidSubcommand) {
+        Some(ContextValue::String(name)) if ["dev", "emulator"].contains(&name.as_str()) => {
+            let text = format!(
+                "`keyward {name}` is not in this build, which was made without the Cargo feature `dev`, as the container \
+                 image is.\nIt is in the program that `cargo build --release` makes"
+            );
+            Cli::command().error(ErrorKind::InvalidSubcommand, text)
+        }
+        _ => error,
     }
-    raise_file_limit();
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    runtime(config.memory)?.block_on(async {
-        let mut server = Server::bind(config, metrics)?;
-        server.reload_from(source);
-        let (stop, kill) = signals::watch(Some(hup))?;
-        server.run(stop, kill).await;
-        Ok(())
-    })
 }
 
-fn explain(file: &ConfigFile, method: &str, target: &str) -> Result<()> {
-    let text = config::explain(&check::load(&file.config)?, method, target).map_err(anyhow::Error::msg)?;
-    print(&text)?;
-    Ok(())
+impl ConfigFile {
+    /// For a look at the configuration, without Scalekit's variables. A file of `-` is standard input.
+    fn load_config(&self) -> Result<Config, Diagnostics> {
+        let environment = Environment::process().without_scalekit();
+        let mut config = match self.is_stdin() {
+            true => config::load_from_stdin(&environment)?,
+            false => config::load(&self.config, &environment)?,
+        };
+        // The machine that checks a file need not be the one that runs it, so its memory does not count.
+        config.fit(Resources::default());
+        Ok(config)
+    }
+
+    fn is_stdin(&self) -> bool {
+        self.config == Path::new("-")
+    }
 }
 
-/// To standard error, where somebody may listen or not.
-fn tell(text: impl fmt::Display) {
+/// Writes to standard error. Unlike `eprint!` this does not panic where standard error is closed.
+fn write_stderr(text: impl fmt::Display) {
     let _ = write!(io::stderr(), "{text}");
 }
 
-/// To standard output. Whoever closed it has read enough: then it is false.
-fn print(text: &str) -> Result<bool> {
+/// Writes to standard output. `false` means that the reader has closed it, which is no error: it has read enough.
+fn write_stdout(text: &str) -> Result<bool> {
     match io::stdout().write_all(text.as_bytes()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
@@ -221,12 +200,12 @@ fn print(text: &str) -> Result<bool> {
     }
 }
 
-/// One thread where there is one core, which costs a request least; else a thread for each, but no more than memory is there
-/// for, as each may be reading one connection's heads.
-fn runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
-    const MEMORY: usize = 16 * 1024 * 1024;
+/// One thread on one core, which costs least per request; otherwise a thread per core, but no more than the memory allows, as each
+/// thread may hold the head of one connection.
+fn build_runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
+    const MEMORY_PER_THREAD: usize = 16 * 1024 * 1024;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = memory.map_or(cores, |memory| cores.min(memory / MEMORY).max(1));
+    let threads = memory.map_or(cores, |memory| cores.min(memory / MEMORY_PER_THREAD).max(1));
     let mut builder = match threads {
         1 => tokio::runtime::Builder::new_current_thread(),
         threads => {
@@ -238,25 +217,16 @@ fn runtime(memory: Option<usize>) -> Result<tokio::runtime::Runtime> {
     builder.enable_all().build().context("cannot start the runtime")
 }
 
-/// Writes no core file and lets no other process of the same user read this one's memory (`ptrace`, `/proc/PID/mem`): keys and the
-/// client secret are in it. `KEYWARD_CORE_DUMPS=allow` leaves the process as it was started, for whoever debugs it.
+/// SECURITY: turns off core dumps, and access to this process's memory by others of the same user (`ptrace`, `/proc/PID/mem`), as
+/// keys and the client secret are in it. `KEYWARD_CORE_DUMPS=allow` turns both back on for debugging.
 fn protect_memory() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, setrlimit};
     if std::env::var_os("KEYWARD_CORE_DUMPS").is_some_and(|value| value == "allow") {
         return Ok(());
     }
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
-    // The limit alone does not stop a core that is piped to a program (core(5)).
+    // The limit does not apply to cores that are piped to a program (core(5)).
     #[cfg(target_os = "linux")]
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     Ok(())
-}
-
-/// As many connections as the system allows; the usual 1,024 descriptors are for programs of the last century.
-fn raise_file_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    if setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }).is_err() {
-        tracing::warn!("cannot raise the limit of open files; it is {:?}", limit.current);
-    }
 }

@@ -4,7 +4,6 @@
 mod diagnostics;
 mod document;
 mod environment;
-mod explain;
 mod file;
 mod headers;
 mod management;
@@ -25,7 +24,6 @@ use serde::Deserialize;
 
 pub use self::diagnostics::{Diagnostic, Diagnostics};
 pub use self::environment::Environment;
-pub use self::explain::{describe_routes, explain};
 pub use self::resources::Resources;
 pub use self::schema::json_schema;
 

@@ -37,6 +37,9 @@ use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, Upstream, outgoing, tunnel};
 use crate::validator::Validator;
 
+/// What clients are told to wait where public routes have all the connections they may.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// What holds for every route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -82,7 +85,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Answers a request, and records it once the answer has ended.
-    pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Account) -> Response<Body> {
+    pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
         let believed = self.trusted.believes(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
         let client = self.trusted.client(peer, request.headers());
@@ -131,15 +134,24 @@ impl Gateway {
             keep_preflight_headers(request.headers_mut());
         }
         let (permit, mut revalidation) = match requirement {
-            None => (Permit::public(), Revalidation::default()),
+            None => {
+                let admitted = arrival.account.admit_public();
+                let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
+                (Permit::public(), Revalidation::none(admitted))
+            }
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
                 let identity = self.validator.validate(&key, arrival.client).await;
                 record.validation = Some(began.elapsed());
-                let identity = identity?;
-                arrival.account.show_a_good_key();
+                let identity = identity.inspect_err(|rejection| {
+                    if *rejection == Rejection::InvalidKey {
+                        arrival.account.show_a_bad_key();
+                    }
+                })?;
+                let admitted = arrival.account.admit();
                 record.identity = Some(Arc::clone(&identity));
-                let revalidation = Revalidation::new(self, key, &identity, requirement, began.into());
+                let revalidation =
+                    Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
                 (requirement.admit(identity)?, revalidation)
             }
         };
@@ -304,7 +316,7 @@ struct Arrival<'a> {
     peer: Peer,
     believed: bool,
     client: Option<std::net::IpAddr>,
-    account: &'a Account,
+    account: &'a Arc<Account>,
 }
 
 /// What a request is to its route.

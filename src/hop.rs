@@ -1,8 +1,8 @@
 //! Hop-by-hop headers (RFC 9110 section 7.6.1): they concern one connection and are never forwarded.
 
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    ACCESS_CONTROL_REQUEST_METHOD, CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, HeaderName, HeaderValue,
+    ORIGIN, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::{HeaderMap, Method, Version};
 
@@ -20,6 +20,20 @@ const FIXED: [HeaderName; 9] = [
     TE,
     TRANSFER_ENCODING,
     UPGRADE,
+];
+
+/// Never one hop's business, whatever `Connection` says.
+const END_TO_END: [HeaderName; 10] = [
+    ACCESS_CONTROL_REQUEST_METHOD,
+    CONTENT_LENGTH,
+    FORWARDED,
+    HOST,
+    ORIGIN,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-request-id"),
 ];
 
 /// Whether the request asks to become a WebSocket (RFC 6455 section 4.2.1). Any other upgrade, `h2c` above all,
@@ -44,8 +58,9 @@ pub fn strip(headers: &mut HeaderMap) {
         let named: Vec<HeaderName> =
             options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
         for name in named {
-            // SECURITY: the two that frame and address the message are never one hop's business.
-            if name != CONTENT_LENGTH && name != HOST {
+            // SECURITY: or a client could take away what frames and addresses the message, what a proxy in front says of it,
+            // and what makes a preflight one.
+            if !END_TO_END.contains(&name) {
                 headers.remove(name);
             }
         }

@@ -35,6 +35,5 @@ pub mod management;
 pub mod config;
 pub mod server;
 
-// Tools.
-pub mod dev;
+// The commands.
 pub mod cli;

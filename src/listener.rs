@@ -137,7 +137,7 @@ pub trait Handler: Send + Sync + 'static {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        account: &Account,
+        account: &Arc<Account>,
     ) -> impl Future<Output = Response<Body>> + Send;
 
     /// The answer to a request that the listener has no room for; its headers are gone but for the content type.
@@ -221,6 +221,7 @@ impl Listener {
         let (registry, budget) = (Arc::<Registry>::default(), Budget::new(changes.borrow().memory));
         let server = |settings: &Settings| {
             budget.resize(settings.memory);
+            budget.set_max_connections(settings.max_connections);
             Arc::new(connection::Server::new(
                 settings,
                 self.tls.clone(),

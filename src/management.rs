@@ -1,10 +1,10 @@
-//! Key management over HTTP, for backends that never hold Scalekit's client secret themselves: off unless the file says where
-//! it listens, and never on the public port. A new key is in the answer to its creation, and nowhere else.
+//! Key management over HTTP, for backends that do not hold Scalekit's client secret. It is off unless `[management]` is configured,
+//! and never on the public port. A new key is in the response to its creation and nowhere else.
 
-mod access;
 mod audit;
-mod content;
-mod once;
+mod auth;
+mod idempotency;
+mod json_body;
 mod problem;
 mod request;
 
@@ -13,6 +13,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ::scalekit::ExposeSecret;
+use ::scalekit::client::Client;
+use ::scalekit::token::{PageRequest, Token, TokenUpdate};
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, EXPECT, HeaderValue, LOCATION};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, StatusCode};
@@ -24,86 +27,83 @@ use tokio::sync::{Mutex, MutexGuard, Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 
-use self::access::Access;
 use self::audit::Audit;
-use self::once::{KEPT, Once};
+use self::auth::Auth;
+use self::idempotency::{Idempotency, RETENTION};
 use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
 use crate::access_log::output::AuditSlot;
 use crate::body::{self, Body};
 use crate::budget::Account;
-use crate::keys::rules::Rules;
+use crate::keys::rules::{Issuance, Rules};
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::metrics::Metrics;
-use crate::scalekit::Scalekit;
-use crate::scalekit::management::{CallError, Change, Listing, Token};
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Peer;
 
 /// `[management]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where: a unix socket or, without TLS and a secret, a loopback address.
+    /// Without TLS and a secret only a unix socket or a loopback address is accepted.
     pub listen: Listen,
-    /// Who may connect to a unix socket, as in `chmod`.
+    /// Mode of the unix socket, as in `chmod`.
     pub socket_mode: u32,
-    /// TLS, with ALPN.
+    /// Certificate and key, where the listener speaks TLS.
     pub tls: Option<KeyPair>,
-    /// A file with what callers present as `Authorization: Bearer …`, read anew for each request.
+    /// File with the secret that clients send as `Authorization: Bearer …`. It is read for every request.
     pub secret_file: Option<PathBuf>,
-    /// What callers may do.
+    /// What clients may do.
     pub rules: Rules,
 }
 
-/// The description of this interface, as it is served.
-pub const OPENAPI: &str = include_str!("management/openapi.json");
+/// The OpenAPI document, served at `/openapi.json`.
+pub const OPENAPI: &str = include_str!("../docs/openapi.json");
 
-/// The fewest characters of the secret.
+/// The minimum length of the secret, in bytes.
 pub const SHORTEST_SECRET: usize = 16;
 
-/// Connections for key management at once.
+/// Maximum number of connections.
 pub const CONNECTIONS: usize = 256;
-/// What its requests may hold, in bytes: room for all that are answered at once, and for as many that are told to wait.
+/// Memory for requests, in bytes: enough for all that are served at once, and for as many that are refused with 503.
 pub const MEMORY: usize = 128 * 1024 * 1024;
 
-/// Ids of keys revoked here that are remembered, so that a repeated revocation succeeds.
-const REVOKED: u64 = 10_000;
-/// Requests at once, over all connections; each may hold a body.
-const REQUESTS: usize = 256;
-/// And of these, that ask Scalekit something.
-const CALLING: usize = 32;
-/// How long a request waits for its turn.
-const TURN_WITHIN: Duration = Duration::from_secs(5);
-/// Keys that are written at once; two of one place wait for each other.
-const PLACES: usize = 64;
+/// How many ids of revoked keys are remembered, so that a repeated revocation succeeds.
+const MAX_REVOKED: u64 = 10_000;
+/// Concurrent requests over all connections. Each may hold a body in memory.
+const MAX_REQUESTS: usize = 256;
+/// Concurrent requests that call Scalekit.
+const MAX_CALLS: usize = 32;
+/// How long a request waits for a call permit, a key lock or room in the audit log.
+const WAIT_LIMIT: Duration = Duration::from_secs(5);
+/// Number of locks for changes of keys. Two keys whose ids hash to the same lock wait for each other.
+const KEY_LOCKS: usize = 64;
 
-/// Answers on the management listener.
+/// The handler of the management listener.
 pub struct Management {
     keys: Keys,
     rules: Rules,
-    access: Access,
-    once: Once,
-    /// Whose they were.
+    auth: Auth,
+    idempotency: Idempotency,
+    /// The organization of each revoked key.
     revoked: Cache<TokenId, String>,
-    /// What reads, decides and writes one key does so alone: Scalekit has no condition to write under. By a hash of its id.
-    /// Held across calls on purpose.
-    writing: [Mutex<()>; PLACES],
+    /// Serializes read-modify-write of one key, as Scalekit has no conditional update. Indexed by a hash of the id; tokio's mutex,
+    /// because it is held across calls to Scalekit.
+    key_locks: [Mutex<()>; KEY_LOCKS],
     hash: RandomState,
-    requests: Semaphore,
-    calling: Semaphore,
-    /// What was begun is finished and recorded, whether or not the caller is still there.
+    request_permits: Semaphore,
+    call_permits: Semaphore,
+    /// A request that was begun is completed and audited even if the client disconnects.
     tasks: TaskTracker,
     audit: Audit,
 }
 
-/// What a request did, for the record.
-struct Done {
+struct Outcome {
     status: StatusCode,
     content: serde_json::Value,
     token_id: Option<Box<str>>,
     location: Option<String>,
-    /// What of it was not done.
+    /// What was left undone although the request succeeded.
     warning: Option<String>,
 }
 
@@ -119,65 +119,60 @@ impl Handler for Management {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        _account: &Account,
+        _account: &Arc<Account>,
     ) -> Response<Body> {
         let tasks = self.tasks.clone();
-        let answered = tasks.spawn(async move { self.handle(request, peer).await }).await;
-        // Only a panic ends a task without an answer.
-        answered.unwrap_or_else(|_| Problem::internal().response())
+        let answered = tasks.spawn(async move { self.handle_request(request, peer).await }).await;
+        // A task ends without a response only if it panics.
+        answered.unwrap_or_else(|_| Problem::internal().to_response())
     }
 }
 
 impl Management {
-    /// Key management in this environment.
-    pub fn new(
-        settings: &Settings,
-        scalekit: Arc<Scalekit>,
-        metrics: Arc<Metrics>,
-        tasks: TaskTracker,
-    ) -> Self {
+    /// `tasks` keeps the process alive until changes that were begun are done.
+    pub fn new(settings: &Settings, client: Client, metrics: Arc<Metrics>, tasks: TaskTracker) -> Self {
         Self {
-            keys: Keys::new(scalekit),
+            keys: Keys::new(client),
             rules: settings.rules.clone(),
-            access: Access::of(settings),
-            once: Once::default(),
-            revoked: Cache::builder().max_capacity(REVOKED).time_to_live(KEPT).build(),
-            writing: std::array::from_fn(|_| Mutex::default()),
+            auth: Auth::new(settings),
+            idempotency: Idempotency::default(),
+            revoked: Cache::builder().max_capacity(MAX_REVOKED).time_to_live(RETENTION).build(),
+            key_locks: std::array::from_fn(|_| Mutex::default()),
             hash: RandomState::new(),
-            requests: Semaphore::new(REQUESTS),
-            calling: Semaphore::new(CALLING),
+            request_permits: Semaphore::new(MAX_REQUESTS),
+            call_permits: Semaphore::new(MAX_CALLS),
             tasks,
             audit: Audit::new(metrics),
         }
     }
 
-    async fn handle(&self, request: Request<Body>, peer: Peer) -> Response<Body> {
+    async fn handle_request(&self, request: Request<Body>, peer: Peer) -> Response<Body> {
         if request.method() == hyper::Method::GET && request.uri().path() == "/openapi.json" {
-            return answer(StatusCode::OK, OPENAPI);
+            return json_response(StatusCode::OK, OPENAPI);
         }
         let (head, mut body) = request.into_parts();
-        // Nothing is done of which no line can be written.
-        let done = match AuditSlot::reserve(TURN_WITHIN).await {
-            Some(slot) => self.record(&head, &mut body, peer, slot).await,
+        // Room for the audit line is reserved first, so that nothing is done without one.
+        let outcome = match AuditSlot::reserve(WAIT_LIMIT).await {
+            Some(slot) => self.perform_audited(&head, &mut body, peer, slot).await,
             None => {
                 self.audit.count_refusal_without_line();
                 Err(Problem::overloaded("The audit log cannot be written at the moment; nothing was done."))
             }
         };
-        // Who waits for a word before it sends has not sent.
+        // A client that sent Expect: 100-continue and got no 100 has not sent its body.
         if !head.headers.contains_key(EXPECT) {
-            content::drain(&mut body).await;
+            json_body::drain_body(&mut body).await;
         }
-        match done {
-            Err(problem) => problem.response(),
+        match outcome {
+            Err(problem) => problem.to_response(),
             Ok(done) if done.status == StatusCode::NO_CONTENT => {
                 let mut response = Response::new(body::empty());
                 *response.status_mut() = done.status;
                 response
             }
             Ok(done) => {
-                let mut response = answer(done.status, done.content.to_string());
-                if let Some(location) = done.location.and_then(|place| HeaderValue::try_from(place).ok()) {
+                let mut response = json_response(done.status, done.content.to_string());
+                if let Some(location) = done.location.and_then(|path| HeaderValue::try_from(path).ok()) {
                     response.headers_mut().insert(LOCATION, location);
                 }
                 response
@@ -185,122 +180,127 @@ impl Management {
         }
     }
 
-    /// Does what is asked for, and writes the line of it.
-    async fn record(
+    async fn perform_audited(
         &self,
         head: &Parts,
         body: &mut Body,
         peer: Peer,
         slot: AuditSlot,
-    ) -> Result<Done, Problem> {
-        let mut entry = self.audit.begin(self.access.client(peer), slot);
-        let done = async {
-            self.access.admit(head)?;
-            let Ok(_place) = self.requests.try_acquire() else {
-                return Err(Problem::overloaded("Too many requests are under way; try again."));
+    ) -> Result<Outcome, Problem> {
+        let mut entry = self.audit.begin_entry(self.auth.describe_client(peer), slot);
+        let performing = async {
+            self.auth.authorize(head)?;
+            let Ok(_permit) = self.request_permits.try_acquire() else {
+                return Err(Problem::overloaded("Too many requests are in progress; try again."));
             };
             let call = Call::read(head, body).await?;
-            entry.asked(&call);
-            self.perform(&call).await
+            entry.set_call(&call);
+            self.perform_call(&call).await
         };
-        let done = done.await;
-        entry.ended(&done);
-        done
+        let outcome = performing.await;
+        entry.set_outcome(&outcome);
+        outcome
     }
 
-    async fn perform(&self, call: &Call) -> Result<Done, Problem> {
+    async fn perform_call(&self, call: &Call) -> Result<Outcome, Problem> {
         let organization = &call.organization;
         match &call.operation {
-            Operation::Create(creation) => self.once(call, self.create(organization, creation)).await,
+            Operation::Create(creation) => {
+                self.create_once(call, self.create_key(organization, creation)).await
+            }
             Operation::List(listing) => {
-                let listing = Listing { organization_id: organization.clone(), ..listing.clone() };
-                let _turn = self.turn().await?;
-                done(StatusCode::OK, &self.keys.list(&listing).await?)
+                let listing = PageRequest { organization_id: organization.clone(), ..listing.clone() };
+                let _permit = self.acquire_call_permit().await?;
+                Outcome::new(StatusCode::OK, &self.keys.list(&listing).await?)
             }
             Operation::Show(id) => {
-                let _turn = self.turn().await?;
-                done(StatusCode::OK, &self.find(organization, id).await?)
+                let _permit = self.acquire_call_permit().await?;
+                Outcome::new(StatusCode::OK, &self.find_key(organization, id).await?)
             }
-            Operation::Update(id, patch) => self.update(organization, id, patch).await,
-            Operation::Revoke(id) => self.revoke(organization, id).await,
-            Operation::Rotate(id, rotation) => self.once(call, self.rotate(organization, id, rotation)).await,
+            Operation::Update(id, patch) => self.update_key(organization, id, patch).await,
+            Operation::Revoke(id) => self.revoke_key(organization, id).await,
+            Operation::Rotate(id, rotation) => {
+                self.create_once(call, self.rotate_key(organization, id, rotation)).await
+            }
         }
     }
 
-    /// Makes a key, once for each `Idempotency-Key`.
-    async fn once(
+    /// Creates a key unless the same `Idempotency-Key` already has.
+    async fn create_once(
         &self,
         call: &Call,
-        making: impl Future<Output = Result<Done, Problem>>,
-    ) -> Result<Done, Problem> {
-        let Some(name) = &call.idempotency_key else { return making.await };
-        let turn = self.once.begin(&call.path, name, &call.content, Instant::now())?;
-        let made = making.await;
-        match &made {
-            Ok(Done { token_id: Some(id), .. }) => turn.made(id.to_string()),
-            Err(problem) if problem.code == Code::OutcomeUnknown => turn.unknown(problem.suspects.clone()),
-            Ok(_) | Err(_) => turn.undone(),
+        creating: impl Future<Output = Result<Outcome, Problem>>,
+    ) -> Result<Outcome, Problem> {
+        let Some(name) = &call.idempotency_key else { return creating.await };
+        let reservation = self.idempotency.reserve(&call.path, name, &call.content, Instant::now())?;
+        let created = creating.await;
+        match &created {
+            Ok(Outcome { token_id: Some(id), .. }) => reservation.record_created(id.to_string()),
+            Err(problem) if problem.code == Code::OutcomeUnknown => {
+                reservation.record_unknown(problem.suspects.clone())
+            }
+            Ok(_) | Err(_) => reservation.release(),
         }
-        made
+        created
     }
 
-    /// The right to ask Scalekit.
-    async fn turn(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        match timeout(TURN_WITHIN, self.calling.acquire()).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(_)) | Err(_) => Err(Problem::overloaded("Scalekit is asked too much at once; try again.")),
+    async fn acquire_call_permit(&self) -> Result<SemaphorePermit<'_>, Problem> {
+        match timeout(WAIT_LIMIT, self.call_permits.acquire()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => {
+                Err(Problem::overloaded("Too many calls to Scalekit are in progress; try again."))
+            }
         }
     }
 
-    /// The right to change this key.
-    async fn alone(&self, id: &TokenId) -> Result<MutexGuard<'_, ()>, Problem> {
+    async fn lock_key(&self, id: &TokenId) -> Result<MutexGuard<'_, ()>, Problem> {
         let hash = self.hash.hash_one(id);
-        let place = usize::try_from(hash % PLACES as u64).unwrap_or_default();
-        let alone = timeout(TURN_WITHIN, self.writing[place].lock()).await;
-        alone.map_err(|_| Problem::overloaded("Other changes are still under way; try again."))
+        let index = usize::try_from(hash % KEY_LOCKS as u64).unwrap_or_default();
+        let lock = timeout(WAIT_LIMIT, self.key_locks[index].lock()).await;
+        lock.map_err(|_| Problem::overloaded("Another change of this key is in progress; try again."))
     }
 
-    async fn create(&self, organization: &str, creation: &Creation) -> Result<Done, Problem> {
-        let mut new = creation.of(organization);
-        self.rules.hold(&mut new, Timestamp::now())?;
-        let _turn = self.turn().await?;
+    async fn create_key(&self, organization: &str, creation: &Creation) -> Result<Outcome, Problem> {
+        let mut new = creation.to_new_token(organization);
+        self.rules.enforce(&mut new, Issuance::Creation, Timestamp::now())?;
+        let _permit = self.acquire_call_permit().await?;
         let created = self.keys.create(&new).await?;
-        let (key, token) = (created.key.expose(), &created.token);
+        let (key, token) = (created.token.expose_secret(), &created.info);
         let body = CreatedBody { token: key, token_id: &token.token_id, token_info: token };
-        Ok(Done {
+        Ok(Outcome {
             token_id: Some(token.token_id.as_str().into()),
-            location: Some(place(organization, token)),
-            ..done(StatusCode::CREATED, &body)?
+            location: Some(key_location(organization, token)),
+            ..Outcome::new(StatusCode::CREATED, &body)?
         })
     }
 
-    /// A live key of this organization; one of another is none.
-    async fn find(&self, organization: &str, id: &TokenId) -> Result<Token, Problem> {
+    /// SECURITY: a key of another organization is answered as if it did not exist.
+    async fn find_key(&self, organization: &str, id: &TokenId) -> Result<Token, Problem> {
         let token = self.keys.find(id).await?;
         if token.organization_id == organization { Ok(token) } else { Err(Problem::not_found()) }
     }
 
-    async fn update(&self, organization: &str, id: &TokenId, patch: &Patch) -> Result<Done, Problem> {
-        let _alone = self.alone(id).await?;
-        let _turn = self.turn().await?;
-        let before = self.find(organization, id).await?;
-        let change = patch.of(&before)?;
+    async fn update_key(&self, organization: &str, id: &TokenId, patch: &Patch) -> Result<Outcome, Problem> {
+        let _lock = self.lock_key(id).await?;
+        let _permit = self.acquire_call_permit().await?;
+        let before = self.find_key(organization, id).await?;
+        let change = patch.to_change(&before)?;
         if let Some(claims) = &change.custom_claims {
-            self.rules.allow(&before.custom_claims, claims)?;
+            self.rules.check_claims(&before.custom_claims, claims)?;
         }
-        if change == Change::default() {
-            return done(StatusCode::OK, &before);
+        if change == TokenUpdate::default() {
+            return Outcome::new(StatusCode::OK, &before);
         }
-        done(StatusCode::OK, &self.keys.update(id, &change).await?)
+        Outcome::new(StatusCode::OK, &self.keys.update(id, &change).await?)
     }
 
-    async fn revoke(&self, organization: &str, id: &TokenId) -> Result<Done, Problem> {
+    async fn revoke_key(&self, organization: &str, id: &TokenId) -> Result<Outcome, Problem> {
         if self.revoked.get(id).as_deref() != Some(organization) {
-            let _turn = self.turn().await?;
-            self.find(organization, id).await?;
-            self.end(organization, id).await?;
+            let _permit = self.acquire_call_permit().await?;
+            self.find_key(organization, id).await?;
+            self.revoke_and_remember(organization, id).await?;
         }
-        Ok(Done {
+        Ok(Outcome {
             status: StatusCode::NO_CONTENT,
             content: json!(null),
             token_id: None,
@@ -309,12 +309,12 @@ impl Management {
         })
     }
 
-    async fn end(&self, organization: &str, id: &TokenId) -> Result<(), KeyError> {
+    async fn revoke_and_remember(&self, organization: &str, id: &TokenId) -> Result<(), KeyError> {
         match self.keys.revoke(id).await {
-            // Whether it was done can be seen.
-            Err(KeyError::Call(CallError::Lost(fault))) => match self.keys.find(id).await {
+            // A lookup tells whether a revocation whose response was lost took place.
+            Err(error @ KeyError::OutcomeUnknown(_)) => match self.keys.find(id).await {
                 Err(KeyError::NotFound) => {}
-                _ => return Err(CallError::Lost(fault).into()),
+                _ => return Err(error),
             },
             done => done?,
         }
@@ -322,51 +322,59 @@ impl Management {
         Ok(())
     }
 
-    async fn rotate(&self, organization: &str, id: &TokenId, rotation: &Rotation) -> Result<Done, Problem> {
-        let _alone = self.alone(id).await?;
-        let _turn = self.turn().await?;
-        let old = self.find(organization, id).await?;
-        let mut new = keys::successor(&old);
-        self.rules.hold_successor(&mut new, Timestamp::now())?;
+    async fn rotate_key(
+        &self,
+        organization: &str,
+        id: &TokenId,
+        rotation: &Rotation,
+    ) -> Result<Outcome, Problem> {
+        let _lock = self.lock_key(id).await?;
+        let _permit = self.acquire_call_permit().await?;
+        let old = self.find_key(organization, id).await?;
+        let mut new = keys::to_successor(&old);
+        self.rules.enforce(&mut new, Issuance::Rotation, Timestamp::now())?;
         let created = self.keys.create_successor(&old, &new).await?;
-        // The new key is there, whatever becomes of the old one.
-        let ended = if rotation.keep_old { None } else { Some(self.end(organization, id).await) };
-        let warning = match &ended {
-            Some(Err(error)) => Some(format!("the old key is not revoked, and may still be good: {error}")),
+        // The new key exists and must be returned, whether or not the old one can be revoked.
+        let revoked =
+            if rotation.keep_old { None } else { Some(self.revoke_and_remember(organization, id).await) };
+        let warning = match &revoked {
+            Some(Err(error)) => Some(format!("the old key is not revoked and may still work: {error}")),
             Some(Ok(())) | None => None,
         };
-        let token = &created.token;
+        let token = &created.info;
         let mut content = json!({
-            "token": created.key.expose(),
+            "token": created.token.expose_secret(),
             "token_id": token.token_id,
             "token_info": token,
             "replaced_token_id": old.token_id,
-            "replaced_token_revoked": matches!(ended, Some(Ok(()))),
+            "replaced_token_revoked": matches!(revoked, Some(Ok(()))),
         });
         if let Some(warning) = &warning {
             content["warning"] = warning.as_str().into();
         }
-        Ok(Done {
+        Ok(Outcome {
             status: StatusCode::CREATED,
             content,
             token_id: Some(token.token_id.as_str().into()),
-            location: Some(place(organization, token)),
+            location: Some(key_location(organization, token)),
             warning,
         })
     }
 }
 
-fn place(organization: &str, token: &Token) -> String {
+fn key_location(organization: &str, token: &Token) -> String {
     format!("/v1/organizations/{organization}/keys/{}", token.token_id)
 }
 
-fn done(status: StatusCode, content: &impl Serialize) -> Result<Done, Problem> {
-    // Structs of texts, numbers and maps of text have a form in JSON.
-    let content = serde_json::to_value(content).map_err(|_| Problem::internal())?;
-    Ok(Done { status, content, token_id: None, location: None, warning: None })
+impl Outcome {
+    fn new(status: StatusCode, content: &impl Serialize) -> Result<Self, Problem> {
+        // Never fails for the structs and maps of strings that are passed here.
+        let content = serde_json::to_value(content).map_err(|_| Problem::internal())?;
+        Ok(Self { status, content, token_id: None, location: None, warning: None })
+    }
 }
 
-fn answer(status: StatusCode, content: impl Into<bytes::Bytes>) -> Response<Body> {
+fn json_response(status: StatusCode, content: impl Into<bytes::Bytes>) -> Response<Body> {
     let mut response = Response::new(body::full(content));
     *response.status_mut() = status;
     let headers = response.headers_mut();

@@ -8,6 +8,7 @@ mod dial;
 mod form;
 mod lease;
 mod replay;
+mod tunnel;
 
 use std::io;
 use std::path::PathBuf;
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 use self::form::{for_http1, for_http2};
 use self::lease::{Lease, Leased};
 use self::replay::Replay;
+pub use self::tunnel::{PRODUCT, Tunnel};
 use crate::body::Body;
 use crate::tls::{KeyPair, TlsError};
 
@@ -155,8 +157,20 @@ impl Origin {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Arc<Self>, TlsError> {
+        Self::through(None, settings, tasks)
+    }
+
+    /// The same through a proxy, if there is one.
+    ///
+    /// # Errors
+    /// As `new`.
+    pub fn through(
+        tunnel: Option<Tunnel>,
+        settings: &Settings,
+        tasks: TaskTracker,
+    ) -> Result<Arc<Self>, TlsError> {
         let origin = Arc::new(Self {
-            dialer: dial::Dialer::new(settings)?,
+            dialer: dial::Dialer::new(tunnel, settings)?,
             idle_timeout: settings.idle_timeout,
             idle: Mutex::default(),
             shared: Mutex::default(),

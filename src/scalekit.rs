@@ -1,214 +1,174 @@
-//! Scalekit's API over REST and gRPC, as far as Keyward needs it, and what its answers mean (contract section 5). Whose fault a failure
-//! is decides everything after it, so each has its own name.
+//! Keyward's way to Scalekit: connections, the access token, and how often a validation is tried. The messages and what
+//! they mean are the `scalekit` crate's.
+//!
+//! Validations, one for each request, go over the pool that upstreams use, because reqwest would cost 7.8 µs of CPU a
+//! request there, of 46 in all. Access tokens and key management go through the crate's client, on reqwest. The probe
+//! takes the way of the requests, so that a Keyward that is ready has found both ways open.
 
-pub mod access_token;
-mod grpc;
-pub mod management;
-mod moment;
-mod object;
-mod probe;
-pub(crate) mod proto;
-pub mod tokens;
-
+use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, TE, USER_AGENT};
-use hyper::{Method, Request, StatusCode};
-use tokio::time::{Instant, timeout_at};
+use ::scalekit::SecretString;
+use ::scalekit::access_token::{Bearer, Fetched};
+use ::scalekit::call::{Call, Operation, Reply};
+use ::scalekit::client::{self, Client};
+use ::scalekit::environment::Environment;
+use ::scalekit::error::Error;
+use ::scalekit::oauth::Credentials;
+use ::scalekit::proxy::{Proxy, ProxyServer};
+use ::scalekit::response::HttpResponse;
+use ::scalekit::token::Token;
+use ::scalekit::transport::Transport;
+use ::scalekit::validate::{self, Presented, Validation};
+use hyper::Request;
+use hyper::header::{AUTHORIZATION, HOST, HeaderValue, USER_AGENT};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use crate::body;
-use crate::metrics::Metrics;
-use crate::origin::{self, Address, Origin, SendError};
+use crate::body::{self, Body};
+use crate::credential::ApiKey;
+use crate::identity::{self, Identity};
+use crate::metrics::{Metrics, Outcome};
+use crate::origin::{self, Address, Origin, PRODUCT, SendError, Tunnel};
 use crate::secret::SecretSource;
-use crate::tls::TlsError;
+use crate::tls::{self, TlsError};
 
 /// How to reach an environment, and as whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// `https://…` of the environment, without a slash at the end. For messages.
-    pub environment_url: String,
-    /// The same, as an origin.
+    /// Which environment.
+    pub environment: Environment,
+    /// How the pool for validations connects to it; its roots and its time limit for connecting hold for the client, too.
     pub origin: origin::Settings,
+    /// The HTTP proxy on the way; `None` for a direct connection.
+    pub proxy: Option<ProxyServer>,
     /// `SCALEKIT_CLIENT_ID`.
     pub client_id: SecretSource,
     /// `SCALEKIT_CLIENT_SECRET`.
     pub client_secret: SecretSource,
-    /// One validation, retries included.
+    /// For one validation, retries included.
     pub timeout: Duration,
-    /// How it is spoken to.
+    /// REST or gRPC.
     pub transport: Transport,
 }
 
 impl Settings {
-    /// The same, spoken to in this way.
+    /// The same over another transport.
     #[must_use]
     pub fn over(mut self, transport: Transport) -> Self {
-        self.origin.protocol = transport.protocol();
+        self.origin.protocol = match transport {
+            Transport::Rest => origin::Protocol::Auto,
+            Transport::Grpc => origin::Protocol::Http2,
+        };
         Self { transport, ..self }
     }
 }
 
-impl Transport {
-    /// gRPC takes HTTP/2.
-    fn protocol(self) -> origin::Protocol {
-        match self {
-            Self::Rest => origin::Protocol::Auto,
-            Self::Grpc => origin::Protocol::Http2,
-        }
+/// How a pool connects to an environment, with these roots instead of the system's.
+pub fn origin_settings(environment: &Environment, roots: Option<PathBuf>) -> origin::Settings {
+    origin::Settings {
+        address: Address::Tcp(environment.host().into(), environment.port()),
+        tls: environment.is_https().then(|| origin::Tls { roots, ..origin::Tls::default() }),
+        protocol: origin::Protocol::Auto,
+        connect_timeout: Duration::from_secs(1),
+        // Scalekit closes idle connections after five minutes.
+        idle_timeout: Duration::from_secs(200),
     }
 }
 
-/// How Scalekit is spoken to. The own access token is fetched over REST either way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Transport {
-    /// JSON over HTTP/1.1 or HTTP/2.
-    #[default]
-    Rest,
-    /// What Scalekit's own SDKs speak; HTTP/2 alone.
-    Grpc,
+/// Why there is no way to Scalekit at all.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// A certificate or a name.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The client.
+    #[error(transparent)]
+    Client(#[from] client::SetupError),
 }
 
-/// Why Scalekit gave no verdict. Nothing here says anything about a key.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
-    /// No answer: it cannot be reached.
-    #[error("Scalekit cannot be reached: {0}")]
-    Unreachable(String),
-    /// No answer: the connection broke after something was sent.
-    #[error("Scalekit gave no answer: {0}")]
-    BrokeOff(String),
-    /// Nobody there whose certificate can be trusted, or who speaks TLS at all.
-    #[error(
-        "no trusted TLS connection to Scalekit: {0}; check SCALEKIT_ENVIRONMENT_URL, and scalekit.ca_file if a private \
-         authority signs for it"
-    )]
-    Tls(String),
-    /// No answer in time.
-    #[error("Scalekit did not answer in time")]
-    Timeout,
-    /// A 5xx.
-    #[error("Scalekit answered {0}")]
-    Down(u16),
-    /// A 429: the quota, which the customer's logins share.
-    #[error("Scalekit throttles this client")]
-    Throttled(Option<Duration>),
-    /// Keyward's own access token is refused, or it cannot get one.
-    #[error(
-        "Scalekit refuses Keyward's own credentials: check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET"
-    )]
-    Credentials,
-    /// The client may not read API keys.
-    #[error("Scalekit's client lacks a permission: grant it api_credentials:read")]
-    Permission,
-    /// Whatever answered is not Scalekit's token API.
-    #[error("no Scalekit token API answers there ({0}): check SCALEKIT_ENVIRONMENT_URL")]
-    WrongEndpoint(String),
-    /// A 200 that breaks the contract.
-    #[error("Scalekit's answer breaks the contract: {0}")]
-    Broken(&'static str),
-    /// A secret cannot be read.
-    #[error("{0}")]
-    Secret(String),
+/// What Scalekit says of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is good, and speaks for this identity.
+    Valid(Arc<Identity>),
+    /// It is definitely not: unknown, expired, revoked or malformed.
+    Invalid,
 }
 
-impl Fault {
-    /// The label in metrics.
-    pub fn label(&self) -> &'static str {
-        match self {
-            Self::Unreachable(_) | Self::BrokeOff(_) => "unreachable",
-            Self::Tls(_) => "tls",
-            Self::Timeout => "timeout",
-            Self::Down(_) => "down",
-            Self::Throttled(_) => "throttled",
-            Self::Credentials => "credentials",
-            Self::Permission => "permission",
-            Self::WrongEndpoint(_) => "wrong_endpoint",
-            Self::Broken(_) => "broken_answer",
-            Self::Secret(_) => "secret",
-        }
-    }
-
-    /// Whether Scalekit is down or slow, rather than saying something.
-    pub fn is_outage(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable(_) | Self::BrokeOff(_) | Self::Tls(_) | Self::Timeout | Self::Down(_)
-        )
-    }
-
-    /// Whether Scalekit asks for fewer calls.
-    pub fn is_throttling(&self) -> bool {
-        matches!(self, Self::Throttled(_))
-    }
-
-    /// How long Scalekit asks to be left alone: what it says, within reason.
-    pub fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Throttled(wait) => wait.map(|wait| wait.min(LONGEST_HOLD)),
-            _ => None,
-        }
-    }
-
-    /// Whether another try may help at once.
-    pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unreachable(_) | Self::BrokeOff(_) | Self::Down(502..=504))
-    }
-
-    /// Whether it stays so until somebody mends it.
-    pub fn is_lasting(&self) -> bool {
-        matches!(
-            self,
-            Self::Credentials | Self::Permission | Self::WrongEndpoint(_) | Self::Broken(_) | Self::Secret(_)
-        )
-    }
-}
-
-/// An environment of Scalekit's, and the own client's access token for it.
+/// An environment of Scalekit's.
 pub struct Scalekit {
+    /// For everything but validations; keeps the access token.
+    pub client: Client,
     origin: Arc<Origin>,
     host: HeaderValue,
-    /// The access token.
-    pub access_token: access_token::AccessToken,
+    /// Host and port of the proxy.
+    proxy: Option<String>,
     timeout: Duration,
     transport: Transport,
-    retries: tokens::RetryBudget,
+    retries: RetryBudget,
     metrics: Arc<Metrics>,
 }
 
-/// A whole answer.
-pub struct Answer {
-    /// The status.
-    pub status: StatusCode,
-    /// The headers, of which two count.
-    pub headers: HeaderMap,
-    /// All of the body.
-    pub body: Bytes,
-    /// And what came after it, which gRPC uses.
-    pub trailers: HeaderMap,
+/// Retries may be a tenth of validations, and ten at once: an outage must not double the load.
+struct RetryBudget(AtomicU32);
+
+const MAX_TENTHS: u32 = 100;
+const TRIES: u32 = 3;
+
+/// The crate's client for an environment. Nothing is sent before its first call.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client, SetupError> {
+    let (id, secret) = (settings.client_id.clone(), settings.client_secret.clone());
+    let credentials = move || {
+        let read = |source: &SecretSource| source.read().map_err(|error| error.to_string());
+        let (id, secret) = (read(&id)?, read(&secret)?);
+        let client_secret = SecretString::from(secret.expose());
+        Ok(Credentials { client_id: id.expose().to_owned(), client_secret })
+    };
+    let tls = match &settings.origin.tls {
+        Some(tls) => tls::client(tls.roots.as_deref(), None, &[])?,
+        // Never used: looking for the system's roots could fail.
+        None => tls::client_without_roots()?,
+    };
+    let mut client = client::Settings::new(settings.environment.clone(), credentials);
+    client.transport = settings.transport;
+    client.proxy = settings.proxy.clone().map_or(Proxy::None, Proxy::Server);
+    client.tls = Some(tls);
+    client.connect_timeout = settings.origin.connect_timeout;
+    client.user_agent = HeaderValue::from_static(PRODUCT);
+    client.observer = Some(Box::new(move |fetched| observe(&metrics, fetched)));
+    Ok(Client::new(client)?)
 }
 
-/// What is sent.
-#[derive(Clone)]
-enum Content {
-    Form(Bytes),
-    Json(Bytes),
-    Grpc(Bytes),
+/// Counts and logs how a fetch of an access token ended.
+fn observe(metrics: &Metrics, fetched: Fetched<'_>) {
+    let outcome = match fetched {
+        Fetched::Renewed(lifetime) => {
+            let expiry = SystemTime::now() + lifetime;
+            metrics.token_expiry.set(expiry.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+            "fetched"
+        }
+        Fetched::Failed { error, failures } => {
+            // A lasting failure is logged again now and then, not each time.
+            if failures.is_power_of_two() {
+                let kind = error.kind();
+                tracing::error!(error.kind = kind, "cannot get an access token: {}", Explained(error));
+            }
+            error.kind()
+        }
+    };
+    metrics.token_fetches.get_or_create(&Outcome { outcome }).inc();
 }
-
-/// A `Retry-After` beyond this is passed on, but not waited out: it may be a mistake, and nothing is served meanwhile.
-const LONGEST_HOLD: Duration = Duration::from_secs(30);
-
-/// Twenty claims of 256 characters, escaped to the utmost, and as much again.
-const MAX_ANSWER: usize = 256 * 1024;
-/// Thirty of these: the largest page of a list.
-const MAX_PAGE: usize = 30 * MAX_ANSWER;
 
 impl Scalekit {
-    /// A client. Nothing is sent before it is asked something.
+    /// The ways to an environment. Nothing is sent before the first call. Connections run in `tasks`.
     ///
     /// # Errors
     /// When TLS cannot be set up.
@@ -216,161 +176,187 @@ impl Scalekit {
         settings: &Settings,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
-    ) -> Result<Arc<Self>, TlsError> {
-        let authority = settings.environment_url.split("://").last().unwrap_or_default();
-        let host = HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?;
+    ) -> Result<Arc<Self>, SetupError> {
+        let authority = settings.environment.authority().as_str();
+        let roots = settings.origin.tls.as_ref().and_then(|tls| tls.roots.as_deref());
+        let tunnel = settings.proxy.clone().map(|proxy| Tunnel::new(proxy, &settings.environment, roots));
         Ok(Arc::new(Self {
-            origin: Origin::new(&settings.origin, tasks)?,
-            host,
-            access_token: access_token::AccessToken::new(
-                settings.client_id.clone(),
-                settings.client_secret.clone(),
-            ),
+            client: client(settings, Arc::clone(&metrics))?,
+            origin: Origin::through(tunnel.transpose()?, &settings.origin, tasks)?,
+            host: HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?,
+            proxy: settings.proxy.as_ref().map(ProxyServer::address),
             timeout: settings.timeout,
             transport: settings.transport,
-            retries: tokens::RetryBudget::default(),
+            retries: RetryBudget::default(),
             metrics,
         }))
     }
 
-    /// One call as Keyward's own client: with its access token, and once more with a new one where Scalekit refuses that. A
-    /// 401 speaks of the access token, never of a key.
-    async fn call_as_client(
-        &self,
-        method: Method,
-        path: &str,
-        content: Content,
-        deadline: Instant,
-    ) -> Result<Answer, Fault> {
-        let bearer = self.access_token.bearer(deadline).await?;
-        let call = async |authorization| {
-            let began = Instant::now();
-            let (method, content) = (method.clone(), content.clone());
-            let call = self.call(method, path, Some(authorization), content);
-            timeout_at(deadline, call).await.unwrap_or_else(|_| {
-                // Whatever was connected may lead nowhere: the next call starts anew.
-                self.origin.forget(began);
-                Err(Fault::Timeout)
-            })
-        };
-        let answer = call(bearer.value.clone()).await?;
-        if answer.status != StatusCode::UNAUTHORIZED && answer.grpc_status() != Some(grpc::UNAUTHENTICATED) {
-            return Ok(answer);
-        }
-        let bearer = self.access_token.renewed(&bearer, deadline).await?;
-        call(bearer.value).await
+    /// Asks whether the key is good, within the time limit of `scalekit.timeout`, retries included.
+    ///
+    /// # Errors
+    /// When there is no verdict: see [`Error::class`].
+    pub async fn validate(&self, key: &ApiKey) -> Result<Verdict, Error> {
+        self.retries.deposit();
+        self.validate_within(key.expose(), Instant::now() + self.timeout).await
     }
 
-    /// One call, without retries. The caller sets the time limit.
-    async fn call(
-        &self,
-        method: Method,
-        path: &str,
-        authorization: Option<HeaderValue>,
-        content: Content,
-    ) -> Result<Answer, Fault> {
-        let is_list = method == Method::GET || path.ends_with("/ListTokens");
-        let largest = if is_list { MAX_PAGE } else { MAX_ANSWER };
-        let (content_type, content) = match content {
-            Content::Form(content) => ("application/x-www-form-urlencoded", content),
-            Content::Json(content) => ("application/json", content),
-            Content::Grpc(content) => ("application/grpc", content),
-        };
-        let mut request = Request::new(body::full(content));
-        *request.method_mut() = method;
-        *request.uri_mut() = path.parse().map_err(|_| Fault::WrongEndpoint("the path is none".into()))?;
+    /// Asks about a key that nobody has. Only a definite "invalid" is success: address, proxy, credentials, permission and
+    /// the token API must all be right for it.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let key = validate::random_token();
+        match self.validate_within(&key, Instant::now() + self.timeout).await? {
+            Verdict::Invalid => Ok(()),
+            Verdict::Valid(_) => Err(Error::WrongEndpoint("it calls a made-up key valid".into())),
+        }
+    }
+
+    async fn validate_within(&self, key: &str, deadline: Instant) -> Result<Verdict, Error> {
+        let call = Call::Validate(SecretString::from(key));
+        let mut tried = 1;
+        loop {
+            match interpret(key, self.call(&call, deadline).await, Timestamp::now()) {
+                Err(error) if error.is_transient() && tried < TRIES => {
+                    let pause = Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64());
+                    if Instant::now() + pause >= deadline || !self.retries.withdraw() {
+                        return Err(error);
+                    }
+                    self.metrics.validation_retries.inc();
+                    sleep(pause).await;
+                    tried += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// One call, and once more with a new access token where the one it had is refused.
+    async fn call(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
+        let access_token = self.client.access_token();
+        let bearer = access_token.bearer(deadline).await?;
+        match self.call_with(call, &bearer, deadline).await {
+            Err(Error::Credentials) => {
+                let bearer = access_token.renewed(&bearer, deadline).await?;
+                self.call_with(call, &bearer, deadline).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn call_with(&self, call: &Call, bearer: &Bearer, deadline: Instant) -> Result<Reply, Error> {
+        let (began, operation) = (Instant::now(), call.operation());
+        let mut request = self.transport.encode_request(call).map(body::full);
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-        headers.insert(USER_AGENT, HeaderValue::from_static(concat!("keyward/", env!("CARGO_PKG_VERSION"))));
-        if content_type == "application/grpc" {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-        }
-        if let Some(value) = authorization {
-            headers.insert(hyper::header::AUTHORIZATION, value);
-        }
-        let response = self.origin.send(request).await.map_err(|error| unreachable(&error))?;
-        let (head, mut frames) = response.into_parts();
-        let (mut body, mut trailers) = (BytesMut::new(), HeaderMap::new());
-        while let Some(frame) = frames.frame().await {
-            let frame = frame.map_err(|error| Fault::BrokeOff(format!("its answer broke off: {error}")))?;
-            if let Some(last) = frame.trailers_ref() {
-                trailers.clone_from(last);
+        headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+        headers.insert(AUTHORIZATION, bearer.authorization().clone());
+        let response = timeout_at(deadline, self.send(request, operation)).await.unwrap_or_else(|_| {
+            // Whatever was connected may lead nowhere: the next call starts anew.
+            self.origin.forget(began);
+            Err(Error::Timeout)
+        })?;
+        self.transport.decode_response(operation, &response)
+    }
+
+    async fn send(&self, request: Request<Body>, operation: Operation) -> Result<HttpResponse, Error> {
+        let response = self.origin.send(request).await.map_err(|error| self.classify(&error))?;
+        HttpResponse::read(response, operation.max_response_bytes()).await
+    }
+
+    fn classify(&self, error: &SendError) -> Error {
+        let SendError::Connect(io) = error else {
+            return Error::ConnectionLost(error.chain());
+        };
+        match (io.get_ref(), &self.proxy) {
+            (Some(cause), _) if cause.is::<rustls::Error>() => Error::Tls(io.to_string()),
+            (None, Some(proxy)) if io.kind() == std::io::ErrorKind::TimedOut => {
+                Error::Unreachable(format!("no connection through the proxy {proxy} in time"))
             }
-            body.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
-            if body.len() > largest {
-                return Err(Fault::Broken("the answer is larger than any that it allows"));
+            (cause, _) => {
+                // What the tunnel failed with.
+                let failed = cause.and_then(|cause| cause.downcast_ref::<Error>());
+                failed.cloned().unwrap_or_else(|| Error::Unreachable(error.chain()))
             }
         }
-        Ok(Answer { status: head.status, headers: head.headers, body: body.freeze(), trailers })
     }
 }
 
-fn unreachable(error: &SendError) -> Fault {
-    match error {
-        SendError::Connect(io) if io.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) => {
-            Fault::Tls(io.to_string())
-        }
-        SendError::Connect(_) | SendError::NoUpgrade => Fault::Unreachable(error.chain()),
-        SendError::Broken(_) => Fault::BrokeOff(error.chain()),
-    }
-}
-
-impl Answer {
-    /// What an answer means that is a failure whatever was asked.
-    fn fault(&self) -> Fault {
-        match self.status.as_u16() {
-            401 => Fault::Credentials,
-            403 => Fault::Permission,
-            429 => Fault::Throttled(self.retry_after()),
-            500.. => Fault::Down(self.status.as_u16()),
-            status => Fault::WrongEndpoint(format!("HTTP {status}")),
-        }
-    }
-
-    /// Whether it says that it is JSON.
-    fn is_json(&self) -> bool {
-        let value = self.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        let kind = value.split(';').next().unwrap_or_default().trim();
-        kind.eq_ignore_ascii_case("application/json")
-    }
-
-    /// `Retry-After` in seconds (RFC 9110 section 10.2.3); a date is not understood.
-    fn retry_after(&self) -> Option<Duration> {
-        let value = self.headers.get(RETRY_AFTER)?.to_str().ok()?;
-        value.parse().ok().map(Duration::from_secs)
-    }
-}
-
-/// The origin of an environment's URL: `https://`, or `http://` for a loopback host.
+/// What the outcome of a call to validate a key means for it, at the moment `now`.
 ///
 /// # Errors
-/// A sentence that says what is wrong.
-pub fn origin_settings(
-    url: &str,
-    roots: Option<std::path::PathBuf>,
-) -> Result<origin::Settings, &'static str> {
-    let uri: hyper::Uri = url.parse().map_err(|_| "this is not a URL")?;
-    let authority = uri.authority().ok_or("a URL names a host, as in https://acme.scalekit.com")?;
-    if authority.as_str().contains('@') || !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-        return Err("an environment URL is a scheme and a host alone, as in https://acme.scalekit.com");
+/// When nothing is known about the key.
+pub fn interpret(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
+    match validate::interpret(Presented::Token(key), outcome, now)? {
+        Validation::Valid(token) => Ok(Verdict::Valid(Arc::new(identity_of(token)?))),
+        Validation::Invalid => Ok(Verdict::Invalid),
     }
-    let host = authority.host().trim_matches(['[', ']']);
-    let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-    let (tls, port) = match uri.scheme_str() {
-        Some("https") => (Some(origin::Tls { roots, ..origin::Tls::default() }), 443),
-        Some("http") if loopback => (None, 80),
-        Some("http") => {
-            return Err("http:// would send secrets in clear text; only loopback hosts may have it");
-        }
-        _ => return Err("an environment URL begins with https://"),
-    };
-    Ok(origin::Settings {
-        address: Address::Tcp(host.into(), authority.port_u16().unwrap_or(port)),
-        tls,
-        protocol: origin::Protocol::Auto,
-        connect_timeout: Duration::from_secs(1),
-        // Scalekit drops idle connections after five minutes (contract section 4).
-        idle_timeout: Duration::from_secs(200),
+}
+
+const NO_TIMESTAMP: Error = Error::BrokenContract("expiry is not a timestamp");
+
+/// SECURITY: ids become headers as they are, so that nothing but visible ASCII may be in them.
+fn identity_of(token: Token) -> Result<Identity, Error> {
+    let id = |text: &str, what| identity::id(text).ok_or(Error::BrokenContract(what));
+    let some = |text: String| Some(text).filter(|text| !text.is_empty());
+    Ok(Identity {
+        org_id: id(&token.organization_id, "organization_id is not visible ASCII")?,
+        org_external_id: token.organization_external_id,
+        user_id: token.user_id.map(|user| id(&user, "user_id is not visible ASCII")).transpose()?,
+        user_external_id: token.user_external_id,
+        roles: token.roles.into_iter().filter(|role| !role.is_empty()).collect(),
+        token_id: some(token.token_id).map(|it| id(&it, "token_id is not visible ASCII")).transpose()?,
+        claims: token.custom_claims,
+        expiry: token.expiry.map(SystemTime::try_from).transpose().map_err(|_| NO_TIMESTAMP)?,
     })
 }
+
+/// A failure in words for operators: the crate's, and which of Keyward's settings to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Explained<'a>(pub &'a Error);
+
+impl fmt::Display for Explained<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            // Without a token nothing can be asked: the reason is what matters.
+            Error::AccessToken(error) => Explained(error).fmt(f),
+            Error::Credentials => f.write_str(
+                "Scalekit refuses Keyward's own credentials: check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET",
+            ),
+            Error::WrongEndpoint(what) => {
+                write!(f, "no Scalekit token API answers there ({what}): check SCALEKIT_ENVIRONMENT_URL")
+            }
+            error @ Error::Tls(_) => write!(
+                f,
+                "{error}; check SCALEKIT_ENVIRONMENT_URL, and scalekit.ca_file if a private authority signs for it"
+            ),
+            error @ (Error::ProxyUnreachable { .. } | Error::ProxyRefused { .. }) => {
+                write!(f, "{error}; check HTTPS_PROXY and NO_PROXY, or scalekit.proxy")
+            }
+            error => error.fmt(f),
+        }
+    }
+}
+
+impl Default for RetryBudget {
+    fn default() -> Self {
+        Self(AtomicU32::new(MAX_TENTHS))
+    }
+}
+
+impl RetryBudget {
+    fn deposit(&self) {
+        let add = |tenths: u32| (tenths < MAX_TENTHS).then_some(tenths + 1);
+        // Full is fine.
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
+    fn withdraw(&self) -> bool {
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tenths| tenths.checked_sub(10)).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
 use ring::hmac;
 use ring::rand::SystemRandom;
 use zeroize::Zeroizing;
@@ -34,11 +33,6 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(…)")
     }
-}
-
-/// The content of a call to Scalekit that holds a secret: overwritten once the last of those who send it is done.
-pub fn wiped(content: Vec<u8>) -> Bytes {
-    Bytes::from_owner(Zeroizing::new(content))
 }
 
 /// Where a secret comes from. A file is read anew each time the secret is needed, so that a rotated secret

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use ::scalekit::error::{Class, Error};
 use hyper::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -23,7 +24,7 @@ use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
-use crate::scalekit::{Fault, Scalekit};
+use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
 use crate::upstream::forwarded::Peer;
@@ -36,7 +37,10 @@ pub enum StartError {
     /// A listener.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// A certificate of an upstream or of Scalekit.
+    /// The way to Scalekit.
+    #[error("scalekit: {0}")]
+    Scalekit(#[from] SetupError),
+    /// A certificate of an upstream.
     #[error("{what}: {error}")]
     Tls {
         /// Whose.
@@ -149,8 +153,7 @@ impl Server {
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
         let admin = Listener::bind(admin, Arc::default())?;
-        let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())
-            .map_err(|error| StartError::Tls { what: "scalekit".to_owned(), error })?;
+        let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())?;
         let changes = TaskTracker::new();
         let management = fixed.management.as_ref().map(|settings| {
             let listener = listener::Settings {
@@ -161,8 +164,8 @@ impl Server {
                 ..fixed.listener.beside(settings.listen.clone())
             };
             let listener = Listener::bind(listener, Arc::default())?;
-            let (scalekit, metrics) = (Arc::clone(&scalekit), Arc::clone(&metrics));
-            let management = Management::new(settings, scalekit, metrics, changes.clone());
+            let (client, metrics) = (scalekit.client.clone(), Arc::clone(&metrics));
+            let management = Management::new(settings, client, metrics, changes.clone());
             Ok::<_, StartError>((listener, Arc::new(management)))
         });
         let management = management.transpose()?;
@@ -233,9 +236,7 @@ impl Server {
             "listening"
         );
         let background = &shared.parts.background;
-        // These go on through the drain: requests need verdicts to the last.
-        let scalekit = Arc::clone(&self.scalekit);
-        let keeper = background.spawn(async move { scalekit.keep_access_token().await });
+        // What keeps the access token goes on through the drain: requests need verdicts to the last.
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
@@ -301,7 +302,6 @@ impl Server {
         }
         admin_phases.stopping.cancel();
         admin_phases.closing.cancel();
-        keeper.abort();
         tracing::info!("stopped");
     }
 }
@@ -350,7 +350,7 @@ impl Handler for Current {
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
-        account: &Account,
+        account: &Arc<Account>,
     ) -> Response<Body> {
         let gateway = self.gateway();
         gateway.handle(request, peer, account).await
@@ -367,26 +367,28 @@ fn unix_seconds() -> u64 {
 
 /// Probes Scalekit until it can be used. A later outage does not take a replica out: its peers would go with it.
 async fn become_ready(scalekit: Arc<Scalekit>, readiness: Arc<Readiness>) {
-    let mut told: Option<Fault> = None;
+    let mut told: Option<Error> = None;
     loop {
-        readiness.set(Err(told.as_ref().map_or_else(|| "asking Scalekit".to_owned(), Fault::to_string)));
-        let fault = match scalekit.probe().await {
+        let words = |error: &Error| Explained(error).to_string();
+        readiness.set(Err(told.as_ref().map_or_else(|| "asking Scalekit".to_owned(), words)));
+        let error = match scalekit.probe().await {
             Ok(()) => None,
             // The own token is there, and the environment took it: the rest will pass.
-            Err(fault)
-                if scalekit.access_token.is_there() && (fault.is_outage() || fault.is_throttling()) =>
+            Err(error)
+                if scalekit.client.access_token().is_available()
+                    && matches!(error.class(), Class::Outage | Class::Throttled(_)) =>
             {
-                tracing::warn!("ready, though the first validation failed: {fault}");
+                tracing::warn!("ready, though the first validation failed: {}", Explained(&error));
                 None
             }
-            Err(fault) => Some(fault),
+            Err(error) => Some(error),
         };
-        let Some(fault) = fault else { break };
-        if told.as_ref() != Some(&fault) {
-            tracing::error!(error.kind = fault.label(), "not ready: {fault}");
+        let Some(error) = error else { break };
+        if told.as_ref() != Some(&error) {
+            tracing::error!(error.kind = error.kind(), "not ready: {}", Explained(&error));
         }
-        readiness.set(Err(fault.to_string()));
-        told = Some(fault);
+        readiness.set(Err(words(&error)));
+        told = Some(error);
         sleep(PROBE_EVERY).await;
     }
     readiness.set(Ok(()));

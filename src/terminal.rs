@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 pub fn is_obeyed(char: char) -> bool {
     let is_mark = matches!(
         char,
-        '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
     );
     char.is_control() || is_mark
 }
@@ -38,7 +38,7 @@ mod tests {
     #[test]
     fn every_control_and_direction_mark_is_escaped() {
         let controls = (0..=0x1f_u32).chain(0x7f..=0x9f);
-        let marks = [0x200e, 0x200f].into_iter().chain(0x2028..=0x202e).chain(0x2066..=0x2069);
+        let marks = [0x061c, 0x200e, 0x200f].into_iter().chain(0x2028..=0x202e).chain(0x2066..=0x2069);
         for number in controls.chain(marks) {
             let char = char::from_u32(number).unwrap();
             assert_eq!(escape(&format!("a{char}b"), &[]), format!("a\\u{number:04x}b"));

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 
 /// A certificate chain and its key, in PEM files that are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,11 +66,7 @@ pub fn client(
         Some(path) => Arc::new(read_roots(path)?),
         None => system_roots()?,
     };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsError::Unusable { path: PathBuf::new(), error })?
-        .with_root_certificates(roots);
+    let builder = client_builder(roots)?;
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some(pair) => {
@@ -80,6 +77,24 @@ pub fn client(
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     Ok(config)
+}
+
+/// For whoever takes TLS settings without need of them: no certificate is trusted.
+///
+/// # Errors
+/// None that this system causes.
+pub fn client_without_roots() -> Result<ClientConfig, TlsError> {
+    Ok(client_builder(Arc::new(RootCertStore::empty()))?.with_no_client_auth())
+}
+
+fn client_builder(
+    roots: Arc<RootCertStore>,
+) -> Result<ConfigBuilder<ClientConfig, WantsClientCert>, TlsError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| TlsError::Unusable { path: PathBuf::new(), error })?;
+    Ok(builder.with_root_certificates(roots))
 }
 
 /// A listener's certificate, which can be read again while connections are made.

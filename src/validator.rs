@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ::scalekit::error::{self, Error};
 use moka::sync::Cache;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -25,8 +26,7 @@ use crate::credential::{ApiKey, Digester, KeyDigest};
 use crate::identity::Identity;
 use crate::metrics::{Metrics, Outcome};
 use crate::rejection::Rejection;
-use crate::scalekit::tokens::Verdict;
-use crate::scalekit::{Fault, Scalekit};
+use crate::scalekit::{Explained, Scalekit, Verdict};
 
 /// Limits of asking.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -318,30 +318,41 @@ impl Validator {
             if begins > now {
                 sleep_until(begins).await;
             }
-            let answer = self.call_once(key, class).await?;
-            match answer {
+            // Only a bad key costs its sender's allowance; of a key that was good lately, not even that.
+            let reserved = self.throttle.as_ref().zip(client).filter(|_| class == Class::Unknown);
+            if let Some((throttle, client)) = reserved {
+                throttle.reserve(client, now).map_err(Rejection::Throttled)?;
+            }
+            let answer = self.call_once(key, class).await;
+            if let Some((throttle, client)) = reserved
+                && !matches!(answer, Ok(Ok(Verdict::Invalid)))
+            {
+                throttle.give_back(client, Instant::now());
+            }
+            match answer? {
                 Ok(Verdict::Invalid) => {
                     // Only what is definite, for as long as the answer is young.
                     if let Some(negative) = &self.negative {
                         negative.insert(digest, ());
                     }
                     self.good.forget(&digest);
-                    if let (Some(throttle), Some(client)) = (&self.throttle, client) {
-                        throttle.bad(client, Instant::now());
-                    }
                     return Ok(Verdict::Invalid);
                 }
                 Ok(valid) => return Ok(valid),
-                // Not again at once: when it is this one's turn.
-                Err(fault) if fault.is_throttling() && class != Class::Unknown => {}
-                Err(Fault::Throttled(Some(wait))) => return Err(Rejection::ValidationUnavailable(wait)),
-                Err(_) => return Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+                // Throttled: not again at once, but when it is this one's turn.
+                Err(error) => match error.class() {
+                    error::Class::Throttled(_) if class != Class::Unknown => {}
+                    error::Class::Throttled(Some(wait)) => {
+                        return Err(Rejection::ValidationUnavailable(wait));
+                    }
+                    _ => return Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+                },
             }
         }
     }
 
     /// One call, which the budget pays, and what it tells about Scalekit.
-    async fn call_once(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Fault>, Rejection> {
+    async fn call_once(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
         let began = Instant::now();
         self.spend(class, began)?;
         let answer = self.scalekit.validate(key).await;
@@ -350,17 +361,17 @@ impl Validator {
         let outcome = match &answer {
             Ok(Verdict::Valid(_)) => "valid",
             Ok(Verdict::Invalid) => "invalid",
-            Err(fault) => fault.label(),
+            Err(error) => error.kind(),
         };
         self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
         let open = self.breaker.record(Ended::of(&answer), began, ended);
         self.metrics.breaker_open.set(open.into());
         match &answer {
             Ok(_) => self.hold.answered(class, began),
-            Err(fault) => {
-                lock(&self.alarm).raise(fault.label(), fault);
-                if fault.is_throttling() {
-                    self.hold.throttled(class, fault.retry_after(), began, ended);
+            Err(error) => {
+                lock(&self.alarm).raise(error.kind(), &Explained(error));
+                if matches!(error.class(), error::Class::Throttled(_)) {
+                    self.hold.throttled(class, error.hold(), began, ended);
                 }
             }
         }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use ::keyward::dev::echo::Echo;
-use ::keyward::dev::emulator::store::Issue;
-use ::keyward::dev::emulator::{Emulator, Settings};
+use ::keyward_emulator::echo::Echo;
+use ::keyward_emulator::store::Issue;
+use ::keyward_emulator::{Emulator, Settings};
 use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpListener;

@@ -16,12 +16,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ::keyward::config::{self, Environment};
-use ::keyward::dev::echo::Echo;
-use ::keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use ::keyward::dev::emulator::store::Issue;
-use ::keyward::dev::emulator::{Emulator, Settings};
 use ::keyward::listener::Listen;
 use ::keyward::server::Server;
+use ::keyward_emulator::echo::Echo;
+use ::keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use ::keyward_emulator::store::Issue;
+use ::keyward_emulator::{Emulator, Settings};
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};

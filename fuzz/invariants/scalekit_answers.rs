@@ -6,10 +6,14 @@
 use std::time::{Duration, SystemTime};
 
 use hyper::{HeaderMap, StatusCode};
+use jiff::Timestamp;
 use keyward::credential::{ApiKey, Settings};
 use keyward::identity::Identity;
-use keyward::scalekit::tokens::{Verdict, read};
-use keyward::scalekit::{Answer, Fault};
+use keyward::scalekit::{Verdict, interpret};
+use scalekit::call::{Operation, Permission};
+use scalekit::error::Error;
+use scalekit::response::HttpResponse;
+use scalekit::rest;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
@@ -24,11 +28,13 @@ pub fn scalekit_answers(data: &[u8]) -> &'static str {
     let key = std::str::from_utf8(key).ok().and_then(|key| ApiKey::parse(key, &Settings::default()));
     let Some(key) = key else { return NO_INPUT };
     let (headers, trailers) = (headers(lines.iter().copied()), HeaderMap::new());
-    let answer = Answer { status, headers, body: body.to_vec().into(), trailers };
+    let answer = HttpResponse { status, headers, body: body.to_vec().into(), trailers };
     // The thirteenth of January, 2027.
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
 
-    let reading = read(&answer, key.expose(), now);
+    let outcome = rest::decode_response(Operation::Validate, &answer);
+    let moment = Timestamp::try_from(now).expect("it is in the range");
+    let reading = interpret(key.expose(), outcome, moment);
     let json = match serde_json::from_slice::<Value>(body) {
         Ok(json) => json,
         // In what is ignored there may be half of a surrogate pair, or a number beyond all measure.
@@ -52,20 +58,20 @@ pub fn scalekit_answers(data: &[u8]) -> &'static str {
             "invalid"
         }
         (_, Ok(verdict)) => panic!("{status} is no verdict: {verdict:?}"),
-        (200, Err(fault)) => {
-            assert!(matches!(fault, Fault::Broken(_)), "{fault:?}");
+        (200, Err(error)) => {
+            assert!(matches!(error, Error::BrokenContract(_)), "{error:?}");
             "broken"
         }
-        (status, Err(fault)) => {
+        (status, Err(error)) => {
             let named = match status {
-                401 => fault == Fault::Credentials,
-                403 => fault == Fault::Permission,
-                429 => matches!(fault, Fault::Throttled(_)),
-                500.. => fault == Fault::Down(status),
-                _ => matches!(fault, Fault::WrongEndpoint(_)),
+                401 => error == Error::Credentials,
+                403 => error == Error::Permission(Permission::Read),
+                429 => matches!(error, Error::Throttled(_)),
+                499 | 500.. => error == Error::Unavailable(status),
+                _ => matches!(error, Error::WrongEndpoint(_)),
             };
-            assert!(named, "{status} is {fault:?}");
-            assert!(fault.retry_after().is_none_or(|wait| wait <= Duration::from_secs(30)), "{fault:?}");
+            assert!(named, "{status} is {error:?}");
+            assert!(error.hold().is_none_or(|wait| wait <= Duration::from_secs(30)), "{error:?}");
             "fault"
         }
     }

@@ -128,7 +128,7 @@ impl Write for Output {
 fn escaped<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     // The first bytes in UTF-8 of everything that is escaped; most lines have none.
-    let may_be_obeyed = |byte: &u8| matches!(byte, 0..0x20 | 0x7f | 0xc2 | 0xe2);
+    let may_be_obeyed = |byte: &u8| matches!(byte, 0..0x20 | 0x7f | 0xc2 | 0xd8 | 0xe2);
     if text.len() < line.len() && !text.iter().any(may_be_obeyed) {
         return Cow::Borrowed(line);
     }

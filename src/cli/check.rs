@@ -1,14 +1,19 @@
 //! `keyward check` and `keyward schema`: whether a route file is right, and what editors need to say so while it is written.
 
-use std::path::Path;
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::RouteFile;
+use super::explain::{describe_requirement, list_methods};
 use crate::admin::route_as_json;
-use crate::config::{self, Config, Diagnostics, Environment, Resources};
+use crate::config::{self, Config, Diagnostics};
+use crate::route::Route;
+
+pub(super) const HELP: &str = include_str!("help/check.txt").trim_ascii_end();
+pub(super) const SCHEMA_HELP: &str = include_str!("help/schema.txt").trim_ascii_end();
 
 #[derive(Args)]
 pub(super) struct CheckArgs {
@@ -27,42 +32,53 @@ enum Format {
     Json,
 }
 
-pub(super) fn check(args: CheckArgs) -> Result<ExitCode> {
-    let path = args.file.path().config;
-    let config = load(&path);
+pub(super) fn run_check(args: CheckArgs) -> Result<ExitCode> {
+    let file = args.file.resolve_path();
+    let config = file.load_config();
     if args.format == Format::Json {
         let code = if config.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
-        super::print(&format!("{:#}\n", report_as_json(config.as_ref())))?;
+        super::write_stdout(&format!("{:#}\n", report_as_json(config.as_ref())))?;
         return Ok(code);
     }
     let config = config?;
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
-    let name = if is_stdin(&path) { "the configuration".to_owned() } else { path.display().to_string() };
-    super::print(&format!("{}\n{name} is fine.\n", config::describe_routes(&config)))?;
+    let name =
+        if file.is_stdin() { "the configuration".to_owned() } else { file.config.display().to_string() };
+    super::write_stdout(&format!("{}\n{name} is fine.\n", format_routes(&config)))?;
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) fn schema() -> Result<()> {
-    super::print(&config::json_schema()?)?;
+pub(super) fn run_schema() -> Result<()> {
+    super::write_stdout(&config::json_schema()?)?;
     Ok(())
 }
 
-/// To look at, not to run. `-` is standard input.
-pub(super) fn load(path: &Path) -> Result<Config, Diagnostics> {
-    let environment = Environment::process().without_scalekit();
-    let config =
-        if is_stdin(path) { config::load_from_stdin(&environment) } else { config::load(path, &environment) };
-    config.map(|mut config| {
-        // Not to the memory of this machine, which need not be where it will run.
-        config.fit(Resources::default());
-        config
-    })
-}
-
-fn is_stdin(path: &Path) -> bool {
-    path == Path::new("-")
+/// The routes as a table, the most specific first.
+pub(super) fn format_routes(config: &Config) -> String {
+    let header = ["HOST", "PATH", "METHODS", "ASKS FOR", "UPSTREAM"].map(str::to_owned);
+    let row = |route: &Route| {
+        let host = route.host.as_deref().unwrap_or("any").to_owned();
+        [
+            host,
+            route.pattern.to_string(),
+            list_methods(route),
+            describe_requirement(route),
+            route.upstream.to_string(),
+        ]
+    };
+    let rows: Vec<[String; 5]> =
+        std::iter::once(header).chain(config.routes.routes().iter().map(row)).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..5).map(width).collect();
+    let mut out = String::new();
+    for row in &rows {
+        let line: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        let _ = writeln!(out, "{}", line.join("  ").trim_end());
+    }
+    out
 }
 
 fn report_as_json(config: Result<&Config, &Diagnostics>) -> serde_json::Value {

@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first drains, the second ends at once. SIGHUP reloads.
+//! SIGTERM and SIGINT: the first starts the drain, the second ends it at once. SIGHUP reloads.
 
 use std::sync::Arc;
 
@@ -7,9 +7,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-/// What the first and the second signal cancel, while SIGHUP notifies `hup`. Without that, SIGHUP ends the process, as is
-/// usual. Must be called within a runtime.
-pub(super) fn watch(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, CancellationToken)> {
+/// Returns the tokens that the first and the second signal cancel. SIGHUP notifies `hup`, or without one ends the process as usual.
+/// Must be called within a runtime.
+pub(super) fn watch_signals(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, CancellationToken)> {
     let wait = |kind| signal(kind).context("cannot wait for signals");
     let (mut terminate, mut interrupt) = (wait(SignalKind::terminate())?, wait(SignalKind::interrupt())?);
     let mut hangup = hup.as_ref().map(|_| wait(SignalKind::hangup())).transpose()?;
@@ -21,7 +21,7 @@ pub(super) fn watch(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, Canc
                 tokio::select! {
                     _ = terminate.recv() => break,
                     _ = interrupt.recv() => break,
-                    () = next(hangup.as_mut()) => hup.iter().for_each(|hup| hup.notify_one()),
+                    () = receive_signal(hangup.as_mut()) => hup.iter().for_each(|hup| hup.notify_one()),
                 }
             }
             token.cancel();
@@ -30,9 +30,9 @@ pub(super) fn watch(hup: Option<Arc<Notify>>) -> Result<(CancellationToken, Canc
     Ok(both)
 }
 
-async fn next(signal: Option<&mut tokio::signal::unix::Signal>) {
+async fn receive_signal(signal: Option<&mut tokio::signal::unix::Signal>) {
     match signal {
-        // The stream of a signal does not end.
+        // The stream of a signal never ends.
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,
     }

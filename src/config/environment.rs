@@ -4,10 +4,15 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use ::scalekit::environment::Environment as ScalekitEnvironment;
+use ::scalekit::proxy::{Proxy, ProxyServer};
+use ::scalekit::transport::Transport;
+
 use super::scalekit::{
-    CLIENT_ID, CLIENT_SECRET, ENVIRONMENT_URL, Setting, environment_origin, is_path, is_visible,
+    CLIENT_ID, CLIENT_SECRET, ENVIRONMENT_URL, Setting, connection_settings, is_path, is_visible,
+    read_environment,
 };
-use crate::scalekit::{Settings, Transport};
+use crate::scalekit::Settings;
 use crate::secret::{Secret, SecretSource};
 use crate::validator;
 
@@ -67,11 +72,15 @@ impl Environment {
             return Err(found.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; "));
         };
         let timeout = validator::Settings::default().timeout;
-        let (environment_url, origin) = environment_origin(&url.source, None, timeout)
-            .map_err(|problem| format!("{}: {problem}", url.variable))?;
+        let scalekit =
+            read_environment(&url.source).map_err(|problem| format!("{}: {problem}", url.variable))?;
+        let proxy = self
+            .resolve_proxy(&Proxy::FromEnvironment, &scalekit)
+            .map_err(|Problem { variable, message }| format!("{variable}: {message}"))?;
         let settings = Settings {
-            environment_url,
-            origin,
+            origin: connection_settings(&scalekit, None, timeout),
+            environment: scalekit,
+            proxy,
             client_id: client_id.source,
             client_secret: client_secret.source,
             timeout,
@@ -105,6 +114,21 @@ impl Environment {
             }
             (None, None) => Ok(None),
         }
+    }
+
+    /// The proxy on the way to an environment, if there is one.
+    pub(super) fn resolve_proxy(
+        &self,
+        proxy: &Proxy,
+        scalekit: &ScalekitEnvironment,
+    ) -> Result<Option<ProxyServer>, Problem> {
+        let resolved = proxy.resolve_with(scalekit, |name| self.get(name).map(str::to_owned));
+        resolved.map_err(|error| {
+            // The variable's name, and what is wrong with its value.
+            let text = error.to_string();
+            let (variable, message) = text.split_once(": ").unwrap_or(("HTTPS_PROXY", &text));
+            Problem { variable: variable.to_owned(), message: message.to_owned() }
+        })
     }
 
     /// An empty one counts as absent, as Compose files and charts set those; white space around a value is not part of it, as

@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use ::scalekit::proxy::Proxy;
+use ::scalekit::transport::Transport;
 use hyper::header::HeaderName;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -22,7 +24,6 @@ use crate::listener::Listen;
 use crate::origin::Protocol;
 use crate::policy::Scope;
 use crate::route::Pattern;
-use crate::scalekit::Transport;
 use crate::upstream::forwarded::Trusted;
 use crate::{identity, validator};
 
@@ -173,6 +174,9 @@ pub(super) struct Scalekit {
     pub(super) client_secret_file: Option<Text<SecretPath>>,
     /// The roots that Scalekit's certificate is verified with, in PEM, instead of the system's.
     pub(super) ca_file: Option<Text<PemPath>>,
+    /// The HTTP proxy on the way to Scalekit, with "user:password@" before the host if it asks for that; or "none". Without this
+    /// key HTTPS_PROXY and NO_PROXY decide. A Scalekit on `http://` is never reached through a proxy, nor is any upstream.
+    pub(super) proxy: Option<Text<Proxy>>,
     /// "rest", or "grpc", which is what Scalekit's own SDKs speak.
     pub(super) transport: Choice<Transport>,
     /// From a request's arrival to the verdict on its key, retries included; after it the answer is 503. From "10ms".
@@ -196,6 +200,7 @@ impl Default for Scalekit {
             client_id_file: None,
             client_secret_file: None,
             ca_file: None,
+            proxy: None,
             transport: Choice(Transport::Rest),
             timeout: Time(limits.timeout),
             max_in_flight_per_key: Number(limits.max_in_flight_per_key as u64),
@@ -293,7 +298,7 @@ pub(super) struct Limits {
     pub(super) answer_timeout: Time<0>,
     /// Requests at once on one HTTP/2 connection; clients keep further ones back.
     pub(super) streams: Number<1, 10_000>,
-    /// Open connections. Further ones wait.
+    /// Open connections. Further ones wait, and silent ones without a good key make room.
     pub(super) connections: Number<1, 1_000_000>,
     /// And from one client address (IPv6: one /64); further ones are closed. 0: no limit. Without it, a quarter of
     /// connections where server.proxy_protocol_from tells addresses, else no limit.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use crate::budget::Plan;
+use crate::budget::{BAD_KEY, Plan};
 use crate::listener::BESIDE_CONNECTIONS;
 use crate::upstream::forwarded::Trusted;
 
@@ -44,7 +44,16 @@ impl Config {
     fn fit_memory(&mut self, memory: usize) {
         let entries = if self.validator.negative_ttl.is_zero() { 0 } else { self.validator.negative_entries };
         let entries = usize::try_from(entries).unwrap_or(usize::MAX);
-        let plan = Plan::new(memory, self.listener.max_connections, self.listener.max_head, entries);
+        let most = memory / 8 / BAD_KEY;
+        if entries > most {
+            let reason = format!("an eighth of {} MiB of memory", memory >> 20);
+            self.warnings.push(format!(
+                "negative_cache.max_entries is lowered from {entries} to {most}, for {reason}"
+            ));
+            self.validator.negative_entries = most as u64;
+        }
+        let plan =
+            Plan::new(memory, self.listener.max_connections, self.listener.max_head, entries.min(most));
         self.listener.memory = plan.requests;
         let memory = memory >> 20;
         self.lower_connections(plan.connections, &format!("for {memory} MiB of memory"));
@@ -154,12 +163,13 @@ mod tests {
         let mut small = config("[limits]\nmemory = \"128MiB\"\n");
         small.fit(Resources { memory: Some(16_384 * MIB), descriptors: None });
         assert!(small.listener.max_connections < 1000);
+        assert_eq!(small.validator.negative_entries, 65_536, "{:?}", small.warnings);
         assert!(
-            small.warnings[0].starts_with("limits.connections is lowered from 10000 to "),
+            small.warnings[1].starts_with("limits.connections is lowered from 10000 to "),
             "{:?}",
             small.warnings
         );
-        assert!(small.warnings[0].ends_with("for 128 MiB of memory"), "{:?}", small.warnings);
+        assert!(small.warnings[1].ends_with("for 128 MiB of memory"), "{:?}", small.warnings);
 
         let mut few = config("");
         few.fit(Resources { memory: None, descriptors: Some(1024) });

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ::scalekit::environment::{Environment as ScalekitEnvironment, InvalidEnvironment};
+use ::scalekit::proxy::{InvalidProxy, Proxy};
+
 use super::Environment;
 use super::diagnostics::Report;
 use super::document::Place;
@@ -61,13 +64,18 @@ pub(super) fn convert_scalekit(
     let client_secret = finder.find(&CLIENT_SECRET, None, file.client_secret_file.map(|file| path(file.0)));
     let roots = place.convert("ca_file", file.ca_file, |path| check_roots(&path.0));
     let timeout = file.timeout.0;
-    let (environment_url, origin) = url.and_then(|(source, origin)| {
-        let found = environment_origin(&source, roots, timeout);
-        found.map_err(|problem| finder.add_problem(&origin, problem)).ok()
+    let scalekit = url.and_then(|(source, origin)| {
+        read_environment(&source).map_err(|problem| finder.add_problem(&origin, problem)).ok()
     })?;
+    let proxy = file.proxy.map_or(Proxy::FromEnvironment, |proxy| proxy.0);
+    let proxy = environment
+        .resolve_proxy(&proxy, &scalekit)
+        .map_err(|Problem { variable, message }| report.add_problem(None, variable, message))
+        .ok()?;
     let settings = scalekit::Settings {
-        environment_url,
-        origin,
+        origin: connection_settings(&scalekit, roots, timeout),
+        environment: scalekit,
+        proxy,
         client_id: client_id?.0,
         client_secret: client_secret?.0,
         timeout,
@@ -76,18 +84,23 @@ pub(super) fn convert_scalekit(
     Some(settings.over(file.transport.0))
 }
 
-/// The URL of an environment without a slash at its end, and how to connect to it: within the time that a validation has.
-pub(super) fn environment_origin(
-    url: &SecretSource,
+/// The environment that a URL names.
+pub(super) fn read_environment(url: &SecretSource) -> Result<ScalekitEnvironment, String> {
+    let url = url.read().map_err(|error| error.to_string())?;
+    let url = url.expose().trim_end_matches('/');
+    read_url(url, "a URL, as in \"https://acme.scalekit.com\"")?;
+    url.parse().map_err(|error: InvalidEnvironment| error.to_string())
+}
+
+/// How to connect to an environment: within the time that a validation has.
+pub(super) fn connection_settings(
+    scalekit: &ScalekitEnvironment,
     roots: Option<PathBuf>,
     timeout: Duration,
-) -> Result<(String, origin::Settings), String> {
-    let url = url.read().map_err(|error| error.to_string())?;
-    let url = url.expose().trim_end_matches('/').to_owned();
-    read_url(&url, "a URL, as in \"https://acme.scalekit.com\"")?;
-    let mut origin = scalekit::origin_settings(&url, roots)?;
+) -> origin::Settings {
+    let mut origin = scalekit::origin_settings(scalekit, roots);
     origin.connect_timeout = origin.connect_timeout.min(timeout);
-    Ok((url, origin))
+    origin
 }
 
 /// Who said it.
@@ -170,6 +183,16 @@ impl FromText for VisibleText {
     fn parse_text(text: &str) -> Result<Self, String> {
         let problem = || "should be visible ASCII, without spaces".to_owned();
         is_visible(text).then(|| Self(text.to_owned())).ok_or_else(problem)
+    }
+}
+
+/// SECURITY: there may be a password in it, which the error does not repeat.
+impl FromText for Proxy {
+    fn parse_text(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            url => url.parse().map(Self::Server).map_err(|error: InvalidProxy| error.to_string()),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 //! writes the words anew, for the eye to judge.
 
 mod environment;
-mod explained;
 mod reference;
 mod schema;
 

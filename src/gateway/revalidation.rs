@@ -16,6 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Gateway;
 use crate::body::{Body, BodyError};
+use crate::budget::Admitted;
 use crate::credential::ApiKey;
 use crate::identity::Identity;
 use crate::metrics::{Metrics, Outcome};
@@ -26,11 +27,12 @@ use crate::validator::Validator;
 
 /// The re-validation of one request. It takes no timer and no memory of its own before the request has lasted for most of
 /// an interval, or becomes a stream. On a public route there is none.
-#[derive(Default)]
 pub(super) struct Revalidation {
     /// Until it begins.
     question: Option<Question>,
     running: Option<Running>,
+    /// Until the request has ended.
+    _admitted: Admitted,
 }
 
 /// What it takes to ask again.
@@ -65,13 +67,14 @@ const JITTER: f64 = 0.1;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Revalidation {
-    /// For a request with this key, whose validation began at `admitted`.
+    /// For a request with this key, whose validation began at `began`.
     pub(super) fn new(
         gateway: &Gateway,
         key: ApiKey,
         identity: &Identity,
         requirement: &Requirement,
-        admitted: Instant,
+        began: Instant,
+        admitted: Admitted,
     ) -> Self {
         let question = Question {
             validator: Arc::clone(&gateway.validator),
@@ -81,9 +84,14 @@ impl Revalidation {
             every: gateway.settings.revalidate_every,
             unconfirmed_for: gateway.settings.unconfirmed_for,
             expiry: identity.expiry,
-            admitted,
+            admitted: began,
         };
-        Self { question: Some(question), running: None }
+        Self { question: Some(question), running: None, _admitted: admitted }
+    }
+
+    /// For a request on a public route, which is never asked about.
+    pub(super) fn none(admitted: Admitted) -> Self {
+        Self { question: None, running: None, _admitted: admitted }
     }
 
     /// When a request without a head of its answer must be looked at, if it is still there.

@@ -1,109 +1,103 @@
-//! What an operator allows those who manage keys through Keyward: how long a key may live, and which claims they may set.
+//! Limits that an operator sets for key management over HTTP: how long a key may live, and which claims clients may set.
 
 use std::time::Duration;
 
+use ::scalekit::token::{Claims, NewToken};
 use jiff::{SignedDuration, Timestamp};
 
-use crate::scalekit::management::{Claims, NewToken};
-
-/// The guard rails of `[management]`.
+/// The limits of `[management]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rules {
-    /// The longest life of a new key; one for which no end is asked ends then.
+    /// The longest lifetime of a new key, which is also its lifetime if the request has no expiry.
     pub max_expiry: Option<Duration>,
-    /// Whether an end must be asked for.
+    /// Whether a creation must have an expiry.
     pub require_expiry: bool,
-    /// The claims that may be set, changed and removed; none: all.
+    /// The claims that may be set, changed and removed; `None` allows all.
     pub claims: Option<Vec<String>>,
 }
 
-/// What a rule forbids, in words for who asked.
+/// How a new key comes about, as rotation has rules of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Issuance {
+    /// A client chooses all properties.
+    Creation,
+    /// The properties are those of the replaced key.
+    Rotation,
+}
+
+/// What the rules do not allow, as text for the client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Forbidden {
-    /// Too long a life, or an endless one.
+    /// The lifetime is too long or has no end.
     #[error("expiry: {0}")]
     Expiry(String),
-    /// A claim that may not be touched.
-    #[error("custom_claims: {} may not be set, changed or removed here", shown(.0))]
+    /// The name of a claim that is not allowed.
+    #[error("custom_claims: {} may not be set, changed or removed here", quote_claim_name(.0))]
     Claim(String),
 }
 
-/// SECURITY: what is longer than any claim's name may be a key.
-fn shown(name: &str) -> String {
+/// SECURITY: text longer than any claim name may be a key, and is not repeated.
+fn quote_claim_name(name: &str) -> String {
     if name.chars().count() <= 30 { format!("{name:?}") } else { "a claim of this name".to_owned() }
 }
 
-/// As people write it: whole days as days.
-fn written(life: Duration) -> String {
+/// `90d` for whole days.
+fn format_lifetime(lifetime: Duration) -> String {
     const DAY: u64 = 86_400;
-    match life.as_secs() {
+    match lifetime.as_secs() {
         seconds if seconds % DAY == 0 => format!("{}d", seconds / DAY),
-        _ => humantime::format_duration(life).to_string(),
+        _ => humantime::format_duration(lifetime).to_string(),
     }
 }
 
 impl Rules {
-    /// Holds a new key to the rules.
+    /// Applies the rules to a new key. A creation that breaks one is refused. A rotated key keeps the claims of the old one, which an
+    /// operator may have set, and expires at the limit where the old one expires later or never.
     ///
     /// # Errors
-    /// What it breaks.
-    pub fn hold(&self, new: &mut NewToken, now: Timestamp) -> Result<(), Forbidden> {
-        self.allow(&Claims::new(), &new.custom_claims)?;
-        self.limit(new, now)
-    }
-
-    /// Holds a key that takes another's place to them: its claims are the other's, and its life is cut where it is too long.
-    ///
-    /// # Errors
-    /// What it breaks.
-    pub fn hold_successor(&self, new: &mut NewToken, now: Timestamp) -> Result<(), Forbidden> {
-        if let (Some(asked), Some(latest)) = (new.expiry, self.latest(now)) {
-            new.expiry = Some(asked.min(latest));
-        }
-        // Where the old one never ends and a limit is set, the new one ends at the limit.
-        if new.expiry.is_none() {
-            new.expiry = self.latest(now);
-        }
-        if new.expiry.is_none() && self.require_expiry {
-            let problem = "the old key has none, and this server asks for one; create a key instead";
-            return Err(Forbidden::Expiry(problem.to_owned()));
-        }
-        self.limit(new, now)
-    }
-
-    fn limit(&self, new: &mut NewToken, now: Timestamp) -> Result<(), Forbidden> {
-        let latest = self.latest(now);
-        match (new.expiry, latest) {
-            (None, _) if self.require_expiry => {
-                Err(Forbidden::Expiry("is missing, and this server asks for one".to_owned()))
+    /// `Forbidden`, naming the field and what this server allows.
+    pub fn enforce(&self, new: &mut NewToken, issuance: Issuance, now: Timestamp) -> Result<(), Forbidden> {
+        let latest = self.latest_expiry(now);
+        match issuance {
+            Issuance::Creation => {
+                self.check_claims(&Claims::new(), &new.custom_claims)?;
+                if new.expiry.is_none() && self.require_expiry {
+                    return Err(Forbidden::Expiry("is missing; this server requires one".to_owned()));
+                }
+                if latest.is_some_and(|latest| new.expiry > Some(latest)) {
+                    let limit = format_lifetime(self.max_expiry.unwrap_or_default());
+                    let problem = format!("is too late; this server allows at most {limit}");
+                    return Err(Forbidden::Expiry(problem));
+                }
             }
-            (Some(asked), Some(latest)) if asked > latest => Err(Forbidden::Expiry(format!(
-                "is too late; this server takes at most {}",
-                written(self.max_expiry.unwrap_or_default())
-            ))),
-            (None, latest) => {
-                new.expiry = latest;
-                Ok(())
+            Issuance::Rotation if new.expiry.is_none() && latest.is_none() && self.require_expiry => {
+                let problem = "the old key has none, and this server requires one; create a key instead";
+                return Err(Forbidden::Expiry(problem.to_owned()));
             }
-            _ => Ok(()),
+            Issuance::Rotation => {}
         }
+        new.expiry = match (new.expiry, latest) {
+            (Some(expiry), Some(latest)) => Some(expiry.min(latest)),
+            (expiry, latest) => expiry.or(latest),
+        };
+        Ok(())
     }
 
-    fn latest(&self, now: Timestamp) -> Option<Timestamp> {
-        let life = SignedDuration::try_from(self.max_expiry?).ok()?;
-        // Whole seconds, and the one that has begun: who asks for exactly the most gets it.
+    fn latest_expiry(&self, now: Timestamp) -> Option<Timestamp> {
+        let lifetime = SignedDuration::try_from(self.max_expiry?).ok()?;
+        // Rounded up to the next second, so that a client which computed `now + max_expiry` a moment ago is not refused.
         let now = Timestamp::from_second(now.as_second() + 1).ok()?;
-        now.checked_add(life).ok()
+        now.checked_add(lifetime).ok()
     }
 
-    /// Whether claims may become these.
+    /// Checks every claim that differs between `before` and `after`.
     ///
     /// # Errors
-    /// The first that may not.
-    pub fn allow(&self, before: &Claims, after: &Claims) -> Result<(), Forbidden> {
+    /// The first claim that is not allowed.
+    pub fn check_claims(&self, before: &Claims, after: &Claims) -> Result<(), Forbidden> {
         let Some(allowed) = &self.claims else { return Ok(()) };
-        let touched = |name: &&String| before.get(*name) != after.get(*name);
-        match before.keys().chain(after.keys()).filter(touched).find(|name| !allowed.contains(name)) {
+        let is_changed = |name: &&String| before.get(*name) != after.get(*name);
+        match before.keys().chain(after.keys()).filter(is_changed).find(|name| !allowed.contains(name)) {
             Some(name) => Err(Forbidden::Claim(name.clone())),
             None => Ok(()),
         }
@@ -129,13 +123,18 @@ mod tests {
         Rules { max_expiry, require_expiry, claims: None }
     }
 
-    fn ends(rules: &Rules, expiry: Option<Timestamp>) -> Result<Option<Timestamp>, Forbidden> {
+    fn enforce_expiry(
+        rules: &Rules,
+        issuance: Issuance,
+        expiry: Option<Timestamp>,
+    ) -> Result<Option<Timestamp>, Forbidden> {
         let mut new = NewToken { expiry, ..NewToken::default() };
-        rules.hold(&mut new, now()).map(|()| new.expiry)
+        rules.enforce(&mut new, issuance, now()).map(|()| new.expiry)
     }
 
     #[test]
-    fn a_key_lives_no_longer_than_the_limit() {
+    fn expiry_after_max_expiry_is_refused() {
+        let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Creation, expiry);
         let rules = rules(Some(90), false);
         assert_eq!(ends(&rules, in_days(90)), Ok(in_days(90)));
         assert!(
@@ -146,7 +145,8 @@ mod tests {
     }
 
     #[test]
-    fn an_end_must_be_asked_for_where_it_is_required() {
+    fn creation_without_required_expiry_is_refused() {
+        let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Creation, expiry);
         for max in [None, Some(90)] {
             assert!(ends(&rules(max, true), None).is_err());
             assert_eq!(ends(&rules(max, true), in_days(1)), Ok(in_days(1)));
@@ -155,11 +155,8 @@ mod tests {
     }
 
     #[test]
-    fn a_successor_ends_with_the_old_key_or_at_the_limit() {
-        let ends = |rules: &Rules, expiry| {
-            let mut new = NewToken { expiry, ..NewToken::default() };
-            rules.hold_successor(&mut new, now()).map(|()| new.expiry)
-        };
+    fn rotated_key_expires_with_old_or_at_limit() {
+        let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Rotation, expiry);
         let limit = rules(Some(90), true);
         assert_eq!(ends(&limit, in_days(30)), Ok(in_days(30)));
         for old in [in_days(300), None] {
@@ -171,21 +168,21 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_that_is_not_listed_can_be_neither_set_nor_changed_nor_removed() {
+    fn claim_not_in_allowed_claims_cannot_be_touched() {
         let rules = Rules { claims: Some(vec!["team".to_owned()]), ..Rules::default() };
         let claims = |pairs: &[(&str, &str)]| -> Claims {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
         let before = claims(&[("team", "a"), ("plan", "free")]);
-        assert_eq!(rules.allow(&before, &claims(&[("team", "b"), ("plan", "free")])), Ok(()));
-        assert_eq!(rules.allow(&before, &claims(&[("plan", "free")])), Ok(()));
+        assert_eq!(rules.check_claims(&before, &claims(&[("team", "b"), ("plan", "free")])), Ok(()));
+        assert_eq!(rules.check_claims(&before, &claims(&[("plan", "free")])), Ok(()));
         for after in [
             claims(&[("team", "a"), ("plan", "paid")]),
             claims(&[("team", "a")]),
             claims(&[("team", "a"), ("plan", "free"), ("admin", "yes")]),
         ] {
-            assert!(rules.allow(&before, &after).is_err(), "{after:?}");
+            assert!(rules.check_claims(&before, &after).is_err(), "{after:?}");
         }
-        assert_eq!(Rules::default().allow(&before, &Claims::new()), Ok(()));
+        assert_eq!(Rules::default().check_claims(&before, &Claims::new()), Ok(()));
     }
 }

@@ -46,6 +46,8 @@ pub(super) struct Clock {
     fickle: Notify,
     /// Told when a new connection needs the place.
     evicted: Notify,
+    /// Whether it is a tunnel now, whose silence says nothing.
+    is_tunnel: AtomicBool,
     /// What the connection holds.
     pub(super) account: Arc<Account>,
     /// Its place among those of its address, where that is limited.
@@ -72,6 +74,7 @@ impl Clock {
             taken_back: AtomicUsize::new(0),
             fickle: Notify::new(),
             evicted: Notify::new(),
+            is_tunnel: AtomicBool::new(false),
             account,
             from_address: OnceLock::new(),
         }
@@ -82,7 +85,7 @@ impl Clock {
     }
 
     pub(super) fn silent(&self) -> Silent {
-        if self.busy.load(Ordering::Relaxed) > 0 {
+        if self.busy.load(Ordering::Relaxed) > 0 || self.is_tunnel.load(Ordering::Relaxed) {
             return Silent::Not;
         }
         let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
@@ -103,6 +106,11 @@ impl Clock {
     /// Completes when it must end for a new one.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
+    }
+
+    /// From now on the connection is a tunnel.
+    pub(super) fn become_tunnel(&self) {
+        self.is_tunnel.store(true, Ordering::Relaxed);
     }
 
     /// Whether anything has arrived yet.

@@ -109,7 +109,6 @@ impl Server {
             tasks: Tasks(tasks.clone()),
             limit: settings.answer_timeout,
             metrics: Arc::clone(&metrics),
-            budget: Arc::clone(&budget),
         });
         builder
             .http1()
@@ -262,7 +261,7 @@ impl Server {
             move |mut request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
-                let account = Arc::clone(&clock.account);
+                let (clock, account) = (Arc::clone(&clock), Arc::clone(&clock.account));
                 let admitted = admit(&mut request, max_headers, &account);
                 // What comes behind such a head was not looked at, as it may be another protocol's.
                 let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
@@ -281,6 +280,9 @@ impl Server {
                         Err(rejection) => (handler.refuse(request, peer, rejection), None),
                     };
                     asked.answered();
+                    if is_upgrade(&response) {
+                        clock.become_tunnel();
+                    }
                     let last = unread || (draining.is_cancelled() && version < Version::HTTP_2);
                     if last && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -350,9 +352,9 @@ impl Server {
         let tick = (shortest / 4).max(Duration::from_millis(10));
         loop {
             sleep(tick).await;
-            let limit = self
-                .answer_timeout
-                .map(|limit| if self.budget.is_tight() { limit.min(unread::TIGHT_LIMIT) } else { limit });
+            let limit = self.answer_timeout.map(|limit| {
+                if clock.account.is_over_share() { limit.min(unread::TIGHT_LIMIT) } else { limit }
+            });
             if limit.is_some_and(|limit| clock.unread() >= limit) {
                 return Some(unread::OUTCOME);
             }

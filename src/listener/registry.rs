@@ -10,8 +10,6 @@ use super::clock::{Clock, Silent};
 
 /// How long a connection may be silent, before its first request or after it, and not be closed for a new one.
 const SILENCE: Duration = Duration::from_millis(100);
-/// How old a connection is, at least, that is closed with a request under way.
-const AGE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 pub(super) struct Registry {
@@ -46,20 +44,18 @@ impl Registry {
         Entry { registry: Arc::clone(self), number }
     }
 
-    /// Ends the oldest connection that never showed a good key and is silent, or else the oldest one that never did and is
-    /// old. None that ever showed one.
+    /// Ends the oldest silent connection on which no good key is in use.
     ///
-    /// SECURITY: so that strangers who hold connections, in silence or not, shut nobody out.
+    /// SECURITY: so that strangers who hold connections in silence shut nobody out. Those with requests under way are limited
+    /// in number ([`Account::admit_public`](crate::budget::Account::admit_public)) and keep their places.
     pub(super) fn evict_one(&self) -> bool {
         let mut open = lock(&self.open);
-        let strangers = || open.clocks.iter().filter(|(_, clock)| !clock.account.has_shown_a_good_key());
+        let strangers = || open.clocks.iter().filter(|(_, clock)| !clock.account.is_of_good_key());
         let silent = |clock: &Clock| match clock.silent() {
             Silent::Not => false,
             Silent::Head(time) | Silent::Idle(time) => time >= SILENCE,
         };
-        let found = strangers()
-            .find(|(_, clock)| silent(clock))
-            .or_else(|| strangers().find(|(_, clock)| clock.start.elapsed() >= AGE));
+        let found = strangers().find(|(_, clock)| silent(clock));
         let Some(number) = found.map(|(number, _)| *number) else { return false };
         // Out of the list, as it may take a moment to end.
         if let Some(clock) = open.clocks.remove(&number) {

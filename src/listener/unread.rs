@@ -2,8 +2,8 @@
 //! them was: hyper asks for no more of such an answer, so that nothing within it could end it.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use tokio::time::{Instant, sleep};
 
 use super::clock::Busy;
 use crate::body::{Body, BodyError};
-use crate::budget::{Account, Budget, Held};
+use crate::budget::{Account, Held};
 use crate::metrics::{Metrics, Outcome};
 use crate::origin::Tasks;
 
 /// How it is counted that an answer was not read.
 pub(super) const OUTCOME: &str = "answer_unread";
-/// The limit where memory is tight, if the one that is set is longer.
+/// The limit where memory is tight, for a connection that holds more than its share of it, if the one that is set is longer.
 pub(super) const TIGHT_LIMIT: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
@@ -35,7 +35,6 @@ pub(super) struct Streams {
     pub(super) tasks: Tasks,
     pub(super) limit: Option<Duration>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) budget: Arc<Budget>,
 }
 
 impl<F> hyper::rt::Executor<F> for Streams
@@ -45,11 +44,10 @@ where
     fn execute(&self, stream: F) {
         let Some(limit) = self.limit else { return self.tasks.execute(stream) };
         let (taken, metrics) = (Arc::new(Taken::begin()), Arc::clone(&self.metrics));
-        let budget = Arc::clone(&self.budget);
         self.tasks.execute(async move {
             tokio::select! {
                 () = TAKEN.scope(Arc::clone(&taken), stream) => {}
-                () = taken.unread_for(limit, &budget) => {
+                () = taken.unread_for(limit) => {
                     metrics.connection_errors.get_or_create(&Outcome { outcome: OUTCOME }).inc();
                 }
             }
@@ -65,6 +63,8 @@ struct Taken {
     last: AtomicU64,
     given: Notify,
     all: AtomicWaker,
+    /// Of the connection, once there is an answer.
+    account: OnceLock<Arc<Account>>,
 }
 
 impl Taken {
@@ -75,6 +75,7 @@ impl Taken {
             last: AtomicU64::new(0),
             given: Notify::new(),
             all: AtomicWaker::new(),
+            account: OnceLock::new(),
         }
     }
 
@@ -105,13 +106,14 @@ impl Taken {
         if self.bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    async fn unread_for(&self, limit: Duration, budget: &Budget) {
+    async fn unread_for(&self, limit: Duration) {
         loop {
             self.given.notified().await;
             // Set for a while at a time, so that sending costs no timer.
             while self.bytes.load(Ordering::Acquire) > 0 {
                 let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-                let limit = if budget.is_tight() { limit.min(TIGHT_LIMIT) } else { limit };
+                let is_over_share = self.account.get().is_some_and(|account| account.is_over_share());
+                let limit = if is_over_share { limit.min(TIGHT_LIMIT) } else { limit };
                 let left = limit.saturating_sub(self.start.elapsed().saturating_sub(last));
                 if left.is_zero() {
                     return;
@@ -180,7 +182,12 @@ impl Given {
         if body.is_end_stream() {
             return Self { body, account, _open: None, taken: None, end: None };
         }
-        Self { body, account, _open: Some((busy, held)), taken: TAKEN.try_with(Arc::clone).ok(), end: None }
+        let taken = TAKEN.try_with(Arc::clone).ok();
+        if let Some(taken) = &taken {
+            // Set once.
+            let _ = taken.account.set(Arc::clone(&account));
+        }
+        Self { body, account, _open: Some((busy, held)), taken, end: None }
     }
 }
 

@@ -1,67 +1,63 @@
-//! The record of what was asked for, by whom, and what became of it; never a key. A change that is cut in the middle, by the end
-//! of the process or by a defect, is recorded too.
+//! The audit log: which client requested what, and with which outcome; never a key. A change that is interrupted, by a shutdown or
+//! a panic, is logged too.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::problem::{Code, Problem};
 use super::request::Call;
-use super::{Done, TokenId};
+use super::{Outcome, TokenId};
 use crate::access_log::output::{AUDIT, AuditSlot};
 use crate::metrics::{self, Metrics};
 
-/// Those who were not let in share this many lines: they must not push out the others'.
-const STRANGERS_EVERY: Duration = Duration::from_millis(100);
-/// And may have this many of them at once.
-const STRANGERS_AT_ONCE: u32 = 10;
+/// Requests that were refused before their operation was known share one line per interval, so that they cannot crowd out the
+/// lines of others.
+const REFUSED_LINE_INTERVAL: Duration = Duration::from_millis(100);
+/// How many such lines may be written in a burst.
+const REFUSED_LINE_BURST: u32 = 10;
 
-/// Counts everything.
 pub(super) struct Audit {
     metrics: Arc<Metrics>,
-    strangers: Mutex<Strangers>,
+    refused: Mutex<RefusedLines>,
 }
 
 #[derive(Default)]
-struct Strangers {
-    /// Until when the lines that were written are paid for.
-    paid: Option<Instant>,
+struct RefusedLines {
+    /// A token bucket in virtual time: each line moves this ahead by one interval.
+    paid_until: Option<Instant>,
     unwritten: u64,
 }
 
-/// What is known of a request. Dropped, it is written and counted.
-pub(super) struct Entry<'a> {
+/// The audit line of one request. It is written and counted on drop, so that an interrupted request has one, too.
+pub(super) struct AuditEntry<'a> {
     audit: &'a Audit,
     client: String,
     operation: &'static str,
     organization: Option<String>,
-    /// The key that it is about.
     token_id: Option<String>,
-    /// The key that it made.
     new_token_id: Option<String>,
-    /// Keys that it may have made.
+    /// Ids of keys that may have been created by this request, separated by spaces.
     possible: String,
     outcome: &'static str,
-    /// Where it is not the caller's fault.
+    /// Only for failures that are not the client's fault.
     reason: Option<String>,
-    /// The room for the line.
     slot: Option<AuditSlot>,
 }
 
 impl Audit {
     pub(super) fn new(metrics: Arc<Metrics>) -> Self {
-        Self { metrics, strangers: Mutex::default() }
+        Self { metrics, refused: Mutex::default() }
     }
 
-    /// Nothing is looked at, as no line could be written of it.
+    /// Counts a request that was refused because the log had no room for its line.
     pub(super) fn count_refusal_without_line(&self) {
         let labels = metrics::Management { operation: "none", outcome: Code::Overloaded.name() };
         self.metrics.management.get_or_create(&labels).inc();
-        self.strangers.lock().unwrap_or_else(PoisonError::into_inner).unwritten += 1;
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).unwritten += 1;
     }
 
-    /// Somebody asks for something, and there is room for a line of it.
-    pub(super) fn begin(&self, client: String, slot: AuditSlot) -> Entry<'_> {
-        Entry {
+    pub(super) fn begin_entry(&self, client: String, slot: AuditSlot) -> AuditEntry<'_> {
+        AuditEntry {
             audit: self,
             client,
             operation: "none",
@@ -76,17 +72,15 @@ impl Audit {
     }
 }
 
-impl Entry<'_> {
-    /// It is known what is asked for.
-    pub(super) fn asked(&mut self, call: &Call) {
+impl AuditEntry<'_> {
+    pub(super) fn set_call(&mut self, call: &Call) {
         self.operation = call.operation.name();
         self.organization = Some(call.organization.clone());
         self.token_id = call.operation.token_id().map(TokenId::to_string);
     }
 
-    /// It is known what became of it.
-    pub(super) fn ended(&mut self, done: &Result<Done, Problem>) {
-        match done {
+    pub(super) fn set_outcome(&mut self, outcome: &Result<Outcome, Problem>) {
+        match outcome {
             Ok(done) => {
                 self.outcome = "done";
                 self.new_token_id = done.token_id.as_deref().map(str::to_owned);
@@ -102,26 +96,26 @@ impl Entry<'_> {
     }
 }
 
-impl Drop for Entry<'_> {
+impl Drop for AuditEntry<'_> {
     fn drop(&mut self) {
         let Self { operation, outcome, .. } = *self;
         self.audit.metrics.management.get_or_create(&metrics::Management { operation, outcome }).inc();
-        let is_reading = matches!(operation, "list" | "show");
-        if is_reading && outcome == "done" {
+        let is_read_only = matches!(operation, "list" | "show");
+        if is_read_only && outcome == "done" {
             return;
         }
-        let mut strangers = self.audit.strangers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut refused = self.audit.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if operation == "none" {
             let now = Instant::now();
-            let paid = strangers.paid.map_or(now, |paid| paid.max(now)) + STRANGERS_EVERY;
-            if paid > now + STRANGERS_EVERY * STRANGERS_AT_ONCE {
-                strangers.unwritten += 1;
+            let paid_until = refused.paid_until.map_or(now, |until| until.max(now)) + REFUSED_LINE_INTERVAL;
+            if paid_until > now + REFUSED_LINE_INTERVAL * REFUSED_LINE_BURST {
+                refused.unwritten += 1;
                 return;
             }
-            strangers.paid = Some(paid);
+            refused.paid_until = Some(paid_until);
         }
-        let unwritten = Some(std::mem::take(&mut strangers.unwritten)).filter(|count| *count > 0);
-        drop(strangers);
+        let unwritten = Some(std::mem::take(&mut refused.unwritten)).filter(|count| *count > 0);
+        drop(refused);
         tracing::event!(
             target: AUDIT,
             tracing::Level::INFO,

@@ -1,5 +1,7 @@
-//! What goes wrong with key management, as `application/problem+json` (RFC 9457).
+//! Error responses of key management, as `application/problem+json` (RFC 9457).
 
+use ::scalekit::error::{Error, Refusal};
+use ::scalekit::status;
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use serde::Serialize;
@@ -8,27 +10,24 @@ use crate::body::{self, Body};
 use crate::keys::KeyError;
 use crate::keys::rules::Forbidden;
 use crate::rejection::KEYWARD_ERROR;
-use crate::scalekit::Fault;
-use crate::scalekit::management::CallError;
 
-/// Why a request was not done.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) status: StatusCode,
     pub(super) code: Code,
-    /// For people.
+    /// For people; may change.
     pub(super) detail: String,
-    /// The key that there is already.
+    /// The key that an earlier request with the same `Idempotency-Key` created.
     pub(super) token_id: Option<Box<str>>,
-    /// Keys that may have been made, and that nobody has seen.
+    /// Ids of keys that may have been created without anyone having received them.
     pub(super) suspects: Vec<String>,
-    /// For `Allow`.
+    /// Value of `Allow`.
     pub(super) allow: Option<&'static str>,
-    /// Seconds.
+    /// In seconds.
     pub(super) retry_after: Option<u32>,
 }
 
-/// Everything that can go wrong. The names are for programs, and stay.
+/// The closed list of codes. Their names are part of the interface and do not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     InvalidRequest,
@@ -54,10 +53,10 @@ pub(super) enum Code {
 
 impl Code {
     pub(super) fn name(self) -> &'static str {
-        self.facts().0
+        self.name_and_status().0
     }
 
-    fn facts(self) -> (&'static str, StatusCode) {
+    fn name_and_status(self) -> (&'static str, StatusCode) {
         match self {
             Self::InvalidRequest => ("invalid_request", StatusCode::BAD_REQUEST),
             Self::Unauthorized => ("unauthorized", StatusCode::UNAUTHORIZED),
@@ -98,7 +97,7 @@ struct Content<'a> {
 impl Problem {
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
         Self {
-            status: code.facts().1,
+            status: code.name_and_status().1,
             code,
             detail: detail.into(),
             token_id: None,
@@ -112,22 +111,21 @@ impl Problem {
         Self::new(Code::InvalidRequest, detail)
     }
 
-    /// There is no such thing, or not here: one answer for both.
+    /// SECURITY: the same for a key that does not exist and for one of another organization.
     pub(super) fn not_found() -> Self {
-        Self::new(Code::NotFound, "The organization has no live key of this id.")
+        Self::new(Code::NotFound, "The organization has no live key with this id.")
     }
 
     pub(super) fn internal() -> Self {
-        Self::new(Code::Internal, "This is a defect of Keyward's.")
+        Self::new(Code::Internal, "This is a bug in Keyward.")
     }
 
-    /// Nothing was begun.
+    /// Only for requests of which nothing was performed, as clients retry them.
     pub(super) fn overloaded(detail: &str) -> Self {
         Self { retry_after: Some(1), ..Self::new(Code::Overloaded, detail) }
     }
 
-    /// The answer. It is never to be kept.
-    pub(super) fn response(&self) -> Response<Body> {
+    pub(super) fn to_response(&self) -> Response<Body> {
         let code = self.code.name();
         let content = Content {
             r#type: format!("urn:keyward:management:{code}"),
@@ -138,7 +136,7 @@ impl Problem {
             token_id: self.token_id.as_deref(),
             possible_token_ids: &self.suspects,
         };
-        // Texts, a number and a list of texts always have a form in JSON.
+        // Never fails: strings, a number and a list of strings can always be serialized.
         let mut text = serde_json::to_vec(&content).unwrap_or_default();
         text.push(b'\n');
         let mut response = Response::new(body::full(text));
@@ -159,9 +157,8 @@ impl Problem {
         response
     }
 
-    fn of_a_fault(fault: &Fault, code: Code, detail: String) -> Self {
-        let wait =
-            fault.retry_after().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
+    fn of_failure(error: &Error, code: Code, detail: String) -> Self {
+        let wait = error.hold().map_or(1, |wait| u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1));
         Self { retry_after: Some(wait), ..Self::new(code, detail) }
     }
 }
@@ -176,25 +173,23 @@ impl From<KeyError> for Problem {
     fn from(error: KeyError) -> Self {
         let detail = error.to_string();
         match error {
-            KeyError::Invalid { .. } => Self::invalid(detail),
+            KeyError::Invalid(_) => Self::invalid(detail),
             KeyError::NotFound => Self::not_found(),
-            KeyError::Lost { fault, suspects } => match suspects {
-                Some(none) if none.is_empty() => Self::of_a_fault(&fault, Code::ScalekitUnavailable, detail),
+            KeyError::Lost { error, suspects } => match suspects {
+                Some(none) if none.is_empty() => Self::of_failure(&error, Code::ScalekitUnavailable, detail),
                 suspects => Self {
                     suspects: suspects.unwrap_or_default(),
-                    ..Self::of_a_fault(&fault, Code::OutcomeUnknown, detail)
+                    ..Self::of_failure(&error, Code::OutcomeUnknown, detail)
                 },
             },
-            KeyError::Call(CallError::Refused(refusal)) => match refusal.code {
-                5 => Self::new(Code::NotFound, detail),
-                6 | 10 => Self::new(Code::Conflict, detail),
+            KeyError::Call(Error::Refused(Refusal { code, .. })) => match code {
+                status::Code::NotFound => Self::new(Code::NotFound, detail),
+                status::Code::AlreadyExists | status::Code::Aborted => Self::new(Code::Conflict, detail),
                 _ => Self::invalid(detail),
             },
-            KeyError::Call(CallError::Permission(_)) => Self::new(Code::ScalekitPermission, detail),
-            KeyError::Call(CallError::Fault(fault)) => {
-                Self::of_a_fault(&fault, Code::ScalekitUnavailable, detail)
-            }
-            KeyError::Call(CallError::Lost(fault)) => Self::of_a_fault(&fault, Code::OutcomeUnknown, detail),
+            KeyError::Call(Error::Permission(_)) => Self::new(Code::ScalekitPermission, detail),
+            KeyError::Call(error) => Self::of_failure(&error, Code::ScalekitUnavailable, detail),
+            KeyError::OutcomeUnknown(error) => Self::of_failure(&error, Code::OutcomeUnknown, detail),
         }
     }
 }
@@ -227,7 +222,7 @@ mod tests {
     ];
 
     #[test]
-    fn the_document_and_the_page_list_the_codes_that_there_are() {
+    fn openapi_and_docs_list_every_error_code() {
         // `Overloaded` is the last one.
         assert_eq!(ALL.map(|code| code as usize), std::array::from_fn(|index| index));
         assert_eq!(ALL.len(), Code::Overloaded as usize + 1);

@@ -1,60 +1,58 @@
-//! Reads what is asked for. Everything that is not understood is refused, with what would be.
+//! Parses requests. Anything unknown is refused, with a message that says what is accepted.
 
+use ::scalekit::token::{NewToken, PageRequest, Token, TokenUpdate};
 use bytes::Bytes;
 use hyper::Method;
 use hyper::http::request::Parts;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 
-use super::content::{self, Unique};
+use super::json_body::{self, UniqueKeys};
 use super::problem::{Code, Problem};
 use crate::body::Body;
 use crate::keys::{self, TokenId};
-use crate::scalekit::management::{Change, Listing, NewToken, Token};
 
-/// A request to be done.
+/// A request that was parsed.
 pub(super) struct Call {
     pub(super) organization: String,
     pub(super) operation: Operation,
     pub(super) path: String,
     pub(super) idempotency_key: Option<String>,
-    /// The body as it came.
+    /// The body as it was received, which the idempotency check compares.
     pub(super) content: Bytes,
 }
 
 pub(super) enum Operation {
     Create(Creation),
-    /// The organization is the call's.
-    List(Listing),
+    /// Without an organization, which is the call's.
+    List(PageRequest),
     Show(TokenId),
     Update(TokenId, Patch),
     Revoke(TokenId),
     Rotate(TokenId, Rotation),
 }
 
-/// The body of a creation.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Creation {
     user_id: Option<String>,
-    custom_claims: Option<Unique<String>>,
+    custom_claims: Option<UniqueKeys<String>>,
     expiry: Option<String>,
     #[serde(skip)]
     ends: Option<Timestamp>,
     description: Option<String>,
 }
 
-/// A JSON merge patch (RFC 7396): what is null is removed, what is absent stays.
+/// A JSON merge patch (RFC 7396): null removes a member, an absent one is unchanged.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Patch {
-    #[serde(default, deserialize_with = "present")]
-    custom_claims: Option<Option<Unique<Option<String>>>>,
-    #[serde(default, deserialize_with = "present")]
+    #[serde(default, deserialize_with = "deserialize_present")]
+    custom_claims: Option<Option<UniqueKeys<Option<String>>>>,
+    #[serde(default, deserialize_with = "deserialize_present")]
     description: Option<Option<String>>,
 }
 
-/// The body of a rotation.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Rotation {
@@ -62,12 +60,14 @@ pub(super) struct Rotation {
     pub(super) keep_old: bool,
 }
 
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
+fn deserialize_present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<Option<T>>, D::Error> {
     Option::deserialize(from).map(Some)
 }
 
 impl Operation {
-    /// For records.
+    /// As the audit log and the metrics have it.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Create(_) => "create",
@@ -79,7 +79,6 @@ impl Operation {
         }
     }
 
-    /// The key that it is about.
     pub(super) fn token_id(&self) -> Option<&TokenId> {
         match self {
             Self::Create(_) | Self::List(_) => None,
@@ -89,7 +88,7 @@ impl Operation {
 }
 
 impl Call {
-    /// Reads what is asked for, and of the body what belongs to it.
+    /// Checks path, method and headers before it reads the body.
     pub(super) async fn read(head: &Parts, body: &mut Body) -> Result<Self, Problem> {
         let path = head.uri.path().to_owned();
         let segments: Vec<&str> = path.split('/').collect();
@@ -101,10 +100,10 @@ impl Call {
         };
         if !is_id(organization) {
             return Err(Problem::invalid(
-                "The organization in the path is not an id: letters, digits, '_' and '-', at most 64.",
+                "The organization in the path should be an id: 1 to 64 letters, digits, '_' or '-'.",
             ));
         }
-        // SECURITY: what is no id may be a key, and is not repeated.
+        // SECURITY: text that is not an id may be a key, so the error does not repeat it.
         let id = |text: &str| text.parse::<TokenId>().map_err(|_| Problem::not_found());
         let method = &head.method;
         let allowed = match rest {
@@ -118,21 +117,23 @@ impl Call {
         }
         let is_list = rest.is_empty() && *method == Method::GET;
         if !is_list && head.uri.query().is_some() {
-            return Err(Problem::invalid("This path takes no query."));
+            return Err(Problem::invalid("This path takes no query string."));
         }
-        let idempotency_key = idempotency_key(&head.headers)?;
-        // Of the others no body is expected, and none is looked at.
+        let idempotency_key = parse_idempotency_key(&head.headers)?;
+        // A body of any other method is ignored (RFC 9110, 9.3.1).
         let has_body = matches!(*method, Method::POST | Method::PATCH);
-        let content = if has_body { content::read(body).await? } else { Bytes::new() };
+        let content = if has_body { json_body::read_body(body).await? } else { Bytes::new() };
         let headers = &head.headers;
         let operation = match (rest, method) {
-            ([], &Method::GET) => Operation::List(listing(head.uri.query().unwrap_or_default())?),
-            ([], _) => Operation::Create(content::parse::<Creation>(headers, &content)?.checked()?),
+            ([], &Method::GET) => Operation::List(parse_listing(head.uri.query().unwrap_or_default())?),
+            ([], _) => {
+                Operation::Create(json_body::parse_json::<Creation>(headers, &content)?.check_fields()?)
+            }
             ([one], &Method::GET) => Operation::Show(id(one)?),
             ([one], &Method::DELETE) => Operation::Revoke(id(one)?),
-            ([one], _) => Operation::Update(id(one)?, content::parse(headers, &content)?),
+            ([one], _) => Operation::Update(id(one)?, json_body::parse_json(headers, &content)?),
             ([one, ..], _) if content.is_empty() => Operation::Rotate(id(one)?, Rotation::default()),
-            ([one, ..], _) => Operation::Rotate(id(one)?, content::parse(headers, &content)?),
+            ([one, ..], _) => Operation::Rotate(id(one)?, json_body::parse_json(headers, &content)?),
         };
         let organization = (*organization).to_owned();
         Ok(Self { organization, operation, path, idempotency_key, content })
@@ -140,23 +141,22 @@ impl Call {
 }
 
 impl Creation {
-    fn checked(mut self) -> Result<Self, Problem> {
-        // A key of a user whose id no header can carry would be 503 for ever. What an empty one means is told further on.
+    fn check_fields(mut self) -> Result<Self, Problem> {
+        // A key of a user whose id cannot be sent in a header would be answered with 503 for ever. An empty id gets an error of
+        // its own, from `keys`.
         if self.user_id.as_deref().is_some_and(|id| !id.is_empty() && !is_id(id)) {
-            return Err(Problem::invalid(
-                "user_id: should be an id: letters, digits, '_' and '-', at most 64",
-            ));
+            return Err(Problem::invalid("user_id: should be an id: 1 to 64 letters, digits, '_' or '-'"));
         }
         let expiry = self.expiry.take();
         let expiry = expiry.map(|text| text.parse()).transpose();
         self.ends = expiry.map_err(|_| {
-            Problem::invalid("expiry: should be a moment such as \"2027-01-01T00:00:00Z\" (RFC 3339)")
+            Problem::invalid("expiry: should be a timestamp such as \"2027-01-01T00:00:00Z\" (RFC 3339)")
         })?;
         Ok(self)
     }
 
-    /// The key to be made; an empty text is none.
-    pub(super) fn of(&self, organization: &str) -> NewToken {
+    /// An empty description counts as none.
+    pub(super) fn to_new_token(&self, organization: &str) -> NewToken {
         let some = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
         NewToken {
             organization_id: organization.to_owned(),
@@ -169,31 +169,31 @@ impl Creation {
 }
 
 impl Patch {
-    /// What Scalekit is to be told, which knows no merging.
-    pub(super) fn of(&self, before: &Token) -> Result<Change, Problem> {
+    /// Merges here, as Scalekit only replaces all claims of a key.
+    pub(super) fn to_change(&self, before: &Token) -> Result<TokenUpdate, Problem> {
         let custom_claims = match &self.custom_claims {
             None => None,
             Some(None) => {
                 return Err(Problem::invalid(
-                    "custom_claims: should be an object; null claims are removed one by one",
+                    "custom_claims: should be an object; set a claim in it to null to remove that claim",
                 ));
             }
-            Some(Some(changes)) => Some(keys::merged(&before.custom_claims, changes.0.clone())),
+            Some(Some(changes)) => Some(keys::merge_claims(&before.custom_claims, changes.0.clone())),
         };
         let description = self.description.clone().map(Option::unwrap_or_default);
         if custom_claims.is_none() && description.is_none() {
             return Err(Problem::invalid("Nothing to change: give custom_claims, description, or both."));
         }
-        // What stays as it is need not be sent, and an empty map would change nothing.
+        // Unchanged claims need not be sent, and Scalekit ignores an empty map.
         let custom_claims = custom_claims.filter(|claims| *claims != before.custom_claims);
-        Ok(Change { custom_claims, description })
+        Ok(TokenUpdate { custom_claims, description })
     }
 }
 
-/// Whether it can be the id of an organization or a user.
+/// Whether `text` can be the id of an organization or a user.
 fn is_id(text: &str) -> bool {
-    let of_an_id = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    (1..=64).contains(&text.len()) && text.bytes().all(of_an_id)
+    let is_id_byte = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    (1..=64).contains(&text.len()) && text.bytes().all(is_id_byte)
 }
 
 fn method_not_allowed(allowed: &'static str) -> Problem {
@@ -208,24 +208,24 @@ fn no_such_path() -> Problem {
     )
 }
 
-fn idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, Problem> {
+fn parse_idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, Problem> {
     let mut values = headers.get_all("idempotency-key").iter();
     let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().ok().filter(|text| (1..=255).contains(&text.len()));
     match (text, values.next()) {
         (Some(text), None) => Ok(Some(text.to_owned())),
         _ => Err(Problem::invalid(
-            "Idempotency-Key: should be there once, with 1 to 255 visible ASCII characters",
+            "Idempotency-Key: should be sent once, with 1 to 255 visible ASCII characters",
         )),
     }
 }
 
-fn listing(query: &str) -> Result<Listing, Problem> {
-    let mut listing = Listing::default();
+fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
+    let mut listing = PageRequest::default();
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if seen.contains(&name) {
-            return Err(Problem::invalid("The query takes each of its names once."));
+            return Err(Problem::invalid("A query parameter is given twice."));
         }
         seen.push(name.clone());
         let value = value.into_owned();
@@ -238,7 +238,9 @@ fn listing(query: &str) -> Result<Listing, Problem> {
                 listing.page_size = Some(size);
             }
             _ => {
-                return Err(Problem::invalid("The query takes user_id, page_size and page_token."));
+                return Err(Problem::invalid(
+                    "Unknown query parameter; this path takes user_id, page_size and page_token.",
+                ));
             }
         }
     }

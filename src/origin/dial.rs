@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
-use super::{Address, Protocol, SendError, Settings, Tasks};
+use super::{Address, Protocol, SendError, Settings, Tasks, Tunnel};
 use crate::body::Body;
 use crate::tls::{self, TlsError};
 
@@ -29,6 +29,7 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * super::STREAMS as u32;
 
 pub(super) struct Dialer {
+    tunnel: Option<Tunnel>,
     address: Address,
     protocol: Protocol,
     timeout: Duration,
@@ -53,20 +54,21 @@ pub(super) enum Dialed {
     Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
 }
 
-trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// What is read ahead of who takes it, in bytes, and so the longest head of an answer; hyper would take some 400 KiB.
 const MAX_BUFFER: usize = 64 * 1024;
 
 impl Dialer {
-    pub(super) fn new(settings: &Settings) -> Result<Self, TlsError> {
+    pub(super) fn new(tunnel: Option<Tunnel>, settings: &Settings) -> Result<Self, TlsError> {
         let tls = match (&settings.tls, &settings.address) {
             (Some(tls), Address::Tcp(host, _)) => Some(Secure::new(tls, host, settings.protocol)?),
             (Some(tls), Address::Unix(_)) => Some(Secure::new(tls, "localhost", settings.protocol)?),
             (None, _) => None,
         };
         Ok(Self {
+            tunnel,
             address: settings.address.clone(),
             protocol: settings.protocol,
             timeout: settings.connect_timeout,
@@ -122,25 +124,11 @@ impl Dialer {
     }
 
     async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
-        let (host, port) = match &self.address {
-            Address::Unix(path) => return Ok(Box::new(UnixStream::connect(path).await?)),
-            Address::Tcp(host, port) => (host.as_ref(), *port),
-        };
-        let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
-        let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for (index, address) in addresses.iter().enumerate() {
-            // Each address gets its share of the time, so that a dead first one leaves some for the next.
-            let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
-            match tokio::time::timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(Box::new(stream));
-                }
-                Ok(Err(error)) => failed = error,
-                Err(_) => failed = io::ErrorKind::TimedOut.into(),
-            }
+        match (&self.tunnel, &self.address) {
+            (Some(tunnel), _) => tunnel.open(deadline).await,
+            (None, Address::Unix(path)) => Ok(Box::new(UnixStream::connect(path).await?)),
+            (None, Address::Tcp(host, port)) => Ok(Box::new(connect_tcp(host, *port, deadline).await?)),
         }
-        Err(failed)
     }
 
     /// TLS, if there is any, and whether ALPN chose HTTP/2.
@@ -153,6 +141,24 @@ impl Dialer {
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Box::new(stream), http2))
     }
+}
+
+pub(super) async fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (index, address) in addresses.iter().enumerate() {
+        // Each address gets its share of the time, so that a dead first one leaves some for the next.
+        let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
+        match tokio::time::timeout(share, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
+                stream.set_nodelay(true)?;
+                return Ok(stream);
+            }
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
 }
 
 /// Runs the connection, and notes how many streams the origin allows.

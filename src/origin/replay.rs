@@ -12,8 +12,8 @@ use hyper::{Method, Request};
 use super::lock;
 use crate::body::{self, Body, BodyError};
 
-/// A body of which more than this went out is not sent again.
-const KEPT: usize = 64 * 1024;
+/// A body of which more than this went out is not sent again, in bytes. Within what a request is counted for (`budget::REQUEST`).
+const KEPT: usize = 16 * 1024;
 
 /// A request to send again.
 pub(super) struct Replay {
@@ -101,7 +101,10 @@ impl http_body::Body for Recording {
             Poll::Ready(Some(frame)) => match frame.as_ref().ok().and_then(Frame::data_ref) {
                 Some(data) if recorded.size + data.len() <= KEPT => {
                     recorded.size += data.len();
-                    recorded.kept.iter_mut().for_each(|kept| kept.push(data.clone()));
+                    // A copy: the piece itself counts against its connection until it is dropped, and with memory tight the
+                    // rest of the body waits for that.
+                    let copy = || Bytes::copy_from_slice(data);
+                    recorded.kept.iter_mut().for_each(|kept| kept.push(copy()));
                 }
                 // Too much, trailers, or broken.
                 _ => recorded.kept = None,

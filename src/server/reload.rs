@@ -76,8 +76,36 @@ type Mark = Option<(SystemTime, u64, u64)>;
 struct Pending {
     marks: Vec<Mark>,
     since: Instant,
+    /// Since when there has been a change that is not in force.
+    waiting_since: Instant,
+    /// Whether the log says already that the files do not hold still.
+    warned: bool,
     /// Whether the log says already that this waits.
     told: bool,
+}
+
+impl Pending {
+    fn begin(marks: Vec<Mark>, before: Option<&Self>) -> Self {
+        let now = Instant::now();
+        Self {
+            marks,
+            since: now,
+            waiting_since: before.map_or(now, |before| before.waiting_since),
+            warned: before.is_some_and(|before| before.warned),
+            told: false,
+        }
+    }
+
+    /// Says once that a change does not take effect because somebody keeps writing.
+    fn warn_of_restless_files(&mut self, hold: Duration) {
+        if !self.warned && self.waiting_since.elapsed() >= hold {
+            self.warned = true;
+            tracing::warn!(
+                "a changed file is not in force, as the route file or what it names has not held still for {hold:?}; SIGHUP \
+                 takes it as it is"
+            );
+        }
+    }
 }
 
 /// Why a configuration is not in force.
@@ -118,10 +146,12 @@ pub(super) async fn watch(
             // SECURITY: half a route file is a good route file that may lack the routes that ask for a key.
             let still = pending.as_ref().is_some_and(|pending| pending.marks == now);
             if !still {
-                pending = Some(Pending { marks: now, since: Instant::now(), told: false });
-                continue;
+                pending = Some(Pending::begin(now.clone(), pending.as_ref()));
             }
-            if !is_settled(&now, pace.settle) {
+            if !still || !is_settled(&now, pace.settle) {
+                if let Some(pending) = &mut pending {
+                    pending.warn_of_restless_files(pace.hold);
+                }
                 continue;
             }
         }

@@ -30,15 +30,14 @@ impl Capacity {
     /// # Errors
     /// `Overloaded` when there is none.
     pub(super) fn take(self: &Arc<Self>, is_public: bool) -> Result<Place, Rejection> {
-        let before = self.all.fetch_add(1, Ordering::Relaxed);
-        // From here on it is given back when dropped.
-        let mut place = Place { capacity: Arc::clone(self), is_public: false };
-        if is_public {
-            place.is_public = true;
-            if self.public.fetch_add(1, Ordering::Relaxed) >= self.public_max {
-                return Err(Rejection::Overloaded(RETRY_AFTER));
-            }
+        // Those first, so that one which is refused is never counted among all.
+        if is_public && self.public.fetch_add(1, Ordering::Relaxed) >= self.public_max {
+            self.public.fetch_sub(1, Ordering::Relaxed);
+            return Err(Rejection::Overloaded(RETRY_AFTER));
         }
+        let before = self.all.fetch_add(1, Ordering::Relaxed);
+        // From here on both are given back when dropped.
+        let place = Place { capacity: Arc::clone(self), is_public };
         if before < self.max { Ok(place) } else { Err(Rejection::Overloaded(RETRY_AFTER)) }
     }
 }

@@ -145,7 +145,8 @@ const BELIEVED: [HeaderName; 6] =
     [FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
 
 /// Whether a caller's header is removed unless a trusted proxy sent it: one that says where the request came from or what its
-/// target was, one that a proxy and a backend use between themselves, or a second spelling of a framing header.
+/// target was, one that a proxy and a backend use between themselves,
+/// among them those in which other authenticating proxies say who calls, or a second spelling of a framing header.
 ///
 /// SECURITY: proxies in front pass on what they do not know, so that these are a stranger's word from a trusted proxy, too.
 /// Some backends take the target from `X-Original-URL`, so that a public route would open all others; CGI makes `Proxy` the
@@ -169,7 +170,9 @@ pub fn is_removed(name: &str) -> bool {
         Some(b'h') => (&["http-client-ip", "http-forwarded"], &["http-forwarded-", "http-x-forwarded-"]),
         Some(b'i') => (&["incap-client-ip"], &[]),
         Some(b'p') => (&["proxy", "proxy-client-ip"], &[]),
-        Some(b'r') => (&["remote-addr", "remote-host", "remote-ip"], &[]),
+        Some(b'a') => (&["ali-cdn-real-ip"], &[]),
+        Some(b'r') => (&["remote-addr", "remote-host", "remote-ip", "remote-user"], &["remote-user-"]),
+        Some(b's') => (&[], &["ssl-client-"]),
         Some(b't') => (&["transfer-encoding", "true-client-ip"], &[]),
         Some(b'w') => (&[], &["wl-proxy-"]),
         Some(b'x') => (&X_NAMES, &X_PREFIXES),
@@ -179,7 +182,17 @@ pub fn is_removed(name: &str) -> bool {
         || prefixes.iter().any(|prefix| name.get(..prefix.len()).is_some_and(|start| folds_to(start, prefix)))
 }
 
-const X_NAMES: [&str; 30] = [
+const X_NAMES: [&str; 40] = [
+    "x-authenticated-user",
+    "x-authenticated-userid",
+    "x-client-verify",
+    "x-coming-from",
+    "x-invoke-path",
+    "x-matched-path",
+    "x-real-host",
+    "x-remote-user",
+    "x-sendfile",
+    "x-webauth-user",
     "x-azure-clientip",
     "x-azure-socketip",
     "x-client-ip",
@@ -212,7 +225,14 @@ const X_NAMES: [&str; 30] = [
     "x-vercel-proxied-for",
 ];
 
-const X_PREFIXES: [&str; 9] = [
+const X_PREFIXES: [&str; 16] = [
+    "x-amzn-oidc-",
+    "x-auth-request-",
+    "x-client-cert-",
+    "x-goog-authenticated-user-",
+    "x-goog-iap-",
+    "x-ms-client-principal",
+    "x-ssl-client-",
     "x-accel-",
     "x-appengine-",
     "x-arr-",

@@ -4,10 +4,10 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use ::scalekit::error::{Class, Error};
 use tokio::time::Instant;
 
-use crate::scalekit::Fault;
-use crate::scalekit::tokens::Verdict;
+use crate::scalekit::Verdict;
 
 /// Validations in a row that failed with an outage before it opens.
 const FAILURES: u32 = 5;
@@ -37,9 +37,9 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    pub(super) fn of(answer: &Result<Verdict, Fault>) -> Self {
+    pub(super) fn of(answer: &Result<Verdict, Error>) -> Self {
         match answer {
-            Err(fault) if fault.is_outage() => Self::Outage,
+            Err(error) if error.class() == Class::Outage => Self::Outage,
             Ok(_) | Err(_) => Self::Answered,
         }
     }

@@ -13,7 +13,7 @@ use crate::credential::KeyDigest;
 const GOOD_FOR: Duration = Duration::from_secs(600);
 /// A good key is written again after this time, not with each request.
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
-const GOOD_KEYS: u64 = 100_000;
+const GOOD_KEYS: u64 = 20_000;
 
 /// Whose validation it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

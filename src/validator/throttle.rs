@@ -7,7 +7,8 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
-const ADDRESSES: u64 = 100_000;
+/// How many addresses are remembered, in some 300 bytes each (`budget::Plan` counts them with the process).
+const ADDRESSES: u64 = 10_000;
 
 /// An allowance that refills evenly over a minute.
 #[derive(Debug)]
@@ -41,9 +42,9 @@ impl Allowance {
         Ok(())
     }
 
-    /// Takes one that was used already, on credit if need be: up to a minute's worth.
-    fn charge(&mut self, per_minute: u32, now: Instant) {
-        self.left = (self.left(per_minute, now) - 1.0).max(-f64::from(per_minute));
+    /// Gives back one that was taken and not used.
+    fn refund(&mut self, per_minute: u32, now: Instant) {
+        self.left = (self.left(per_minute, now) + 1.0).min(f64::from(per_minute));
     }
 }
 
@@ -83,12 +84,28 @@ impl Throttle {
         Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
     }
 
-    /// A key was asked about and found bad.
-    pub(super) fn bad(&self, client: IpAddr, now: Instant) {
+    /// Takes one bad key out of the allowance for a call that is about to begin, or says in how long that will be possible.
+    ///
+    /// SECURITY: before the call, or as many as may wait would be asked about each time there is one left.
+    pub(super) fn reserve(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
+        self.allowance(client, now).lock().unwrap_or_else(PoisonError::into_inner).take(
+            self.per_minute,
+            0,
+            now,
+        )
+    }
+
+    /// The call that was reserved for found the key good, or nothing.
+    pub(super) fn give_back(&self, client: IpAddr, now: Instant) {
+        self.allowance(client, now)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .refund(self.per_minute, now);
+    }
+
+    fn allowance(&self, client: IpAddr, now: Instant) -> Arc<Mutex<Allowance>> {
         let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
-        let allowance = self.addresses.get_with(network(client), full);
-        // SECURITY: on credit, or many at once would get in each time there is one left.
-        allowance.lock().unwrap_or_else(PoisonError::into_inner).charge(self.per_minute, now);
+        self.addresses.get_with(network(client), full)
     }
 }
 
@@ -110,7 +127,7 @@ mod tests {
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
             assert!(throttle.admit(address("2001:db8::1"), now).is_ok());
-            throttle.bad(address("2001:db8::1"), now);
+            assert!(throttle.reserve(address("2001:db8::1"), now).is_ok());
         }
         assert_eq!(throttle.admit(address("2001:db8::2"), now), Err(Duration::from_secs(1)));
         assert!(throttle.admit(address("2001:db8:0:1::1"), now).is_ok());
@@ -125,17 +142,26 @@ mod tests {
         let mut through = 0;
         for second in 0..600 {
             let now = now + Duration::from_secs(second);
-            let admitted = (0..32).filter(|_| throttle.admit(client, now).is_ok()).count();
-            (0..admitted).for_each(|_| throttle.bad(client, now));
-            through += admitted;
+            through += (0..1000).filter(|_| throttle.reserve(client, now).is_ok()).count();
         }
-        assert!((600..=60 + 600 + 32).contains(&through), "in ten minutes: {through}");
+        assert!((600..=60 + 600).contains(&through), "in ten minutes: {through}");
+    }
+
+    #[test]
+    fn call_that_found_no_bad_key_costs_no_allowance() {
+        let (throttle, now) = (Throttle::new(2), Instant::now());
+        let client = IpAddr::from([192, 0, 2, 1]);
+        for _ in 0..10 {
+            assert!(throttle.reserve(client, now).is_ok());
+            throttle.give_back(client, now);
+        }
+        assert_eq!((0..10).filter(|_| throttle.reserve(client, now).is_ok()).count(), 2);
     }
 
     #[test]
     fn ipv4_address_written_as_ipv6_is_the_same_address() {
         let (throttle, now) = (Throttle::new(1), Instant::now());
-        throttle.bad(IpAddr::from([192, 0, 2, 1]), now);
+        assert!(throttle.reserve(IpAddr::from([192, 0, 2, 1]), now).is_ok());
         assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());
     }
 

@@ -1,6 +1,6 @@
 //! The admin port: whether Keyward lives and is ready, and what it counts.
 
-use keyward::dev::emulator;
+use keyward_emulator as emulator;
 
 use crate::support::raw::Client;
 use crate::support::{Setup, Stage, soon};

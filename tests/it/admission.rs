@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::store::Issue;
 
 use crate::support::{Setup, Stage};
 

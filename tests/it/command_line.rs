@@ -148,6 +148,7 @@ async fn check_warns_of_key_management_that_everybody_here_reaches() {
     ends.cancel();
 }
 
+#[cfg(feature = "dev")]
 #[tokio::test]
 async fn dev_takes_host_and_port_for_an_http_upstream() {
     let ends = CancellationToken::new();
@@ -161,6 +162,7 @@ async fn dev_takes_host_and_port_for_an_http_upstream() {
     ends.cancel();
 }
 
+#[cfg(feature = "dev")]
 #[tokio::test]
 async fn dev_says_that_nothing_listens_at_the_upstream() {
     let (listener, address) = listen().await;

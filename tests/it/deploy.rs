@@ -76,16 +76,16 @@ fn mebibytes(text: &str, key: &str) -> usize {
 fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
     let (mut config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     let memory = mebibytes(&manifest, "limits: {memory: ");
-    assert!(manifest.contains("49 MiB / 480 KiB = 104."));
+    assert!(manifest.contains("59 MiB / 480 KiB = 126."));
     // 70 % of the memory, less the process and the bad keys that are remembered.
-    let free = memory / 100 * 70 - (16 << 20) - 256 * config.validator.negative_entries as usize;
+    let free = memory / 100 * 70 - (18 << 20) - 256 * config.validator.negative_entries as usize;
     let each = budget::CONNECTION + config.listener.max_head + 2 * budget::SHARE;
-    assert_eq!((free >> 20, each >> 10, free / each), (49, 480, 104));
+    assert_eq!((free >> 20, each >> 10, free / each), (59, 480, 126));
     assert!(config.listener.max_connections <= free / each);
     config.warnings.clear();
     config.fit(Resources { memory: Some(memory), descriptors: None });
     assert_eq!(config.warnings, [""; 0]);
-    for (memory, connections) in [(256, 296), (1024, 1442)] {
+    for (memory, connections) in [(256, 317), (1024, 1464)] {
         let head = config.listener.max_head;
         let plan =
             budget::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
@@ -100,6 +100,40 @@ fn every_container_of_the_pod_is_restricted() {
     assert_eq!(manifest.matches("capabilities: {drop: [ALL]}").count(), 2);
     assert!(manifest.contains("      securityContext:\n        runAsNonRoot: true"));
     assert!(read("deploy/compose.yaml").contains("ports: [\"127.0.0.1:4480:4480\"]"));
+}
+
+#[test]
+fn image_has_no_emulator_unless_asked() {
+    let dockerfile = read("Dockerfile");
+    assert!(dockerfile.contains("ARG FEATURES=\"\"\n"), "{dockerfile}");
+    let builds: Vec<&str> = dockerfile.lines().filter(|line| line.contains("cargo build")).collect();
+    assert_eq!(builds.len(), 2, "one for the dependencies, one for the program: {builds:?}");
+    for build in builds {
+        assert!(
+            build.contains("--package keyward --no-default-features --features \"$FEATURES\""),
+            "{build}"
+        );
+    }
+    let compose = read("deploy/compose.yaml");
+    let (_, emulator) = compose.split_once("\n  emulator:\n").unwrap();
+    let (emulator, demo) = emulator.split_once("\n  demo:\n").unwrap();
+    assert!(
+        emulator.contains("args: {FEATURES: dev}") && emulator.contains("image: keyward-dev"),
+        "{emulator}"
+    );
+    assert!(!demo.contains("FEATURES"), "{demo}");
+}
+
+#[test]
+fn image_build_copies_every_workspace_member() {
+    let (manifest, dockerfile) = (read("Cargo.toml"), read("Dockerfile"));
+    let (_, members) = manifest.split_once("\nmembers = [").unwrap();
+    let (members, _) = members.split_once(']').unwrap();
+    for member in members.split(',').map(|member| member.trim().trim_matches('"')) {
+        assert!(dockerfile.contains(&format!("COPY {member}/Cargo.toml {member}/\n")), "{member}");
+        assert_eq!(dockerfile.matches(&format!("{member}/src/lib.rs")).count(), 2, "{member}");
+    }
+    assert!(read(".dockerignore").contains("\n!crates\n"));
 }
 
 #[test]

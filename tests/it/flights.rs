@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::rejection::Rejection;
 use keyward::validator::Settings;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 

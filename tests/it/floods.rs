@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Effect, Fault, Quota, Target};
+use keyward_emulator::faults::{Effect, Fault, Quota, Target};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 

@@ -3,7 +3,7 @@
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use keyward::body::{self, Body};
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 
 use crate::support::http::{Caller, Speaks, data, drain, fed, upstream};
 use crate::support::{Setup, Stage};

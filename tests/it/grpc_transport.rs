@@ -1,16 +1,17 @@
 //! Scalekit over gRPC: the same verdicts as over REST, for the same reasons.
 
-use std::sync::Arc;
-
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
 use keyward::keys::{KeyError, Keys};
-use keyward::scalekit::management::{CallError, Change, Claims, Listing, NewToken};
-use keyward::scalekit::{Scalekit, Settings, Transport, origin_settings};
+use keyward::scalekit::{Settings, client, origin_settings};
 use keyward::secret::{Secret, SecretSource};
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::store::Issue;
+use scalekit::ExposeSecret;
+use scalekit::error::{Error, Refusal};
+use scalekit::status::Code;
+use scalekit::token::{Claims, NewToken, PageRequest, TokenUpdate};
+use scalekit::transport::Transport;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::support::{LIMIT, Setup, Stage, listen};
 
@@ -148,25 +149,23 @@ async fn a_missing_permission_is_told_on_readyz() {
 async fn keys_live_their_whole_life_over_either_wire() {
     for transport in [Transport::Rest, Transport::Grpc] {
         let ends = CancellationToken::new();
-        let emulator = keyward::dev::emulator::Emulator::new(Default::default());
+        let emulator = keyward_emulator::Emulator::new(Default::default());
         let (listener, address) = listen().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
-        let url = format!("http://{address}");
+        let environment = format!("http://{address}").parse().unwrap();
         let secret = || SecretSource::Value(Secret::new("dev"));
         let settings = Settings {
-            origin: origin_settings(&url, None).unwrap(),
-            environment_url: url,
+            origin: origin_settings(&environment, None),
+            environment,
+            proxy: None,
             client_id: secret(),
             client_secret: secret(),
             timeout: std::time::Duration::from_secs(2),
             transport: Transport::Rest,
         }
         .over(transport);
-        let scalekit = Scalekit::new(&settings, Arc::default(), TaskTracker::new()).unwrap();
-        let (own, until) = (Arc::clone(&scalekit), ends.clone());
-        tokio::spawn(until.run_until_cancelled_owned(async move { own.keep_access_token().await }));
-        let keys = Keys::new(scalekit);
+        let keys = Keys::new(client(&settings, Default::default()).unwrap());
 
         let new = NewToken {
             organization_id: "org_1".into(),
@@ -176,33 +175,35 @@ async fn keys_live_their_whole_life_over_either_wire() {
             description: Some("CI".into()),
         };
         let created = keys.create(&new).await.unwrap();
-        assert_eq!(keyward::keys::successor(&created.token), new, "{transport:?}");
+        assert_eq!(keyward::keys::to_successor(&created.info), new, "{transport:?}");
         assert_eq!(
-            created.token.token_suffix.as_deref(),
-            created.key.expose().get(created.key.expose().len() - 4..)
+            created.info.token_suffix.as_deref(),
+            created.token.expose_secret().get(created.token.expose_secret().len() - 4..)
         );
-        let id = created.token.token_id.parse().unwrap();
-        assert_eq!(keys.find(&id).await.unwrap(), created.token);
+        let id = created.info.token_id.parse().unwrap();
+        assert_eq!(keys.find(&id).await.unwrap(), created.info);
 
-        let listing = Listing { organization_id: "org_1".into(), page_size: Some(1), ..Listing::default() };
+        let listing =
+            PageRequest { organization_id: "org_1".into(), page_size: Some(1), ..PageRequest::default() };
         keys.create(&NewToken { organization_id: "org_1".into(), ..NewToken::default() }).await.unwrap();
         let page = keys.list(&listing).await.unwrap();
         assert_eq!((page.tokens.len(), page.total_count), (1, 2));
-        let next = keys.list(&Listing { page_token: page.next_page_token, ..listing.clone() }).await.unwrap();
-        assert_eq!(next.tokens, std::slice::from_ref(&created.token));
+        let next =
+            keys.list(&PageRequest { page_token: page.next_page_token, ..listing.clone() }).await.unwrap();
+        assert_eq!(next.tokens, std::slice::from_ref(&created.info));
         assert_eq!(next.next_page_token, None);
 
-        let change = Change {
+        let change = TokenUpdate {
             custom_claims: Some(Claims::from([("a".into(), "b".into())])),
             description: Some(String::new()),
         };
         let changed = keys.update(&id, &change).await.unwrap();
         assert_eq!((changed.custom_claims.len(), changed.description), (1, None));
 
-        let junk = Listing { page_token: Some("junk".into()), ..listing };
+        let junk = PageRequest { page_token: Some("junk".into()), ..listing };
         let refused = keys.list(&junk).await.unwrap_err();
         assert!(
-            matches!(&refused, KeyError::Call(CallError::Refused(refusal)) if refusal.code == 3),
+            matches!(&refused, KeyError::Call(Error::Refused(Refusal { code: Code::InvalidArgument, .. }))),
             "{refused}"
         );
 
@@ -213,7 +214,7 @@ async fn keys_live_their_whole_life_over_either_wire() {
 
         emulator.set_permissions(&[Permission::Read]);
         for error in [keys.create(&new).await.map(|_| ()).unwrap_err(), keys.revoke(&id).await.unwrap_err()] {
-            assert!(matches!(error, KeyError::Call(CallError::Permission(_))), "{transport:?}: {error}");
+            assert!(matches!(error, KeyError::Call(Error::Permission(_))), "{transport:?}: {error}");
         }
         emulator.set_permissions(&[Permission::Read, Permission::Write, Permission::Rotate]);
         emulator.set_fault(Fault::new(Target::Create, Effect::Truncated).times(1));

@@ -2,11 +2,12 @@
 //! good one.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::rejection::Rejection;
 use keyward::validator::Settings;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -238,4 +239,23 @@ async fn ask_from(from: &str, to: SocketAddr, key: &str, forwarded: &str) -> (u1
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     (answer.split(' ').nth(1).unwrap().parse().unwrap(), answer)
+}
+
+#[tokio::test]
+async fn one_address_spends_no_more_bad_keys_a_minute_than_the_limit() {
+    let settings = Settings { bad_keys_per_minute: Some(300), ..Settings::default() };
+    let rig = Arc::new(Rig::start(settings).await);
+    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(300)));
+    let client = Some(std::net::IpAddr::from([192, 0, 2, 1]));
+    let asked: Vec<_> = (0..1900)
+        .map(|number| {
+            let rig = Arc::clone(&rig);
+            tokio::spawn(async move { rig.ask_from(&unknown(number), client).await })
+        })
+        .collect();
+    for asked in asked {
+        assert!(asked.await.unwrap().is_err());
+    }
+    let calls = rig.emulator.counts().validations;
+    assert!(calls <= 330, "{calls} calls within two seconds, of 300 a minute");
 }

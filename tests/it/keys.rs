@@ -1,18 +1,18 @@
 //! `keyward keys`, the program itself before an emulator: what it prints, where, and what it exits with.
 
-mod changing;
+mod update;
 mod end_to_end;
-mod ending;
-mod listing;
-mod lost;
-mod making;
-mod refusals;
+mod rotate_revoke;
+mod list_inspect;
+mod lost_keys;
+mod create;
+mod failures;
 mod terminal;
 mod transcript;
 
 use std::process::Stdio;
 
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::{self as emulator, Emulator};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;

@@ -4,8 +4,8 @@
 
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
 use keyward::metrics::Outcome;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::support::raw::Scripted;
+use crate::support::raw::{Client, Scripted};
 use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::tunnel::handshake;
 
 const POST: &str = "POST /public/x HTTP/1.1\r\nhost: a\r\n";
 
@@ -157,4 +158,63 @@ async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
         let most = settings.chunks(6).find(|setting| setting[..2] == [0, 3]).expect("the most of streams");
         assert_eq!(u32::from_be_bytes(most[2..].try_into().unwrap()), streams);
     }
+}
+
+#[tokio::test]
+async fn public_work_of_strangers_leaves_connections_to_good_keys() {
+    let routes = "[[routes]]\npath = \"/ws\"\nupstream = \"echo\"\nauth = \"none\"\n\
+                  [[routes]]\npath = \"/upload\"\nupstream = \"echo\"\nauth = \"none\"\n\
+                  [[routes]]\npath = \"/*\"\nupstream = \"echo\"";
+    let stage =
+        Stage::with(Setup { sections: "[limits]\nconnections = 8", routes, ..Setup::default() }).await;
+    let key = stage.key();
+    let mut held = Vec::new();
+    for number in 0..6 {
+        let mut client = stage.connect().await;
+        if number % 2 == 0 {
+            client.send(handshake("/ws", "")).await;
+            assert_eq!(client.head().await.status, 101);
+        } else {
+            client.send("POST /upload HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n1").await;
+            soon(|| stage.forwarded() > number).await;
+        }
+        held.push(client);
+    }
+    for _ in 0..4 {
+        let mut client = stage.connect().await;
+        client.send(handshake("/ws", "")).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
+        held.push(client);
+    }
+    assert_eq!(stage.get("/v1", &key).await.status, 200);
+    // What was under way goes on.
+    held[1].send("234567890").await;
+    assert_eq!(held[1].reply().await.status, 200);
+}
+
+#[tokio::test]
+async fn connections_of_a_revoked_key_make_room_for_a_good_one() {
+    let stage = Stage::with(Setup {
+        sections: "[limits]\nconnections = 2\n[negative_cache]\nttl = \"5s\"",
+        ..Setup::default()
+    })
+    .await;
+    let issued = stage.issue(Default::default());
+    let key = stage.key();
+    let request = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", issued.key);
+    let mut held: Vec<Client> = Vec::new();
+    for _ in 0..2 {
+        let mut client = stage.connect().await;
+        client.send(&request).await;
+        assert_eq!(client.reply().await.status, 200);
+        held.push(client);
+    }
+    assert!(stage.emulator.revoke(&issued.token_id));
+    for client in &mut held {
+        client.send(&request).await;
+        assert_eq!(client.reply().await.status, 401);
+    }
+    let reply = timeout(Duration::from_secs(8), stage.get("/v1", &key)).await;
+    assert!(reply.is_ok(), "no answer in 8 s while connections of a revoked key hold all places");
 }

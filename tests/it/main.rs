@@ -29,6 +29,7 @@ mod own_token;
 mod pressure;
 mod process;
 mod properties;
+mod proxies;
 mod proxy_protocol;
 mod refused;
 mod reload;

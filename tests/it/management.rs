@@ -1,24 +1,24 @@
 //! Key management over HTTP. Whatever a test asks, the answer is held to the OpenAPI document that is served.
 
-mod access;
-mod clients;
-mod document;
-mod endings;
+mod auth;
+mod examples;
+mod openapi;
+mod shutdown;
 mod hostile;
 mod operations;
-mod once;
+mod idempotency;
 mod outages;
-mod records;
+mod audit;
 mod requests;
 mod schema;
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 
-use keyward::dev::emulator;
-use keyward::dev::emulator::store::Issue;
 use keyward::listener::Listen;
 use keyward::metrics;
+use keyward_emulator as emulator;
+use keyward_emulator::store::Issue;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};

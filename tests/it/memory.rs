@@ -1,9 +1,10 @@
 //! The program under long bodies: how much memory they take, and what it prints meanwhile.
 
 mod floods;
+mod uploads;
 
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -4,14 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::dev::echo::Echo;
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::certificate::Certificate;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::{self, Emulator};
 use keyward::rejection::Rejection;
 use keyward::secret::SecretSource;
 use keyward::validator::Settings;
+use keyward_emulator::access::Permission;
+use keyward_emulator::certificate::Certificate;
+use keyward_emulator::echo::Echo;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -163,7 +163,7 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
         (text(200, r#"{"access_token":""}"#), "the access token is empty"),
         (text(200, r#"{"access_token":"a\nb"}"#), "the access token is not"),
         (Effect::Reset, "gave no answer"),
-        (Effect::Truncated, "its answer broke off"),
+        (Effect::Truncated, "the response broke off"),
         (Effect::Hang, "did not answer in time"),
     ];
     let probes: Vec<_> = checks
@@ -171,7 +171,7 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
         .map(async |(effect, expected)| {
             let (own, address, _ends) = self::emulator().await;
             own.set_fault(Fault::new(Target::Token, effect.clone()));
-            let key = own.issue(keyward::dev::emulator::store::Issue {
+            let key = own.issue(keyward_emulator::store::Issue {
                 organization_id: "org_1".into(),
                 ..Default::default()
             });

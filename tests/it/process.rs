@@ -4,11 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
-use keyward::dev::echo::Echo;
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::echo::Echo;
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::{Notify, watch};
@@ -275,8 +274,9 @@ async fn wrong_use_is_exit_code_2_and_help_is_0() {
     assert_eq!(run(&[]).await.0, 2);
     let (code, help, _) = run(&["--help"]).await;
     assert_eq!(code, 0);
-    for command in ["run", "dev", "check", "schema", "explain", "emulator", "healthcheck"] {
-        assert!(help.contains(command));
+    let with_feature = if cfg!(feature = "dev") { &["dev", "emulator"][..] } else { &[] };
+    for command in ["run", "check", "schema", "explain", "healthcheck"].iter().chain(with_feature).copied() {
+        assert!(help.contains(&format!("\n  {command} ")), "{help}");
         assert_eq!(run(&[command, "--help"]).await.0, 0);
     }
     assert_eq!(run(&["--version"]).await.1, format!("keyward {}\n", env!("CARGO_PKG_VERSION")));
@@ -295,6 +295,22 @@ async fn check_and_explain_need_no_secrets() {
     assert_eq!(run(&["explain", "--config", file, "G T", "/"]).await.0, 1);
 }
 
+#[cfg(not(feature = "dev"))]
+#[tokio::test]
+async fn build_without_dev_says_how_to_get_it() {
+    for command in ["dev", "emulator"] {
+        let (code, _, error) = run(&[command, "--listen", "127.0.0.1:0"]).await;
+        assert_eq!(code, 2);
+        assert!(error.contains(&format!("`keyward {command}` is not in this build")), "{error}");
+        assert!(error.contains("Cargo feature `dev`"), "{error}");
+    }
+    let (code, help, _) = run(&["--help"]).await;
+    assert_eq!(code, 0);
+    assert!(help.contains("dev and emulator are not in this build"), "{help}");
+    assert!(!help.contains("Begin with: keyward dev"), "{help}");
+}
+
+#[cfg(feature = "dev")]
 #[tokio::test]
 async fn every_line_that_dev_prints_does_what_stands_above_it() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
@@ -307,7 +323,7 @@ async fn every_line_that_dev_prints_does_what_stands_above_it() {
     running.until("\n\n").await;
     let wait = async {
         while running.text().lines().filter(|line| line.starts_with("curl ")).count() < 5 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
     timeout(LIMIT, wait).await.expect("five lines");

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyward::config::Environment;
-use keyward::dev::echo::Echo;
-use keyward::dev::emulator::Emulator;
-use keyward::dev::emulator::store::Issue;
 use keyward::listener::Listen;
 use keyward::metrics::Metrics;
 use keyward::server::Server;
 use keyward::server::reload::{Pace, Source};
+use keyward_emulator::Emulator;
+use keyward_emulator::echo::Echo;
+use keyward_emulator::store::Issue;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;

@@ -5,20 +5,21 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::scalekit::transport::Transport;
 use keyward::config::{self, Environment};
 use keyward::credential::{self, ApiKey};
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
 use keyward::identity::Identity;
 use keyward::listener::Listen;
 use keyward::metrics::Metrics;
 use keyward::origin::Protocol;
 use keyward::rejection::Rejection;
-use keyward::scalekit::{self, Scalekit, Transport};
+use keyward::scalekit::{self, Scalekit};
 use keyward::secret::{Secret, SecretSource};
 use keyward::server::Server;
 use keyward::validator::{self, Validator};
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -74,13 +75,15 @@ impl Rig {
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
         let url = format!("http://{}", plan.instead.unwrap_or(address));
-        let mut origin = scalekit::origin_settings(&url, None).unwrap();
+        let environment = url.parse().unwrap();
+        let mut origin = scalekit::origin_settings(&environment, None);
         if plan.http2 {
             origin.protocol = Protocol::Http2;
         }
         let settings = scalekit::Settings {
             origin,
-            environment_url: url,
+            environment,
+            proxy: None,
             client_id: SecretSource::Value(Secret::new("dev")),
             client_secret: plan.client_secret,
             timeout: plan.validator.timeout,
@@ -88,8 +91,7 @@ impl Rig {
         };
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let scalekit = Scalekit::new(&settings, Arc::clone(&metrics), tasks.clone()).unwrap();
-        let (own, until) = (Arc::clone(&scalekit), ends.clone());
-        tokio::spawn(until.run_until_cancelled_owned(async move { own.keep_access_token().await }));
+        scalekit.client.access_token();
         let validator = Validator::new(plan.validator, scalekit, Arc::clone(&metrics), tasks).unwrap();
         Self { emulator, validator, metrics, _ends: ends.drop_guard() }
     }

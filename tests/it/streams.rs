@@ -7,7 +7,7 @@ use hyper::body::Frame;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Response};
 use keyward::body;
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::faults::{Effect, Fault, Target};
 use tokio::time::{Instant, timeout};
 
 use crate::support::http::{PAIRS, Speaks, data, drain, fed, long, upstream};

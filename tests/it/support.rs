@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyward::config::{self, Environment};
-use keyward::dev::echo::{Echo, Received};
-use keyward::dev::emulator::store::{Issue, Issued};
-use keyward::dev::emulator::{self, Emulator};
 use keyward::listener::Listen;
 use keyward::metrics::Metrics;
 use keyward::server::Server;
+use keyward_emulator::echo::{Echo, Received};
+use keyward_emulator::store::{Issue, Issued};
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -154,8 +154,10 @@ impl Stage {
             ("SCALEKIT_CLIENT_ID", "dev"),
             ("SCALEKIT_CLIENT_SECRET", "dev"),
         ]);
-        let config =
+        let mut config =
             config::parse(&file, "test.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
+        // `limits.memory`, as `run` takes it into force.
+        config.fit(config::Resources::default());
         let metrics = Arc::new(Metrics::default());
         let server = Server::bind(config, Arc::clone(&metrics)).unwrap();
         let address = |listen| match listen {

@@ -106,7 +106,7 @@ fn the_architecture_paper_lists_the_modules_in_their_order() {
 
 #[test]
 fn every_file_says_what_it_is() {
-    for folder in ["src", "tests/it", "fuzz/invariants", "fuzz/targets"] {
+    for folder in ["src", "crates", "tests/it", "fuzz/invariants", "fuzz/targets"] {
         for file in rust_files(&root().join(folder)) {
             let source = fs::read_to_string(&file).unwrap();
             assert!(source.starts_with("//! "), "{} begins without a word about itself", file.display());
@@ -117,6 +117,7 @@ fn every_file_says_what_it_is() {
 #[test]
 fn every_test_that_the_security_page_names_is_there() {
     let mut files = rust_files(&root().join("src"));
+    files.extend(rust_files(&root().join("crates")));
     files.extend(rust_files(&root().join("tests/it")));
     let sources: Vec<_> =
         files.iter().map(|file| (file.clone(), fs::read_to_string(file).unwrap())).collect();

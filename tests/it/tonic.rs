@@ -4,8 +4,8 @@ mod desk;
 
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::store::Issue;
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout};
 use tonic::metadata::MetadataValue;

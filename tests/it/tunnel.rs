@@ -1,6 +1,6 @@
 //! WebSockets: with whose identity they open, what passes, and how they end.
 
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::store::Issue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::raw::{Client, Scripted};

@@ -2,8 +2,8 @@
 //! a definite "invalid".
 
 use bytes::Bytes;
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 
 use crate::support::raw::Reply;
 use crate::support::{Setup, Stage};
@@ -124,7 +124,7 @@ async fn a_real_bad_key_is_a_401_whether_unknown_expired_or_revoked() {
     let stage = Stage::start().await;
     let revoked = stage.key();
     stage.emulator.revoke(&revoked);
-    let expired = stage.issue(keyward::dev::emulator::store::Issue {
+    let expired = stage.issue(keyward_emulator::store::Issue {
         expiry: Some("2001-01-01T00:00:00Z".parse().unwrap()),
         ..Default::default()
     });

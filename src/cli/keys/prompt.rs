@@ -1,4 +1,4 @@
-//! What people are asked: a key without an echo, and yes or no. Whatever ends it, the terminal is left as it was.
+//! Prompts: a key without echo, ids, and yes or no. The terminal is restored however a prompt ends.
 
 use std::io::{self, BufRead, IsTerminal, Read, Write as _};
 use std::pin::pin;
@@ -11,13 +11,13 @@ use tokio::sync::oneshot;
 
 use crate::credential::{ApiKey, Settings};
 
-/// The longest line that can be a key or an id, in bytes.
-const LONGEST: u64 = 4096;
+/// Longer lines cannot be a key or an id; in bytes.
+const MAX_LINE: u64 = 4096;
 
-/// A key from standard input, or from whoever sits there.
-pub(super) async fn key() -> Result<ApiKey> {
+/// Reads a key from standard input, or asks for it at a terminal.
+pub(super) async fn read_key() -> Result<ApiKey> {
     let line =
-        if io::stdin().is_terminal() { ask("API key (not shown): ", true).await? } else { read_line()? };
+        if io::stdin().is_terminal() { ask_line("API key (not shown): ", true).await? } else { read_line()? };
     let text = line.trim();
     if text.is_empty() {
         bail!("there is no key on standard input");
@@ -25,27 +25,27 @@ pub(super) async fn key() -> Result<ApiKey> {
     if text.starts_with("apit_") {
         bail!(
             "this is the id of a key, not a key; give it as an argument: keyward keys inspect {}",
-            super::words::safe(text)
+            super::display::escape_text(text)
         );
     }
-    // SECURITY: what was given is not repeated, as it may be a key with a mistake in it.
+    // SECURITY: the input is not repeated, as it may be a key with a mistake in it.
     ApiKey::parse(text, &Settings::default())
         .context("this cannot be a key: keys are letters and digits alone, from 20 to 512 of them")
 }
 
-/// Whether the answer is yes. Nobody to ask is a yes: scripts do what they are told.
-pub(super) async fn confirmed(question: &str) -> Result<bool> {
+/// Whether the user says yes. Without a terminal there is nobody to ask, and the answer is yes: scripts mean what they say.
+pub(super) async fn ask_confirmation(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(true);
     }
-    let line = ask(&format!("{question} [y/N] "), false).await?;
+    let line = ask_line(&format!("{question} [y/N] "), false).await?;
     Ok(matches!(line.trim(), "y" | "Y" | "yes"))
 }
 
-/// Hands on each line of standard input that says something, until one is refused.
-pub(super) fn each_line(mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
+/// Calls `take` with each line of standard input that is not blank, until it fails.
+pub(super) fn for_each_line(mut take: impl FnMut(&str) -> Result<()>) -> Result<()> {
     if io::stdin().is_terminal() {
-        say("Ids, one a line; Ctrl-D ends the list:\n");
+        write_to_terminal("Ids, one a line; Ctrl-D ends the list:\n");
     }
     loop {
         let line = read_line()?;
@@ -57,34 +57,32 @@ pub(super) fn each_line(mut take: impl FnMut(&str) -> Result<()>) -> Result<()> 
     }
 }
 
-/// A line of standard input, or as much of it as can matter; empty at the end.
+/// Reads a line of standard input, cut at `MAX_LINE`; empty at the end.
 fn read_line() -> Result<String> {
     let mut line = String::new();
-    let read = io::stdin().lock().take(LONGEST).read_line(&mut line);
+    let read = io::stdin().lock().take(MAX_LINE).read_line(&mut line);
     read.context("standard input cannot be read")?;
     Ok(line)
 }
 
-/// Somebody wants out.
+/// The user ended the command with a signal.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(super) struct Interrupted;
 
-/// The signals that end a program, once somebody watches for them.
+/// SIGINT, SIGTERM and SIGQUIT, which no longer end the process by themselves once this exists.
 pub(super) struct Interrupt([Signal; 3]);
 
 impl Interrupt {
-    /// From now on they end nothing by themselves.
-    pub(super) fn watch() -> Result<Self> {
+    pub(super) fn register() -> Result<Self> {
         Ok(Self([
-            watch(SignalKind::interrupt())?,
-            watch(SignalKind::terminate())?,
-            watch(SignalKind::quit())?,
+            register_signal(SignalKind::interrupt())?,
+            register_signal(SignalKind::terminate())?,
+            register_signal(SignalKind::quit())?,
         ]))
     }
 
-    /// Completes with the first.
-    pub(super) async fn comes(&mut self) {
+    pub(super) async fn wait_for_signal(&mut self) {
         let [interrupt, terminate, quit] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -94,87 +92,88 @@ impl Interrupt {
     }
 }
 
-fn watch(kind: SignalKind) -> Result<Signal> {
+fn register_signal(kind: SignalKind) -> Result<Signal> {
     signal(kind).context("cannot wait for signals")
 }
 
-/// What is done, unless somebody wants out before. A signal that was watched for once ends nothing by itself any more.
+/// Runs `work` until it is done or a signal arrives. Every later call must be wrapped, too: a signal that tokio once listened to no
+/// longer ends the process.
 pub(super) async fn unless_interrupted<T>(work: impl Future<Output = T>) -> Result<T> {
-    let mut interrupt = Interrupt::watch()?;
+    let mut interrupt = Interrupt::register()?;
     tokio::select! {
         done = work => Ok(done),
-        () = interrupt.comes() => Err(Interrupted.into()),
+        () = interrupt.wait_for_signal() => Err(Interrupted.into()),
     }
 }
 
-/// Asks whoever sits at the terminal for a line.
-async fn ask(question: &str, silently: bool) -> Result<String> {
-    let mut interrupt = Interrupt::watch()?;
-    let mut suspended = watch(SignalKind::from_raw(Number::TSTP.as_raw()))?;
-    let mut continued = watch(SignalKind::from_raw(Number::CONT.as_raw()))?;
-    let silence = || -> Result<Option<Silence>> {
-        let silence = silently.then(Silence::begin).transpose();
-        silence.context("the terminal cannot be told not to show the key")
+/// Asks for a line at the terminal, without echo where `is_secret`.
+async fn ask_line(question: &str, is_secret: bool) -> Result<String> {
+    let mut interrupt = Interrupt::register()?;
+    let mut suspended = register_signal(SignalKind::from_raw(Number::TSTP.as_raw()))?;
+    let mut continued = register_signal(SignalKind::from_raw(Number::CONT.as_raw()))?;
+    let turn_echo_off = || -> Result<Option<EchoOff>> {
+        let echo_off = is_secret.then(EchoOff::begin).transpose();
+        echo_off.context("the terminal cannot be told not to show the key")
     };
-    // In this order: what is typed as soon as the question is there is not shown.
-    let mut quiet = silence()?;
-    say(question);
+    // Echo is off before the question appears, so that nothing typed at once is shown.
+    let mut echo_off = turn_echo_off()?;
+    write_to_terminal(question);
     let (sender, line) = oneshot::channel();
-    // A thread of its own, which nothing waits for: reading from a terminal cannot be given up.
+    // On a thread of its own that nothing joins, as a blocking read of a terminal cannot be cancelled.
     std::thread::spawn(move || sender.send(read_line()));
     let mut line = pin!(line);
     let line = loop {
         tokio::select! {
             line = &mut line => break line.context("standard input cannot be read")?,
-            () = interrupt.comes() => break Err(Interrupted.into()),
-            // Ctrl-Z: the shell gets the terminal as it was, and who comes back is asked again.
+            () = interrupt.wait_for_signal() => break Err(Interrupted.into()),
+            // Ctrl-Z: the shell gets the terminal with echo, and the question is repeated when the command continues.
             _ = suspended.recv() => {
-                drop(quiet.take());
+                drop(echo_off.take());
                 kill_process(getpid(), Number::STOP).context("cannot be suspended")?;
             }
             _ = continued.recv() => {
-                drop(quiet.take());
-                quiet = silence()?;
-                say(question);
+                drop(echo_off.take());
+                echo_off = turn_echo_off()?;
+                write_to_terminal(question);
             }
         }
     };
-    drop(quiet);
+    drop(echo_off);
     if !line.as_ref().is_ok_and(|line| line.ends_with('\n')) {
-        // What is said next does not belong behind the question.
-        say("\n");
+        // The next output begins on a line of its own.
+        write_to_terminal("\n");
     }
     line
 }
 
-/// To the terminal, wherever standard error goes.
-fn say(text: &str) {
+/// Writes to the terminal even where standard error is redirected.
+fn write_to_terminal(text: &str) {
     let terminal = || std::fs::OpenOptions::new().write(true).open("/dev/tty");
     let written = (!io::stderr().is_terminal()).then(terminal);
     if let Some(Ok(mut terminal)) = written {
         let _ = terminal.write_all(text.as_bytes());
     } else {
-        super::tell(text);
+        super::write_stderr(text);
     }
 }
 
-/// The terminal does not show what is typed, until this is dropped.
-struct Silence(Termios);
+/// Turns the echo of the terminal off until it is dropped.
+struct EchoOff(Termios);
 
-impl Silence {
+impl EchoOff {
     fn begin() -> rustix::io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        silent.local_modes.insert(LocalModes::ECHONL);
-        tcsetattr(io::stdin(), OptionalActions::Flush, &silent)?;
+        let mut without_echo = before.clone();
+        without_echo.local_modes.remove(LocalModes::ECHO);
+        without_echo.local_modes.insert(LocalModes::ECHONL);
+        tcsetattr(io::stdin(), OptionalActions::Flush, &without_echo)?;
         Ok(Self(before))
     }
 }
 
-impl Drop for Silence {
+impl Drop for EchoOff {
     fn drop(&mut self) {
-        // There is nothing else to be done about it.
+        // A drop cannot report an error.
         let _ = tcsetattr(io::stdin(), OptionalActions::Flush, &self.0);
     }
 }

@@ -80,6 +80,36 @@ fn connecting_takes_no_longer_than_a_verdict_may() {
 }
 
 #[test]
+fn scalekit_proxy_comes_before_the_environment_variables() {
+    let acme = ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com");
+    let proxy = |line: &str, variable: (&str, &str), no_proxy: &str| {
+        let variables = [
+            acme,
+            ("SCALEKIT_CLIENT_ID", "a"),
+            ("SCALEKIT_CLIENT_SECRET", "b"),
+            variable,
+            ("no_proxy", no_proxy),
+        ];
+        let text = format!("version = 1\n[scalekit]\n{line}\n{REST}");
+        let config = parse(&text, "f", &Environment::of(variables));
+        config
+            .map(|config| config.scalekit.proxy.map(|proxy| proxy.url()))
+            .map_err(|problems| problems.to_string())
+    };
+    let some = |url: &str| Ok(Some(url.to_owned()));
+    let variable = ("HTTPS_PROXY", "http://user:hunter2@p:1");
+    assert_eq!(proxy("", ("X", ""), ""), Ok(None));
+    assert_eq!(proxy("", variable, ""), some("http://p:1"));
+    assert_eq!(proxy("", ("https_proxy", "p:1"), ""), some("http://p:1"));
+    assert_eq!(proxy("", variable, "scalekit.com"), Ok(None));
+    assert_eq!(proxy("proxy = \"none\"", variable, ""), Ok(None));
+    assert_eq!(proxy("proxy = \"http://user:hunter2@q:2\"", variable, "*"), some("http://q:2"));
+    let wrong = proxy("", ("https_proxy", "socks5://user:hunter2@p:1"), "").unwrap_err();
+    assert!(wrong.contains("f: https_proxy: only http://") && !wrong.contains("hunter2"), "{wrong}");
+    assert_eq!(proxy("proxy = \"none\"", ("https_proxy", "socks5://p"), ""), Ok(None), "not used");
+}
+
+#[test]
 fn what_scalekit_needs_and_has_not_is_named() {
     let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::default()).unwrap_err().to_string();
     for variable in ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"] {
@@ -97,11 +127,11 @@ fn the_environment_comes_before_the_file_and_a_file_before_nothing() {
     );
     let read = |environment: &Environment| parse(&text, "f", environment).unwrap().scalekit;
     let from_file = read(&Environment::default());
-    assert_eq!(from_file.environment_url, "https://file.test");
+    assert_eq!(from_file.environment.to_string(), "https://file.test");
     assert_eq!(from_file.client_id.read().unwrap().expose(), "from-a-file");
     assert_eq!(from_file.client_secret.read().unwrap().expose(), "from-a-file");
     let from_environment = read(&environment());
-    assert_eq!(from_environment.environment_url, "https://acme.scalekit.com");
+    assert_eq!(from_environment.environment.to_string(), "https://acme.scalekit.com");
     assert_eq!(from_environment.client_id.read().unwrap().expose(), "skc_1");
     assert_eq!(from_environment.client_secret.read().unwrap().expose(), "not-a-real-secret");
     // An empty variable is as good as none.

@@ -4,7 +4,7 @@ use super::{Kit, shown};
 use crate::support::Stage;
 
 #[tokio::test]
-async fn a_key_works_through_keyward_at_once_and_is_refused_on_the_request_after_its_end() {
+async fn revoked_key_is_refused_on_next_proxied_request() {
     let stage = Stage::start().await;
     let kit = Kit::before(&stage.emulator).await;
     for _ in 0..3 {
@@ -21,7 +21,7 @@ async fn a_key_works_through_keyward_at_once_and_is_refused_on_the_request_after
 }
 
 #[tokio::test]
-async fn a_rotation_keeps_the_service() {
+async fn rotation_keeps_service_available() {
     let stage = Stage::start().await;
     let kit = Kit::before(&stage.emulator).await;
     let (key, id) = kit.create(&["--org", "org_7"]).await;

@@ -18,13 +18,13 @@ use crate::support::{LIMIT, soon};
 
 const TERMINAL: &str = "KEYWARD_TEST_TERMINAL";
 const ARGUMENTS: &str = "KEYWARD_TEST_ARGUMENTS";
-const HERE: &str = "keys::terminal::the_program_at_a_terminal";
+const HERE: &str = "keys::terminal::exec_keyward_at_terminal";
 
 /// Starts the program in a session of its own, at a terminal. This cannot be done between fork and exec without unsafe
 /// code, so the test itself becomes the program.
 #[test]
 #[ignore = "the others start it, in a process of its own"]
-fn the_program_at_a_terminal() {
+fn exec_keyward_at_terminal() {
     let Ok(terminal) = std::env::var(TERMINAL) else { return };
     setsid().unwrap();
     let open = || OpenOptions::new().read(true).write(true).open(&terminal).unwrap();
@@ -109,7 +109,7 @@ impl Terminal {
 }
 
 #[tokio::test]
-async fn a_key_that_is_typed_is_not_shown() {
+async fn typed_key_is_not_echoed() {
     let kit = Kit::start().await;
     let (key, id) = kit.create(&["--org", "org_1"]).await;
     let mut terminal = Terminal::start(&kit, &["inspect"]);
@@ -123,7 +123,7 @@ async fn a_key_that_is_typed_is_not_shown() {
 }
 
 #[tokio::test]
-async fn ctrl_c_and_ctrl_d_at_the_prompt_leave_nothing_behind() {
+async fn ctrl_c_or_ctrl_d_restores_terminal() {
     let kit = Kit::start().await;
     for (typed, code, end) in [
         ("\u{3}", 130, "\n#"),
@@ -141,7 +141,7 @@ async fn ctrl_c_and_ctrl_d_at_the_prompt_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn ctrl_z_gives_the_terminal_back_and_who_returns_is_asked_again_unseen() {
+async fn ctrl_z_restores_echo_and_prompts_again() {
     let kit = Kit::start().await;
     let (key, id) = kit.create(&["--org", "org_1"]).await;
     let mut terminal = Terminal::start(&kit, &["inspect"]);
@@ -159,7 +159,7 @@ async fn ctrl_z_gives_the_terminal_back_and_who_returns_is_asked_again_unseen() 
 }
 
 #[tokio::test]
-async fn revoke_asks_and_only_a_yes_is_one() {
+async fn revoke_asks_and_only_yes_confirms() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1"]).await;
     let question = format!("Revoke {id}? It stops working at once, for good. [y/N] ");
@@ -186,7 +186,7 @@ async fn revoke_asks_and_only_a_yes_is_one() {
 }
 
 #[tokio::test]
-async fn ids_are_typed_where_nothing_is_piped_and_the_question_comes_after_them() {
+async fn revoke_reads_typed_ids_before_asking() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1"]).await;
     let mut terminal = Terminal::start(&kit, &["revoke", "-"]);
@@ -203,7 +203,7 @@ async fn ids_are_typed_where_nothing_is_piped_and_the_question_comes_after_them(
 }
 
 #[tokio::test]
-async fn update_shows_the_difference_and_asks() {
+async fn update_shows_difference_and_asks() {
     let kit = Kit::start().await;
     let (_, id) = kit.create(&["--org", "org_1", "--claim", "team=eng"]).await;
     let arguments = ["update", &id, "--merge", "--claim", "team=ops"];

@@ -77,7 +77,7 @@ impl Stand {
 }
 
 #[tokio::test]
-async fn the_transcript_in_the_readme_is_what_the_program_prints() {
+async fn readme_transcript_matches_program_output() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     let readme = std::fs::read_to_string(path).unwrap();
     let begin = readme.find(FENCE).expect("a transcript") + FENCE.len();

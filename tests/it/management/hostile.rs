@@ -1,13 +1,13 @@
 //! Raw bytes at the management listener: it stays up, stays bounded, and does nothing that was not asked for plainly.
 
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::faults::{Effect, Fault, Target};
 use serde_json::json;
 
 use super::{Ask, Desk, KEYS, id, ordinary};
 use crate::support::soon;
 
 #[tokio::test]
-async fn framing_that_can_be_read_in_two_ways_makes_nothing_behind_it() {
+async fn ambiguous_framing_creates_no_smuggled_key() {
     let desk = Desk::open().await;
     let hidden = Ask::create(&json!({"description": "smuggled"})).bytes();
     let head = format!("POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n");
@@ -34,7 +34,7 @@ async fn framing_that_can_be_read_in_two_ways_makes_nothing_behind_it() {
 }
 
 #[tokio::test]
-async fn pipelined_requests_are_answered_in_their_order() {
+async fn pipelined_requests_are_answered_in_order() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     let one = format!("{KEYS}/{}", id(&made));
@@ -52,7 +52,7 @@ async fn pipelined_requests_are_answered_in_their_order() {
 }
 
 #[tokio::test]
-async fn bodies_that_no_parser_likes_are_refused_at_once() {
+async fn pathological_json_bodies_are_refused_fast() {
     let desk = Desk::open().await;
     let deep = "[".repeat(60_000);
     let nested = format!("{{\"custom_claims\":{}", "{\"a\":".repeat(10_000));
@@ -84,7 +84,7 @@ async fn bodies_that_no_parser_likes_are_refused_at_once() {
 }
 
 #[tokio::test]
-async fn claims_of_any_characters_come_back_as_they_went() {
+async fn claims_of_any_unicode_round_trip() {
     let desk = Desk::open().await;
     let claims =
         json!({"käse": "\u{0}\r\n\t\u{1b}[31m", "😀": "\"\\/\u{202e}\u{feff}", " ": " ", "%41": "%2e%2e%2f"});
@@ -96,7 +96,7 @@ async fn claims_of_any_characters_come_back_as_they_went() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_makes_nothing() {
+async fn incomplete_body_creates_no_key() {
     let desk = Desk::open().await;
     for end in ["{\"user_id\":\"usr_1\"}", "{\"user_id\":"] {
         let mut client = desk.connect().await;
@@ -113,7 +113,7 @@ async fn a_body_that_breaks_off_makes_nothing() {
 }
 
 #[tokio::test]
-async fn who_sends_first_and_reads_then_gets_the_answer_to_a_refused_body() {
+async fn client_that_writes_first_receives_refusal_of_body() {
     let desk = Desk::open().await;
     let one = format!("{KEYS}/apit_1");
     let long = 300 * 1024;
@@ -143,7 +143,7 @@ async fn who_sends_first_and_reads_then_gets_the_answer_to_a_refused_body() {
 }
 
 #[tokio::test]
-async fn three_hundred_connections_that_wait_do_not_keep_out_who_asks_for_long() {
+async fn idle_connections_do_not_lock_out_new_client() {
     let desk = Desk::of(
         "listen = \"127.0.0.1:0\"",
         crate::support::Setup { server: "header_timeout = \"1s\"", ..Default::default() },
@@ -163,7 +163,7 @@ async fn three_hundred_connections_that_wait_do_not_keep_out_who_asks_for_long()
 }
 
 #[tokio::test]
-async fn requests_at_once_are_bounded_over_http_2_as_well() {
+async fn concurrent_requests_are_bounded_over_http2() {
     use crate::support::http::{Caller, Speaks};
     let desk = Desk::open().await;
     let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::store::Issue;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
@@ -14,7 +14,7 @@ use crate::support::http::{Caller, Speaks};
 use crate::support::tls::{Authority, Folder, toml};
 
 #[tokio::test]
-async fn the_whole_life_of_a_key_over_a_unix_socket() {
+async fn key_lifecycle_works_over_unix_socket() {
     let folder = Folder::new();
     let listen = format!("listen = \"unix:{}\"", folder.file("m.sock").display());
     let desk = Desk::of(&listen, Setup::default()).await;
@@ -63,7 +63,7 @@ async fn the_whole_life_of_a_key_over_a_unix_socket() {
 }
 
 #[tokio::test]
-async fn a_rotation_can_leave_the_old_key_good() {
+async fn rotation_with_keep_old_leaves_old_key_valid() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     let rotate = Ask::new("POST", format!("{KEYS}/{}/rotate", id(&made)));
@@ -76,7 +76,7 @@ async fn a_rotation_can_leave_the_old_key_good() {
 }
 
 #[tokio::test]
-async fn a_rotation_that_cannot_revoke_gives_the_new_key_and_says_so() {
+async fn rotation_without_revocation_returns_key_and_warning() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     desk.stage.emulator.set_fault(Fault::new(Target::Invalidate, Effect::Reset).times(1));
@@ -84,14 +84,12 @@ async fn a_rotation_that_cannot_revoke_gives_the_new_key_and_says_so() {
     assert_eq!(reply.status, 201);
     let next = reply.json();
     assert_eq!(next["replaced_token_revoked"], false);
-    assert!(
-        next["warning"].as_str().unwrap().starts_with("the old key is not revoked, and may still be good")
-    );
+    assert!(next["warning"].as_str().unwrap().starts_with("the old key is not revoked and may still work"));
     assert_eq!((desk.calls(key(&made)).await, desk.calls(key(&next)).await), (200, 200));
 }
 
 #[tokio::test]
-async fn pages_are_walked_both_ways_and_filtered_by_user() {
+async fn list_pages_both_ways_and_by_user() {
     let desk = Desk::open().await;
     for number in 0..5 {
         desk.create(&json!({"user_id": format!("usr_{}", number % 2)})).await;
@@ -117,7 +115,7 @@ async fn pages_are_walked_both_ways_and_filtered_by_user() {
 }
 
 #[tokio::test]
-async fn a_page_of_the_longest_keys_is_not_too_long() {
+async fn management_lists_page_of_longest_keys() {
     let desk = Desk::open().await;
     for _ in 0..30 {
         desk.stage.issue(Issue {
@@ -131,7 +129,7 @@ async fn a_page_of_the_longest_keys_is_not_too_long() {
 }
 
 #[tokio::test]
-async fn a_patch_sets_removes_and_keeps() {
+async fn patch_sets_removes_and_keeps_claims() {
     let desk = Desk::open().await;
     let made =
         desk.create(&json!({"custom_claims": {"a": "1", "b": "2", "c": "3"}, "description": "CI"})).await;
@@ -167,7 +165,7 @@ async fn a_patch_sets_removes_and_keeps() {
 }
 
 #[tokio::test]
-async fn two_patches_at_once_lose_nothing() {
+async fn concurrent_patches_of_one_key_lose_nothing() {
     let desk = Desk::open().await;
     let made = desk.create(&json!({"custom_claims": {"a": "1"}})).await;
     // Each reads before either writes, unless they wait for each other.
@@ -184,7 +182,7 @@ async fn two_patches_at_once_lose_nothing() {
 }
 
 #[tokio::test]
-async fn a_change_that_hangs_holds_up_no_other_key() {
+async fn hanging_change_blocks_no_other_key() {
     let desk = Desk::open().await;
     let (slow, quick) = (desk.create(&ordinary()).await, desk.create(&ordinary()).await);
     desk.stage.emulator.set_fault(Fault::new(Target::Update, Effect::Hang).times(1));
@@ -206,7 +204,7 @@ async fn a_change_that_hangs_holds_up_no_other_key() {
 }
 
 #[tokio::test]
-async fn a_key_of_another_organization_is_not_there_and_not_touched() {
+async fn key_of_other_organization_is_not_found() {
     let desk = Desk::open().await;
     let (theirs, token_id) = desk.issue("org_2");
     let before = desk.stage.emulator.counts();
@@ -239,7 +237,7 @@ async fn a_key_of_another_organization_is_not_there_and_not_touched() {
 }
 
 #[tokio::test]
-async fn guard_rails_hold_for_creation_change_and_rotation() {
+async fn rules_apply_to_creation_update_and_rotation() {
     let desk = Desk::with("max_expiry = \"90d\"\nallowed_claims = [\"team\"]").await;
     let in_days = |days: i64| (Timestamp::now() + jiff::SignedDuration::from_hours(24 * days)).to_string();
     let ends_within_90_days = |token: &Value| {
@@ -285,7 +283,7 @@ async fn guard_rails_hold_for_creation_change_and_rotation() {
 }
 
 #[tokio::test]
-async fn tls_and_a_secret_serve_http_2_as_well() {
+async fn management_serves_http2_with_tls_and_secret() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");
     let secret = authority.folder.write("secret", super::SECRET);

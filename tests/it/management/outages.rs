@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use keyward::dev::emulator::access::Permission;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::access::Permission;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -24,7 +24,7 @@ fn operations(id: &str) -> [(&'static str, Ask); 6] {
 }
 
 #[tokio::test]
-async fn a_permission_that_is_missing_is_named() {
+async fn missing_scalekit_permission_is_named() {
     use Permission::{Read, Rotate, Write};
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
@@ -57,7 +57,7 @@ async fn a_permission_that_is_missing_is_named() {
 }
 
 #[tokio::test]
-async fn while_scalekit_is_down_every_answer_says_so_and_nothing_is_begun() {
+async fn scalekit_outage_is_503_and_nothing_is_begun() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     desk.stage.emulator.set_fault("listener:refuse".parse().unwrap());
@@ -76,7 +76,7 @@ async fn while_scalekit_is_down_every_answer_says_so_and_nothing_is_begun() {
 }
 
 #[tokio::test]
-async fn throttling_and_refused_credentials_are_503_with_the_time_to_wait() {
+async fn throttling_and_bad_credentials_send_retry_after() {
     let desk = Desk::open().await;
     let throttled = Answer { retry_after: Some(7), ..Answer::status(429) };
     desk.stage.emulator.set_fault(Fault::new(Target::Any, Effect::Answer(throttled)));
@@ -94,7 +94,7 @@ async fn throttling_and_refused_credentials_are_503_with_the_time_to_wait() {
 }
 
 #[tokio::test]
-async fn a_revocation_whose_answer_was_lost_is_looked_for() {
+async fn revocation_with_lost_response_is_looked_up() {
     let desk = Desk::open().await;
     for effect in [Effect::Truncated, Effect::Reset] {
         let made = desk.create(&ordinary()).await;
@@ -114,7 +114,7 @@ async fn a_revocation_whose_answer_was_lost_is_looked_for() {
 }
 
 #[tokio::test]
-async fn a_change_whose_answer_was_lost_can_be_made_again() {
+async fn update_with_lost_response_can_be_repeated() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     desk.stage.emulator.set_fault(Fault::new(Target::Update, Effect::Truncated).times(1));
@@ -125,7 +125,7 @@ async fn a_change_whose_answer_was_lost_can_be_made_again() {
 
 /// Ten seconds: Keyward's limit for a call. Side by side, so that they take ten seconds together.
 #[tokio::test]
-async fn a_scalekit_that_does_not_answer_is_not_waited_for_longer_than_ten_seconds() {
+async fn unresponsive_scalekit_is_given_up_within_ten_seconds() {
     let long = Duration::from_secs(20);
     let before = async {
         let desk = Desk::open().await;
@@ -156,7 +156,7 @@ async fn a_scalekit_that_does_not_answer_is_not_waited_for_longer_than_ten_secon
 }
 
 #[tokio::test]
-async fn calls_to_scalekit_are_bounded_and_who_waits_too_long_is_told() {
+async fn scalekit_calls_are_bounded_and_waiting_times_out() {
     let desk = std::sync::Arc::new(Desk::of("listen = \"127.0.0.1:0\"", Setup::default()).await);
     desk.stage.emulator.set_fault(Fault::new(Target::List, Effect::Hang));
     let mut asking = tokio::task::JoinSet::new();
@@ -177,7 +177,7 @@ async fn calls_to_scalekit_are_bounded_and_who_waits_too_long_is_told() {
 }
 
 #[tokio::test]
-async fn hostile_answers_of_scalekit_stay_texts() {
+async fn hostile_scalekit_responses_are_escaped() {
     let desk = Desk::open().await;
     let hostile = "x\r\nset-cookie: a=b\u{1b}[31m\u{0}\u{202e}<script>";
     let info = json!({
@@ -212,7 +212,7 @@ async fn hostile_answers_of_scalekit_stay_texts() {
     let other = json!({"token_info": {"token_id": "apit_other", "organization_id": "org_1"}});
     desk.stage.emulator.set_fault(Fault::new(Target::Validate, answer(200, &other)));
     for (operation, ask) in operations(&own).into_iter().skip(2) {
-        assert_eq!(desk.code(&ask).await.0, 404, "{operation}");
+        assert_eq!(desk.code(&ask).await, (503, "scalekit_unavailable".to_owned()), "{operation}");
     }
     // And what is no answer at all is none.
     for body in [

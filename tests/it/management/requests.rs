@@ -13,7 +13,7 @@ async fn refused(desk: &Desk, ask: Ask, status: u16, code: &str, part: &str) {
 }
 
 #[tokio::test]
-async fn bodies_that_are_not_understood_make_nothing() {
+async fn invalid_bodies_create_no_key() {
     let desk = Desk::open().await;
     let long = "ä".repeat(257);
     let many: serde_json::Map<_, _> = (0..21).map(|number| (format!("claim{number}"), json!("x"))).collect();
@@ -85,7 +85,7 @@ async fn bodies_that_are_not_understood_make_nothing() {
 }
 
 #[tokio::test]
-async fn content_types_queries_methods_and_headers_are_checked() {
+async fn management_request_syntax_is_checked() {
     let desk = Desk::open().await;
     let made = desk.create(&ordinary()).await;
     let one = format!("{KEYS}/{}", id(&made));
@@ -135,7 +135,7 @@ async fn content_types_queries_methods_and_headers_are_checked() {
 }
 
 #[tokio::test]
-async fn paths_lead_where_they_say_or_nowhere() {
+async fn path_variants_do_not_reach_other_keys() {
     let desk = Desk::open().await;
     let (_, theirs) = desk.issue("org_2");
     for (path, status) in [
@@ -179,7 +179,7 @@ async fn paths_lead_where_they_say_or_nowhere() {
 }
 
 #[tokio::test]
-async fn a_key_in_the_wrong_place_is_not_repeated_and_reaches_nobody() {
+async fn misplaced_key_is_neither_repeated_nor_sent() {
     let desk = Desk::open().await;
     let (key, _) = desk.issue("org_1");
     let json = |body: serde_json::Value| Ask::create(&body);
@@ -209,7 +209,7 @@ async fn a_key_in_the_wrong_place_is_not_repeated_and_reaches_nobody() {
 }
 
 #[tokio::test]
-async fn organizations_and_users_that_are_unknown_are_404_with_scalekits_words() {
+async fn unknown_organization_or_user_is_404_with_detail() {
     let desk = Desk::only(&["org_1/usr_1:admin", "org_2/usr_2"]).await;
     for (path, user) in [("/v1/organizations/org_3/keys", "usr_1"), (KEYS, "usr_2"), (KEYS, "usr_3")] {
         let ask = Ask::new("POST", path).json(&json!({"user_id": user}));

@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyward::dev::emulator::faults::{Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
-use keyward::dev::emulator::{self, Emulator};
+use keyward_emulator::faults::{Effect, Fault, Target};
+use keyward_emulator::store::Issue;
+use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -204,7 +204,7 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
             }
             all
         };
-        let attack = hold(flooded.address, 400, Duration::from_secs(5), asks);
+        let attack = hold(flooded.address, 120, Duration::from_secs(5), asks);
         let seen = flooded.beside(attack).await;
         flooded.end(&format!("answers unread, {scheme} upstream"), seen).await;
     }

@@ -5,9 +5,9 @@ use hyper::Method;
 use keyward::body;
 
 use super::{OK, Wire};
-use crate::support::Setup;
 use crate::support::http::{Caller, Speaks};
 use crate::support::raw::Scripted;
+use crate::support::{Setup, Stage};
 
 const TRUSTED: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
 
@@ -99,4 +99,39 @@ async fn trace_context_is_forwarded_from_everybody() {
     for line in ["traceparent: 00-4bf92f", "tracestate: a=1", "baggage: b=2"] {
         assert!(received.contains(line), "{line} in {received}");
     }
+}
+
+#[tokio::test]
+async fn connection_header_takes_nothing_of_a_preflight_away() {
+    let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\npreflight = true";
+    let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
+    let reply = stage
+        .ask(
+            "OPTIONS /v1/export?all=1 HTTP/1.1\r\nhost: api.test\r\norigin: https://a.test\r\n\
+             access-control-request-method: GET\r\n\
+             connection: origin, access-control-request-method\r\n\r\n",
+        )
+        .await;
+    if reply.status == 200 {
+        let received = stage.last();
+        assert!(
+            received.header("origin").is_some() && received.header("access-control-request-method").is_some(),
+            "without a key, the service got what is no preflight: {received:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn connection_header_takes_no_word_of_a_trusted_proxy_away() {
+    let stage = Stage::with(Setup { server: "trusted_proxies = [\"127.0.0.1\"]", ..Setup::default() }).await;
+    // As HAProxy passes on what a stranger sent, with what it knows itself behind it.
+    stage
+        .ask(
+            "GET /public/x HTTP/1.1\r\nhost: api.test\r\nconnection: X-Forwarded-For, X-Forwarded-Proto\r\n\
+             x-forwarded-proto: https\r\nx-forwarded-for: 192.0.2.66\r\n\r\n",
+        )
+        .await;
+    let received = stage.last();
+    assert_eq!(received.header("x-forwarded-for"), Some("192.0.2.66, 127.0.0.1"));
+    assert_eq!(received.header("x-forwarded-proto"), Some("https"));
 }

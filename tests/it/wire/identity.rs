@@ -8,8 +8,8 @@ use hyper::Method;
 use hyper::body::Frame;
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use keyward::body;
-use keyward::dev::emulator::faults::{Answer, Effect, Fault, Target};
-use keyward::dev::emulator::store::Issue;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
+use keyward_emulator::store::Issue;
 
 use super::{OK, Wire, values};
 use crate::support::http::{PAIRS, Speaks, data, fed};

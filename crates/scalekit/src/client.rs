@@ -1,0 +1,290 @@
+//! The client on reqwest: connections, the access token and its renewal, deadlines, proxies.
+
+mod failure;
+mod settings;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, USER_AGENT};
+use http::{HeaderValue, Request};
+use jiff::Timestamp;
+use secrecy::SecretString;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use self::failure::Failure;
+pub use self::settings::{CredentialsProvider, FetchObserver, Settings, SetupError};
+use crate::access_token::{AccessToken, Bearer, Fetched};
+use crate::call::{Call, Reply};
+use crate::environment::Environment;
+use crate::error::Error;
+use crate::oauth::{self, Grant};
+use crate::proxy::ProxyServer;
+use crate::response::HttpResponse;
+use crate::token::{Created, NewToken, Page, PageRequest, Token, TokenUpdate};
+use crate::transport::Transport;
+use crate::validate::{self, Presented, Validation};
+
+/// A client of one environment. Make one and share it: it keeps connections and the access token. Cloning is cheap.
+///
+/// Calls need a tokio runtime with I/O and time. The first one starts the task that keeps the access token, which ends with
+/// the last clone of the client.
+#[derive(Clone)]
+pub struct Client(Arc<Shared>);
+
+struct Shared {
+    endpoint: Arc<Endpoint>,
+    transport: Transport,
+    timeout: Duration,
+    access_token: Arc<AccessToken>,
+    keeper: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What it takes to send requests and to fetch access tokens; shared with the task that keeps them.
+struct Endpoint {
+    http: reqwest::Client,
+    environment: Environment,
+    credentials: Box<CredentialsProvider>,
+    user_agent: HeaderValue,
+    observer: Option<Box<FetchObserver>>,
+    failure: Failure,
+}
+
+/// Scalekit closes idle connections after 5 minutes; its SDKs do so after 4.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(200);
+/// Pings more often than every 30 seconds would end the connection.
+const PING_INTERVAL: Duration = Duration::from_secs(60);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long sent bytes may stay unacknowledged: it ends connections that lead nowhere, which HTTP/2 would go on using.
+#[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// A client. Nothing is sent before its first call.
+    ///
+    /// # Errors
+    /// When the proxy's environment variable is wrong, or TLS or reqwest cannot be set up.
+    pub fn new(settings: Settings) -> Result<Self, SetupError> {
+        let proxy = settings.proxy.resolve(&settings.environment)?;
+        let failure = Failure::new(proxy.as_ref().map(ProxyServer::address));
+        let mut builder = reqwest::Client::builder()
+            // One URL is asked for, and nobody else may be told the token: no redirects, and no proxy but this one.
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .no_proxy()
+            .connect_timeout(settings.connect_timeout)
+            .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .http2_keep_alive_interval(PING_INTERVAL)
+            .http2_keep_alive_timeout(PING_TIMEOUT)
+            .tls_backend_preconfigured(settings::tls_config(settings.tls, settings.transport)?);
+        #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
+        {
+            builder = builder.tcp_user_timeout(TCP_USER_TIMEOUT);
+        }
+        if settings.transport == Transport::Grpc {
+            builder = builder.http2_prior_knowledge();
+        }
+        if let Some(server) = proxy {
+            let mut proxy = reqwest::Proxy::https(server.url())?;
+            if let Some(authorization) = server.authorization() {
+                proxy = proxy.custom_http_auth(authorization.clone());
+            }
+            builder = builder.proxy(proxy);
+        }
+        Ok(Self(Arc::new(Shared {
+            endpoint: Arc::new(Endpoint {
+                http: builder.build()?,
+                environment: settings.environment,
+                credentials: settings.credentials,
+                user_agent: settings.user_agent,
+                observer: settings.observer,
+                failure,
+            }),
+            transport: settings.transport,
+            timeout: settings.timeout,
+            access_token: Arc::default(),
+            keeper: Mutex::default(),
+        })))
+    }
+
+    /// The access token, which a task of the client keeps from now on: for calls over other connections.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn access_token(&self) -> &Arc<AccessToken> {
+        let mut keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        // A task ends with the runtime that it was started on; the client may be used on another one.
+        if keeper.as_ref().is_none_or(JoinHandle::is_finished) {
+            let (access_token, endpoint) = (Arc::clone(&self.0.access_token), Arc::clone(&self.0.endpoint));
+            *keeper = Some(tokio::spawn(async move {
+                let observe = |fetched: Fetched<'_>| {
+                    if let Some(observer) = &endpoint.observer {
+                        observer(fetched);
+                    }
+                };
+                access_token.keep(|| endpoint.fetch_access_token(), observe).await;
+            }));
+        }
+        &self.0.access_token
+    }
+
+    /// Waits for the first access token, or for the first failure to get one: a program that someone waits for calls it
+    /// first, to end at once where nothing would succeed.
+    ///
+    /// # Errors
+    /// [`Error::AccessToken`] with the reason.
+    pub async fn authenticate(&self) -> Result<(), Error> {
+        self.access_token().first(Instant::now() + self.0.timeout).await
+    }
+
+    /// Asks about a random token. Only a definite "invalid" is success: URL, proxy, credentials, permission and the token
+    /// API must all be right for it.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn probe(&self) -> Result<(), Error> {
+        match self.validate_token(&validate::random_token()).await? {
+            Validation::Invalid => Ok(()),
+            Validation::Valid(_) => Err(Error::WrongEndpoint("it calls a made-up key valid".into())),
+        }
+    }
+
+    /// Asks whether a token is valid, and what it stands for. What cannot be a token ([`validate::is_token`]), such as the
+    /// id of one, is invalid without a call.
+    ///
+    /// # Errors
+    /// When nothing is known about the token: never take that for a verdict.
+    pub async fn validate_token(&self, token: &str) -> Result<Validation, Error> {
+        if !validate::is_token(token) {
+            return Ok(Validation::Invalid);
+        }
+        let outcome = self.call(&Call::Validate(SecretString::from(token))).await;
+        validate::interpret(Presented::Token(token), outcome, Timestamp::now())
+    }
+
+    /// Finds the live token of an id (`apit_…`); `None` for one that is unknown, expired or revoked.
+    ///
+    /// # Errors
+    /// When nothing is known about it.
+    pub async fn find_token(&self, token_id: &str) -> Result<Option<Token>, Error> {
+        let outcome = self.call(&Call::Validate(SecretString::from(token_id))).await;
+        match validate::interpret(Presented::TokenId(token_id), outcome, Timestamp::now())? {
+            Validation::Valid(token) => Ok(Some(token)),
+            Validation::Invalid => Ok(None),
+        }
+    }
+
+    /// Makes a token.
+    ///
+    /// # Errors
+    /// With [`Error::is_outcome_unknown`] a token may have been made that nobody has seen: look for it in the list, and
+    /// invalidate it.
+    pub async fn create_token(&self, new: &NewToken) -> Result<Created, Error> {
+        new.check(Timestamp::now())?;
+        match self.call(&Call::Create(new.clone())).await? {
+            Reply::Created(created) => Ok(created),
+            _ => Err(OTHER_REPLY),
+        }
+    }
+
+    /// Lists a page of an organization's live tokens.
+    ///
+    /// # Errors
+    /// When there is no such page.
+    pub async fn list_tokens(&self, page: &PageRequest) -> Result<Page, Error> {
+        page.check()?;
+        match self.call(&Call::List(page.clone())).await? {
+            Reply::Page(page) => Ok(page),
+            _ => Err(OTHER_REPLY),
+        }
+    }
+
+    /// Changes a live token, by its id or by itself.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] for one that is not live; with [`Error::is_outcome_unknown`] it may have been changed.
+    pub async fn update_token(&self, token: &str, update: &TokenUpdate) -> Result<Token, Error> {
+        update.check()?;
+        match self.call(&Call::Update(SecretString::from(token), update.clone())).await? {
+            Reply::Token(token) => Ok(token),
+            _ => Err(OTHER_REPLY),
+        }
+    }
+
+    /// Revokes a token, by its id or by itself. It takes effect at once. One that is revoked already stays so.
+    ///
+    /// # Errors
+    /// [`Error::is_not_found`] for one that never was; with [`Error::is_outcome_unknown`] it may have been revoked.
+    pub async fn invalidate_token(&self, token: &str) -> Result<(), Error> {
+        match self.call(&Call::Invalidate(SecretString::from(token))).await? {
+            Reply::Invalidated => Ok(()),
+            _ => Err(OTHER_REPLY),
+        }
+    }
+
+    /// Makes a call, and once more with a new access token where the one it had is refused. Limits are not checked, and what
+    /// a reply to a validation means is for [`validate::interpret`].
+    ///
+    /// # Errors
+    /// Why there is no reply.
+    pub async fn call(&self, call: &Call) -> Result<Reply, Error> {
+        let deadline = Instant::now() + self.0.timeout;
+        let access_token = self.access_token();
+        let bearer = access_token.bearer(deadline).await?;
+        match self.call_with(call, &bearer, deadline).await {
+            Err(Error::Credentials) => {
+                let bearer = access_token.renewed(&bearer, deadline).await?;
+                self.call_with(call, &bearer, deadline).await
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn call_with(&self, call: &Call, bearer: &Bearer, deadline: Instant) -> Result<Reply, Error> {
+        let mut request = self.0.transport.encode_request(call);
+        request.headers_mut().insert(AUTHORIZATION, bearer.authorization().clone());
+        let operation = call.operation();
+        let response = self.0.endpoint.send(request, operation.max_response_bytes());
+        let response = timeout_at(deadline, response).await.unwrap_or(Err(Error::Timeout))?;
+        self.0.transport.decode_response(operation, &response)
+    }
+}
+
+const OTHER_REPLY: Error = Error::BrokenContract("the reply is to another call");
+
+impl Endpoint {
+    /// Sends a request and reads the response to its end, up to this many bytes. There is no time limit but that of
+    /// connecting.
+    async fn send(&self, mut request: Request<Bytes>, max_bytes: usize) -> Result<HttpResponse, Error> {
+        *request.uri_mut() = self.environment.absolute_uri(request.uri().path_and_query());
+        request.headers_mut().insert(USER_AGENT, self.user_agent.clone());
+        let request = request.try_into().map_err(|error| self.failure.classify(error))?;
+        let response = self.http.execute(request).await.map_err(|error| self.failure.classify(error))?;
+        HttpResponse::read(response.into(), max_bytes).await
+    }
+
+    async fn fetch_access_token(&self) -> Result<Grant, Error> {
+        let credentials = (self.credentials)().map_err(Error::CredentialsUnreadable)?;
+        let response = self.send(oauth::encode_request(&credentials), oauth::MAX_RESPONSE_BYTES).await?;
+        oauth::decode_response(&response)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        let keeper = self.keeper.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(keeper) = keeper.take() {
+            keeper.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let environment = self.0.endpoint.environment.to_string();
+        f.debug_struct("Client").field("environment", &environment).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,95 @@
+//! Fields of the API's JSON as they may come: absent, `null` and `""` mean the same, and a struct is an object only.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
+
+use jiff::Timestamp;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error as _, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use crate::timestamp;
+use crate::token::Claims;
+
+/// A struct that must be written as a JSON object. serde's derived structs would accept an array, field by field.
+pub(crate) struct Object<T>(pub(crate) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(ObjectVisitor(PhantomData))
+    }
+}
+
+struct ObjectVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
+    type Value = Object<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+    }
+}
+
+/// A string; `null` is `""`.
+pub(crate) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    null_as_default(from)
+}
+
+/// A string that is not empty.
+pub(crate) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
+}
+
+/// The same for a field that nothing is decided by: a value of another type does not spoil the message.
+pub(crate) fn lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(from)? {
+        Value::String(text) if !text.is_empty() => Some(text),
+        _ => None,
+    })
+}
+
+/// RFC 3339.
+pub(crate) fn timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let parse = |text: String| timestamp::parse(&text).ok_or_else(|| D::Error::custom("not a timestamp"));
+    text(from)?.map(parse).transpose()
+}
+
+/// The same for a field that nothing is decided by.
+pub(crate) fn lenient_timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    Ok(lenient_text(from)?.and_then(|text| timestamp::parse(&text)))
+}
+
+/// Any value; `null` is its default.
+pub(crate) fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// A list of objects.
+pub(crate) fn objects<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let objects: Vec<Object<T>> = null_as_default(from)?;
+    Ok(objects.into_iter().map(|Object(object)| object).collect())
+}
+
+/// Claims: a value that is not a string is taken as its JSON text.
+pub(crate) fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
+    let claims: BTreeMap<String, Value> = null_as_default(from)?;
+    let text = |value| match value {
+        Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Ok(claims.into_iter().map(|(name, value)| (name, text(value))).collect())
+}

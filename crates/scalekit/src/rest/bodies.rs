@@ -1,0 +1,170 @@
+//! The JSON of requests and responses.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Refusal;
+use crate::json::{self, Object};
+use crate::status::{Code, Status};
+use crate::timestamp;
+use crate::token::{Claims, NewToken, Page, Token, TokenUpdate};
+
+/// The one documented form of an error.
+#[derive(Deserialize)]
+pub(super) struct ErrorBody {
+    pub(super) code: Option<i64>,
+    pub(super) message: Option<String>,
+    pub(super) details: Option<Vec<Value>>,
+}
+
+impl ErrorBody {
+    /// Scalekit's refusal, unless it is a response of something else.
+    pub(super) fn refusal(&self, status: u16) -> Option<Refusal> {
+        let code = Code::from_number(self.code?).filter(|code| code.http_status() == status)?;
+        let message = self.message.as_deref().unwrap_or_default();
+        // A gateway writes this for a path that it does not know: NOT_FOUND, but without Scalekit's ErrorInfo.
+        let is_unknown_route = code == Code::NotFound
+            && message == "Not Found"
+            && self.details.as_ref().is_none_or(Vec::is_empty);
+        (!is_unknown_route).then(|| Refusal::new(code, message))
+    }
+}
+
+#[derive(Serialize)]
+pub(super) struct TokenBody<'a> {
+    pub(super) token: &'a str,
+}
+
+#[derive(Deserialize)]
+pub(super) struct TokenRequest {
+    #[serde(default, deserialize_with = "json::string")]
+    pub(super) token: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct UpdateBody<'a> {
+    pub(super) token: &'a str,
+    #[serde(flatten)]
+    pub(super) update: &'a TokenUpdate,
+}
+
+#[derive(Deserialize)]
+pub(super) struct UpdateRequest {
+    #[serde(default, deserialize_with = "json::string")]
+    pub(super) token: String,
+    #[serde(alias = "customClaims")]
+    pub(super) custom_claims: Option<Claims>,
+    pub(super) description: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct CreateBody {
+    #[serde(default, alias = "organizationId", deserialize_with = "json::string")]
+    pub(super) organization_id: String,
+    #[serde(default, alias = "userId", deserialize_with = "json::text")]
+    pub(super) user_id: Option<String>,
+    #[serde(default, alias = "customClaims", deserialize_with = "json::null_as_default")]
+    pub(super) custom_claims: Claims,
+    #[serde(default, deserialize_with = "json::text")]
+    pub(super) expiry: Option<String>,
+    #[serde(default, deserialize_with = "json::text")]
+    pub(super) description: Option<String>,
+}
+
+impl CreateBody {
+    pub(super) fn into_new_token(self) -> Result<NewToken, Status> {
+        let expiry = self.expiry.map(|text| {
+            let rule = "value is not a time such as 2026-12-01T00:00:00Z";
+            timestamp::parse(&text).ok_or_else(|| Status::invalid_field("expiry", "timestamp", rule))
+        });
+        Ok(NewToken {
+            organization_id: self.organization_id,
+            user_id: self.user_id,
+            custom_claims: self.custom_claims,
+            expiry: expiry.transpose()?,
+            description: self.description,
+        })
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct CreatedInfo {
+    #[serde(default, deserialize_with = "json::string")]
+    pub(super) token: String,
+    pub(super) token_info: Option<Object<Token>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Info {
+    pub(super) token_info: Option<Object<Token>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct CreatedBody<'a> {
+    pub(super) token: &'a str,
+    pub(super) token_id: &'a str,
+    pub(super) token_info: TokenJson<'a>,
+}
+
+#[derive(Serialize)]
+pub(super) struct InfoBody<'a> {
+    pub(super) token_info: TokenJson<'a>,
+}
+
+#[derive(Serialize)]
+pub(super) struct PageBody<'a> {
+    pub(super) tokens: Vec<TokenJson<'a>>,
+    pub(super) total_count: i64,
+    pub(super) next_page_token: &'a str,
+    pub(super) prev_page_token: &'a str,
+}
+
+impl<'a> PageBody<'a> {
+    pub(super) fn of(page: &'a Page) -> Self {
+        Self {
+            tokens: page.tokens.iter().map(TokenJson::of).collect(),
+            total_count: page.total_count,
+            next_page_token: page.next_page_token.as_deref().unwrap_or_default(),
+            prev_page_token: page.prev_page_token.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
+/// A token as a gRPC gateway writes it: unset strings, maps and lists are there, unset messages are not.
+#[derive(Serialize)]
+pub(super) struct TokenJson<'a> {
+    pub(super) token_id: &'a str,
+    pub(super) organization_id: &'a str,
+    pub(super) organization_external_id: &'a str,
+    pub(super) user_id: &'a str,
+    pub(super) user_external_id: &'a str,
+    pub(super) custom_claims: &'a Claims,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) expiry: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) created_at: Option<String>,
+    pub(super) description: &'a str,
+    pub(super) token_suffix: &'a str,
+    pub(super) email: &'a str,
+    pub(super) roles: &'a [String],
+}
+
+impl<'a> TokenJson<'a> {
+    pub(super) fn of(token: &'a Token) -> Self {
+        let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
+        Self {
+            token_id: &token.token_id,
+            organization_id: &token.organization_id,
+            organization_external_id: text(&token.organization_external_id),
+            user_id: text(&token.user_id),
+            user_external_id: text(&token.user_external_id),
+            custom_claims: &token.custom_claims,
+            expiry: token.expiry.map(timestamp::format),
+            created_at: token.created_at.map(timestamp::format),
+            description: text(&token.description),
+            token_suffix: text(&token.token_suffix),
+            email: text(&token.email),
+            roles: &token.roles,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `keyward keys list`.
+
+use std::process::ExitCode;
+
+use ::scalekit::limits::MAX_PAGE_SIZE;
+use ::scalekit::token::PageRequest;
+use anyhow::{Result, bail};
+use clap::Args;
+use jiff::Timestamp;
+
+use super::super::{write_stderr, write_stdout};
+use super::display::{Table, escape_text, format_scope};
+use super::{OutputArgs, Session, to_json_line};
+
+pub(super) const HELP: &str = include_str!("../help/keys_list.txt").trim_ascii_end();
+
+#[derive(Args)]
+pub(super) struct ListArgs {
+    /// The organization
+    #[arg(long, value_name = "ORG")]
+    org: String,
+    /// Only the keys of this user
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
+    /// Fetch all pages, not only one
+    #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
+    all: bool,
+    /// How many keys a page has, from 1 to 30; 10 by default
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_PAGE_SIZE)))]
+    page_size: Option<u8>,
+    /// The page to fetch, as printed below the page before it
+    #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
+    page_token: Option<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCode> {
+    let mut listing = PageRequest {
+        organization_id: args.org,
+        user_id: args.user,
+        page_size: if args.all { Some(MAX_PAGE_SIZE) } else { args.page_size },
+        page_token: args.page_token,
+    };
+    listing.check()?;
+    let keys = session.open_keys().await?;
+    let mut table = Table::new(Timestamp::now());
+    let mut has_keys = false;
+    loop {
+        let page = keys.list(&listing).await?;
+        has_keys |= !page.tokens.is_empty();
+        let text = if args.output.json {
+            page.tokens.iter().map(to_json_line).collect::<Result<String>>()?
+        } else if page.tokens.is_empty() {
+            String::new()
+        } else {
+            table.format_page(&page.tokens)
+        };
+        if !write_stdout(&text)? {
+            return Ok(ExitCode::SUCCESS);
+        }
+        match page.next_page_token {
+            Some(next) if args.all && listing.page_token.as_ref() == Some(&next) => {
+                bail!("Scalekit's pages repeat without end; not all keys may be listed")
+            }
+            Some(next) if args.all => listing.page_token = Some(next),
+            Some(next) => {
+                write_stderr(format_args!(
+                    "There are {} in all; for the next page add --page-token {}\n",
+                    page.total_count,
+                    escape_text(&next)
+                ));
+                break;
+            }
+            None => break,
+        }
+    }
+    if !has_keys {
+        write_stderr(format_args!(
+            "There are no live keys of {}.\n",
+            format_scope(&listing.organization_id, listing.user_id.as_deref())
+        ));
+    }
+    Ok(ExitCode::SUCCESS)
+}
