@@ -12,11 +12,11 @@ use super::{Config, Environment, headers, management, routes, scalekit, upstream
 use crate::access_log::{self, Format};
 use crate::credential::{self, Alphabet};
 use crate::listener::{self, Listen};
-use crate::message;
+use crate::request_head;
 use crate::route::Auth;
 use crate::tls::KeyPair;
 use crate::upstream::forwarded::Trusted;
-use crate::upstream::outgoing;
+use crate::upstream::request_body;
 use crate::{gateway, validator};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -95,11 +95,11 @@ fn read_document(
     file.finish();
 
     let max_headers = limits.take("headers", integer(1, 10_000)).map_or(100, |headers| headers as usize);
-    let head = message::Limits {
+    let head = request_head::Limits {
         max_uri: limits.take("uri", size(256, 64 * 1024)).unwrap_or(16 * 1024),
         max_headers,
     };
-    let body = outgoing::Limits {
+    let body = request_body::Limits {
         max_bytes: limits.take("body", size(0, 1 << 50)).map(|bytes| bytes as u64),
         timeout: limits
             .take("body_timeout", duration(Duration::ZERO))

@@ -10,8 +10,8 @@ use hyper::Method;
 use super::reader::{Found, Lines, Section, did_you_mean, dotted};
 use super::urls::host;
 use super::values::{boolean, choice, shown, text};
-use crate::origin::Address;
 use crate::policy::{Requirement, Scope};
+use crate::pool::Address;
 use crate::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
 use crate::upstream;
 

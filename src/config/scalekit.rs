@@ -66,7 +66,7 @@ pub(super) fn read(
     let scalekit = url.and_then(|(source, place)| {
         // Where it comes from a file, it was read just now.
         let url = source.read().ok()?.expose().trim_end_matches('/').to_owned();
-        let parsed = url_is_one(&url)
+        let parsed = is_valid_url(&url)
             .and_then(|()| url.parse::<ScalekitEnvironment>().map_err(|error| error.to_string()));
         parsed.map_err(|problem| place.problem(&section, found, problem)).ok()
     });
@@ -94,7 +94,7 @@ pub(super) fn read(
     Some(settings.over(transport))
 }
 
-fn url_is_one(given: &str) -> Result<(), String> {
+fn is_valid_url(given: &str) -> Result<(), String> {
     url(given, "a URL, as in \"https://acme.scalekit.com\"").map(|_| ())
 }
 

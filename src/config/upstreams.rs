@@ -8,7 +8,7 @@ use rustls::pki_types::ServerName;
 use super::reader::Section;
 use super::urls::{Url, unix_path, url};
 use super::values::{boolean, choice, duration, file, integer, roots, shown, text, usable};
-use crate::origin::{self, Address, Protocol, Tls};
+use crate::pool::{self, Address, Protocol, Tls};
 use crate::tls::KeyPair;
 use crate::upstream;
 
@@ -67,7 +67,7 @@ fn upstream(name: Arc<str>, mut section: Section<'_, '_>) -> Option<upstream::Se
     };
     section.finish();
     let target = target?;
-    let origin = origin::Settings {
+    let origin = pool::Settings {
         address: target.address,
         tls: target.tls.then_some(tls),
         protocol,
