@@ -1,7 +1,7 @@
 //! The request path. `Gateway::pass` is all of it: route, credential, hop-by-hop, validation, policy, identity, upstream;
 //! `Gateway::handle` around it records what happened.
 
-mod answer;
+mod response_body;
 mod revalidation;
 
 use std::collections::HashMap;
@@ -18,23 +18,23 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::answer::Answer;
+use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
 use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::Body;
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
-use crate::hop;
+use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
-use crate::message::{self, Host};
 use crate::metrics::{self, Metrics};
 use crate::policy::{Permit, Requirement};
-use crate::rejection::{Caller, Rejection};
+use crate::rejection::{ErrorFormat, Rejection};
+use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
 use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
 use crate::upstream::websocket::CloseCode;
-use crate::upstream::{Exchange, Failure, Upstream, outgoing, tunnel};
+use crate::upstream::{Exchange, Failure, Upstream, request_body, tunnel};
 use crate::validator::Validator;
 
 /// What clients are told to wait where public routes have all the connections they may.
@@ -46,9 +46,9 @@ pub struct Settings {
     /// The realm of `WWW-Authenticate`: printable ASCII without `"` and `\`.
     pub realm: String,
     /// The most of a request's head.
-    pub head: message::Limits,
+    pub head: request_head::Limits,
     /// The most of a request's body.
-    pub body: outgoing::Limits,
+    pub body: request_body::Limits,
     /// How often the key of a request that lasts is asked about again.
     pub revalidate_every: Duration,
     /// Headers about forwarding that are kept from trusted proxies beside the usual ones.
@@ -91,9 +91,9 @@ impl Gateway {
         let client = self.trusted.client(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
-        let caller = Caller::of(&request);
-        let arrival = Arrival { peer, believed, client, account };
-        let mut response = match self.pass(request, arrival, &mut record).await {
+        let caller = ErrorFormat::of(&request);
+        let downstream = Downstream { peer, believed, client, account };
+        let mut response = match self.pass(request, downstream, &mut record).await {
             Ok(passed) => self.answer(passed, record, &caller),
             Err(rejection) => {
                 record.rejected(&rejection);
@@ -112,7 +112,7 @@ impl Gateway {
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.rejected(&rejection);
         let id = request_id.to_str().unwrap_or_default();
-        let mut response = rejection.response(&Caller::of(request), id, &self.settings.realm);
+        let mut response = rejection.response(&ErrorFormat::of(request), id, &self.settings.realm);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
@@ -121,34 +121,34 @@ impl Gateway {
     async fn pass(
         &self,
         mut request: Request<Body>,
-        arrival: Arrival<'_>,
+        downstream: Downstream<'_>,
         record: &mut Record,
-    ) -> Result<Passed, Rejection> {
-        let host = message::check(&request, self.settings.head)?;
+    ) -> Result<Forwarded, Rejection> {
+        let host = request_head::check(&request, self.settings.head)?;
         let (route, requirement, kind) = self.route(&request, &host)?;
         record.route = Arc::clone(&route.label);
         let key = ApiKey::take(request.headers_mut(), &self.credential);
-        let upgrade = hop::upgrade(request.method(), request.version(), request.headers());
-        hop::strip(request.headers_mut());
+        let upgrade = hop_by_hop::upgrade(request.method(), request.version(), request.headers());
+        hop_by_hop::strip(request.headers_mut());
         if kind == Kind::Preflight {
             keep_preflight_headers(request.headers_mut());
         }
         let (permit, mut revalidation) = match requirement {
             None => {
-                let admitted = arrival.account.admit_public();
+                let admitted = downstream.account.admit_public();
                 let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
                 (Permit::public(), Revalidation::none(admitted))
             }
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
-                let identity = self.validator.validate(&key, arrival.client).await;
+                let identity = self.validator.validate(&key, downstream.client).await;
                 record.validation = Some(began.elapsed());
                 let identity = identity.inspect_err(|rejection| {
                     if *rejection == Rejection::InvalidKey {
-                        arrival.account.show_a_bad_key();
+                        downstream.account.show_a_bad_key();
                     }
                 })?;
-                let admitted = arrival.account.admit();
+                let admitted = downstream.account.admit();
                 record.identity = Some(Arc::clone(&identity));
                 let revalidation =
                     Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
@@ -158,8 +158,8 @@ impl Gateway {
         self.identify(&permit, request.headers_mut(), record)?;
         forwarded::set(
             request.headers_mut(),
-            arrival.peer,
-            arrival.believed,
+            downstream.peer,
+            downstream.believed,
             &self.settings.pass_headers,
             &host.value,
             &record.request_id,
@@ -178,7 +178,7 @@ impl Gateway {
         };
         // SECURITY: a late head or 101 opens nothing for a key that was revoked while it was awaited.
         revalidation.confirm().await?;
-        Ok(Passed { response, tunnel, revalidation, exchange })
+        Ok(Forwarded { response, tunnel, revalidation, exchange })
     }
 
     /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
@@ -209,7 +209,7 @@ impl Gateway {
     ) -> Result<(), Rejection> {
         if self.identity.strip(headers) > 0 {
             let route = metrics::Route { route: Arc::clone(&record.route) };
-            self.metrics.forged.get_or_create(&route).inc();
+            self.metrics.spoofed_headers.get_or_create(&route).inc();
         }
         if let Some(identity) = permit.identity() {
             self.identity.set(identity, headers).inspect_err(|misfit| {
@@ -228,7 +228,7 @@ impl Gateway {
         mut request: Request<Body>,
         route: &Route,
         permit: &Permit,
-        upgrade: Option<hop::WebSocket>,
+        upgrade: Option<hop_by_hop::WebSocket>,
         due: Option<tokio::time::Instant>,
         record: &mut Record,
     ) -> Result<(Response<Body>, Option<Tunnel>, Exchange), Rejection> {
@@ -253,11 +253,11 @@ impl Gateway {
     }
 
     /// The answer, watched and recorded to its end.
-    fn answer(&self, passed: Passed, mut record: Record, caller: &Caller) -> Response<Body> {
-        let Passed { response, tunnel, mut revalidation, exchange } = passed;
+    fn answer(&self, passed: Forwarded, mut record: Record, caller: &ErrorFormat) -> Response<Body> {
+        let Forwarded { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
-            return response.map(|body| Answer::wrap(body, record, revalidation, status, exchange));
+            return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
@@ -297,8 +297,8 @@ impl Current {
     }
 }
 
-/// A request that passed, and its answer.
-struct Passed {
+/// A request that was forwarded, and its response.
+struct Forwarded {
     response: Response<Body>,
     tunnel: Option<Tunnel>,
     revalidation: Revalidation,
@@ -312,7 +312,7 @@ struct Tunnel {
 }
 
 /// What is known of a request beside itself.
-struct Arrival<'a> {
+struct Downstream<'a> {
     peer: Peer,
     believed: bool,
     client: Option<std::net::IpAddr>,

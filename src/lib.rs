@@ -9,15 +9,15 @@ pub mod metrics;
 pub mod rejection;
 pub mod budget;
 pub mod credential;
-pub mod message;
+pub mod request_head;
 pub mod browser;
-pub mod hop;
+pub mod hop_by_hop;
 pub mod identity;
 pub mod policy;
 
 // The outside world.
 pub mod tls;
-pub mod origin;
+pub mod pool;
 pub mod scalekit;
 pub mod keys;
 pub mod validator;

@@ -2,14 +2,14 @@
 //! size and number.
 
 mod admission;
-mod clock;
+mod activity;
 mod connection;
-mod framing;
+mod strict_http1;
 mod lingering;
 mod proxy_header;
 mod registry;
-mod slots;
-mod unread;
+mod connection_limit;
+mod send_timeout;
 
 use std::fs::Permissions;
 use std::io;
@@ -27,13 +27,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::clock::Clock;
+use self::activity::Activity;
+use self::connection_limit::ConnectionLimit;
 use self::registry::Registry;
-use self::slots::Slots;
 use crate::body::Body;
 use crate::budget::{Account, Budget};
 use crate::metrics::Metrics;
-use crate::rejection::{Caller, Rejection};
+use crate::rejection::{ErrorFormat, Rejection};
 use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
 use crate::upstream::forwarded::{Peer, Trusted};
 
@@ -142,7 +142,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// The answer to a request that the listener has no room for; its headers are gone but for the content type.
     fn refuse(&self, request: Request<Body>, _peer: Peer, rejection: Rejection) -> Response<Body> {
-        rejection.response(&Caller::of(&request), "", "")
+        rejection.response(&ErrorFormat::of(&request), "", "")
     }
 }
 
@@ -231,7 +231,7 @@ impl Listener {
                 &tasks,
             ))
         };
-        let mut slots = Slots::new(changes.borrow().max_connections);
+        let mut slots = ConnectionLimit::new(changes.borrow().max_connections);
         let mut current = server(&changes.borrow_and_update());
         let stopped = async {
             phases.stopping.cancelled().await;
@@ -242,10 +242,10 @@ impl Listener {
         };
         let mut stopped = std::pin::pin!(stopped);
         let spawn = |server: &Arc<connection::Server>, slot, accepted| {
-            let clock = Arc::new(Clock::start(Account::open(&budget)));
-            let open = connection::Open::count(slot, registry.enter(&clock), &self.metrics);
+            let activity = Arc::new(Activity::start(Account::open(&budget)));
+            let open = connection::Open::count(slot, registry.enter(&activity), &self.metrics);
             let (server, handler, phases) = (Arc::clone(server), Arc::clone(&handler), phases.clone());
-            tasks.spawn(async move { server.serve(accepted, open, clock, handler, phases).await });
+            tasks.spawn(async move { server.serve(accepted, open, activity, handler, phases).await });
         };
         // Accepted, and without a place yet.
         let mut waiting = None;
@@ -288,7 +288,10 @@ impl Listener {
 }
 
 /// Waits for a place. Who has shown no good key leaves for it, if somebody must.
-async fn take_place(slots: &mut Slots, registry: &Registry) -> Option<tokio::sync::OwnedSemaphorePermit> {
+async fn take_place(
+    slots: &mut ConnectionLimit,
+    registry: &Registry,
+) -> Option<tokio::sync::OwnedSemaphorePermit> {
     loop {
         if slots.is_full() {
             registry.evict_one();

@@ -115,7 +115,7 @@ pub struct Metrics {
     /// From sending a request to the head of the upstream's answer.
     pub upstream_seconds: Histograms<Route>,
     /// Requests that carried headers, or trailers, of Keyward's own.
-    pub forged: Family<Route, Counter>,
+    pub spoofed_headers: Family<Route, Counter>,
     /// Claims not passed on because two of one key would have shared a header; such requests are refused.
     pub claims_left_out: Counter,
     /// Validations by Scalekit.
@@ -173,7 +173,7 @@ impl Default for Metrics {
             request_seconds: Family::new_with_constructor(histogram),
             requests_in_flight: Gauge::default(),
             upstream_seconds: Family::new_with_constructor(histogram),
-            forged: Family::default(),
+            spoofed_headers: Family::default(),
             claims_left_out: Counter::default(),
             validations: Family::default(),
             validation_seconds: histogram(),
@@ -228,7 +228,7 @@ impl Metrics {
         registry.register(
             "forged_headers",
             "Requests that carried headers of Keyward's own",
-            self.forged.clone(),
+            self.spoofed_headers.clone(),
         );
         registry.register(
             "claims_left_out",

@@ -73,7 +73,7 @@ struct Answer {
 
 /// What of a request decides the form of a refusal. Taken before the request is consumed.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct ErrorFormat {
     head: bool,
     grpc: bool,
     /// Reads a status after an answer has begun, as gRPC does over HTTP/2.
@@ -82,7 +82,7 @@ pub struct Caller {
     close: bool,
 }
 
-impl Caller {
+impl ErrorFormat {
     /// Reads what matters.
     pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
         // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
@@ -292,7 +292,7 @@ impl Rejection {
     }
 
     /// The answer on the wire: `application/problem+json` (RFC 9457), or trailers only for a gRPC caller.
-    pub fn response(&self, caller: &Caller, request_id: &str, realm: &str) -> Response<Body> {
+    pub fn response(&self, caller: &ErrorFormat, request_id: &str, realm: &str) -> Response<Body> {
         let answer = self.answer();
         let mut response = Response::new(body::empty());
         let headers = response.headers_mut();
@@ -387,8 +387,8 @@ mod tests {
         ]
     }
 
-    fn caller(head: bool, grpc: bool) -> Caller {
-        Caller { head, grpc, trailers: grpc, close: false }
+    fn caller(head: bool, grpc: bool) -> ErrorFormat {
+        ErrorFormat { head, grpc, trailers: grpc, close: false }
     }
 
     async fn json(response: Response<Body>) -> serde_json::Value {
@@ -468,7 +468,7 @@ mod tests {
             (Method::GET, Version::HTTP_2, "application/grpc", "application/grpc", false),
         ] {
             let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
-            let caller = Caller::of(&request.body(body::empty()).unwrap());
+            let caller = ErrorFormat::of(&request.body(body::empty()).unwrap());
             let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
             assert_eq!(caller.takes_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
         }

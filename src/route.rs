@@ -2,7 +2,7 @@
 //! read in another way, and that would then take another route, is refused.
 
 pub mod changes;
-mod reading;
+mod path_readings;
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hyper::Method;
 use hyper::header::HeaderValue;
 
-use self::reading::{has_dot_segment, readings};
+use self::path_readings::{has_dot_segment, readings};
 use crate::policy::Requirement;
 use crate::rejection::Rejection;
 

@@ -33,7 +33,7 @@ use crate::body::{self, Body};
 use crate::credential::ApiKey;
 use crate::identity::{self, Identity};
 use crate::metrics::{Metrics, Outcome};
-use crate::origin::{self, Address, Origin, PRODUCT, SendError, Tunnel};
+use crate::pool::{self, Address, Origin, PRODUCT, SendError, Tunnel};
 use crate::secret::SecretSource;
 use crate::tls::{self, TlsError};
 
@@ -43,7 +43,7 @@ pub struct Settings {
     /// Which environment.
     pub environment: Environment,
     /// How the pool for validations connects to it; its roots and its time limit for connecting hold for the client, too.
-    pub origin: origin::Settings,
+    pub origin: pool::Settings,
     /// The HTTP proxy on the way; `None` for a direct connection.
     pub proxy: Option<ProxyServer>,
     /// `SCALEKIT_CLIENT_ID`.
@@ -61,19 +61,19 @@ impl Settings {
     #[must_use]
     pub fn over(mut self, transport: Transport) -> Self {
         self.origin.protocol = match transport {
-            Transport::Rest => origin::Protocol::Auto,
-            Transport::Grpc => origin::Protocol::Http2,
+            Transport::Rest => pool::Protocol::Auto,
+            Transport::Grpc => pool::Protocol::Http2,
         };
         Self { transport, ..self }
     }
 }
 
 /// How a pool connects to an environment, with these roots instead of the system's.
-pub fn origin_settings(environment: &Environment, roots: Option<PathBuf>) -> origin::Settings {
-    origin::Settings {
+pub fn origin_settings(environment: &Environment, roots: Option<PathBuf>) -> pool::Settings {
+    pool::Settings {
         address: Address::Tcp(environment.host().into(), environment.port()),
-        tls: environment.is_https().then(|| origin::Tls { roots, ..origin::Tls::default() }),
-        protocol: origin::Protocol::Auto,
+        tls: environment.is_https().then(|| pool::Tls { roots, ..pool::Tls::default() }),
+        protocol: pool::Protocol::Auto,
         connect_timeout: Duration::from_secs(1),
         // Scalekit closes idle connections after five minutes.
         idle_timeout: Duration::from_secs(200),

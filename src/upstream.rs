@@ -7,7 +7,7 @@ pub mod forwarded;
 pub mod tunnel;
 pub mod websocket;
 
-pub mod outgoing;
+pub mod request_body;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,14 @@ use tokio_util::task::TaskTracker;
 
 use self::capacity::Capacity;
 use self::failure_log::FailureLog;
-use self::outgoing::{Limits, Outgoing, Progress};
+use self::request_body::{Limits, Progress, RequestBody};
 use crate::body::Body;
-use crate::hop::{self, WebSocket};
+use crate::hop_by_hop::{self, WebSocket};
 use crate::identity::Headers;
-use crate::message;
-use crate::origin::{self, Origin, Protocol, SendError};
 use crate::policy::Permit;
+use crate::pool::{self, Origin, Protocol, SendError};
 use crate::rejection::{self, KEYWARD_ERROR, Rejection};
+use crate::request_head;
 use crate::tls::TlsError;
 
 /// One `[upstreams.NAME]` of the file.
@@ -35,7 +35,7 @@ pub struct Settings {
     /// The name in the file.
     pub name: Arc<str>,
     /// Where it is.
-    pub origin: origin::Settings,
+    pub origin: pool::Settings,
     /// The time to the head of the answer, from the last of the request that was sent.
     pub response_timeout: Duration,
     /// Whether the service tells paths apart by letter case.
@@ -107,7 +107,7 @@ impl Upstream {
         // places by naming that content type.
         let may_be_quiet = permit.identity().is_some() && rejection::is_grpc(&head.headers);
         let limits = Limits { timeout: limits.timeout.filter(|_| !may_be_quiet), ..limits };
-        let body = Outgoing::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
+        let body = RequestBody::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
         let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
             set_upgrade(request.headers_mut());
@@ -122,7 +122,7 @@ impl Upstream {
         if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
             return Err(Failure::unreachable("it switched protocols unasked"));
         }
-        if !message::is_framed_once(response.headers()) {
+        if !request_head::has_single_framing(response.headers()) {
             return Err(Failure::unreachable(
                 "its answer is framed twice, or in a coding that Keyward does not know",
             ));
@@ -185,7 +185,7 @@ impl Upstream {
             failure
                 .cause
                 .push_str("; a service that speaks HTTP/2 alone, as gRPC does, needs h2c:// in its url");
-            if matches!(self.settings.origin.address, origin::Address::Unix(_)) {
+            if matches!(self.settings.origin.address, pool::Address::Unix(_)) {
                 failure.cause.push_str(", or http = \"2\" behind a unix socket");
             }
         }
@@ -221,9 +221,9 @@ impl From<Rejection> for Failure {
 
 /// Removes from the headers of an answer, or from its trailers, what is not the upstream's to say to the caller.
 pub fn clean(headers: &mut HeaderMap) {
-    hop::strip(headers);
+    hop_by_hop::strip(headers);
     headers.remove(KEYWARD_ERROR);
-    message::drop_no_names(headers);
+    request_head::remove_invalid_names(headers);
 }
 
 fn set_upgrade(headers: &mut HeaderMap) {

@@ -4,7 +4,7 @@
 //! Input: header lines.
 
 use hyper::header::{HeaderName, HeaderValue};
-use keyward::hop;
+use keyward::hop_by_hop;
 use keyward::identity::{Headers, Identity, Settings};
 
 use super::lines::{head_and_rest, headers};
@@ -37,7 +37,7 @@ pub fn hop_by_hop(data: &[u8]) -> &'static str {
         !FIXED.contains(&name.as_str()) && (kept || !named.iter().any(|one| one == name.as_str()))
     };
     let mut left = sent.clone();
-    hop::strip(&mut left);
+    hop_by_hop::strip(&mut left);
 
     let trailers = items("te").iter().any(|item| item == "trailers");
     let mut expected: hyper::HeaderMap = sent
@@ -51,7 +51,7 @@ pub fn hop_by_hop(data: &[u8]) -> &'static str {
     assert_eq!(left, expected, "of {sent:?}");
 
     let mut again = left.clone();
-    hop::strip(&mut again);
+    hop_by_hop::strip(&mut again);
     assert_eq!(again, left, "a second time changes nothing");
 
     let ours = Headers::new(Settings::default());

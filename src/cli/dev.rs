@@ -19,7 +19,7 @@ use super::{build_runtime, signals, write_stdout};
 use crate::access_log::{self, Format};
 use crate::config::{self, Environment};
 use crate::metrics::Metrics;
-use crate::origin::Address;
+use crate::pool::Address;
 use crate::server::Server;
 
 #[derive(Args)]

@@ -11,10 +11,10 @@ use hyper::{Method, Request, Uri};
 use super::ConfigFile;
 use crate::config::Config;
 use crate::identity::Headers;
-use crate::message;
-use crate::origin::{self, Address, Protocol};
 use crate::policy::{Requirement, Scope};
+use crate::pool::{self, Address, Protocol};
 use crate::rejection::Rejection;
+use crate::request_head;
 use crate::route::{Ambiguity, Auth, Route};
 
 #[derive(Args)]
@@ -50,9 +50,9 @@ fn explain_request(config: &Config, method: &str, target: &str) -> Result<String
     let host = uri.authority().map_or("host.invalid", |authority| authority.as_str());
     request.headers_mut().insert(HOST, host.parse().map_err(|_| format!("{target:?} has no valid host"))?);
     (*request.method_mut(), *request.uri_mut()) = (method, uri);
-    let host = message::check(&request, config.gateway.head);
+    let host = request_head::check(&request, config.gateway.head);
     let (method, path) = (request.method(), request.uri().path());
-    let find = |host: &message::Host| config.routes.find(method, &host.name, path);
+    let find = |host: &request_head::Host| config.routes.find(method, &host.name, path);
     let found = host.as_ref().map_err(Clone::clone).and_then(find);
     let mut text = Lines(format!("{} {target}\n\n", request.method()));
     match &found {
@@ -233,7 +233,7 @@ pub(super) fn describe_requirement(route: &Route) -> String {
     text
 }
 
-fn format_url(settings: &origin::Settings) -> String {
+fn format_url(settings: &pool::Settings) -> String {
     let scheme = match (&settings.tls, settings.protocol) {
         (Some(_), _) => "https",
         (None, Protocol::Http2) => "h2c",

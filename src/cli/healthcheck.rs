@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::body;
 use crate::config;
 use crate::listener::Listen;
-use crate::origin::{Address, Origin, Protocol, Settings};
+use crate::pool::{Address, Origin, Protocol, Settings};
 
 #[derive(Args)]
 pub(super) struct HealthcheckArgs {

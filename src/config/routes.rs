@@ -14,8 +14,8 @@ use super::file::{self, Authentication};
 use super::urls::read_host;
 use super::values::tables::Table;
 use super::values::{FromText, Text};
-use crate::origin::Address;
 use crate::policy::{Requirement, Scope};
+use crate::pool::Address;
 use crate::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
 use crate::upstream;
 

@@ -15,7 +15,7 @@ use super::settings::check_roots;
 use super::urls::read_url;
 use super::values::FromText;
 use crate::secret::{Secret, SecretSource};
-use crate::{origin, scalekit};
+use crate::{pool, scalekit};
 
 /// Something that the environment or the file has to say.
 pub(super) struct Setting {
@@ -97,7 +97,7 @@ pub(super) fn connection_settings(
     scalekit: &ScalekitEnvironment,
     roots: Option<PathBuf>,
     timeout: Duration,
-) -> origin::Settings {
+) -> pool::Settings {
     let mut origin = scalekit::origin_settings(scalekit, roots);
     origin.connect_timeout = origin.connect_timeout.min(timeout);
     origin

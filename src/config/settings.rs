@@ -20,8 +20,8 @@ use crate::listener::Listen;
 use crate::route::{Auth, RouteTable};
 use crate::tls::{self, KeyPair, ServerCertificate};
 use crate::upstream::forwarded::Trusted;
-use crate::upstream::outgoing;
-use crate::{access_log, credential, gateway, listener, message, validator};
+use crate::upstream::request_body;
+use crate::{access_log, credential, gateway, listener, request_head, validator};
 
 /// `None` where there are problems in the report.
 pub(super) fn read_config(
@@ -112,8 +112,8 @@ fn convert_file(
         identity,
         gateway: gateway::Settings {
             realm: server.realm.0.0,
-            head: message::Limits { max_uri: limits.uri.0, max_headers },
-            body: outgoing::Limits {
+            head: request_head::Limits { max_uri: limits.uri.0, max_headers },
+            body: request_body::Limits {
                 max_bytes: limits.body.map(|bytes| bytes.0 as u64),
                 timeout: unless_zero(limits.body_timeout),
             },

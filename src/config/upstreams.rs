@@ -11,7 +11,7 @@ use super::settings::{check_file, check_pair, check_roots};
 use super::urls::{Url, read_url, unix_path};
 use super::values::FromText;
 use super::values::tables::{Named, Table};
-use crate::origin::{self, Address, Protocol, Tls};
+use crate::pool::{self, Address, Protocol, Tls};
 use crate::tls::KeyPair;
 use crate::upstream;
 
@@ -71,7 +71,7 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
         identity: place.convert("client_certificate", identity, check_pair),
     };
     let UpstreamUrl { address, tls: is_tls, .. } = url?;
-    let origin = origin::Settings {
+    let origin = pool::Settings {
         address,
         tls: is_tls.then_some(tls),
         protocol,

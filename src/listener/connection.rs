@@ -19,16 +19,16 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
+use super::activity::{Activity, ConnectionIo, InFlight, InFlightBody, ResetGuard, Silence, StallWatch};
 use super::admission::admit;
-use super::clock::{Asked, Busy, BusyBody, Clock, Leaving, Silent, Timed};
 use super::registry::{Entry, Registry};
-use super::unread::{self, Given, Streams};
+use super::send_timeout::{self, Streams, TrackedBody};
 use super::{Accepted, CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::access_log::sampler::Sampler;
 use crate::body::{self, Body, BodyError};
 use crate::budget::Budget;
 use crate::metrics::{Metrics, Outcome};
-use crate::origin::Tasks;
+use crate::pool::Tasks;
 use crate::upstream::forwarded::{Peer, Trusted};
 
 /// What waits to be sent on an HTTP/2 stream, in bytes.
@@ -156,13 +156,13 @@ impl Server {
         &self,
         accepted: Accepted,
         open: Open,
-        clock: Arc<Clock>,
+        activity: Arc<Activity>,
         handler: Arc<H>,
         phases: Phases,
     ) {
         tokio::select! {
-            () = self.accept(accepted, open, Arc::clone(&clock), handler, phases) => {}
-            () = clock.evicted() => self.count("evicted"),
+            () = self.accept(accepted, open, Arc::clone(&activity), handler, phases) => {}
+            () = activity.evicted() => self.count("evicted"),
         }
     }
 
@@ -170,7 +170,7 @@ impl Server {
         &self,
         accepted: Accepted,
         open: Open,
-        clock: Arc<Clock>,
+        activity: Arc<Activity>,
         handler: Arc<H>,
         phases: Phases,
     ) {
@@ -181,11 +181,11 @@ impl Server {
                     show_progress(&stream);
                 }
                 let peer = Peer { address: Some(address.ip()), uid: None, tls };
-                self.receive(stream, open, peer, handler, phases, clock).await;
+                self.receive(stream, open, peer, handler, phases, activity).await;
             }
             Accepted::Unix(stream) => {
                 let uid = stream.peer_cred().ok().map(|credentials| credentials.uid());
-                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases, clock).await;
+                self.receive(stream, open, Peer { address: None, uid, tls }, handler, phases, activity).await;
             }
         }
     }
@@ -198,11 +198,11 @@ impl Server {
         mut peer: Peer,
         handler: Arc<H>,
         phases: Phases,
-        clock: Arc<Clock>,
+        activity: Arc<Activity>,
     ) {
         if self.proxied.believes(peer) {
             let told = tokio::select! {
-                told = timeout_at(clock.start + self.header_timeout, proxy_header::read(&mut stream)) => told,
+                told = timeout_at(activity.start + self.header_timeout, proxy_header::read(&mut stream)) => told,
                 () = last_call(&phases) => return self.count("cut_at_shutdown"),
             };
             match told {
@@ -216,10 +216,10 @@ impl Server {
                 return self.count("too_many_of_one_address");
             };
             // Set once.
-            let _ = clock.from_address.set(place);
+            let _ = activity.from_address.set(place);
         }
-        let stream = Leaving { io: stream, clock: Arc::clone(&clock) };
-        self.secure(stream, open, peer, handler, phases, clock).await;
+        let stream = StallWatch { io: stream, activity: Arc::clone(&activity) };
+        self.secure(stream, open, peer, handler, phases, activity).await;
     }
 
     async fn secure<H: Handler>(
@@ -229,17 +229,17 @@ impl Server {
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
-        clock: Arc<Clock>,
+        activity: Arc<Activity>,
     ) {
         let Some(tls) = &self.tls else {
-            return self.speak(stream, open, peer, handler, phases, clock).await;
+            return self.speak(stream, open, peer, handler, phases, activity).await;
         };
         let accepted = tokio::select! {
-            accepted = timeout_at(clock.start + self.header_timeout, tls.accept(stream)) => accepted,
+            accepted = timeout_at(activity.start + self.header_timeout, tls.accept(stream)) => accepted,
             () = phases.closing.cancelled() => return self.count("cut_at_shutdown"),
         };
         match accepted {
-            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases, clock).await,
+            Ok(Ok(stream)) => self.speak(stream, open, peer, handler, phases, activity).await,
             Ok(Err(_)) => self.count("tls"),
             Err(_) => self.count("tls_timeout"),
         }
@@ -252,43 +252,44 @@ impl Server {
         peer: Peer,
         handler: Arc<H>,
         phases: Phases,
-        clock: Arc<Clock>,
+        activity: Arc<Activity>,
     ) {
-        let io = TokioIo::new(Timed::new(stream, Arc::clone(&clock), open));
+        let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&activity), open));
         let service = service_fn({
-            let (clock, draining) = (Arc::clone(&clock), phases.draining.clone());
+            let (activity, draining) = (Arc::clone(&activity), phases.draining.clone());
             let max_headers = self.max_headers;
             move |mut request: Request<Incoming>| {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
-                let (clock, account) = (Arc::clone(&clock), Arc::clone(&clock.account));
+                let (activity, account) = (Arc::clone(&activity), Arc::clone(&activity.account));
                 let admitted = admit(&mut request, max_headers, &account);
                 // What comes behind such a head was not looked at, as it may be another protocol's.
                 let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
-                let (busy, asked) = (Busy::begin(&clock, version), Asked::begin(&clock));
+                let (busy, reset_guard) = (InFlight::begin(&activity, version), ResetGuard::begin(&activity));
                 // An upload may outlast its answer.
-                let sending = (!request.body().is_end_stream()).then(|| Busy::begin(&clock, version));
+                let sending = (!request.body().is_end_stream()).then(|| InFlight::begin(&activity, version));
                 async move {
                     let request = request.map(|body| {
                         let body = body.map_err(BodyError::from).boxed_unsync();
-                        sending
-                            .map_or_else(body::empty, |busy| BusyBody::wrap(body, busy, Arc::clone(&account)))
+                        sending.map_or_else(body::empty, |busy| {
+                            InFlightBody::wrap(body, busy, Arc::clone(&account))
+                        })
                     });
                     let (mut response, held) = match admitted {
                         // In a box, so that a request that is refused takes no room for what is not begun.
                         Ok(held) => (Box::pin(handler.answer(request, peer, &account)).await, Some(held)),
                         Err(rejection) => (handler.refuse(request, peer, rejection), None),
                     };
-                    asked.answered();
+                    reset_guard.answered();
                     if is_upgrade(&response) {
-                        clock.become_tunnel();
+                        activity.become_tunnel();
                     }
                     let last = unread || (draining.is_cancelled() && version < Version::HTTP_2);
                     if last && !is_upgrade(&response) {
                         response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                     }
                     Ok::<_, std::convert::Infallible>(
-                        response.map(|body| Given::wrap(body, busy, held, account)),
+                        response.map(|body| TrackedBody::wrap(body, busy, held, account)),
                     )
                 }
             }
@@ -298,7 +299,7 @@ impl Server {
         let mut connection = std::pin::pin!(builder.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            late = self.overdue(&clock) => {
+            late = self.overdue(&activity) => {
                 if let Some(outcome) = late {
                     return self.count(outcome);
                 }
@@ -308,8 +309,8 @@ impl Server {
                 return;
             }
             // Not with grace: hyper would take more until the caller has seen that it ends.
-            () = clock.fickle() => return self.refuse("requests_taken_back", peer),
-            () = self.stopping(&clock, &phases) => {
+            () = activity.rapid_reset() => return self.refuse("requests_taken_back", peer),
+            () = self.stopping(&activity, &phases) => {
                 connection.as_mut().graceful_shutdown();
                 tokio::select! {
                     ended = connection => ended,
@@ -327,15 +328,15 @@ impl Server {
 
     /// Completes once the connection may be told to end. What its caller sent before it could know is served: a request
     /// that crosses the end, a head that is arriving, and the first request of a new connection.
-    async fn stopping(&self, clock: &Clock, phases: &Phases) {
+    async fn stopping(&self, activity: &Activity, phases: &Phases) {
         phases.stopping.cancelled().await;
         let began = Instant::now();
         tokio::select! {
             () = phases.closing.cancelled() => return,
             () = sleep(CROSSING) => {}
         }
-        while let Silent::Head(_) = clock.silent() {
-            let limit = if clock.has_begun() { self.header_timeout } else { FIRST_REQUEST };
+        while let Silence::Head(_) = activity.silence() {
+            let limit = if activity.has_begun() { self.header_timeout } else { FIRST_REQUEST };
             if began.elapsed() >= limit || phases.closing.is_cancelled() {
                 break;
             }
@@ -345,7 +346,7 @@ impl Server {
 
     /// Completes when the connection has been silent for too long: with an outcome when a request's head was due, or when
     /// it took nothing of what was there for it, with none when it was idle.
-    async fn overdue(&self, clock: &Clock) -> Option<&'static str> {
+    async fn overdue(&self, activity: &Activity) -> Option<&'static str> {
         // A tick, so that no request pays for setting a timer.
         let shortest = self.header_timeout.min(self.idle_timeout);
         let shortest = self.answer_timeout.map_or(shortest, |limit| shortest.min(limit));
@@ -353,16 +354,16 @@ impl Server {
         loop {
             sleep(tick).await;
             let limit = self.answer_timeout.map(|limit| {
-                if clock.account.is_over_share() { limit.min(unread::TIGHT_LIMIT) } else { limit }
+                if activity.account.is_over_share() { limit.min(send_timeout::TIGHT_LIMIT) } else { limit }
             });
-            if limit.is_some_and(|limit| clock.unread() >= limit) {
-                return Some(unread::OUTCOME);
+            if limit.is_some_and(|limit| activity.unread() >= limit) {
+                return Some(send_timeout::OUTCOME);
             }
-            match clock.silent() {
-                Silent::Not => {}
-                Silent::Head(time) if time >= self.header_timeout => return Some("head_timeout"),
-                Silent::Idle(time) if time >= self.idle_timeout => return None,
-                Silent::Head(_) | Silent::Idle(_) => {}
+            match activity.silence() {
+                Silence::Not => {}
+                Silence::Head(time) if time >= self.header_timeout => return Some("head_timeout"),
+                Silence::Idle(time) if time >= self.idle_timeout => return None,
+                Silence::Head(_) | Silence::Idle(_) => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use super::clock::{Clock, Silent};
+use super::activity::{Activity, Silence};
 
 /// How long a connection may be silent, before its first request or after it, and not be closed for a new one.
 const SILENCE: Duration = Duration::from_millis(100);
@@ -20,7 +20,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct Open {
     next: u64,
-    clocks: BTreeMap<u64, Arc<Clock>>,
+    activities: BTreeMap<u64, Arc<Activity>>,
 }
 
 /// A connection's entry, until this is dropped.
@@ -36,11 +36,11 @@ pub(super) struct FromAddress {
 }
 
 impl Registry {
-    pub(super) fn enter(self: &Arc<Self>, clock: &Arc<Clock>) -> Entry {
+    pub(super) fn enter(self: &Arc<Self>, activity: &Arc<Activity>) -> Entry {
         let mut open = lock(&self.open);
         let number = open.next;
         open.next += 1;
-        open.clocks.insert(number, Arc::clone(clock));
+        open.activities.insert(number, Arc::clone(activity));
         Entry { registry: Arc::clone(self), number }
     }
 
@@ -50,16 +50,16 @@ impl Registry {
     /// in number ([`Account::admit_public`](crate::budget::Account::admit_public)) and keep their places.
     pub(super) fn evict_one(&self) -> bool {
         let mut open = lock(&self.open);
-        let strangers = || open.clocks.iter().filter(|(_, clock)| !clock.account.is_of_good_key());
-        let silent = |clock: &Clock| match clock.silent() {
-            Silent::Not => false,
-            Silent::Head(time) | Silent::Idle(time) => time >= SILENCE,
+        let strangers = || open.activities.iter().filter(|(_, activity)| !activity.account.is_of_good_key());
+        let silent = |activity: &Activity| match activity.silence() {
+            Silence::Not => false,
+            Silence::Head(time) | Silence::Idle(time) => time >= SILENCE,
         };
-        let found = strangers().find(|(_, clock)| silent(clock));
+        let found = strangers().find(|(_, activity)| silent(activity));
         let Some(number) = found.map(|(number, _)| *number) else { return false };
         // Out of the list, as it may take a moment to end.
-        if let Some(clock) = open.clocks.remove(&number) {
-            clock.evict();
+        if let Some(activity) = open.activities.remove(&number) {
+            activity.evict();
         }
         true
     }
@@ -86,7 +86,7 @@ fn network(address: IpAddr) -> IpAddr {
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(&self.registry.open).clocks.remove(&self.number);
+        lock(&self.registry.open).activities.remove(&self.number);
     }
 }
 

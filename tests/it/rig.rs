@@ -11,7 +11,7 @@ use keyward::credential::{self, ApiKey};
 use keyward::identity::Identity;
 use keyward::listener::Listen;
 use keyward::metrics::Metrics;
-use keyward::origin::Protocol;
+use keyward::pool::Protocol;
 use keyward::rejection::Rejection;
 use keyward::scalekit::{self, Scalekit};
 use keyward::secret::{Secret, SecretSource};

@@ -58,7 +58,7 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
     if !request.headers().keys().all(is_name) {
         return Err(Rejection::MalformedRequest("The name of a header is none."));
     }
-    if !is_framed_once(request.headers()) {
+    if !has_single_framing(request.headers()) {
         return Err(Rejection::MalformedRequest(
             "The body is framed twice, or by another Transfer-Encoding than 'chunked'.",
         ));
@@ -72,7 +72,7 @@ fn is_name(name: &HeaderName) -> bool {
 }
 
 /// Removes fields whose name is none, from trailers and answers, which it is too late to refuse.
-pub fn drop_no_names(headers: &mut HeaderMap) {
+pub fn remove_invalid_names(headers: &mut HeaderMap) {
     let none: Vec<HeaderName> = headers.keys().filter(|name| !is_name(name)).cloned().collect();
     for name in none {
         headers.remove(name);
@@ -85,7 +85,7 @@ pub fn drop_no_names(headers: &mut HeaderMap) {
 /// be lost on the way, and Keyward's neighbours could differ with it on where the body ends. Of a request it drops a length
 /// beside a coding; of an answer it keeps both, and the caller would see the one that it did not go by. Over HTTP/2 it passes
 /// on a length that is empty, or there twice.
-pub fn is_framed_once(headers: &HeaderMap) -> bool {
+pub fn has_single_framing(headers: &HeaderMap) -> bool {
     let (mut codings, mut lengths) =
         (headers.get_all(TRANSFER_ENCODING).iter(), headers.get_all(CONTENT_LENGTH).iter());
     match (codings.next(), lengths.next()) {
@@ -137,7 +137,7 @@ fn parse(value: &HeaderValue) -> Option<Box<str>> {
     let authority = Authority::try_from(value.as_bytes()).ok()?;
     let (host, text) = (authority.host(), authority.as_str());
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
-    let host_is_one = match literal {
+    let is_valid_host = match literal {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
         None => {
             !host.is_empty()
@@ -152,7 +152,7 @@ fn parse(value: &HeaderValue) -> Option<Box<str>> {
                 || (digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok())
         }
     };
-    (host_is_one && port_is_one).then(|| host.strip_suffix('.').unwrap_or(host).into())
+    (is_valid_host && port_is_one).then(|| host.strip_suffix('.').unwrap_or(host).into())
 }
 
 #[cfg(test)]
@@ -233,7 +233,7 @@ mod tests {
                     headers.append(&name, HeaderValue::from_static(value));
                 }
             }
-            assert_eq!(is_framed_once(&headers), good, "{codings:?} {lengths:?}");
+            assert_eq!(has_single_framing(&headers), good, "{codings:?} {lengths:?}");
         }
     }
 

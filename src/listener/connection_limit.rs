@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub(super) struct Slots {
+pub(super) struct ConnectionLimit {
     free: Arc<Semaphore>,
     /// All there are, free and taken.
     count: usize,
@@ -12,7 +12,7 @@ pub(super) struct Slots {
     wanted: usize,
 }
 
-impl Slots {
+impl ConnectionLimit {
     pub(super) fn new(count: usize) -> Self {
         Self { free: Arc::new(Semaphore::new(count)), count, wanted: count }
     }
@@ -55,13 +55,13 @@ mod tests {
 
     use super::*;
 
-    fn take(slots: &mut Slots) -> Option<OwnedSemaphorePermit> {
+    fn take(slots: &mut ConnectionLimit) -> Option<OwnedSemaphorePermit> {
         slots.take().now_or_never().flatten()
     }
 
     #[test]
     fn places_are_added_and_go_when_they_are_given_back() {
-        let mut slots = Slots::new(2);
+        let mut slots = ConnectionLimit::new(2);
         let (one, two) = (take(&mut slots), take(&mut slots));
         assert!(one.is_some() && two.is_some() && take(&mut slots).is_none());
         slots.resize(3);

@@ -5,8 +5,8 @@
 //! HTTP/2 sends the URI's authority.
 
 mod dial;
-mod form;
-mod lease;
+mod request_target;
+mod pooled;
 mod replay;
 mod tunnel;
 
@@ -22,9 +22,9 @@ use hyper::{Request, Response, StatusCode};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use self::form::{for_http1, for_http2};
-use self::lease::{Lease, Leased};
+use self::pooled::{Lease, Leased};
 use self::replay::Replay;
+use self::request_target::{for_http1, for_http2};
 pub use self::tunnel::{PRODUCT, Tunnel};
 use crate::body::Body;
 use crate::tls::{KeyPair, TlsError};

@@ -14,7 +14,7 @@ use crate::access_log::Record;
 use crate::body::{self, Body, BodyError};
 use crate::upstream::{self, Exchange};
 
-pub(super) struct Answer {
+pub(super) struct ResponseBody {
     body: Body,
     record: Record,
     revalidation: Revalidation,
@@ -23,7 +23,7 @@ pub(super) struct Answer {
     _exchange: Exchange,
 }
 
-impl Answer {
+impl ResponseBody {
     pub(super) fn wrap(
         body: Body,
         mut record: Record,
@@ -39,7 +39,7 @@ impl Answer {
     }
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = BodyError;
 

@@ -13,11 +13,11 @@ use http_body::{Body as _, Frame, SizeHint};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::clock::Busy;
+use super::activity::InFlight;
 use crate::body::{Body, BodyError};
 use crate::budget::{Account, Held};
 use crate::metrics::{Metrics, Outcome};
-use crate::origin::Tasks;
+use crate::pool::Tasks;
 
 /// How it is counted that an answer was not read.
 pub(super) const OUTCOME: &str = "answer_unread";
@@ -26,7 +26,7 @@ pub(super) const TIGHT_LIMIT: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
     /// Of the HTTP/2 stream whose task this is, where there is a limit.
-    static TAKEN: Arc<Taken>;
+    static SEND_PROGRESS: Arc<SendProgress>;
 }
 
 /// Runs HTTP/2 streams. One whose caller takes nothing of its answer for `limit` is dropped, which resets it.
@@ -43,10 +43,10 @@ where
 {
     fn execute(&self, stream: F) {
         let Some(limit) = self.limit else { return self.tasks.execute(stream) };
-        let (taken, metrics) = (Arc::new(Taken::begin()), Arc::clone(&self.metrics));
+        let (taken, metrics) = (Arc::new(SendProgress::begin()), Arc::clone(&self.metrics));
         self.tasks.execute(async move {
             tokio::select! {
-                () = TAKEN.scope(Arc::clone(&taken), stream) => {}
+                () = SEND_PROGRESS.scope(Arc::clone(&taken), stream) => {}
                 () = taken.unread_for(limit) => {
                     metrics.connection_errors.get_or_create(&Outcome { outcome: OUTCOME }).inc();
                 }
@@ -56,7 +56,7 @@ where
 }
 
 /// What of an answer was given to hyper and not sent.
-struct Taken {
+struct SendProgress {
     start: Instant,
     bytes: AtomicUsize,
     /// When the last of them was sent, or the first given, in milliseconds from the start.
@@ -67,7 +67,7 @@ struct Taken {
     account: OnceLock<Arc<Account>>,
 }
 
-impl Taken {
+impl SendProgress {
     fn begin() -> Self {
         Self {
             start: Instant::now(),
@@ -125,14 +125,14 @@ impl Taken {
 }
 
 /// Bytes of an answer, which say when they are sent.
-pub(super) struct Piece {
+pub(super) struct TrackedBytes {
     bytes: Bytes,
-    taken: Option<Arc<Taken>>,
+    taken: Option<Arc<SendProgress>>,
     _held: Held,
 }
 
-impl Piece {
-    fn give(bytes: Bytes, taken: &Option<Arc<Taken>>, account: &Arc<Account>) -> Self {
+impl TrackedBytes {
+    fn give(bytes: Bytes, taken: &Option<Arc<SendProgress>>, account: &Arc<Account>) -> Self {
         if let Some(taken) = taken {
             taken.give(bytes.len());
         }
@@ -140,7 +140,7 @@ impl Piece {
     }
 }
 
-impl Buf for Piece {
+impl Buf for TrackedBytes {
     fn remaining(&self) -> usize {
         self.bytes.len()
     }
@@ -157,7 +157,7 @@ impl Buf for Piece {
     }
 }
 
-impl Drop for Piece {
+impl Drop for TrackedBytes {
     fn drop(&mut self) {
         if let Some(taken) = &self.taken {
             taken.take(self.bytes.len());
@@ -166,23 +166,23 @@ impl Drop for Piece {
 }
 
 /// An answer's body, which keeps its connection busy.
-pub(super) struct Given {
+pub(super) struct TrackedBody {
     body: Body,
     account: Arc<Account>,
-    _open: Option<(Busy, Option<Held>)>,
+    _open: Option<(InFlight, Option<Held>)>,
     /// Of an HTTP/2 stream, where there is a limit.
-    taken: Option<Arc<Taken>>,
+    taken: Option<Arc<SendProgress>>,
     /// What the body ended with, once it has.
-    end: Option<Option<Frame<Piece>>>,
+    end: Option<Option<Frame<TrackedBytes>>>,
 }
 
-impl Given {
+impl TrackedBody {
     /// Within the task of the stream, if it is one.
-    pub(super) fn wrap(body: Body, busy: Busy, held: Option<Held>, account: Arc<Account>) -> Self {
+    pub(super) fn wrap(body: Body, busy: InFlight, held: Option<Held>, account: Arc<Account>) -> Self {
         if body.is_end_stream() {
             return Self { body, account, _open: None, taken: None, end: None };
         }
-        let taken = TAKEN.try_with(Arc::clone).ok();
+        let taken = SEND_PROGRESS.try_with(Arc::clone).ok();
         if let Some(taken) = &taken {
             // Set once.
             let _ = taken.account.set(Arc::clone(&account));
@@ -191,19 +191,21 @@ impl Given {
     }
 }
 
-impl http_body::Body for Given {
-    type Data = Piece;
+impl http_body::Body for TrackedBody {
+    type Data = TrackedBytes;
     type Error = BodyError;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<TrackedBytes>, BodyError>>> {
         let this = &mut *self;
         if this.end.is_none() {
             ready!(this.account.poll_room(cx));
             let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => frame.map_data(|bytes| Piece::give(bytes, &this.taken, &this.account)),
+                Some(Ok(frame)) => {
+                    frame.map_data(|bytes| TrackedBytes::give(bytes, &this.taken, &this.account))
+                }
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => return this.poll_end(None, cx),
             };
@@ -226,13 +228,13 @@ impl http_body::Body for Given {
     }
 }
 
-impl Given {
+impl TrackedBody {
     /// The end waits until all before it is sent: a stream that has come to its end cannot be reset any more.
     fn poll_end(
         &mut self,
-        trailers: Option<Frame<Piece>>,
+        trailers: Option<Frame<TrackedBytes>>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Piece>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<TrackedBytes>, BodyError>>> {
         if let Some(taken) = &self.taken
             && taken.poll_all(cx).is_pending()
         {

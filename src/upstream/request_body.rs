@@ -17,10 +17,10 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::capacity::Place;
 use crate::body::{Body, BodyError};
-use crate::hop;
+use crate::hop_by_hop;
 use crate::identity::Headers;
-use crate::message;
 use crate::rejection::Rejection;
+use crate::request_head;
 
 /// Limits of a request's body; none by default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl Progress {
     }
 }
 
-pub(super) struct Outgoing {
+pub(super) struct RequestBody {
     body: Body,
     identity: Arc<Headers>,
     progress: Arc<Progress>,
@@ -97,7 +97,7 @@ pub(super) struct Outgoing {
     patience: Option<Pin<Box<Sleep>>>,
 }
 
-impl Outgoing {
+impl RequestBody {
     /// A body that ends at once stays as it is.
     ///
     /// # Errors
@@ -140,7 +140,7 @@ impl Outgoing {
     }
 }
 
-impl Drop for Outgoing {
+impl Drop for RequestBody {
     /// Nothing more is sent: whatever is awaited now is the upstream's.
     fn drop(&mut self) {
         self.progress.moved();
@@ -148,7 +148,7 @@ impl Drop for Outgoing {
     }
 }
 
-impl http_body::Body for Outgoing {
+impl http_body::Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -196,12 +196,12 @@ impl http_body::Body for Outgoing {
 /// a message (RFC 9110 section 6.5.1).
 fn strip_trailers(trailers: &mut HeaderMap, identity: &Headers) {
     identity.strip(trailers);
-    hop::strip(trailers);
+    hop_by_hop::strip(trailers);
     for name in [AUTHORIZATION, PROXY_AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
         trailers.remove(name);
     }
     super::forwarded::strip(trailers);
-    message::drop_no_names(trailers);
+    request_head::remove_invalid_names(trailers);
 }
 
 #[cfg(test)]

@@ -17,14 +17,14 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connection::Open;
-use super::framing::{Broken, Framing};
 use super::lingering::Lingering;
 use super::registry::FromAddress;
+use super::strict_http1::{Broken, Framing};
 use crate::body::{Body, BodyError};
 use crate::budget::{self, Account};
 
 /// Where a connection stands, without a lock.
-pub(super) struct Clock {
+pub(super) struct Activity {
     pub(super) start: Instant,
     /// Requests under way, to the end of their answers.
     busy: AtomicUsize,
@@ -41,9 +41,9 @@ pub(super) struct Clock {
     /// Since when bytes wait that the caller does not take, in milliseconds from the start; 0 when none do.
     stuck: AtomicU64,
     /// Requests that their caller took back before the answer began, less those that were answered.
-    taken_back: AtomicUsize,
+    resets: AtomicUsize,
     /// Told when there are too many of them.
-    fickle: Notify,
+    rapid_reset: Notify,
     /// Told when a new connection needs the place.
     evicted: Notify,
     /// Whether it is a tunnel now, whose silence says nothing.
@@ -54,13 +54,13 @@ pub(super) struct Clock {
     pub(super) from_address: OnceLock<FromAddress>,
 }
 
-pub(super) enum Silent {
+pub(super) enum Silence {
     Not,
     Head(Duration),
     Idle(Duration),
 }
 
-impl Clock {
+impl Activity {
     pub(super) fn start(account: Arc<Account>) -> Self {
         Self {
             start: Instant::now(),
@@ -71,8 +71,8 @@ impl Clock {
             http2: AtomicBool::new(false),
             since: AtomicU64::new(0),
             stuck: AtomicU64::new(0),
-            taken_back: AtomicUsize::new(0),
-            fickle: Notify::new(),
+            resets: AtomicUsize::new(0),
+            rapid_reset: Notify::new(),
             evicted: Notify::new(),
             is_tunnel: AtomicBool::new(false),
             account,
@@ -84,18 +84,18 @@ impl Clock {
         u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    pub(super) fn silent(&self) -> Silent {
+    pub(super) fn silence(&self) -> Silence {
         if self.busy.load(Ordering::Relaxed) > 0 || self.is_tunnel.load(Ordering::Relaxed) {
-            return Silent::Not;
+            return Silence::Not;
         }
         let time = Duration::from_millis(self.now().saturating_sub(self.since.load(Ordering::Relaxed)));
-        if self.head.load(Ordering::Relaxed) { Silent::Head(time) } else { Silent::Idle(time) }
+        if self.head.load(Ordering::Relaxed) { Silence::Head(time) } else { Silence::Idle(time) }
     }
 
     /// Completes when the caller has taken back too many of its requests: whoever opens streams and resets them makes work for
     /// nothing, at whatever pace (CVE-2023-44487).
-    pub(super) async fn fickle(&self) {
-        self.fickle.notified().await;
+    pub(super) async fn rapid_reset(&self) {
+        self.rapid_reset.notified().await;
     }
 
     /// Ends the connection.
@@ -150,19 +150,19 @@ impl Clock {
 }
 
 /// One request under way.
-pub(super) struct Busy(Arc<Clock>);
+pub(super) struct InFlight(Arc<Activity>);
 
-impl Busy {
-    pub(super) fn begin(clock: &Arc<Clock>, version: Version) -> Self {
-        clock.http2.store(version >= Version::HTTP_2, Ordering::Relaxed);
-        clock.busy.fetch_add(1, Ordering::Relaxed);
-        clock.head.store(false, Ordering::Relaxed);
-        clock.refused.store(false, Ordering::Relaxed);
-        Self(Arc::clone(clock))
+impl InFlight {
+    pub(super) fn begin(activity: &Arc<Activity>, version: Version) -> Self {
+        activity.http2.store(version >= Version::HTTP_2, Ordering::Relaxed);
+        activity.busy.fetch_add(1, Ordering::Relaxed);
+        activity.head.store(false, Ordering::Relaxed);
+        activity.refused.store(false, Ordering::Relaxed);
+        Self(Arc::clone(activity))
     }
 }
 
-impl Drop for Busy {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.since.store(self.0.now().max(1), Ordering::Relaxed);
         self.0.busy.fetch_sub(1, Ordering::Relaxed);
@@ -170,60 +170,60 @@ impl Drop for Busy {
 }
 
 /// A request without an answer yet. Dropped before `answered`, its caller took it back.
-pub(super) struct Asked(Option<Arc<Clock>>);
+pub(super) struct ResetGuard(Option<Arc<Activity>>);
 
 /// Requests that may be taken back on one connection, beside one for each that was answered.
-const MOST_TAKEN_BACK: usize = 256;
+const MAX_RESETS_BY_CLIENT: usize = 256;
 
-impl Asked {
-    pub(super) fn begin(clock: &Arc<Clock>) -> Self {
-        Self(Some(Arc::clone(clock)))
+impl ResetGuard {
+    pub(super) fn begin(activity: &Arc<Activity>) -> Self {
+        Self(Some(Arc::clone(activity)))
     }
 
     pub(super) fn answered(mut self) {
-        if let Some(clock) = self.0.take() {
+        if let Some(activity) = self.0.take() {
             let less = |count: usize| count.checked_sub(1);
             // None to make up for.
-            let _ = clock.taken_back.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+            let _ = activity.resets.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
         }
     }
 }
 
-impl Drop for Asked {
+impl Drop for ResetGuard {
     fn drop(&mut self) {
-        if let Some(clock) = &self.0
-            && clock.taken_back.fetch_add(1, Ordering::Relaxed) + 1 == MOST_TAKEN_BACK
+        if let Some(activity) = &self.0
+            && activity.resets.fetch_add(1, Ordering::Relaxed) + 1 == MAX_RESETS_BY_CLIENT
         {
-            clock.fickle.notify_one();
+            activity.rapid_reset.notify_one();
         }
     }
 }
 
 /// A request's body under way, which keeps its connection busy.
-pub(super) struct BusyBody {
+pub(super) struct InFlightBody {
     body: Body,
-    busy: Busy,
+    busy: InFlight,
     account: Arc<Account>,
     ended: bool,
 }
 
-impl BusyBody {
-    pub(super) fn wrap(body: Body, busy: Busy, account: Arc<Account>) -> Body {
+impl InFlightBody {
+    pub(super) fn wrap(body: Body, busy: InFlight, account: Arc<Account>) -> Body {
         if body.is_end_stream() { body } else { Self { body, busy, account, ended: false }.boxed_unsync() }
     }
 }
 
-impl Drop for BusyBody {
+impl Drop for InFlightBody {
     fn drop(&mut self) {
         // HTTP/2 says so on the stream, and goes on.
-        let clock = &self.busy.0;
-        if !self.ended && !self.body.is_end_stream() && !clock.http2.load(Ordering::Relaxed) {
-            clock.refused.store(true, Ordering::Relaxed);
+        let activity = &self.busy.0;
+        if !self.ended && !self.body.is_end_stream() && !activity.http2.load(Ordering::Relaxed) {
+            activity.refused.store(true, Ordering::Relaxed);
         }
     }
 }
 
-impl http_body::Body for BusyBody {
+impl http_body::Body for InFlightBody {
     type Data = Bytes;
     type Error = BodyError;
 
@@ -248,9 +248,9 @@ impl http_body::Body for BusyBody {
 }
 
 /// The connection's bytes, seen as they arrive.
-pub(super) struct Timed<T> {
+pub(super) struct ConnectionIo<T> {
     io: T,
-    clock: Arc<Clock>,
+    activity: Arc<Activity>,
     /// The socket may outlive its HTTP, as a tunnel.
     _open: Open,
     /// Once nothing more is sent.
@@ -269,11 +269,11 @@ const READ_AT_ONCE: usize = 32 * 1024;
 /// A head that hyper refuses, whatever came before: it answers 400 then, and closes.
 const NO_HEAD: &[u8] = b"\0\r\n\r\n";
 
-impl<T> Timed<T> {
-    pub(super) fn new(io: T, clock: Arc<Clock>, open: Open) -> Self {
+impl<T> ConnectionIo<T> {
+    pub(super) fn new(io: T, activity: Arc<Activity>, open: Open) -> Self {
         Self {
             io,
-            clock,
+            activity,
             _open: open,
             lingering: None,
             framing: Framing::new(),
@@ -292,7 +292,7 @@ impl<T> Timed<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for ConnectionIo<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -306,7 +306,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
         }
         let before = buf.filled().len();
         // SECURITY: all heads that are there are in memory before the first of them is answered, and a few bytes make a long one.
-        if this.read_at_once >= READ_AT_ONCE && this.clock.http2.load(Ordering::Relaxed) {
+        if this.read_at_once >= READ_AT_ONCE && this.activity.http2.load(Ordering::Relaxed) {
             this.read_at_once = 0;
             cx.waker().wake_by_ref();
             return Poll::Pending;
@@ -320,7 +320,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
         if new.is_empty() {
             return polled;
         }
-        this.clock.received(new);
+        this.activity.received(new);
         if let Err(broken) = this.framing.follow(new) {
             let (Broken::Head(at) | Broken::Body(at)) = broken;
             this.broken = Some(broken);
@@ -333,7 +333,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Timed<T> {
     }
 }
 
-impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnectionIo<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -348,7 +348,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Timed<T> {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
         let lingering = this.lingering.get_or_insert_with(Lingering::begin);
-        lingering.poll(&mut this.io, this.clock.refused.load(Ordering::Relaxed), cx).map(Ok)
+        lingering.poll(&mut this.io, this.activity.refused.load(Ordering::Relaxed), cx).map(Ok)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -369,12 +369,12 @@ fn ambiguous() -> io::Error {
 }
 
 /// The socket's bytes, seen as they leave: below TLS, which takes some that the caller does not.
-pub(super) struct Leaving<T> {
+pub(super) struct StallWatch<T> {
     pub(super) io: T,
-    pub(super) clock: Arc<Clock>,
+    pub(super) activity: Arc<Activity>,
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Leaving<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for StallWatch<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -384,10 +384,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Leaving<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Leaving<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for StallWatch<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        self.clock.wrote(&polled);
+        self.activity.wrote(&polled);
         polled
     }
 
@@ -410,7 +410,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Leaving<T> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
-        self.clock.wrote(&polled);
+        self.activity.wrote(&polled);
         polled
     }
 }
