@@ -146,8 +146,8 @@ pub struct Account {
     pieces: AtomicUsize,
     /// Requests under way that were admitted with a key.
     admitted: AtomicUsize,
-    /// Requests on public routes under way.
-    public: AtomicUsize,
+    /// Requests on public routes under way. Above zero, the connection has a place among those of public requests.
+    public: Mutex<usize>,
     /// When the last admitted one ended, unless the key shown since was bad.
     last_admitted: Mutex<Option<Instant>>,
     /// Whether the budget tells this one when there is room again.
@@ -165,7 +165,7 @@ impl Account {
             held: AtomicUsize::new(0),
             pieces: AtomicUsize::new(0),
             admitted: AtomicUsize::new(0),
-            public: AtomicUsize::new(0),
+            public: Mutex::default(),
             last_admitted: Mutex::default(),
             is_listed: AtomicBool::new(false),
             has_waiters: AtomicBool::new(false),
@@ -185,20 +185,37 @@ impl Account {
     /// SECURITY: whoever sends work that does not end needs no key for it here, and would hold every connection.
     pub fn admit_public(self: &Arc<Self>) -> Option<Admitted> {
         let budget = &self.budget;
-        if self.public.fetch_add(1, Ordering::Relaxed) == 0
-            && budget.public.fetch_add(1, Ordering::Relaxed) >= budget.max_public.load(Ordering::Relaxed)
-            && !self.is_of_good_key()
-        {
-            self.end_public();
-            return None;
+        // Locked to the end, so that no second request takes the first one for admitted while it is being refused.
+        let mut public = self.public.lock().unwrap_or_else(PoisonError::into_inner);
+        if *public == 0 {
+            let before = budget.public.fetch_add(1, Ordering::Relaxed);
+            if before >= budget.max_public.load(Ordering::Relaxed) && !self.is_of_good_key() {
+                budget.public.fetch_sub(1, Ordering::Relaxed);
+                return None;
+            }
         }
+        *public += 1;
+        drop(public);
         Some(Admitted { account: Arc::clone(self), has_key: false })
     }
 
     fn end_public(&self) {
-        if self.public.fetch_sub(1, Ordering::Relaxed) == 1 {
+        let mut public = self.public.lock().unwrap_or_else(PoisonError::into_inner);
+        *public -= 1;
+        if *public == 0 {
             self.budget.public.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    /// Whether a request of this connection that was admitted is under way.
+    pub fn has_admitted_work(&self) -> bool {
+        self.admitted.load(Ordering::Relaxed) > 0
+            || *self.public.lock().unwrap_or_else(PoisonError::into_inner) > 0
+    }
+
+    /// Whether a request of this connection was ever admitted with a key, and no bad key was shown since.
+    pub fn was_of_good_key(&self) -> bool {
+        self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     /// A request of this connection came with a bad key.

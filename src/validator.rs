@@ -321,13 +321,12 @@ impl Validator {
             // Only a bad key costs its sender's allowance; of a key that was good lately, not even that.
             let reserved = self.throttle.as_ref().zip(client).filter(|_| class == Class::Unknown);
             if let Some((throttle, client)) = reserved {
-                throttle.reserve(client, now).map_err(Rejection::Throttled)?;
+                throttle.reserve(client, latest).await.map_err(Rejection::Throttled)?;
             }
             let answer = self.call_once(key, class).await;
-            if let Some((throttle, client)) = reserved
-                && !matches!(answer, Ok(Ok(Verdict::Invalid)))
-            {
-                throttle.give_back(client, Instant::now());
+            if let Some((throttle, client)) = reserved {
+                let found_bad_key = matches!(answer, Ok(Ok(Verdict::Invalid)));
+                throttle.settle(client, found_bad_key, Instant::now());
             }
             match answer? {
                 Ok(Verdict::Invalid) => {

@@ -32,7 +32,7 @@ pub(super) struct Revalidation {
     question: Option<Question>,
     running: Option<Running>,
     /// Until the request has ended.
-    _admitted: Admitted,
+    admitted: Arc<Admitted>,
 }
 
 /// What it takes to ask again.
@@ -86,12 +86,12 @@ impl Revalidation {
             expiry: identity.expiry,
             admitted: began,
         };
-        Self { question: Some(question), running: None, _admitted: admitted }
+        Self { question: Some(question), running: None, admitted: Arc::new(admitted) }
     }
 
     /// For a request on a public route, which is never asked about.
     pub(super) fn none(admitted: Admitted) -> Self {
-        Self { question: None, running: None, _admitted: admitted }
+        Self { question: None, running: None, admitted: Arc::new(admitted) }
     }
 
     /// When a request without a head of its answer must be looked at, if it is still there.
@@ -153,12 +153,11 @@ impl Revalidation {
         std::future::poll_fn(|cx| self.poll_closed(cx)).await
     }
 
-    /// What is sent on the stream ends with it, whether or not the caller reads the answer.
+    /// What is sent on the stream ends with it, whether or not the caller reads the answer. An upload may outlast its answer,
+    /// and the request is admitted until both have ended.
     pub(super) fn upload(&mut self, body: Body) -> Body {
-        match self.begin() {
-            Some(running) => Upload { body, closed: running.closed.clone() }.boxed_unsync(),
-            None => body,
-        }
+        let closed = self.begin().map(|running| running.closed.clone());
+        Upload { body, closed, _admitted: Arc::clone(&self.admitted) }.boxed_unsync()
     }
 }
 
@@ -278,7 +277,9 @@ impl Drop for Counted<'_> {
 
 struct Upload {
     body: Body,
-    closed: Closed,
+    /// None on a public route.
+    closed: Option<Closed>,
+    _admitted: Arc<Admitted>,
 }
 
 impl http_body::Body for Upload {
@@ -289,7 +290,9 @@ impl http_body::Body for Upload {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Poll::Ready(rejection) = self.closed.poll_unpin(cx) {
+        if let Some(closed) = &mut self.closed
+            && let Poll::Ready(rejection) = closed.poll_unpin(cx)
+        {
             return Poll::Ready(Some(Err(close_reason(&rejection).into())));
         }
         Pin::new(&mut self.body).poll_frame(cx)

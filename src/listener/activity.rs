@@ -21,7 +21,7 @@ use super::lingering::Lingering;
 use super::registry::FromAddress;
 use super::strict_http1::{Broken, Framing};
 use crate::body::{Body, BodyError};
-use crate::budget::{self, Account};
+use crate::budget::{self, Account, Held};
 
 /// Where a connection stands, without a lock.
 pub(super) struct Activity {
@@ -203,13 +203,18 @@ impl Drop for ResetGuard {
 pub(super) struct InFlightBody {
     body: Body,
     busy: InFlight,
+    /// What the request is counted for, until both directions have ended.
+    held: Option<Arc<Held>>,
     account: Arc<Account>,
     ended: bool,
 }
 
 impl InFlightBody {
-    pub(super) fn wrap(body: Body, busy: InFlight, account: Arc<Account>) -> Body {
-        if body.is_end_stream() { body } else { Self { body, busy, account, ended: false }.boxed_unsync() }
+    pub(super) fn wrap(body: Body, busy: InFlight, held: Option<Arc<Held>>, account: Arc<Account>) -> Body {
+        if body.is_end_stream() {
+            return body;
+        }
+        Self { body, busy, held, account, ended: false }.boxed_unsync()
     }
 }
 
@@ -234,6 +239,9 @@ impl http_body::Body for InFlightBody {
         ready!(self.account.poll_room(cx));
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         self.ended |= matches!(polled, Poll::Ready(None | Some(Err(_))));
+        if self.ended {
+            self.held = None;
+        }
         let account = &self.account;
         polled.map_ok(|frame| frame.map_data(|bytes| budget::counted(bytes, account)))
     }

@@ -262,17 +262,18 @@ impl Server {
                 let (handler, draining) = (Arc::clone(&handler), draining.clone());
                 let version = request.version();
                 let (activity, account) = (Arc::clone(&activity), Arc::clone(&activity.account));
-                let admitted = admit(&mut request, max_headers, &account);
+                let admitted = admit(&mut request, max_headers, &account).map(Arc::new);
                 // What comes behind such a head was not looked at, as it may be another protocol's.
                 let unread = version < Version::HTTP_2 && asks_for_websocket(request.headers());
                 let (busy, reset_guard) = (InFlight::begin(&activity, version), ResetGuard::begin(&activity));
                 // An upload may outlast its answer.
                 let sending = (!request.body().is_end_stream()).then(|| InFlight::begin(&activity, version));
+                let held_by_upload = admitted.as_ref().ok().cloned();
                 async move {
                     let request = request.map(|body| {
                         let body = body.map_err(BodyError::from).boxed_unsync();
                         sending.map_or_else(body::empty, |busy| {
-                            InFlightBody::wrap(body, busy, Arc::clone(&account))
+                            InFlightBody::wrap(body, busy, held_by_upload, Arc::clone(&account))
                         })
                     });
                     let (mut response, held) = match admitted {

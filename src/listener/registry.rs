@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use super::activity::{Activity, Silence};
 
+/// How old a connection is, at least, that is closed while it has requests under way, none of which was admitted. Longer than
+/// a verdict takes.
+const UNADMITTED: Duration = Duration::from_secs(4);
 /// How long a connection may be silent, before its first request or after it, and not be closed for a new one.
 const SILENCE: Duration = Duration::from_millis(100);
 
@@ -44,7 +47,8 @@ impl Registry {
         Entry { registry: Arc::clone(self), number }
     }
 
-    /// Ends the oldest silent connection on which no good key is in use.
+    /// Ends the oldest connection on which no good key is in use: a silent one that never had one, else one whose requests
+    /// were all refused, else a silent one.
     ///
     /// SECURITY: so that strangers who hold connections in silence shut nobody out. Those with requests under way are limited
     /// in number ([`Account::admit_public`](crate::budget::Account::admit_public)) and keep their places.
@@ -55,7 +59,13 @@ impl Registry {
             Silence::Not => false,
             Silence::Head(time) | Silence::Idle(time) => time >= SILENCE,
         };
-        let found = strangers().find(|(_, activity)| silent(activity));
+        let refused = |activity: &Activity| {
+            !activity.account.has_admitted_work() && activity.start.elapsed() >= UNADMITTED
+        };
+        let found = strangers()
+            .find(|(_, activity)| silent(activity) && !activity.account.was_of_good_key())
+            .or_else(|| strangers().find(|(_, activity)| !silent(activity) && refused(activity)))
+            .or_else(|| strangers().find(|(_, activity)| silent(activity)));
         let Some(number) = found.map(|(number, _)| *number) else { return false };
         // Out of the list, as it may take a moment to end.
         if let Some(activity) = open.activities.remove(&number) {

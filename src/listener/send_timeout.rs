@@ -169,7 +169,7 @@ impl Drop for TrackedBytes {
 pub(super) struct TrackedBody {
     body: Body,
     account: Arc<Account>,
-    _open: Option<(InFlight, Option<Held>)>,
+    _open: Option<(InFlight, Option<Arc<Held>>)>,
     /// Of an HTTP/2 stream, where there is a limit.
     taken: Option<Arc<SendProgress>>,
     /// What the body ended with, once it has.
@@ -178,7 +178,7 @@ pub(super) struct TrackedBody {
 
 impl TrackedBody {
     /// Within the task of the stream, if it is one.
-    pub(super) fn wrap(body: Body, busy: InFlight, held: Option<Held>, account: Arc<Account>) -> Self {
+    pub(super) fn wrap(body: Body, busy: InFlight, held: Option<Arc<Held>>, account: Arc<Account>) -> Self {
         if body.is_end_stream() {
             return Self { body, account, _open: None, taken: None, end: None };
         }

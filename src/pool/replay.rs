@@ -76,7 +76,7 @@ struct Recorded {
     /// None once it has ended, or was taken to be sent again.
     body: Option<Body>,
     /// None once there was too much.
-    kept: Option<Vec<Bytes>>,
+    kept: Option<Vec<u8>>,
     size: usize,
     hint: SizeHint,
 }
@@ -103,8 +103,7 @@ impl http_body::Body for Recording {
                     recorded.size += data.len();
                     // A copy: the piece itself counts against its connection until it is dropped, and with memory tight the
                     // rest of the body waits for that.
-                    let copy = || Bytes::copy_from_slice(data);
-                    recorded.kept.iter_mut().for_each(|kept| kept.push(copy()));
+                    recorded.kept.iter_mut().for_each(|kept| kept.extend_from_slice(data));
                 }
                 // Too much, trailers, or broken.
                 _ => recorded.kept = None,
@@ -124,7 +123,8 @@ impl http_body::Body for Recording {
 
 /// The body as it goes out again.
 struct Repeated {
-    kept: std::collections::VecDeque<Bytes>,
+    /// Until it is sent.
+    kept: Bytes,
     rest: Option<Body>,
     hint: SizeHint,
 }
@@ -137,7 +137,8 @@ impl http_body::Body for Repeated {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        if let Some(data) = self.kept.pop_front() {
+        let data = std::mem::take(&mut self.kept);
+        if !data.is_empty() {
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         match &mut self.rest {

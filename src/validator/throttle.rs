@@ -5,22 +5,26 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use moka::sync::Cache;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// How many addresses are remembered, in some 300 bytes each (`budget::Plan` counts them with the process).
 const ADDRESSES: u64 = 10_000;
+/// How often a call looks whether another has given back what it needs.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// An allowance that refills evenly over a minute.
 #[derive(Debug)]
 pub(super) struct Allowance {
     left: f64,
+    /// Of those taken, how many may still be given back.
+    outstanding: u32,
     since: Instant,
 }
 
 impl Allowance {
     /// A full one.
     pub(super) fn new(per_minute: u32, now: Instant) -> Self {
-        Self { left: f64::from(per_minute), since: now }
+        Self { left: f64::from(per_minute), outstanding: 0, since: now }
     }
 
     /// What is left now.
@@ -77,30 +81,47 @@ impl Throttle {
             return Ok(());
         };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = allowance.left(self.per_minute, now);
+        let left = allowance.left(self.per_minute, now) + f64::from(allowance.outstanding);
         if left >= 1.0 {
             return Ok(());
         }
         Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
     }
 
-    /// Takes one bad key out of the allowance for a call that is about to begin, or says in how long that will be possible.
+    /// Takes one bad key out of the allowance for a call that is about to begin. Where others that are under way may still
+    /// give theirs back, it waits for them until `latest`.
     ///
     /// SECURITY: before the call, or as many as may wait would be asked about each time there is one left.
-    pub(super) fn reserve(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
-        self.allowance(client, now).lock().unwrap_or_else(PoisonError::into_inner).take(
-            self.per_minute,
-            0,
-            now,
-        )
+    ///
+    /// # Errors
+    /// In how long it will be possible.
+    pub(super) async fn reserve(&self, client: IpAddr, latest: Instant) -> Result<(), Duration> {
+        loop {
+            let now = Instant::now();
+            {
+                let allowance = self.allowance(client, now);
+                let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+                match allowance.take(self.per_minute, 0, now) {
+                    Ok(()) => {
+                        allowance.outstanding += 1;
+                        return Ok(());
+                    }
+                    Err(wait) if allowance.outstanding == 0 || now >= latest => return Err(wait),
+                    Err(_) => {}
+                }
+            }
+            sleep(LOOK_AGAIN).await;
+        }
     }
 
-    /// The call that was reserved for found the key good, or nothing.
-    pub(super) fn give_back(&self, client: IpAddr, now: Instant) {
-        self.allowance(client, now)
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .refund(self.per_minute, now);
+    /// The call that was reserved for has ended, and found a bad key or not.
+    pub(super) fn settle(&self, client: IpAddr, found_bad_key: bool, now: Instant) {
+        let allowance = self.allowance(client, now);
+        let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        allowance.outstanding = allowance.outstanding.saturating_sub(1);
+        if !found_bad_key {
+            allowance.refund(self.per_minute, now);
+        }
     }
 
     fn allowance(&self, client: IpAddr, now: Instant) -> Arc<Mutex<Allowance>> {
@@ -121,13 +142,22 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    #[test]
-    fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
+    /// Asks about a bad key, where that is allowed.
+    async fn spend(throttle: &Throttle, client: IpAddr, now: Instant) -> bool {
+        let reserved = throttle.reserve(client, now).await.is_ok();
+        if reserved {
+            throttle.settle(client, true, now);
+        }
+        reserved
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
             assert!(throttle.admit(address("2001:db8::1"), now).is_ok());
-            assert!(throttle.reserve(address("2001:db8::1"), now).is_ok());
+            assert!(spend(&throttle, address("2001:db8::1"), now).await);
         }
         assert_eq!(throttle.admit(address("2001:db8::2"), now), Err(Duration::from_secs(1)));
         assert!(throttle.admit(address("2001:db8:0:1::1"), now).is_ok());
@@ -135,33 +165,53 @@ mod tests {
         assert!(throttle.admit(address("2001:db8::2"), now + Duration::from_secs(1)).is_ok());
     }
 
-    #[test]
-    fn trying_many_keys_at_once_gets_no_more_of_them_through() {
-        let (throttle, now) = (Throttle::new(60), Instant::now());
+    #[tokio::test(start_paused = true)]
+    async fn trying_many_keys_at_once_gets_no_more_of_them_through() {
+        let throttle = Throttle::new(60);
         let client = IpAddr::from([192, 0, 2, 1]);
         let mut through = 0;
-        for second in 0..600 {
-            let now = now + Duration::from_secs(second);
-            through += (0..1000).filter(|_| throttle.reserve(client, now).is_ok()).count();
+        for _ in 0..600 {
+            for _ in 0..100 {
+                through += usize::from(spend(&throttle, client, Instant::now()).await);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert!((600..=60 + 600).contains(&through), "in ten minutes: {through}");
     }
 
-    #[test]
-    fn call_that_found_no_bad_key_costs_no_allowance() {
+    #[tokio::test]
+    async fn call_that_found_no_bad_key_costs_no_allowance() {
         let (throttle, now) = (Throttle::new(2), Instant::now());
         let client = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..10 {
-            assert!(throttle.reserve(client, now).is_ok());
-            throttle.give_back(client, now);
+            assert!(throttle.reserve(client, now).await.is_ok());
+            throttle.settle(client, false, now);
         }
-        assert_eq!((0..10).filter(|_| throttle.reserve(client, now).is_ok()).count(), 2);
+        assert!(spend(&throttle, client, now).await && spend(&throttle, client, now).await);
+        assert!(!spend(&throttle, client, now).await);
     }
 
-    #[test]
-    fn ipv4_address_written_as_ipv6_is_the_same_address() {
+    #[tokio::test(start_paused = true)]
+    async fn call_waits_for_what_others_may_give_back() {
+        let throttle = Arc::new(Throttle::new(1));
+        let client = IpAddr::from([192, 0, 2, 1]);
+        let latest = Instant::now() + Duration::from_secs(1);
+        assert!(throttle.reserve(client, latest).await.is_ok());
+        assert!(throttle.admit(client, Instant::now()).is_ok(), "none of it is spent");
+        let second = tokio::spawn({
+            let throttle = Arc::clone(&throttle);
+            async move { throttle.reserve(client, latest).await }
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        throttle.settle(client, false, Instant::now());
+        assert!(second.await.unwrap().is_ok());
+        assert!(throttle.reserve(client, latest).await.is_err(), "nobody gave back in time");
+    }
+
+    #[tokio::test]
+    async fn ipv4_address_written_as_ipv6_is_the_same_address() {
         let (throttle, now) = (Throttle::new(1), Instant::now());
-        assert!(throttle.reserve(IpAddr::from([192, 0, 2, 1]), now).is_ok());
+        assert!(spend(&throttle, IpAddr::from([192, 0, 2, 1]), now).await);
         assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());
     }
 
