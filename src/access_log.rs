@@ -302,7 +302,7 @@ impl Drop for Record {
         let elapsed = self.began.elapsed();
         let labels = metrics::Request {
             route: Arc::clone(&self.route),
-            method: metrics::method(&self.method),
+            method: metrics::method_label(&self.method),
             code: self.status.unwrap_or(499),
             outcome: self.decision(),
         };

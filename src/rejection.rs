@@ -67,8 +67,19 @@ struct Answer {
     /// The sentence in `title` and `error`.
     sentence: &'static str,
     detail: &'static str,
-    /// The gRPC status (`grpc/status.h`).
-    grpc: u8,
+    grpc: GrpcCode,
+}
+
+/// The status codes of gRPC that rejections use, as numbered by its specification (`grpc/doc/statuscodes.md`).
+#[derive(Clone, Copy)]
+enum GrpcCode {
+    DeadlineExceeded = 4,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    Unimplemented = 12,
+    Internal = 13,
+    Unavailable = 14,
+    Unauthenticated = 16,
 }
 
 /// What of a request decides the form of a refusal. Taken before the request is consumed.
@@ -140,134 +151,32 @@ impl Rejection {
         self.status().is_client_error()
     }
 
+    /// The one table of what clients are told.
+    #[rustfmt::skip]
     fn answer(&self) -> Answer {
-        let answer = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
+        use hyper::StatusCode as Http;
+        use GrpcCode as Grpc;
+        let row = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
         match self {
-            Self::MalformedRequest(detail) => {
-                answer(StatusCode::BAD_REQUEST, "malformed_request", 13, "Malformed request", detail)
-            }
-            Self::AmbiguousCredential => answer(
-                StatusCode::BAD_REQUEST,
-                "ambiguous_credential",
-                13,
-                "Ambiguous credential",
-                "The request carries more than one Authorization header; send exactly one.",
-            ),
-            Self::AmbiguousPath => answer(
-                StatusCode::BAD_REQUEST,
-                "ambiguous_path",
-                13,
-                "Ambiguous path",
-                "The path has a dot segment, a broken or control escape, or another reading that leads elsewhere.",
-            ),
-            Self::MissingCredential => answer(
-                StatusCode::UNAUTHORIZED,
-                "missing_credential",
-                16,
-                "Missing authorization token",
-                "Send the API key as 'Authorization: Bearer <key>'.",
-            ),
-            Self::InvalidKey | Self::KeyIdPresented => answer(
-                StatusCode::UNAUTHORIZED,
-                "invalid_key",
-                16,
-                "Invalid or expired token",
-                "The API key is not valid.",
-            ),
-            Self::NotPermitted => answer(
-                StatusCode::FORBIDDEN,
-                "not_permitted",
-                7,
-                "Not permitted",
-                "The API key is valid, but this route does not accept it.",
-            ),
-            Self::NoRoute => {
-                answer(StatusCode::NOT_FOUND, "no_route", 12, "No route", "No route takes this path.")
-            }
-            Self::MethodNotAllowed(_) => answer(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "method_not_allowed",
-                12,
-                "Method not allowed",
-                "This path does not take the request's method; Allow names those it takes.",
-            ),
-            Self::UriTooLong => answer(
-                StatusCode::URI_TOO_LONG,
-                "uri_too_long",
-                8,
-                "URI too long",
-                "The request's target is longer than this server accepts.",
-            ),
-            Self::HeadTooLarge => answer(
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                "head_too_large",
-                8,
-                "Too many headers",
-                "The request has more headers than this server accepts.",
-            ),
-            Self::BodyTimeout => answer(
-                StatusCode::REQUEST_TIMEOUT,
-                "body_timeout",
-                4,
-                "Body timeout",
-                "The request's body made no progress for too long.",
-            ),
-            Self::BodyTooLarge => answer(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body_too_large",
-                8,
-                "Body too large",
-                "The request's body is longer than this server accepts.",
-            ),
-            Self::Throttled(_) => answer(
-                StatusCode::TOO_MANY_REQUESTS,
-                "throttled",
-                14,
-                "Too many bad keys",
-                "Too many bad keys came from this address; try again later.",
-            ),
-            Self::UpstreamUnreachable => answer(
-                StatusCode::BAD_GATEWAY,
-                "upstream_unreachable",
-                14,
-                "Upstream unreachable",
-                "The service behind this proxy cannot be reached or broke off.",
-            ),
-            Self::UpstreamTimeout => answer(
-                StatusCode::GATEWAY_TIMEOUT,
-                "upstream_timeout",
-                4,
-                "Upstream timeout",
-                "The service behind this proxy did not answer in time.",
-            ),
-            Self::IdentityTooLarge => answer(
-                StatusCode::BAD_GATEWAY,
-                "identity_too_large",
-                14,
-                "Identity too large",
-                "The key's roles and claims exceed what may be passed on in headers.",
-            ),
-            Self::AmbiguousIdentity => answer(
-                StatusCode::BAD_GATEWAY,
-                "ambiguous_identity",
-                14,
-                "Ambiguous identity",
-                "Two of the key's claims would be passed on in the same header.",
-            ),
-            Self::ValidationUnavailable(_) => answer(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "validation_unavailable",
-                14,
-                "Validation unavailable",
-                "The API key cannot be checked at the moment. This says nothing about the key.",
-            ),
-            Self::Overloaded(_) => answer(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "overloaded",
-                14,
-                "Overloaded",
-                "Too many requests wait for a check of their key. This says nothing about the key.",
-            ),
+            Self::MalformedRequest(detail)          => row(Http::BAD_REQUEST,                     "malformed_request",      Grpc::Internal,          "Malformed request",           detail),
+            Self::AmbiguousCredential               => row(Http::BAD_REQUEST,                     "ambiguous_credential",   Grpc::Internal,          "Ambiguous credential",        "The request carries more than one Authorization header; send exactly one."),
+            Self::AmbiguousPath                     => row(Http::BAD_REQUEST,                     "ambiguous_path",         Grpc::Internal,          "Ambiguous path",              "The path has a dot segment, a broken or control escape, or another reading that leads elsewhere."),
+            Self::MissingCredential                 => row(Http::UNAUTHORIZED,                    "missing_credential",     Grpc::Unauthenticated,   "Missing authorization token", "Send the API key as 'Authorization: Bearer <key>'."),
+            Self::InvalidKey | Self::KeyIdPresented => row(Http::UNAUTHORIZED,                    "invalid_key",            Grpc::Unauthenticated,   "Invalid or expired token",    "The API key is not valid."),
+            Self::NotPermitted                      => row(Http::FORBIDDEN,                       "not_permitted",          Grpc::PermissionDenied,  "Not permitted",               "The API key is valid, but this route does not accept it."),
+            Self::NoRoute                           => row(Http::NOT_FOUND,                       "no_route",               Grpc::Unimplemented,     "No route",                    "No route takes this path."),
+            Self::MethodNotAllowed(_)               => row(Http::METHOD_NOT_ALLOWED,              "method_not_allowed",     Grpc::Unimplemented,     "Method not allowed",          "This path does not take the request's method; Allow names those it takes."),
+            Self::UriTooLong                        => row(Http::URI_TOO_LONG,                    "uri_too_long",           Grpc::ResourceExhausted, "URI too long",                "The request's target is longer than this server accepts."),
+            Self::HeadTooLarge                      => row(Http::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large",         Grpc::ResourceExhausted, "Too many headers",            "The request has more headers than this server accepts."),
+            Self::BodyTimeout                       => row(Http::REQUEST_TIMEOUT,                 "body_timeout",           Grpc::DeadlineExceeded,  "Body timeout",                "The request's body made no progress for too long."),
+            Self::BodyTooLarge                      => row(Http::PAYLOAD_TOO_LARGE,               "body_too_large",         Grpc::ResourceExhausted, "Body too large",              "The request's body is longer than this server accepts."),
+            Self::Throttled(_)                      => row(Http::TOO_MANY_REQUESTS,               "throttled",              Grpc::Unavailable,       "Too many bad keys",           "Too many bad keys came from this address; try again later."),
+            Self::UpstreamUnreachable               => row(Http::BAD_GATEWAY,                     "upstream_unreachable",   Grpc::Unavailable,       "Upstream unreachable",        "The service behind this proxy cannot be reached or broke off."),
+            Self::UpstreamTimeout                   => row(Http::GATEWAY_TIMEOUT,                 "upstream_timeout",       Grpc::DeadlineExceeded,  "Upstream timeout",            "The service behind this proxy did not answer in time."),
+            Self::IdentityTooLarge                  => row(Http::BAD_GATEWAY,                     "identity_too_large",     Grpc::Unavailable,       "Identity too large",          "The key's roles and claims exceed what may be passed on in headers."),
+            Self::AmbiguousIdentity                 => row(Http::BAD_GATEWAY,                     "ambiguous_identity",     Grpc::Unavailable,       "Ambiguous identity",          "Two of the key's claims would be passed on in the same header."),
+            Self::ValidationUnavailable(_)          => row(Http::SERVICE_UNAVAILABLE,             "validation_unavailable", Grpc::Unavailable,       "Validation unavailable",      "The API key cannot be checked at the moment. This says nothing about the key."),
+            Self::Overloaded(_)                     => row(Http::SERVICE_UNAVAILABLE,             "overloaded",             Grpc::Unavailable,       "Overloaded",                  "Too many requests wait for a check of their key. This says nothing about the key."),
         }
     }
 
@@ -350,7 +259,7 @@ fn grpc(headers: &mut HeaderMap, answer: &Answer) {
 }
 
 fn status(headers: &mut HeaderMap, answer: &Answer) {
-    headers.insert("grpc-status", HeaderValue::from(u16::from(answer.grpc)));
+    headers.insert("grpc-status", HeaderValue::from(answer.grpc as u16));
     headers.insert("grpc-message", HeaderValue::from_static(answer.sentence));
 }
 
