@@ -193,7 +193,7 @@ impl Session {
     fn new(transport: Transport) -> Result<Self> {
         let settings =
             config::scalekit_alone(&Environment::process(), transport).map_err(anyhow::Error::msg)?;
-        Ok(Self(scalekit::client(&settings, Arc::new(Metrics::default()))?))
+        Ok(Self(scalekit::build_client(&settings, Arc::new(Metrics::default()))?))
     }
 
     /// Waits for an access token.

@@ -1,4 +1,4 @@
-//! Slows down who tries bad keys, by client address, in bounded memory; and spares keys that were good lately.
+//! Limits attempts with bad keys by client address, in bounded memory. Keys that were good lately are exempt.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,13 +67,13 @@ impl Throttle {
     }
 
     /// The same allowances, with another limit.
-    pub(super) fn with(&self, per_minute: u32) -> Self {
+    pub(super) fn with_limit(&self, per_minute: u32) -> Self {
         Self { per_minute, addresses: self.addresses.clone() }
     }
 
     /// Whether a key that was not good lately may be asked about; if not, in how long.
     pub(super) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
-        let Some(allowance) = self.addresses.get(&network(client)) else {
+        let Some(allowance) = self.addresses.get(&subscriber_network(client)) else {
             return Ok(());
         };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +88,7 @@ impl Throttle {
     ///
     /// SECURITY: before the call, or as many as may wait would be asked about each time there is one left.
     pub(super) fn reserve(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
-        self.allowance(client, now).lock().unwrap_or_else(PoisonError::into_inner).take(
+        self.allowance_of(client, now).lock().unwrap_or_else(PoisonError::into_inner).take(
             self.per_minute,
             0,
             now,
@@ -97,20 +97,20 @@ impl Throttle {
 
     /// The call that was reserved for found the key good, or nothing.
     pub(super) fn give_back(&self, client: IpAddr, now: Instant) {
-        self.allowance(client, now)
+        self.allowance_of(client, now)
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .refund(self.per_minute, now);
     }
 
-    fn allowance(&self, client: IpAddr, now: Instant) -> Arc<Mutex<Allowance>> {
+    fn allowance_of(&self, client: IpAddr, now: Instant) -> Arc<Mutex<Allowance>> {
         let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
-        self.addresses.get_with(network(client), full)
+        self.addresses.get_with(subscriber_network(client), full)
     }
 }
 
-/// Whom an address stands for: an IPv6 subscriber has a /64.
-fn network(address: IpAddr) -> IpAddr {
+/// The network of one subscriber: an IPv6 subscriber has a /64, and could try each address of it.
+fn subscriber_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
+    fn only_address_without_allowance_is_throttled() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn trying_many_keys_at_once_gets_no_more_of_them_through() {
+    fn concurrent_bad_keys_do_not_exceed_allowance() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
         let client = IpAddr::from([192, 0, 2, 1]);
         let mut through = 0;
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn call_that_found_no_bad_key_costs_no_allowance() {
+    fn call_without_bad_key_refunds_allowance() {
         let (throttle, now) = (Throttle::new(2), Instant::now());
         let client = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..10 {
@@ -159,14 +159,14 @@ mod tests {
     }
 
     #[test]
-    fn ipv4_address_written_as_ipv6_is_the_same_address() {
+    fn ipv4_mapped_ipv6_address_shares_allowance() {
         let (throttle, now) = (Throttle::new(1), Instant::now());
         assert!(throttle.reserve(IpAddr::from([192, 0, 2, 1]), now).is_ok());
         assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());
     }
 
     #[test]
-    fn what_is_kept_of_an_allowance_is_not_given_to_everybody() {
+    fn reserved_part_of_allowance_is_withheld() {
         let now = Instant::now();
         let mut allowance = Allowance::new(60, now);
         let taken = (0..60).filter(|_| allowance.take(60, 15, now).is_ok()).count();
