@@ -1,5 +1,4 @@
-//! One line and one count for each request, whatever happened to it, in OpenTelemetry's words. Never a query string, never
-//! a key.
+//! One log line and one count for each request, with OpenTelemetry's attribute names. Never a query string or a key.
 
 pub mod output;
 pub mod sampler;
@@ -17,7 +16,7 @@ use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use self::output::{AUDIT, AuditQueue, Output, Ways};
+use self::output::{AUDIT, AuditQueue, LogWriters, Output};
 use crate::identity::Identity;
 use crate::metrics::{self, Metrics};
 use crate::rejection::Rejection;
@@ -80,7 +79,7 @@ const LONGEST_TEXT: usize = 512;
 /// How long the end of the process waits for audit lines to be written.
 const AUDIT_AT_EXIT: Duration = Duration::from_secs(5);
 
-/// A log that runs. Dropped, it writes what is left.
+/// The running log. On drop it writes the lines that still wait.
 pub struct Log {
     audit: Arc<AuditQueue>,
     lossy: Option<WorkerGuard>,
@@ -91,7 +90,7 @@ impl Drop for Log {
         if !self.audit.flush(AUDIT_AT_EXIT)
             && let Some(stuck) = self.lossy.take()
         {
-            // Nobody reads standard output: its own end would wait for that, too.
+            // Standard output is blocked, and the guard's drop would wait for it.
             std::mem::forget(stuck);
         }
     }
@@ -108,8 +107,8 @@ pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
     let (lossy, guard) = builder.finish(Output(Arc::clone(&audit)));
     let dropped = lossy.error_counter();
     metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
-    let ways = Ways { lossy, audit: Arc::clone(&audit) };
-    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(ways);
+    let writers = LogWriters { lossy, audit: Arc::clone(&audit) };
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writers);
     // SECURITY: h2 warns of each PING that nobody asked for, so that callers could fill the log.
     let own = ["keyward", "access", AUDIT].map(|target| (target, LevelFilter::INFO));
     let own = Targets::new().with_default(LevelFilter::ERROR).with_targets(own);
@@ -133,7 +132,7 @@ impl tracing_subscriber::fmt::time::FormatTime for Clock {
     }
 }
 
-/// What is known of a request so far. Dropped, it writes the line and counts.
+/// What is known of a request so far. On drop it writes the log line and counts the request.
 pub struct Record {
     metrics: Arc<Metrics>,
     line: Line,
@@ -167,7 +166,7 @@ pub struct Record {
 }
 
 impl Record {
-    /// A request's head has arrived.
+    /// Begins with the arrival of a request's head.
     pub fn begin<B>(
         request: &Request<B>,
         client: Option<IpAddr>,
@@ -185,7 +184,7 @@ impl Record {
             version: request.version(),
             client,
             user_agent: request.headers().get(USER_AGENT).cloned(),
-            trace: trace_id(request.headers()),
+            trace: parse_trace_id(request.headers()),
             request_id,
             route: Arc::from(""),
             identity: None,
@@ -200,8 +199,8 @@ impl Record {
         }
     }
 
-    /// Keyward answers itself.
-    pub fn rejected(&mut self, rejection: &Rejection) {
+    /// Keyward rejects the request.
+    pub fn set_rejection(&mut self, rejection: &Rejection) {
         self.status = Some(rejection.status().as_u16());
         self.reason = Some(rejection.code());
         self.denied = rejection.is_denial();
@@ -211,18 +210,18 @@ impl Record {
         }
     }
 
-    /// The upstream answers.
-    pub fn answered(&mut self, status: u16) {
+    /// The upstream has answered with this status.
+    pub fn set_status(&mut self, status: u16) {
         self.status = Some(status);
     }
 
-    /// The answer's body came to its end.
-    pub fn ended(&mut self) {
+    /// The response body was sent completely.
+    pub fn mark_complete(&mut self) {
         self.whole = true;
     }
 
-    /// The answer was cut short.
-    pub fn cut(&mut self, reason: &'static str, cause: Option<String>) {
+    /// The response was ended early.
+    pub fn mark_cut(&mut self, reason: &'static str, cause: Option<String>) {
         self.reason = Some(reason);
         self.cause = cause;
     }
@@ -256,7 +255,7 @@ impl Record {
             "{} {} {} {}{reason}{ids} in {:.1} ms{}{}{}",
             self.status.unwrap_or(499),
             self.method,
-            shortened(self.path.as_ref().map_or("", PathAndQuery::path)),
+            truncate_text(self.path.as_ref().map_or("", PathAndQuery::path)),
             self.decision(),
             elapsed.as_secs_f64() * 1e3,
             time("validation", self.validation),
@@ -268,16 +267,17 @@ impl Record {
     fn write(&self, elapsed: Duration) {
         let path = self.path.as_ref().map_or("", PathAndQuery::path);
         let identity = self.identity.as_deref();
-        let text = |value: &HeaderValue| shortened(&String::from_utf8_lossy(value.as_bytes())).into_owned();
+        let text =
+            |value: &HeaderValue| truncate_text(&String::from_utf8_lossy(value.as_bytes())).into_owned();
         tracing::event!(
             target: "access",
             tracing::Level::INFO,
             http.request.method = self.method.as_str(),
-            url.path = &*shortened(path),
+            url.path = &*truncate_text(path),
             http.route = &*self.route,
             http.response.status_code = self.status.unwrap_or(499),
             http.response.body.size = self.sent,
-            network.protocol.version = version(self.version),
+            network.protocol.version = version_name(self.version),
             client.address = self.client.map(tracing::field::display),
             user_agent.original = self.user_agent.as_ref().map(text),
             keyward.decision = self.decision(),
@@ -322,7 +322,7 @@ impl Drop for Record {
 }
 
 /// The trace id of `traceparent` (W3C Trace Context section 3.2), which is passed on as it is.
-fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
+fn parse_trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let value = headers.get("traceparent")?.to_str().ok()?;
     let id = value
         .split('-')
@@ -331,14 +331,14 @@ fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_str(id).ok()
 }
 
-fn shortened(text: &str) -> std::borrow::Cow<'_, str> {
+fn truncate_text(text: &str) -> std::borrow::Cow<'_, str> {
     match text.char_indices().nth(LONGEST_TEXT) {
         Some((at, _)) => format!("{}…", &text[..at]).into(),
         None => text.into(),
     }
 }
 
-fn version(version: Version) -> &'static str {
+fn version_name(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_11 => "1.1",

@@ -1,4 +1,4 @@
-//! Health and metrics, on a port of their own. Nothing here changes anything.
+//! The admin port: health, metrics, routes, version. All of it is read-only.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ impl Default for Readiness {
 }
 
 impl Readiness {
-    /// Ready, or not for this reason. What drains stays so.
+    /// Sets the state, with the reason when not ready. Ignored once draining.
     pub fn set(&self, state: Result<(), String>) {
         self.0.send_if_modified(|current| {
             let draining = current.as_ref().is_err_and(|reason| reason == DRAINING);
@@ -39,18 +39,18 @@ impl Readiness {
         });
     }
 
-    /// Not ready any more, for good.
+    /// Makes it unready for good.
     pub fn drain(&self) {
         self.set(Err(DRAINING.to_owned()));
     }
 
-    /// As it was set last.
+    /// The state that was set last.
     pub fn get(&self) -> Result<(), String> {
         self.0.borrow().clone()
     }
 
     /// Waits until ready.
-    pub async fn ready(&self) {
+    pub async fn wait_until_ready(&self) {
         // The sender lives as long as `self`.
         let _ = self.0.subscribe().wait_for(Result::is_ok).await;
     }
@@ -74,16 +74,16 @@ impl Handler for Admin {
         _account: &Arc<Account>,
     ) -> Response<Body> {
         let mut response = match (request.method(), request.uri().path()) {
-            _ if browser::asks_for_page(request.headers()) => {
-                text(StatusCode::FORBIDDEN, "not for web pages\n")
+            _ if browser::is_from_web_page(request.headers()) => {
+                text_response(StatusCode::FORBIDDEN, "the admin port does not serve web pages\n")
             }
-            (_, path) if !self.trusts_host(&request, peer) && !is_probe(path) => text(
+            (_, path) if !self.trusts_host(&request, peer) && !is_probe(path) => text_response(
                 StatusCode::FORBIDDEN,
-                "from this machine, the host should be an IP address or localhost\n",
+                "from this machine, use an IP address or localhost as the host\n",
             ),
-            (&Method::GET | &Method::HEAD, path) => self.get(path, request.headers()),
+            (&Method::GET | &Method::HEAD, path) => self.answer_get(path, request.headers()),
             _ => {
-                let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET or HEAD\n");
+                let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n");
                 response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
                 response
             }
@@ -99,21 +99,23 @@ impl Admin {
     /// asks for a service by its name.
     fn trusts_host(&self, request: &Request<Body>, peer: Peer) -> bool {
         let is_local = peer.address.is_some_and(|address| address.to_canonical().is_loopback());
-        !is_local || NamedHost::of(request.uri(), request.headers()).is_safe()
+        !is_local || NamedHost::from_request(request.uri(), request.headers()).is_safe()
     }
 
-    fn get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
+    fn answer_get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
         match path {
-            "/livez" => text(StatusCode::OK, "live\n"),
+            "/livez" => text_response(StatusCode::OK, "live\n"),
             "/readyz" => match self.readiness.get() {
-                Ok(()) => text(StatusCode::OK, "ready\n"),
-                Err(reason) => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n")),
+                Ok(()) => text_response(StatusCode::OK, "ready\n"),
+                Err(reason) => {
+                    text_response(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {reason}\n"))
+                }
             },
             "/metrics" => {
-                self.current.gateway().validator.observe();
+                self.current.gateway().validator.update_gauges();
                 self.metrics.ready.set(self.readiness.get().is_ok().into());
                 let format = Format::accepted(headers);
-                answer(StatusCode::OK, format.content_type(), self.metrics.encode_as(format))
+                build_response(StatusCode::OK, format.content_type(), self.metrics.encode_as(format))
             }
             "/routes" => {
                 let gateway = self.current.gateway();
@@ -126,14 +128,17 @@ impl Admin {
             }
             "/version" => {
                 let version = serde_json::json!({ "name": "keyward", "version": env!("CARGO_PKG_VERSION") });
-                answer(StatusCode::OK, "application/json", format!("{version}\n"))
+                build_response(StatusCode::OK, "application/json", format!("{version}\n"))
             }
-            _ => text(StatusCode::NOT_FOUND, "/livez /readyz /metrics /routes /version\n"),
+            _ => text_response(
+                StatusCode::NOT_FOUND,
+                "not found; try /livez, /readyz, /metrics, /routes or /version\n",
+            ),
         }
     }
 }
 
-/// What says little, and is asked for by load balancers that send a `Host` of their own.
+/// Load balancers probe these with a `Host` of their own; the answers reveal nothing.
 fn is_probe(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz")
 }
@@ -157,11 +162,15 @@ pub(crate) fn route_as_json(route: &Route) -> serde_json::Value {
     })
 }
 
-fn text(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
-    answer(status, "text/plain; charset=utf-8", text)
+fn text_response(status: StatusCode, text: impl Into<bytes::Bytes>) -> Response<Body> {
+    build_response(status, "text/plain; charset=utf-8", text)
 }
 
-fn answer(status: StatusCode, kind: &'static str, content: impl Into<bytes::Bytes>) -> Response<Body> {
+fn build_response(
+    status: StatusCode,
+    kind: &'static str,
+    content: impl Into<bytes::Bytes>,
+) -> Response<Body> {
     let mut response = Response::new(body::full(content));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));

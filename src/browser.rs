@@ -11,7 +11,7 @@ const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Whether a page of another origin asks: a browser says so with `Origin`, or with `Sec-Fetch-Site` (Fetch Metadata Request
 /// Headers, section 2.4) where it sends no `Origin`, as for an image.
-pub fn asks_for_page(headers: &HeaderMap) -> bool {
+pub fn is_from_web_page(headers: &HeaderMap) -> bool {
     let by_itself = |site: &[u8]| matches!(site, b"none" | b"same-origin");
     headers.contains_key(ORIGIN) || headers.get_all(FETCH_SITE).iter().any(|site| !by_itself(site.as_bytes()))
 }
@@ -31,7 +31,7 @@ pub enum NamedHost {
 
 impl NamedHost {
     /// The target's authority, or else the one `Host`.
-    pub fn of(uri: &Uri, headers: &HeaderMap) -> Self {
+    pub fn from_request(uri: &Uri, headers: &HeaderMap) -> Self {
         let mut hosts = headers.get_all(HOST).iter();
         let authority = match (uri.authority(), hosts.next(), hosts.next()) {
             (_, _, Some(_)) => return Self::Other,
@@ -75,11 +75,11 @@ mod tests {
         for host in hosts {
             headers.append(HOST, HeaderValue::from_static(host));
         }
-        assert_eq!(NamedHost::of(&Uri::from_static(uri), &headers), expected, "{uri} {hosts:?}");
+        assert_eq!(NamedHost::from_request(&Uri::from_static(uri), &headers), expected, "{uri} {hosts:?}");
     }
 
     #[test]
-    fn only_addresses_and_localhost_are_told_from_other_names() {
+    fn named_host_recognizes_addresses_and_localhost() {
         let address = |text: &str| NamedHost::Address(text.parse().unwrap());
         check_host("/", &["10.1.2.3:4481"], address("10.1.2.3"));
         check_host("/", &["[::1]"], address("::1"));
@@ -107,7 +107,7 @@ mod tests {
             ("user-agent", "Mozilla/5.0", false),
         ] {
             let pair = (HeaderName::from_static(name), HeaderValue::from_static(value));
-            assert_eq!(asks_for_page(&HeaderMap::from_iter([pair])), expected, "{name}: {value}");
+            assert_eq!(is_from_web_page(&HeaderMap::from_iter([pair])), expected, "{name}: {value}");
         }
     }
 }

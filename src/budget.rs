@@ -91,12 +91,12 @@ impl Budget {
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for account in waiting.iter().filter_map(Weak::upgrade) {
             account.is_listed.store(false, Ordering::SeqCst);
-            account.wake();
+            account.wake_waiters();
         }
     }
 
     fn give_back(&self, bytes: usize) {
-        let (before, common) = (self.held.fetch_sub(bytes, Ordering::SeqCst), self.common());
+        let (before, common) = (self.held.fetch_sub(bytes, Ordering::SeqCst), self.common_limit());
         if before > common && before - bytes <= common {
             self.wake_all();
         }
@@ -118,22 +118,22 @@ impl Budget {
     }
 
     /// What all may hold before shares count.
-    fn common(&self) -> usize {
+    fn common_limit(&self) -> usize {
         self.limit.load(Ordering::SeqCst) / 2
     }
 
     /// A connection's share of the other half. Connections that are ending count, and take nobody's least share.
-    fn share(&self) -> usize {
-        (self.common() / self.connections().max(1)).max(SHARE)
+    fn connection_share(&self) -> usize {
+        (self.common_limit() / self.connections().max(1)).max(SHARE)
     }
 
     /// Whether all connections together hold so much that each must keep to its share.
     pub fn is_tight(&self) -> bool {
-        self.exceeds(0)
+        self.would_exceed(0)
     }
 
-    fn exceeds(&self, more: usize) -> bool {
-        self.held.load(Ordering::SeqCst).saturating_add(more) > self.common()
+    fn would_exceed(&self, more: usize) -> bool {
+        self.held.load(Ordering::SeqCst).saturating_add(more) > self.common_limit()
     }
 }
 
@@ -221,7 +221,7 @@ impl Account {
     /// A request of this connection came with a bad key.
     ///
     /// SECURITY: or the holder of a revoked key would keep places that were given to it while it was good.
-    pub fn show_a_bad_key(&self) {
+    pub fn record_bad_key(&self) {
         *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -233,21 +233,22 @@ impl Account {
 
     /// Whether memory is tight, and this connection holds more of it than was planned for it.
     pub fn is_over_share(&self) -> bool {
-        self.budget.is_tight() && self.held.load(Ordering::Relaxed) > self.budget.share().max(2 * SHARE)
+        self.budget.is_tight()
+            && self.held.load(Ordering::Relaxed) > self.budget.connection_share().max(2 * SHARE)
     }
 
     /// Bytes for a request, unless this connection has too many.
     pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         let own = self.held.load(Ordering::Relaxed).saturating_add(bytes);
-        if self.budget.exceeds(bytes) && own > self.budget.share() {
+        if self.budget.would_exceed(bytes) && own > self.budget.connection_share() {
             return None;
         }
-        Some(self.hold(bytes, false))
+        Some(self.hold_bytes(bytes, false))
     }
 
     /// Bytes of a body, which are there already.
     pub fn piece(self: &Arc<Self>, bytes: usize) -> Held {
-        self.hold(bytes, true)
+        self.hold_bytes(bytes, true)
     }
 
     /// Ready when more of a body may be asked for: one piece at a time where memory is tight.
@@ -273,10 +274,12 @@ impl Account {
 
     fn has_room(&self) -> bool {
         let pieces = self.pieces.load(Ordering::SeqCst);
-        pieces == 0 || !self.budget.is_tight() || pieces < self.budget.share().saturating_sub(REQUEST)
+        pieces == 0
+            || !self.budget.is_tight()
+            || pieces < self.budget.connection_share().saturating_sub(REQUEST)
     }
 
-    fn hold(self: &Arc<Self>, bytes: usize, is_piece: bool) -> Held {
+    fn hold_bytes(self: &Arc<Self>, bytes: usize, is_piece: bool) -> Held {
         self.budget.held.fetch_add(bytes, Ordering::SeqCst);
         self.held.fetch_add(bytes, Ordering::Relaxed);
         if is_piece {
@@ -285,7 +288,7 @@ impl Account {
         Held { account: Arc::clone(self), bytes, is_piece }
     }
 
-    fn wake(&self) {
+    fn wake_waiters(&self) {
         if self.has_waiters.swap(false, Ordering::SeqCst) {
             let waiters = std::mem::take(&mut *self.waiters.lock().unwrap_or_else(PoisonError::into_inner));
             waiters.into_iter().for_each(Waker::wake);
@@ -333,7 +336,7 @@ impl Drop for Held {
         account.held.fetch_sub(self.bytes, Ordering::Relaxed);
         if self.is_piece {
             account.pieces.fetch_sub(self.bytes, Ordering::SeqCst);
-            account.wake();
+            account.wake_waiters();
         }
         account.budget.give_back(self.bytes);
     }
@@ -358,7 +361,7 @@ mod tests {
     const MIB: usize = 1024 * 1024;
 
     #[test]
-    fn beyond_half_of_the_budget_each_connection_keeps_to_its_share() {
+    fn connection_share_applies_beyond_half_the_budget() {
         let budget = Budget::new(20 * REQUEST);
         let (greedy, modest) = (Account::open(&budget), Account::open(&budget));
         let mut held: Vec<_> = (0..10).map_while(|_| greedy.request(REQUEST)).collect();
@@ -374,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_waits_where_memory_is_tight_until_its_connection_was_read_from() {
+    fn body_waits_for_its_own_connection_when_tight() {
         let budget = Budget::new(8 * REQUEST);
         let (account, _other) = (Account::open(&budget), Account::open(&budget));
         let mut cx = Context::from_waker(Waker::noop());
@@ -388,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plan_fits_the_memory_it_is_given() {
+    fn memory_plan_fits_available_memory() {
         for memory in [64 * MIB, 128 * MIB, 512 * MIB, 8192 * MIB] {
             let (head, bad_keys) = (64 * 1024, 50_000);
             let plan = Plan::new(memory, 1_000_000, head, bad_keys);
@@ -409,7 +412,7 @@ mod tests {
     }
 
     #[test]
-    fn body_that_waits_for_memory_is_woken_when_others_give_it_back() {
+    fn waiting_body_wakes_when_others_release_memory() {
         let budget = Budget::new(8 * REQUEST);
         let (account, flood) = (Account::open(&budget), Account::open(&budget));
         // A piece that its reader does not take, as of an upload or of another stream.
@@ -425,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn waiting_body_is_kept_once_however_often_it_is_polled() {
+    fn waiting_body_stores_one_waker_per_task() {
         let budget = Budget::new(8 * REQUEST);
         let account = Account::open(&budget);
         let _stuck = account.piece(8 * REQUEST);

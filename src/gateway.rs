@@ -37,54 +37,54 @@ use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, Upstream, request_body, tunnel};
 use crate::validator::Validator;
 
-/// What clients are told to wait where public routes have all the connections they may.
+/// `Retry-After` where public routes already use all the connections they may.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What holds for every route.
+/// Settings that apply to every route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// The realm of `WWW-Authenticate`: printable ASCII without `"` and `\`.
     pub realm: String,
-    /// The most of a request's head.
+    /// Limits on a request's head.
     pub head: request_head::Limits,
-    /// The most of a request's body.
+    /// Limits on a request's body.
     pub body: request_body::Limits,
-    /// How often the key of a request that lasts is asked about again.
+    /// Interval at which the key of a long-lived request is validated again.
     pub revalidate_every: Duration,
-    /// Headers about forwarding that are kept from trusted proxies beside the usual ones.
+    /// Forwarding headers kept from trusted proxies, in addition to the standard ones.
     pub pass_headers: Vec<HeaderName>,
-    /// How long such a request may go on when nobody can say whether its key is good; at least `revalidate_every`.
+    /// How long such a request may continue while its key cannot be confirmed; at least `revalidate_every`.
     pub unconfirmed_for: Duration,
-    /// What is written of each request.
+    /// How each request is logged.
     pub access_log: access_log::Line,
 }
 
-/// Everything that a request passes.
+/// The request path and everything it needs.
 pub struct Gateway {
-    /// What holds for every route.
+    /// Settings that apply to every route.
     pub settings: Settings,
-    /// What can be a key.
+    /// Which credentials are accepted as keys.
     pub credential: credential::Settings,
     /// The identity headers.
     pub identity: Arc<identity::Headers>,
-    /// Whose `X-Forwarded-*` is believed.
+    /// Proxies whose `X-Forwarded-*` headers are trusted.
     pub trusted: Trusted,
     /// The routes.
     pub routes: RouteTable,
-    /// The upstreams by name; each route's is there.
+    /// Upstreams by name. Every route's upstream is present.
     pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
-    /// Asks Scalekit.
+    /// Validates keys.
     pub validator: Arc<Validator>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// Where tunnels run.
+    /// Tracks the tasks of open tunnels.
     pub tunnels: TaskTracker,
-    /// Cancelled when tunnels must end.
+    /// Cancelled on shutdown, when open tunnels must close.
     pub closing: CancellationToken,
 }
 
 impl Gateway {
-    /// Answers a request, and records it once the answer has ended.
+    /// Handles a request. Its log line is written when the response has ended.
     pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
         let believed = self.trusted.believes(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
@@ -94,9 +94,9 @@ impl Gateway {
         let caller = ErrorFormat::of(&request);
         let downstream = Downstream { peer, believed, client, account };
         let mut response = match self.pass(request, downstream, &mut record).await {
-            Ok(passed) => self.answer(passed, record, &caller),
+            Ok(passed) => self.relay_response(passed, record, &caller),
             Err(rejection) => {
-                record.rejected(&rejection);
+                record.set_rejection(&rejection);
                 rejection.response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
             }
         };
@@ -104,20 +104,20 @@ impl Gateway {
         response
     }
 
-    /// Refuses a request whatever it asks for, and records it.
+    /// Rejects a request without looking at it, and logs it.
     pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
         let request_id = forwarded::request_id(request.headers(), false);
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let client = self.trusted.client(peer, request.headers());
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
-        record.rejected(&rejection);
+        record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
         let mut response = rejection.response(&ErrorFormat::of(request), id, &self.settings.realm);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
 
-    /// The request path, from a head to the head of the answer.
+    /// The request path, from the request's head to the response's head.
     async fn pass(
         &self,
         mut request: Request<Body>,
@@ -125,7 +125,7 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Forwarded, Rejection> {
         let host = request_head::check(&request, self.settings.head)?;
-        let (route, requirement, kind) = self.route(&request, &host)?;
+        let (route, requirement, kind) = self.find_route(&request, &host)?;
         record.route = Arc::clone(&route.label);
         let key = ApiKey::take(request.headers_mut(), &self.credential);
         let upgrade = hop_by_hop::upgrade(request.method(), request.version(), request.headers());
@@ -137,7 +137,7 @@ impl Gateway {
             None => {
                 let admitted = downstream.account.admit_public();
                 let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
-                (Permit::public(), Revalidation::none(admitted))
+                (Permit::public(), Revalidation::disabled(admitted))
             }
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
@@ -145,7 +145,7 @@ impl Gateway {
                 record.validation = Some(began.elapsed());
                 let identity = identity.inspect_err(|rejection| {
                     if *rejection == Rejection::InvalidKey {
-                        downstream.account.show_a_bad_key();
+                        downstream.account.record_bad_key();
                     }
                 })?;
                 let admitted = downstream.account.admit();
@@ -155,7 +155,7 @@ impl Gateway {
                 (requirement.admit(identity)?, revalidation)
             }
         };
-        self.identify(&permit, request.headers_mut(), record)?;
+        self.set_identity_headers(&permit, request.headers_mut(), record)?;
         forwarded::set(
             request.headers_mut(),
             downstream.peer,
@@ -164,31 +164,31 @@ impl Gateway {
             &host.value,
             &record.request_id,
         );
-        address(&mut request, &host);
+        set_target_and_host(&mut request, &host);
         if !request.body().is_end_stream() {
-            request = request.map(|body| revalidation.upload(body));
+            request = request.map(|body| revalidation.wrap_upload(body));
         }
-        let due = revalidation.due();
+        let due = revalidation.due_at();
         let (response, tunnel, exchange) = tokio::select! {
-            // This first: the upload breaks off for the same reason.
+            // Polled first: a revoked key also aborts the upload, which would look like a fault of the upstream.
             biased;
-            // An upload without end, or a slow service, may outlast the key before there is an answer.
-            rejection = revalidation.closed_while_waiting() => return Err(rejection),
+            // A slow service or an endless upload may outlive the key before the response begins.
+            rejection = revalidation.wait_until_refused() => return Err(rejection),
             forwarded = self.forward(request, route, &permit, upgrade, due, record) => forwarded?,
         };
         // SECURITY: a late head or 101 opens nothing for a key that was revoked while it was awaited.
-        revalidation.confirm().await?;
+        revalidation.wait_until_confirmed().await?;
         Ok(Forwarded { response, tunnel, revalidation, exchange })
     }
 
-    /// The route, and what it asks for; nothing of a real CORS preflight that the route lets pass.
-    fn route(
+    /// The route and its requirement: `None` for a public route, and for a CORS preflight that the route lets pass.
+    fn find_route(
         &self,
         request: &Request<Body>,
         host: &Host,
     ) -> Result<(&Route, Option<&Requirement>, Kind), Rejection> {
         let path = request.uri().path();
-        if let Some(asked) = preflight(request)
+        if let Some(asked) = preflight_method(request)
             && let Some(route) = self.routes.find_preflight(&asked, &host.name, path)
         {
             return Ok((route, None, Kind::Preflight));
@@ -200,8 +200,8 @@ impl Gateway {
         }
     }
 
-    /// Removes who the caller claims to be, and says who it is.
-    fn identify(
+    /// Strips the identity headers that the client sent, then sets those of the permit.
+    fn set_identity_headers(
         &self,
         permit: &Permit,
         headers: &mut HeaderMap,
@@ -246,14 +246,14 @@ impl Gateway {
             record.cause = Some(cause);
             rejection
         })?;
-        record.answered(response.status().as_u16());
+        record.set_status(response.status().as_u16());
         let switched = caller.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let tunnel = switched.map(|caller| Tunnel { caller, upstream: hyper::upgrade::on(&mut response) });
         Ok((response, tunnel, exchange))
     }
 
-    /// The answer, watched and recorded to its end.
-    fn answer(&self, passed: Forwarded, mut record: Record, caller: &ErrorFormat) -> Response<Body> {
+    /// The response with its body or tunnel under re-validation; `record` is written at its end.
+    fn relay_response(&self, passed: Forwarded, mut record: Record, caller: &ErrorFormat) -> Response<Body> {
         let Forwarded { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
             let status = caller.takes_status(response.headers());
@@ -265,33 +265,33 @@ impl Gateway {
             let cut = async {
                 tokio::select! {
                     () = closing.cancelled() => (CloseCode::GoingAway, "shutdown"),
-                    rejection = revalidation.closed() => (close_code(&rejection), close_reason(&rejection)),
+                    rejection = revalidation.wait_until_closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };
             match tunnel::run(caller, upstream, cut).await {
-                Some(reason) => record.cut(reason, None),
-                None => record.ended(),
+                Some(reason) => record.mark_cut(reason, None),
+                None => record.mark_complete(),
             }
         });
         response
     }
 }
 
-/// The gateway that new requests take. A request keeps the one that it began with.
+/// The gateway for new requests. After a reload, a request under way keeps the one it began with.
 pub struct Current(RwLock<Arc<Gateway>>);
 
 impl Current {
-    /// Begins with this one.
+    /// Starts with this gateway.
     pub fn new(gateway: Gateway) -> Self {
         Self(RwLock::new(Arc::new(gateway)))
     }
 
-    /// The one in force.
+    /// The gateway now in force.
     pub fn gateway(&self) -> Arc<Gateway> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Another one, from now on.
+    /// Puts another gateway in force.
     pub fn replace(&self, gateway: Gateway) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(gateway);
     }
@@ -305,13 +305,13 @@ struct Forwarded {
     exchange: Exchange,
 }
 
-/// Both ends of a WebSocket to be.
+/// Both sides of a WebSocket that is about to open.
 struct Tunnel {
     caller: OnUpgrade,
     upstream: OnUpgrade,
 }
 
-/// What is known of a request beside itself.
+/// The client side of a request.
 struct Downstream<'a> {
     peer: Peer,
     believed: bool,
@@ -319,22 +319,22 @@ struct Downstream<'a> {
     account: &'a Arc<Account>,
 }
 
-/// What a request is to its route.
+/// How a route treats a request.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Request,
-    /// Passes without a key.
+    /// A CORS preflight, which needs no key.
     Preflight,
 }
 
 /// The method that a CORS preflight asks about: OPTIONS with one `Origin` and one `Access-Control-Request-Method`, and no body.
-fn preflight(request: &Request<Body>) -> Option<Method> {
+fn preflight_method(request: &Request<Body>) -> Option<Method> {
     let asks = request.method() == Method::OPTIONS && request.body().is_end_stream();
     let only = |name: HeaderName| {
         let mut values = request.headers().get_all(name).iter();
         values.next().filter(|_| values.next().is_none())
     };
-    // SECURITY: of two, the service could take the other one.
+    // SECURITY: with two values, the service could act on the other one.
     only(ORIGIN).filter(|_| asks)?;
     let method = only(ACCESS_CONTROL_REQUEST_METHOD)?;
     Method::from_bytes(method.as_bytes()).ok()
@@ -354,7 +354,7 @@ fn keep_preflight_headers(headers: &mut HeaderMap) {
     }
 }
 
-/// Tells the operator of a key that cannot be used as it is, also where requests are not logged.
+/// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.
 fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
     static SAMPLER: Sampler = Sampler::new();
     if let Some(suppressed) = SAMPLER.admit() {
@@ -368,7 +368,7 @@ fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[Str
 }
 
 /// The target in origin-form, as sent, and the caller's authority as `Host`.
-fn address(request: &mut Request<Body>, host: &Host) {
+fn set_target_and_host(request: &mut Request<Body>, host: &Host) {
     let path = match request.uri().path_and_query() {
         // `http://a` and `http://a#x` have none, which was taken for `/`; hyper would write none.
         None => PathAndQuery::from_static("/"),

@@ -1,5 +1,5 @@
-//! Which route takes a request. The path is matched and forwarded as sent, byte for byte; a path that a backend could
-//! read in another way, and that would then take another route, is refused.
+//! The route table. The path is matched and forwarded as sent, byte for byte; a path that a service could read in another
+//! way, and that would then match another route, is refused.
 
 pub mod changes;
 mod path_readings;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 use hyper::Method;
 use hyper::header::HeaderValue;
 
-use self::path_readings::{has_dot_segment, readings};
+use self::path_readings::{find_readings, has_dot_segment};
 use crate::policy::Requirement;
 use crate::rejection::Rejection;
 
@@ -100,7 +100,7 @@ impl Pattern {
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exact(_), Self::Prefix(_)) => false,
-            (_, Self::Exact(path) | Self::Prefix(path)) => self.takes(path.as_bytes()),
+            (_, Self::Exact(path) | Self::Prefix(path)) => self.matches_path(path.as_bytes()),
         }
     }
 
@@ -109,15 +109,15 @@ impl Pattern {
     pub fn is_like(&self, other: &Self, case_sensitive: bool) -> bool {
         let case = if case_sensitive { Case::Compared } else { Case::Ignored };
         match (self, other) {
-            (Self::Exact(_), Self::Exact(path)) => self.may_take(path.as_bytes(), case),
+            (Self::Exact(_), Self::Exact(path)) => self.may_match(path.as_bytes(), case),
             (Self::Prefix(one), Self::Prefix(path)) => {
-                one.len() == path.len() && self.may_take(path.as_bytes(), case)
+                one.len() == path.len() && self.may_match(path.as_bytes(), case)
             }
             _ => false,
         }
     }
 
-    fn takes(&self, path: &[u8]) -> bool {
+    fn matches_path(&self, path: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => exact.as_bytes() == path,
             Self::Prefix(prefix) => path
@@ -128,7 +128,7 @@ impl Pattern {
 
     /// Whether a service that takes a final slash for none, and perhaps one letter case for the other, could take the path for
     /// this one.
-    fn may_take(&self, path: &[u8], case: Case) -> bool {
+    fn may_match(&self, path: &[u8], case: Case) -> bool {
         let equal = |one: &[u8], other: &[u8]| match case {
             Case::Ignored => one.eq_ignore_ascii_case(other),
             Case::Compared => one == other,
@@ -201,7 +201,7 @@ impl RouteTable {
     pub fn new(routes: Vec<Route>) -> Result<Self, Vec<Clash>> {
         let clashes: Vec<Clash> = (0..routes.len())
             .flat_map(|first| (first + 1..routes.len()).map(move |second| (first, second)))
-            .filter(|&(first, second)| routes[first].clashes(&routes[second]))
+            .filter(|&(first, second)| routes[first].clashes_with(&routes[second]))
             .map(|(first, second)| Clash(first, second))
             .collect();
         if !clashes.is_empty() {
@@ -232,25 +232,25 @@ impl RouteTable {
     /// never taken.
     pub fn find(&self, method: &Method, host: &str, path: &str) -> Result<&Route, Rejection> {
         if *method == Method::TRACE || *method == Method::CONNECT {
-            return Err(Rejection::MethodNotAllowed(allow(
-                self.place(host, path.as_bytes()).unwrap_or_default(),
+            return Err(Rejection::MethodNotAllowed(allow_header(
+                self.find_place(host, path.as_bytes()).unwrap_or_default(),
             )));
         }
-        self.judge(Ask::Request(method), host, path).map_err(|refusal| match refusal {
+        self.find_unambiguous(Ask::Request(method), host, path).map_err(|refusal| match refusal {
             Refusal::Ambiguous(_) => Rejection::AmbiguousPath,
             Refusal::NoRoute => Rejection::NoRoute,
-            Refusal::Method(place) => Rejection::MethodNotAllowed(allow(place)),
+            Refusal::Method(place) => Rejection::MethodNotAllowed(allow_header(place)),
         })
     }
 
     /// The route that a CORS preflight (Fetch standard, section 3.2.2) for `method` asks about, if it may pass.
     pub fn find_preflight(&self, method: &Method, host: &str, path: &str) -> Option<&Route> {
-        self.judge(Ask::Preflight(method), host, path).ok()
+        self.find_unambiguous(Ask::Preflight(method), host, path).ok()
     }
 
     /// Why `find` says `AmbiguousPath`.
-    pub fn ambiguity(&self, method: &Method, host: &str, path: &str) -> Option<Ambiguity<'_>> {
-        match self.judge(Ask::Request(method), host, path) {
+    pub fn explain_ambiguity(&self, method: &Method, host: &str, path: &str) -> Option<Ambiguity<'_>> {
+        match self.find_unambiguous(Ask::Request(method), host, path) {
             Err(Refusal::Ambiguous(ambiguity)) => Some(ambiguity),
             _ => None,
         }
@@ -258,13 +258,13 @@ impl RouteTable {
 
     /// The route, if every way in which a service could read the path leads to one that asks for the same. A path that is
     /// refused anyway is not compared: nothing is forwarded.
-    fn judge(&self, ask: Ask<'_>, host: &str, path: &str) -> Result<&Route, Refusal<'_>> {
+    fn find_unambiguous(&self, ask: Ask<'_>, host: &str, path: &str) -> Result<&Route, Refusal<'_>> {
         let path = path.as_bytes();
-        let readings = readings(path).map_err(|reason| Refusal::Ambiguous(Ambiguity::Unsafe(reason)))?;
+        let readings = find_readings(path).map_err(|reason| Refusal::Ambiguous(Ambiguity::Unsafe(reason)))?;
         // The places before have nothing to do with this path, however it is read.
-        let similar = |place: &[Route]| place[0].pattern.may_take(path, Case::Ignored);
+        let similar = |place: &[Route]| place[0].pattern.may_match(path, Case::Ignored);
         let from = self.places_of(host).position(similar).ok_or(Refusal::NoRoute)?;
-        let place = self.places_of(host).skip(from).find(|place| place[0].pattern.takes(path));
+        let place = self.places_of(host).skip(from).find(|place| place[0].pattern.matches_path(path));
         let place = place.ok_or(Refusal::NoRoute)?;
         let route = ask.route_of(place).ok_or(Refusal::Method(place))?;
         let readings = readings.iter().map(|reading| (0, reading.as_slice()));
@@ -278,8 +278,8 @@ impl RouteTable {
     }
 
     /// The routes of the winning path.
-    fn place(&self, host: &str, path: &[u8]) -> Option<&[Route]> {
-        self.places_of(host).find(|place| place[0].pattern.takes(path))
+    fn find_place(&self, host: &str, path: &[u8]) -> Option<&[Route]> {
+        self.places_of(host).find(|place| place[0].pattern.matches_path(path))
     }
 
     /// The places that a host has, the most specific first. None is empty.
@@ -307,15 +307,15 @@ fn differing_place<'t>(
         }
         let told_apart =
             || route.service.case_sensitive && place.iter().all(|other| other.service.case_sensitive);
-        if !first.pattern.may_take(path, Case::Ignored)
-            || (told_apart() && !first.pattern.may_take(path, Case::Compared))
+        if !first.pattern.may_match(path, Case::Ignored)
+            || (told_apart() && !first.pattern.may_match(path, Case::Compared))
         {
             continue;
         }
         if !ask.route_of(place).is_some_and(|other| ask.is_same(route, other)) {
             return Some(place);
         }
-        if first.pattern.takes(path) {
+        if first.pattern.matches_path(path) {
             own = Some(first.rank());
         }
     }
@@ -367,7 +367,7 @@ impl Route {
         self.host == other.host && self.pattern == other.pattern
     }
 
-    fn clashes(&self, other: &Self) -> bool {
+    fn clashes_with(&self, other: &Self) -> bool {
         self.shares_method(other) && self.same_place(other)
     }
 
@@ -393,7 +393,7 @@ fn without_final_slash(path: &[u8]) -> &[u8] {
     path.strip_suffix(b"/").unwrap_or(path)
 }
 
-fn allow(place: &[Route]) -> HeaderValue {
+fn allow_header(place: &[Route]) -> HeaderValue {
     let all = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
     let listed: Vec<&str> =
         place.iter().flat_map(|route| route.methods.iter().flatten()).map(Method::as_str).collect();

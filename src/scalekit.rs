@@ -124,7 +124,7 @@ const TRIES: u32 = 3;
 ///
 /// # Errors
 /// When TLS cannot be set up.
-pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client, SetupError> {
+pub fn build_client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client, SetupError> {
     let (id, secret) = (settings.client_id.clone(), settings.client_secret.clone());
     let credentials = move || {
         let read = |source: &SecretSource| source.read().map_err(|error| error.to_string());
@@ -143,12 +143,12 @@ pub fn client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client, Setu
     client.tls = Some(tls);
     client.connect_timeout = settings.origin.connect_timeout;
     client.user_agent = HeaderValue::from_static(PRODUCT);
-    client.observer = Some(Box::new(move |fetched| observe(&metrics, fetched)));
+    client.observer = Some(Box::new(move |fetched| record_token_fetch(&metrics, fetched)));
     Ok(Client::new(client)?)
 }
 
 /// Counts and logs how a fetch of an access token ended.
-fn observe(metrics: &Metrics, fetched: Fetched<'_>) {
+fn record_token_fetch(metrics: &Metrics, fetched: Fetched<'_>) {
     let outcome = match fetched {
         Fetched::Renewed(lifetime) => {
             let expiry = SystemTime::now() + lifetime;
@@ -156,7 +156,6 @@ fn observe(metrics: &Metrics, fetched: Fetched<'_>) {
             "fetched"
         }
         Fetched::Failed { error, failures } => {
-            // A lasting failure is logged again now and then, not each time.
             if failures.is_power_of_two() {
                 let kind = error.kind();
                 tracing::error!(error.kind = kind, "cannot get an access token: {}", Explained(error));
@@ -181,7 +180,7 @@ impl Scalekit {
         let roots = settings.origin.tls.as_ref().and_then(|tls| tls.roots.as_deref());
         let tunnel = settings.proxy.clone().map(|proxy| Tunnel::new(proxy, &settings.environment, roots));
         Ok(Arc::new(Self {
-            client: client(settings, Arc::clone(&metrics))?,
+            client: build_client(settings, Arc::clone(&metrics))?,
             origin: Origin::through(tunnel.transpose()?, &settings.origin, tasks)?,
             host: HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?,
             proxy: settings.proxy.as_ref().map(ProxyServer::address),
@@ -218,7 +217,7 @@ impl Scalekit {
         let call = Call::Validate(SecretString::from(key));
         let mut tried = 1;
         loop {
-            match interpret(key, self.call(&call, deadline).await, Timestamp::now()) {
+            match interpret(key, self.call_api(&call, deadline).await, Timestamp::now()) {
                 Err(error) if error.is_transient() && tried < TRIES => {
                     let pause = Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64());
                     if Instant::now() + pause >= deadline || !self.retries.withdraw() {
@@ -234,39 +233,44 @@ impl Scalekit {
     }
 
     /// One call, and once more with a new access token where the one it had is refused.
-    async fn call(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
+    async fn call_api(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
         let access_token = self.client.access_token();
         let bearer = access_token.bearer(deadline).await?;
-        match self.call_with(call, &bearer, deadline).await {
+        match self.call_with_token(call, &bearer, deadline).await {
             Err(Error::Credentials) => {
                 let bearer = access_token.renewed(&bearer, deadline).await?;
-                self.call_with(call, &bearer, deadline).await
+                self.call_with_token(call, &bearer, deadline).await
             }
             outcome => outcome,
         }
     }
 
-    async fn call_with(&self, call: &Call, bearer: &Bearer, deadline: Instant) -> Result<Reply, Error> {
+    async fn call_with_token(&self, call: &Call, bearer: &Bearer, deadline: Instant) -> Result<Reply, Error> {
         let (began, operation) = (Instant::now(), call.operation());
         let mut request = self.transport.encode_request(call).map(body::full);
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
         headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
         headers.insert(AUTHORIZATION, bearer.authorization().clone());
-        let response = timeout_at(deadline, self.send(request, operation)).await.unwrap_or_else(|_| {
-            // Whatever was connected may lead nowhere: the next call starts anew.
-            self.origin.forget(began);
-            Err(Error::Timeout)
-        })?;
+        let response =
+            timeout_at(deadline, self.send_request(request, operation)).await.unwrap_or_else(|_| {
+                // The connections may be dead (a black hole): the next call opens a new one.
+                self.origin.forget(began);
+                Err(Error::Timeout)
+            })?;
         self.transport.decode_response(operation, &response)
     }
 
-    async fn send(&self, request: Request<Body>, operation: Operation) -> Result<HttpResponse, Error> {
-        let response = self.origin.send(request).await.map_err(|error| self.classify(&error))?;
+    async fn send_request(
+        &self,
+        request: Request<Body>,
+        operation: Operation,
+    ) -> Result<HttpResponse, Error> {
+        let response = self.origin.send(request).await.map_err(|error| self.classify_error(&error))?;
         HttpResponse::read(response, operation.max_response_bytes()).await
     }
 
-    fn classify(&self, error: &SendError) -> Error {
+    fn classify_error(&self, error: &SendError) -> Error {
         let SendError::Connect(io) = error else {
             return Error::ConnectionLost(error.chain());
         };
@@ -290,7 +294,7 @@ impl Scalekit {
 /// When nothing is known about the key.
 pub fn interpret(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
     match validate::interpret(Presented::Token(key), outcome, now)? {
-        Validation::Valid(token) => Ok(Verdict::Valid(Arc::new(identity_of(token)?))),
+        Validation::Valid(token) => Ok(Verdict::Valid(Arc::new(identity_from_token(token)?))),
         Validation::Invalid => Ok(Verdict::Invalid),
     }
 }
@@ -298,7 +302,7 @@ pub fn interpret(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Re
 const NO_TIMESTAMP: Error = Error::BrokenContract("expiry is not a timestamp");
 
 /// SECURITY: ids become headers as they are, so that nothing but visible ASCII may be in them.
-fn identity_of(token: Token) -> Result<Identity, Error> {
+fn identity_from_token(token: Token) -> Result<Identity, Error> {
     let id = |text: &str, what| identity::id(text).ok_or(Error::BrokenContract(what));
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     Ok(Identity {
@@ -349,7 +353,7 @@ impl Default for RetryBudget {
 impl RetryBudget {
     fn deposit(&self) {
         let add = |tenths: u32| (tenths < MAX_TENTHS).then_some(tenths + 1);
-        // Full is fine.
+        // A full budget stays full.
         let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 

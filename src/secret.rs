@@ -1,4 +1,4 @@
-//! A value that must not be seen: no `Display`, no `Serialize`, and a `Debug` that shows nothing of it.
+//! Secret values: no `Display`, no `Serialize`, and a `Debug` that does not reveal them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,8 +22,8 @@ impl Secret {
         &self.0
     }
 
-    /// Whether these bytes are it. How long that takes tells nothing of where they differ.
-    pub fn is(&self, given: &[u8]) -> bool {
+    /// Compares in constant time.
+    pub fn equals(&self, given: &[u8]) -> bool {
         let Ok(key) = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()) else { return false };
         hmac::verify(&key, given, hmac::sign(&key, self.0.as_bytes()).as_ref()).is_ok()
     }
@@ -35,8 +35,8 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a secret comes from. A file is read anew each time the secret is needed, so that a rotated secret
-/// works without a restart.
+/// Where a secret comes from. A file is read each time the secret is needed, so that a rotated secret works without a
+/// restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
     /// Given directly, by the environment.
@@ -109,16 +109,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_very_bytes_are_the_secret() {
+    fn secret_equals_only_identical_bytes() {
         let secret = Secret::new("hunter2");
-        assert!(secret.is(b"hunter2"));
+        assert!(secret.equals(b"hunter2"));
         for other in ["", "hunter", "hunter22", "Hunter2", "hunter3"] {
-            assert!(!secret.is(other.as_bytes()), "{other}");
+            assert!(!secret.equals(other.as_bytes()), "{other}");
         }
     }
 
     #[test]
-    fn a_secret_that_cannot_be_read_names_the_file_and_not_the_content() {
+    fn secret_file_errors_name_file_not_content() {
         let folder = std::env::temp_dir().join(format!("keyward-secret-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let file = folder.join("secret");

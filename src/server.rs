@@ -1,4 +1,4 @@
-//! The process: binds, starts, and ends everything. Owns every task.
+//! The process: binds the listeners, starts and ends every task, drains on shutdown.
 
 pub mod reload;
 
@@ -49,7 +49,7 @@ pub enum StartError {
         error: TlsError,
     },
     /// No randomness.
-    #[error("the system gives no random numbers")]
+    #[error("the operating system provides no random numbers")]
     Randomness,
 }
 
@@ -61,7 +61,7 @@ pub struct Server {
     /// What key management has begun: it is ended, even if nobody waits for the answer.
     changes: TaskTracker,
     shared: Arc<Shared>,
-    fixed: Fixed,
+    restart_only: RestartOnly,
     /// Files beside the route file that are watched.
     files: Vec<PathBuf>,
     reload: Option<reload::Source>,
@@ -73,13 +73,13 @@ pub struct Server {
 /// The gateway in force, and what outlives it.
 struct Shared {
     current: Arc<Current>,
-    parts: Parts,
+    resources: SharedResources,
     drain: Mutex<Drain>,
     /// Of the public listener and of the admin port.
     listeners: [watch::Sender<listener::Settings>; 2],
 }
 
-/// How the end is drawn out.
+/// Timing of a drain.
 #[derive(Clone, Copy)]
 struct Drain {
     delay: Duration,
@@ -87,13 +87,13 @@ struct Drain {
 }
 
 impl Drain {
-    fn of(config: &Config) -> Self {
+    fn from_config(config: &Config) -> Self {
         Self { delay: config.drain_delay, timeout: config.drain_timeout }
     }
 }
 
-/// What outlives a configuration.
-struct Parts {
+/// Resources that are kept over reloads.
+struct SharedResources {
     metrics: Arc<Metrics>,
     tunnels: TaskTracker,
     closing: CancellationToken,
@@ -101,8 +101,8 @@ struct Parts {
     background: TaskTracker,
 }
 
-/// What cannot change without a restart.
-struct Fixed {
+/// Settings that cannot change without a restart.
+struct RestartOnly {
     listener: listener::Settings,
     admin: Listen,
     management: Option<management::Settings>,
@@ -110,8 +110,8 @@ struct Fixed {
     log: access_log::Format,
 }
 
-impl Fixed {
-    fn of(config: &Config) -> Self {
+impl RestartOnly {
+    fn from_config(config: &Config) -> Self {
         Self {
             listener: config.listener.clone(),
             admin: config.admin.clone(),
@@ -121,8 +121,8 @@ impl Fixed {
         }
     }
 
-    /// What differs.
-    fn differences(&self, config: &Config) -> Vec<&'static str> {
+    /// The names of those that differ in the new configuration.
+    fn changed_settings(&self, config: &Config) -> Vec<&'static str> {
         [
             (self.listener.listen == config.listener.listen, "server.listen"),
             (self.listener.tls == config.listener.tls, "server.tls"),
@@ -137,7 +137,7 @@ impl Fixed {
     }
 }
 
-/// Between two probes while not ready.
+/// Interval of probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 impl Server {
@@ -148,20 +148,20 @@ impl Server {
     /// When a port is taken or a certificate cannot be used.
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
-        let (fixed, files) = (Fixed::of(&config), reload::files(&config));
-        let admin = fixed.listener.beside(fixed.admin.clone());
+        let (restart_only, files) = (RestartOnly::from_config(&config), reload::watched_files(&config));
+        let admin = restart_only.listener.beside(restart_only.admin.clone());
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())?;
         let changes = TaskTracker::new();
-        let management = fixed.management.as_ref().map(|settings| {
+        let management = restart_only.management.as_ref().map(|settings| {
             let listener = listener::Settings {
                 tls: settings.tls.clone(),
                 max_connections: management::CONNECTIONS,
                 memory: management::MEMORY,
                 socket_mode: Some(settings.socket_mode),
-                ..fixed.listener.beside(settings.listen.clone())
+                ..restart_only.listener.beside(settings.listen.clone())
             };
             let listener = Listener::bind(listener, Arc::default())?;
             let (client, metrics) = (scalekit.client.clone(), Arc::clone(&metrics));
@@ -176,20 +176,26 @@ impl Server {
             background.clone(),
         )
         .map_err(|_| StartError::Randomness)?;
-        let parts =
-            Parts { metrics, tunnels: TaskTracker::new(), closing: phases.closing.clone(), background };
-        let (drain, listeners) = (Mutex::new(Drain::of(&config)), [public.settings(), admin.settings()]);
-        let gateway = parts.gateway(config, validator, None)?;
-        parts.metrics.reload_successful.set(1);
-        parts.metrics.reload_time.set(unix_seconds());
-        let shared = Arc::new(Shared { current: Arc::new(Current::new(gateway)), parts, drain, listeners });
+        let resources = SharedResources {
+            metrics,
+            tunnels: TaskTracker::new(),
+            closing: phases.closing.clone(),
+            background,
+        };
+        let (drain, listeners) =
+            (Mutex::new(Drain::from_config(&config)), [public.settings(), admin.settings()]);
+        let gateway = resources.build_gateway(config, validator, None)?;
+        resources.metrics.reload_successful.set(1);
+        resources.metrics.reload_time.set(unix_time());
+        let shared =
+            Arc::new(Shared { current: Arc::new(Current::new(gateway)), resources, drain, listeners });
         Ok(Self {
             public,
             admin,
             management,
             changes,
             shared,
-            fixed,
+            restart_only,
             files,
             reload: None,
             scalekit,
@@ -227,7 +233,7 @@ impl Server {
     /// `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
         let management_address = self.management_address();
-        let Self { shared, phases, fixed, changes, .. } = self;
+        let Self { shared, phases, restart_only, changes, .. } = self;
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
@@ -235,13 +241,14 @@ impl Server {
             routes = shared.current.gateway().routes.routes().len(),
             "listening"
         );
-        let background = &shared.parts.background;
+        let background = &shared.resources.background;
         // What keeps the access token goes on through the drain: requests need verdicts to the last.
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
             let certificates = self.public.certificate().into_iter().chain(management).collect();
-            let watch = reload::watch(source, Arc::clone(&shared), fixed, certificates, self.files);
+            let watch =
+                reload::watch_files(source, Arc::clone(&shared), restart_only, certificates, self.files);
             until_stop.push(background.spawn(watch));
         }
 
@@ -256,7 +263,7 @@ impl Server {
         }
         let admin = Admin {
             readiness: Arc::clone(&self.readiness),
-            metrics: Arc::clone(&shared.parts.metrics),
+            metrics: Arc::clone(&shared.resources.metrics),
             current: Arc::clone(&shared.current),
         };
         let admin_phases = Phases::default();
@@ -269,7 +276,7 @@ impl Server {
         self.readiness.drain();
         let drain = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
         tracing::info!(delay = ?drain.delay, timeout = ?drain.timeout, "draining");
-        let tunnels = &shared.parts.tunnels;
+        let tunnels = &shared.resources.tunnels;
         let drained = async {
             sleep(drain.delay).await;
             phases.stopping.cancel();
@@ -293,7 +300,7 @@ impl Server {
             tracing::warn!(
                 connections = connections.len(),
                 tunnels = tunnels.len(),
-                "closing what is still open"
+                "the drain timed out; closing what is still open"
             );
             connections.close();
             connections.wait().await;
@@ -306,9 +313,9 @@ impl Server {
     }
 }
 
-impl Parts {
+impl SharedResources {
     /// A gateway for this configuration, with what can be kept of the one before.
-    fn gateway(
+    fn build_gateway(
         &self,
         config: Config,
         validator: Arc<Validator>,
@@ -316,7 +323,7 @@ impl Parts {
     ) -> Result<Gateway, StartError> {
         let mut upstreams = HashMap::new();
         for settings in &config.upstreams {
-            // One with certificates of its own is made anew, as they may have changed.
+            // One with certificate files is rebuilt, as their content may have changed.
             let kept = before
                 .and_then(|before| before.upstreams.get(&settings.name))
                 .filter(|upstream| upstream.settings == *settings && !settings.origin.reads_files());
@@ -361,24 +368,26 @@ impl Handler for Current {
     }
 }
 
-fn unix_seconds() -> u64 {
+fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Probes Scalekit until it can be used. A later outage does not take a replica out: its peers would go with it.
+/// Probes Scalekit until it can be used. A later outage does not make a replica unready: all replicas would be, at once.
 async fn become_ready(scalekit: Arc<Scalekit>, readiness: Arc<Readiness>) {
     let mut told: Option<Error> = None;
     loop {
         let words = |error: &Error| Explained(error).to_string();
-        readiness.set(Err(told.as_ref().map_or_else(|| "asking Scalekit".to_owned(), words)));
+        readiness.set(Err(told
+            .as_ref()
+            .map_or_else(|| "waiting for the first answer from Scalekit".to_owned(), words)));
         let error = match scalekit.probe().await {
             Ok(()) => None,
-            // The own token is there, and the environment took it: the rest will pass.
+            // Credentials and address are right, as there is an access token: an outage will pass.
             Err(error)
                 if scalekit.client.access_token().is_available()
                     && matches!(error.class(), Class::Outage | Class::Throttled(_)) =>
             {
-                tracing::warn!("ready, though the first validation failed: {}", Explained(&error));
+                tracing::warn!("ready, although the first validation failed: {}", Explained(&error));
                 None
             }
             Err(error) => Some(error),

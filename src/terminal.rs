@@ -3,9 +3,9 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal, or what shows a log, does something for the character: controls (C0, DEL, C1), line and paragraph
+/// Whether a terminal or log viewer interprets the character instead of printing it: controls (C0, DEL, C1), line and paragraph
 /// separators, and marks that change the direction of the text behind them, which could make one id look like another.
-pub fn is_obeyed(char: char) -> bool {
+pub fn is_terminal_control(char: char) -> bool {
     let is_mark = matches!(
         char,
         '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
@@ -15,7 +15,7 @@ pub fn is_obeyed(char: char) -> bool {
 
 /// The text with each such character as in JSON, `\u001b`, but for those in `kept`.
 pub fn escape<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
-    let is_escaped = |char: char| is_obeyed(char) && !kept.contains(&char);
+    let is_escaped = |char: char| is_terminal_control(char) && !kept.contains(&char);
     if !text.contains(is_escaped) {
         return Cow::Borrowed(text);
     }
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_control_and_direction_mark_is_escaped() {
+    fn terminal_controls_and_direction_marks_are_escaped() {
         let controls = (0..=0x1f_u32).chain(0x7f..=0x9f);
         let marks = [0x061c, 0x200e, 0x200f].into_iter().chain(0x2028..=0x202e).chain(0x2066..=0x2069);
         for number in controls.chain(marks) {
@@ -47,7 +47,7 @@ mod tests {
     }
 
     #[test]
-    fn other_text_stays_as_it_is() {
+    fn text_without_controls_is_unchanged() {
         for text in ["", "plain", "zürich 東京 🔑 \"\\u0000\"", "\u{200b}\u{2027}\u{2070}"] {
             assert!(matches!(escape(text, &[]), Cow::Borrowed(same) if same == text), "{text}");
         }

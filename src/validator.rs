@@ -1,4 +1,5 @@
-//! A verdict for each request: never older than the request, shared where that rule allows, and never a guess.
+//! Validation of keys. A verdict is never older than the request it is for, and is shared where that rule allows; without one
+//! a request is refused.
 
 pub mod flights;
 
@@ -20,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use self::breaker::{Breaker, Ended};
 use self::flights::{Arrival, Board};
 use self::hold::Hold;
-use self::shares::{Calls, Class, GoodKeys, kept};
+use self::shares::{Calls, Class, GoodKeys, kept_share};
 use self::throttle::{Allowance, Throttle};
 use crate::credential::{ApiKey, Digester, KeyDigest};
 use crate::identity::Identity;
@@ -28,10 +29,10 @@ use crate::metrics::{Metrics, Outcome};
 use crate::rejection::Rejection;
 use crate::scalekit::{Explained, Scalekit, Verdict};
 
-/// Limits of asking.
+/// Limits on validations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// From a request's arrival to its verdict, whatever it takes.
+    /// Longest time from a request's arrival to its verdict, with waiting and retries.
     pub timeout: Duration,
     /// Validations of one key at once, from 1.
     pub max_in_flight_per_key: usize,
@@ -65,18 +66,18 @@ impl Default for Settings {
 }
 
 impl Settings {
-    fn negative(&self) -> Option<Cache<KeyDigest, ()>> {
+    fn negative_cache(&self) -> Option<Cache<KeyDigest, ()>> {
         let cache = Cache::builder().max_capacity(self.negative_entries).time_to_live(self.negative_ttl);
         (!self.negative_ttl.is_zero()).then(|| cache.build())
     }
 
-    fn budget(&self) -> Option<Arc<Mutex<Allowance>>> {
+    fn full_budget(&self) -> Option<Arc<Mutex<Allowance>>> {
         let full = |limit| Arc::new(Mutex::new(Allowance::new(limit, Instant::now())));
         self.max_per_minute.map(full)
     }
 }
 
-/// Asks Scalekit, and takes no verdict from memory but that a key is definitely bad.
+/// Validates keys with Scalekit. Of verdicts, only a definite "invalid" is cached.
 pub struct Validator {
     settings: Settings,
     scalekit: Arc<Scalekit>,
@@ -84,7 +85,7 @@ pub struct Validator {
     negative: Option<Cache<KeyDigest, ()>>,
     good: GoodKeys,
     board: Mutex<Board<KeyDigest, Flight>>,
-    /// For open streams, so that they never wait behind requests.
+    /// Flights for open streams, apart so that they never wait behind requests.
     streams: Mutex<Board<KeyDigest, Flight>>,
     calls: Calls,
     breaker: Arc<Breaker>,
@@ -116,7 +117,7 @@ struct Alarm {
 }
 
 const ALARM_EVERY: Duration = Duration::from_secs(10);
-/// What callers are told to wait when nothing better is known.
+/// `Retry-After` where Scalekit names no time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Validator {
@@ -132,7 +133,7 @@ impl Validator {
     ) -> Result<Arc<Self>, ring::error::Unspecified> {
         Ok(Arc::new(Self {
             digester: Arc::new(Digester::new()?),
-            negative: settings.negative(),
+            negative: settings.negative_cache(),
             good: GoodKeys::default(),
             board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
             streams: Mutex::new(Board::new(1)),
@@ -140,7 +141,7 @@ impl Validator {
             breaker: Arc::default(),
             hold: Arc::default(),
             throttle: settings.bad_keys_per_minute.map(Throttle::new),
-            budget: settings.budget(),
+            budget: settings.full_budget(),
             alarm: Arc::default(),
             settings,
             scalekit,
@@ -149,22 +150,22 @@ impl Validator {
         }))
     }
 
-    /// The same, within other limits. What is known of Scalekit and of callers stays, and of bad keys too, unless it is their
-    /// limits that change. What is on its way keeps its limits, and does not count towards the new ones.
+    /// A validator with other limits. The state of Scalekit and of clients is kept, and so is the negative cache unless its own
+    /// limits change. Validations under way keep the old limits and do not count towards the new ones.
     #[must_use]
-    pub fn with(self: &Arc<Self>, settings: &Settings) -> Arc<Self> {
+    pub fn with_settings(self: &Arc<Self>, settings: &Settings) -> Arc<Self> {
         if self.settings == *settings {
             return Arc::clone(self);
         }
         let remembers = |settings: &Settings| (settings.negative_ttl, settings.negative_entries);
         let same = remembers(&self.settings) == remembers(settings);
         let throttle = |limit| match &self.throttle {
-            Some(throttle) => throttle.with(limit),
+            Some(throttle) => throttle.with_limit(limit),
             None => Throttle::new(limit),
         };
         Arc::new(Self {
             digester: Arc::clone(&self.digester),
-            negative: if same { self.negative.clone() } else { settings.negative() },
+            negative: if same { self.negative.clone() } else { settings.negative_cache() },
             good: self.good.clone(),
             board: Mutex::new(Board::new(settings.max_in_flight_per_key)),
             streams: Mutex::new(Board::new(1)),
@@ -172,8 +173,8 @@ impl Validator {
             breaker: Arc::clone(&self.breaker),
             hold: Arc::clone(&self.hold),
             throttle: settings.bad_keys_per_minute.map(throttle),
-            // The limit itself is said at each use.
-            budget: settings.budget().map(|new| self.budget.clone().unwrap_or(new)),
+            // The allowance takes the limit at each use.
+            budget: settings.full_budget().map(|new| self.budget.clone().unwrap_or(new)),
             alarm: Arc::clone(&self.alarm),
             settings: settings.clone(),
             scalekit: Arc::clone(&self.scalekit),
@@ -207,7 +208,7 @@ impl Validator {
         self.breaker.check(now).map_err(Rejection::ValidationUnavailable)?;
         self.hold.check(class, now).map_err(Rejection::ValidationUnavailable)?;
         let _waiting = Waiting::begin(self, class)?;
-        let identity = self.ask(key, digest, class, client, now).await?;
+        let identity = self.join_flight(key, digest, class, client, now).await?;
         self.good.confirm(digest, good_since, now);
         Ok(identity)
     }
@@ -223,13 +224,13 @@ impl Validator {
         if self.is_known_bad(&digest) {
             return Err(Rejection::InvalidKey);
         }
-        let identity = self.ask(key, digest, Class::Stream, None, now).await?;
+        let identity = self.join_flight(key, digest, Class::Stream, None, now).await?;
         self.good.confirm(digest, self.good.since(&digest), now);
         Ok(identity)
     }
 
-    /// What is counted only when somebody looks.
-    pub fn observe(&self) {
+    /// Updates the gauges that are computed only when metrics are read.
+    pub fn update_gauges(&self) {
         if let Some(negative) = &self.negative {
             negative.run_pending_tasks();
             self.metrics.negative_entries.set(negative.entry_count());
@@ -241,7 +242,7 @@ impl Validator {
         }
     }
 
-    async fn ask(
+    async fn join_flight(
         self: &Arc<Self>,
         key: &ApiKey,
         digest: KeyDigest,
@@ -250,16 +251,16 @@ impl Validator {
         now: Instant,
     ) -> Result<Arc<Identity>, Rejection> {
         let mut answer = {
-            let mut board = lock(self.board(class));
+            let mut board = lock(self.board_of(class));
             let new = || Flight { landed: watch::Sender::new(None), class, client };
             let arrival = board.arrive(digest, new);
             let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
-            // Aboard while the board is locked: a flight that nobody is aboard of is not sent.
+            // Subscribed while the board is locked, as a flight without subscribers is not sent.
             let answer = flight.landed.subscribe();
             drop(board);
             if let Arrival::Departs(flight) = arrival {
-                // SECURITY: detached, so that one caller who leaves takes the answer from nobody, and resets no stream.
-                self.tasks.spawn(Arc::clone(self).fly(key.clone(), digest, flight));
+                // SECURITY: detached, so that a client that disconnects neither takes the answer from others nor resets a stream.
+                self.tasks.spawn(Arc::clone(self).run_flights(key.clone(), digest, flight));
             }
             answer
         };
@@ -268,22 +269,22 @@ impl Validator {
             Ok(Ok(Some(Ok(Verdict::Valid(identity))))) => Ok(Arc::clone(identity)),
             Ok(Ok(Some(Ok(Verdict::Invalid)))) => Err(Rejection::InvalidKey),
             Ok(Ok(Some(Err(rejection)))) => Err(rejection.clone()),
-            // The flight crashed, or took too long.
+            // The flight panicked, or took too long.
             Ok(Ok(None) | Err(_)) | Err(_) => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
         }
     }
 
-    fn board(&self, class: Class) -> &Mutex<Board<KeyDigest, Flight>> {
+    fn board_of(&self, class: Class) -> &Mutex<Board<KeyDigest, Flight>> {
         match class {
             Class::Unknown | Class::Good => &self.board,
             Class::Stream => &self.streams,
         }
     }
 
-    /// Flies this flight, and those that board for the same key meanwhile.
-    async fn fly(self: Arc<Self>, key: ApiKey, digest: KeyDigest, flight: Flight) {
-        let board = self.board(flight.class);
-        let crash = Crash { board, digest };
+    /// Runs this flight, and those that board for the same key meanwhile.
+    async fn run_flights(self: Arc<Self>, key: ApiKey, digest: KeyDigest, flight: Flight) {
+        let board = self.board_of(flight.class);
+        let crash = CrashGuard { board, digest };
         let mut next = Some(flight);
         while let Some(flight) = next {
             let permit = tokio::select! {
@@ -291,9 +292,9 @@ impl Validator {
                 () = flight.landed.closed() => None,
                 permit = self.calls.acquire(flight.class) => permit,
             };
-            // Without a permit nobody is left waiting: it is not sent.
+            // Without a permit nobody waits any more, so that no call is made.
             if permit.is_some() {
-                let answer = self.call(&key, digest, flight.class, flight.client).await;
+                let answer = self.call_scalekit(&key, digest, flight.class, flight.client).await;
                 flight.landed.send_replace(Some(answer));
             }
             drop(permit);
@@ -302,15 +303,21 @@ impl Validator {
         std::mem::forget(crash);
     }
 
-    /// Asks Scalekit, unless what became known while this flight waited makes it needless.
-    async fn call(&self, key: &ApiKey, digest: KeyDigest, class: Class, client: Option<IpAddr>) -> Answer {
+    /// Calls Scalekit, unless what became known while this flight waited makes the call needless.
+    async fn call_scalekit(
+        &self,
+        key: &ApiKey,
+        digest: KeyDigest,
+        class: Class,
+        client: Option<IpAddr>,
+    ) -> Answer {
         if self.is_known_bad(&digest) {
             return Ok(Verdict::Invalid);
         }
         if class != Class::Stream {
             self.breaker.admit(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
         }
-        // Later than this an answer would hardly be in time.
+        // A call that begins later would hardly be answered in time.
         let latest = Instant::now() + self.settings.timeout / 2;
         loop {
             let now = Instant::now();
@@ -330,7 +337,6 @@ impl Validator {
             }
             match answer? {
                 Ok(Verdict::Invalid) => {
-                    // Only what is definite, for as long as the answer is young.
                     if let Some(negative) = &self.negative {
                         negative.insert(digest, ());
                     }
@@ -338,7 +344,7 @@ impl Validator {
                     return Ok(Verdict::Invalid);
                 }
                 Ok(valid) => return Ok(valid),
-                // Throttled: not again at once, but when it is this one's turn.
+                // Throttled: tried again when the paced queue of this class gives it a turn.
                 Err(error) => match error.class() {
                     error::Class::Throttled(_) if class != Class::Unknown => {}
                     error::Class::Throttled(Some(wait)) => {
@@ -350,10 +356,10 @@ impl Validator {
         }
     }
 
-    /// One call, which the budget pays, and what it tells about Scalekit.
-    async fn call_once(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
+    /// One call, charged to the budget; its outcome goes to metrics, breaker, hold and log.
+    async fn call_and_record(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
         let began = Instant::now();
-        self.spend(class, began)?;
+        self.spend_budget(class, began)?;
         let answer = self.scalekit.validate(key).await;
         let ended = Instant::now();
         self.metrics.validation_seconds.observe((ended - began).as_secs_f64());
@@ -363,14 +369,14 @@ impl Validator {
             Err(error) => error.kind(),
         };
         self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
-        let open = self.breaker.record(Ended::of(&answer), began, ended);
+        let open = self.breaker.record(Ended::from_result(&answer), began, ended);
         self.metrics.breaker_open.set(open.into());
         match &answer {
-            Ok(_) => self.hold.answered(class, began),
+            Ok(_) => self.hold.record_answer(class, began),
             Err(error) => {
                 lock(&self.alarm).raise(error.kind(), &Explained(error));
                 if matches!(error.class(), error::Class::Throttled(_)) {
-                    self.hold.throttled(class, error.hold(), began, ended);
+                    self.hold.record_throttled(class, error.hold(), began, ended);
                 }
             }
         }
@@ -378,7 +384,7 @@ impl Validator {
     }
 
     /// Takes one call out of the budget, of which a quarter is kept for keys that were good lately.
-    fn spend(&self, class: Class, now: Instant) -> Result<(), Rejection> {
+    fn spend_budget(&self, class: Class, now: Instant) -> Result<(), Rejection> {
         let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) else {
             return Ok(());
         };
@@ -406,7 +412,8 @@ struct Waiting<'a>(&'a Validator);
 impl<'a> Waiting<'a> {
     fn begin(validator: &'a Validator, class: Class) -> Result<Self, Rejection> {
         let Settings { max_in_flight, max_waiting, .. } = validator.settings;
-        let keep = if class == Class::Unknown { kept(max_in_flight) + kept(max_waiting) } else { 0 };
+        let keep =
+            if class == Class::Unknown { kept_share(max_in_flight) + kept_share(max_waiting) } else { 0 };
         let limit = max_in_flight.saturating_add(max_waiting) - keep;
         let before = validator.metrics.validations_waiting.inc();
         let waiting = Self(validator);
@@ -424,15 +431,15 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// What remains to be done should a flight panic: nobody may wait for it, or for the one behind it, in vain.
-struct Crash<'a> {
+/// Releases the waiters of a flight that panics, and of the one that boards behind it.
+struct CrashGuard<'a> {
     board: &'a Mutex<Board<KeyDigest, Flight>>,
     digest: KeyDigest,
 }
 
-impl Drop for Crash<'_> {
+impl Drop for CrashGuard<'_> {
     fn drop(&mut self) {
-        // Dropped without an answer, a flight wakes everybody aboard.
+        // A flight that is dropped without an answer wakes its subscribers.
         while lock(self.board).land(&self.digest).is_some() {}
     }
 }
@@ -454,7 +461,7 @@ impl Alarm {
     }
 }
 
-/// What a lock guards here is whole between any two statements, so a poisoned one is as good as any.
+/// Ignores poisoning: the guarded values are consistent after every statement.
 fn lock<T>(guarded: &Mutex<T>) -> MutexGuard<'_, T> {
     guarded.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -384,7 +384,7 @@ async fn serve(scalekit: &str, upstream: &str, lines: &str) -> Result<()> {
     let readiness = server.readiness();
     let stop = CancellationToken::new();
     let running = tokio::spawn(server.run(stop.clone(), stop));
-    readiness.ready().await;
+    readiness.wait_until_ready().await;
     for address in addresses {
         let Listen::Tcp(address) = address else { bail!("TCP") };
         println!("{address}");

@@ -23,7 +23,7 @@ pub fn path_rule(data: &[u8]) -> &'static str {
     let Ok(table) = RouteTable::new(routes) else { return NO_INPUT };
 
     let found = table.find(&Method::GET, "", path);
-    if table.ambiguity(&Method::GET, "", path) == Some(Ambiguity::Unsafe(TOO_LONG)) {
+    if table.explain_ambiguity(&Method::GET, "", path) == Some(Ambiguity::Unsafe(TOO_LONG)) {
         let cost: usize = naive::readings(path.as_bytes()).iter().map(|(_, text)| text.len() + 64).sum();
         assert!(cost > 8 * 1024 && found.is_err(), "{path} costs {cost}");
         return "too long";

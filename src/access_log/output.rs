@@ -92,7 +92,7 @@ impl AuditQueue {
     fn write_waiting(&self, out: &mut impl Write) -> io::Result<()> {
         loop {
             let Some(line) = self.lock().front().cloned() else { return Ok(()) };
-            out.write_all(&escaped(&line, self.kept))?;
+            out.write_all(&escape_line(&line, self.kept))?;
             out.flush()?;
             self.lock().pop_front();
             self.slots.add_permits(1);
@@ -115,7 +115,7 @@ impl Write for Output {
         let mut out = io::stdout().lock();
         // What cannot be written stays in the queue.
         let _ = self.0.write_waiting(&mut out);
-        out.write_all(&escaped(line, self.0.kept)).map(|()| line.len())
+        out.write_all(&escape_line(line, self.0.kept)).map(|()| line.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -125,7 +125,7 @@ impl Write for Output {
 
 /// SECURITY: a caller's User-Agent, path or claim, or a message of Scalekit's, must not act on the terminal that shows the log, nor
 /// forge a line.
-fn escaped<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
+fn escape_line<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     // The first bytes in UTF-8 of everything that is escaped; most lines have none.
     let may_be_obeyed = |byte: &u8| matches!(byte, 0..0x20 | 0x7f | 0xc2 | 0xd8 | 0xe2);
@@ -138,29 +138,29 @@ fn escaped<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
 }
 
 /// Sends each event by its way.
-pub(super) struct Ways {
+pub(super) struct LogWriters {
     pub(super) lossy: NonBlocking,
     pub(super) audit: Arc<AuditQueue>,
 }
 
-pub(super) enum Way<'w> {
+pub(super) enum LineWriter<'w> {
     Lossy(NonBlocking),
     Audit(&'w AuditQueue),
 }
 
-impl<'w> MakeWriter<'w> for Ways {
-    type Writer = Way<'w>;
+impl<'w> MakeWriter<'w> for LogWriters {
+    type Writer = LineWriter<'w>;
 
     fn make_writer(&'w self) -> Self::Writer {
-        Way::Lossy(self.lossy.clone())
+        LineWriter::Lossy(self.lossy.clone())
     }
 
     fn make_writer_for(&'w self, metadata: &Metadata<'_>) -> Self::Writer {
-        if metadata.target() == AUDIT { Way::Audit(&self.audit) } else { self.make_writer() }
+        if metadata.target() == AUDIT { LineWriter::Audit(&self.audit) } else { self.make_writer() }
     }
 }
 
-impl Write for Way<'_> {
+impl Write for LineWriter<'_> {
     /// A whole line, as the formatter writes each event at once.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self {
@@ -182,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_stays_one_line_that_no_terminal_obeys() {
+    fn log_line_escapes_newlines_and_terminal_controls() {
         for (line, expected) in [
             ("{\"a\":\"plain é\"}\n", "{\"a\":\"plain é\"}\n"),
             ("{\"a\":\"\u{9b}2J\u{85}\u{202e}\u{2028}\"}\n", "{\"a\":\"\\u009b2J\\u0085\\u202e\\u2028\"}\n"),
@@ -190,8 +190,8 @@ mod tests {
             ("no end", "no end\n"),
             ("£ ‐ stay\n", "£ ‐ stay\n"),
         ] {
-            assert_eq!(escaped(line.as_bytes(), &[]), expected.as_bytes());
+            assert_eq!(escape_line(line.as_bytes(), &[]), expected.as_bytes());
         }
-        assert_eq!(*escaped(b"\x1b[1m\xff\x07\n", &['\u{1b}']), *"\u{1b}[1m\u{fffd}\\u0007\n".as_bytes());
+        assert_eq!(*escape_line(b"\x1b[1m\xff\x07\n", &['\u{1b}']), *"\u{1b}[1m\u{fffd}\\u0007\n".as_bytes());
     }
 }

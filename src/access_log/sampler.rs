@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_event_a_second_is_admitted_and_the_others_counted() {
+    fn sampler_admits_one_event_per_second() {
         let (sampler, start) = (Sampler::new(), Instant::now());
         let at = |milliseconds| start + Duration::from_millis(milliseconds);
         let admitted: Vec<_> = [0, 1, 999, 1000, 1500, 5000].map(|time| sampler.admit_at(at(time))).into();

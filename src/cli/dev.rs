@@ -82,7 +82,7 @@ pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
         let address = server.address().to_string();
         let serving = tokio::spawn(server.run(stop.clone(), kill));
         tokio::select! {
-            () = readiness.ready() => {}
+            () = readiness.wait_until_ready() => {}
             () = stop.cancelled() => {}
         }
         write_stdout(&welcome_text(&emulator, &environment_url, &address, &upstream))?;

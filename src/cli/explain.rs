@@ -59,7 +59,7 @@ fn explain_request(config: &Config, method: &str, target: &str) -> Result<String
         Ok(route) => explain_route(&mut text, config, route),
         Err(rejection) => {
             let ambiguity =
-                host.as_ref().ok().and_then(|host| config.routes.ambiguity(method, &host.name, path));
+                host.as_ref().ok().and_then(|host| config.routes.explain_ambiguity(method, &host.name, path));
             explain_rejection(&mut text, rejection, ambiguity);
         }
     }

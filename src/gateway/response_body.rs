@@ -1,5 +1,5 @@
-//! The body of an upstream's answer on its way to the caller: streamed as it comes, counted, and cut when its key is no
-//! longer good. A gRPC caller is told so by a status, everyone else by the cut.
+//! The upstream's response body: streamed to the client, counted, and ended early when its key is no longer valid. A gRPC
+//! client gets a status in the trailers then; any other connection or stream is aborted.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -18,7 +18,7 @@ pub(super) struct ResponseBody {
     body: Body,
     record: Record,
     revalidation: Revalidation,
-    /// Whether the caller takes a status for the end.
+    /// Whether the client understands a gRPC status in the trailers.
     status: bool,
     _exchange: Exchange,
 }
@@ -32,7 +32,7 @@ impl ResponseBody {
         exchange: Exchange,
     ) -> Body {
         if body.is_end_stream() {
-            record.ended();
+            record.mark_complete();
             return body;
         }
         Self { body, record, revalidation, status, _exchange: exchange }.boxed_unsync()
@@ -49,28 +49,30 @@ impl http_body::Body for ResponseBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut polled = Pin::new(&mut self.body).poll_frame(cx);
         match &mut polled {
-            Poll::Ready(None) => self.record.ended(),
+            Poll::Ready(None) => self.record.mark_complete(),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
                     upstream::clean(trailers);
-                    // HTTP/1.1 keeps this one out of trailers by itself.
+                    // hyper filters it for HTTP/1.1 only.
                     trailers.remove(CONTENT_LENGTH);
                 }
                 self.record.sent += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if self.body.is_end_stream() {
-                    self.record.ended();
+                    self.record.mark_complete();
                 }
             }
-            Poll::Ready(Some(Err(error))) => self.record.cut("upstream_broke_off", Some(error.to_string())),
+            Poll::Ready(Some(Err(error))) => {
+                self.record.mark_cut("upstream_broke_off", Some(error.to_string()))
+            }
             Poll::Pending => {}
         }
         let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
         if !over && let Poll::Ready(rejection) = self.revalidation.poll_closed(cx) {
-            self.record.cut(close_reason(&rejection), None);
+            self.record.mark_cut(close_reason(&rejection), None);
             if !self.status {
                 return Poll::Ready(Some(Err(close_reason(&rejection).into())));
             }
-            // What the caller still sends ends by itself.
+            // The upload has its own check and ends by itself.
             self.body = body::empty();
             return Poll::Ready(Some(Ok(Frame::trailers(rejection.trailers()))));
         }

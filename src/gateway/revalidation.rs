@@ -1,5 +1,5 @@
-//! Re-validation of requests that last: their key is asked about again every `revalidate_every`, from the verdict on, and
-//! they are closed when it is no longer good, has expired, or could not be confirmed for `unconfirmed_for`.
+//! Re-validation of long-lived requests: their key is validated again every `revalidate_every`, and they are closed when it
+//! is no longer valid, has expired, or could not be confirmed for `unconfirmed_for`.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,17 +25,17 @@ use crate::rejection::Rejection;
 use crate::upstream::websocket::CloseCode;
 use crate::validator::Validator;
 
-/// The re-validation of one request. It takes no timer and no memory of its own before the request has lasted for most of
-/// an interval, or becomes a stream. On a public route there is none.
+/// The re-validation of one request. Most requests are short, so that it takes no timer and no allocation before the request
+/// has lasted for most of an interval, or becomes a stream.
 pub(super) struct Revalidation {
-    /// Until it begins.
+    /// Present until the first re-validation is scheduled.
     question: Option<Question>,
     running: Option<Running>,
     /// Until the request has ended.
     admitted: Arc<Admitted>,
 }
 
-/// What it takes to ask again.
+/// What is needed to validate the key again.
 struct Question {
     validator: Arc<Validator>,
     metrics: Arc<Metrics>,
@@ -44,7 +44,7 @@ struct Question {
     every: Duration,
     unconfirmed_for: Duration,
     expiry: Option<SystemTime>,
-    /// When the validation began that let the request in.
+    /// When the validation that admitted the request began.
     admitted: Instant,
 }
 
@@ -54,15 +54,15 @@ struct Running {
     closed: Closed,
 }
 
-/// When the last validation that confirmed the key began: it says nothing of what happened since.
+/// When the last validation that confirmed the key began. Its start counts, as the key may be revoked while it runs.
 struct Confirmed(Mutex<Instant>);
 
-/// Both directions of a stream look at it.
+/// Shared by both directions of a stream.
 type Closed = Shared<Pin<Box<dyn Future<Output = Rejection> + Send>>>;
 
-/// What part of an interval passes before the key is asked about, at least. The rest is for the answer and for a second try.
+/// Fraction of the interval after which the key is validated again. The rest leaves time for the answer and one retry.
 const EARLIEST: f64 = 0.8;
-/// Streams that began together, as after a restart, are not asked about all at once.
+/// Spreads the validations of streams that began together, as after a restart.
 const JITTER: f64 = 0.1;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -94,37 +94,37 @@ impl Revalidation {
         Self { question: None, running: None, admitted: Arc::new(admitted) }
     }
 
-    /// When a request without a head of its answer must be looked at, if it is still there.
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.question.as_ref().map(Question::due)
+    /// When a request that still waits for its response must be polled.
+    pub(super) fn due_at(&self) -> Option<Instant> {
+        self.question.as_ref().map(Question::due_at)
     }
 
-    /// Completes when a request that waits for the head of its answer must be refused. Sets no timer: whoever polls this
-    /// polls it again when it is [`Self::due`].
-    pub(super) async fn closed_while_waiting(&mut self) -> Rejection {
+    /// Completes when a request that waits for its response must be refused. Sets no timer: the caller polls it again at
+    /// [`Self::due_at`].
+    pub(super) async fn wait_until_refused(&mut self) -> Rejection {
         let poll = |cx: &mut Context<'_>| match &self.question {
-            Some(question) if Instant::now() < question.due() => Poll::Pending,
+            Some(question) if Instant::now() < question.due_at() => Poll::Pending,
             _ => self.poll_closed(cx),
         };
         std::future::poll_fn(poll).await
     }
 
-    /// Waits until the key has been confirmed within the last interval, which it nearly always has.
+    /// Waits until the key has been confirmed within the last interval, which is nearly always the case already.
     ///
     /// # Errors
-    /// What a new request would be told, where the key is not good any more or nobody can say within another interval.
-    pub(super) async fn confirm(&mut self) -> Result<(), Rejection> {
-        let Some(every) = self.overdue() else { return Ok(()) };
+    /// The rejection of a new request, where the key is no longer valid or cannot be confirmed within another interval.
+    pub(super) async fn wait_until_confirmed(&mut self) -> Result<(), Rejection> {
+        let Some(every) = self.overdue_interval() else { return Ok(()) };
         let confirmed = std::future::poll_fn(|cx| match self.poll_closed(cx) {
             Poll::Ready(rejection) => Poll::Ready(Err(rejection)),
-            Poll::Pending if self.overdue().is_none() => Poll::Ready(Ok(())),
+            Poll::Pending if self.overdue_interval().is_none() => Poll::Ready(Ok(())),
             Poll::Pending => Poll::Pending,
         });
         timeout(every, confirmed).await.unwrap_or(Err(Rejection::ValidationUnavailable(RETRY_AFTER)))
     }
 
-    /// The interval, where the last confirmation is older than that.
-    fn overdue(&self) -> Option<Duration> {
+    /// The interval, if the last confirmation is older.
+    fn overdue_interval(&self) -> Option<Duration> {
         let (confirmed, every) = match (&self.question, &self.running) {
             (Some(question), _) => (question.admitted, question.every),
             (None, Some(running)) => (running.confirmed.get(), running.every),
@@ -133,7 +133,7 @@ impl Revalidation {
         (Instant::now().saturating_duration_since(confirmed) > every).then_some(every)
     }
 
-    fn begin(&mut self) -> Option<&mut Running> {
+    fn start_asking(&mut self) -> Option<&mut Running> {
         if let Some(question) = self.question.take() {
             let (every, confirmed) = (question.every, Arc::new(Confirmed(Mutex::new(question.admitted))));
             let closed = question.ask_until_closed(Arc::clone(&confirmed));
@@ -143,13 +143,13 @@ impl Revalidation {
         self.running.as_mut()
     }
 
-    /// Ready when the stream must be closed, with what a new request would be told.
+    /// Ready when the stream must be closed, with the rejection of a new request.
     pub(super) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Rejection> {
-        self.begin().map_or(Poll::Pending, |running| running.closed.poll_unpin(cx))
+        self.start_asking().map_or(Poll::Pending, |running| running.closed.poll_unpin(cx))
     }
 
     /// Completes when the stream must be closed.
-    pub(super) async fn closed(&mut self) -> Rejection {
+    pub(super) async fn wait_until_closed(&mut self) -> Rejection {
         std::future::poll_fn(|cx| self.poll_closed(cx)).await
     }
 
@@ -172,13 +172,13 @@ impl Confirmed {
 }
 
 impl Question {
-    fn due(&self) -> Instant {
+    fn due_at(&self) -> Instant {
         self.admitted + self.every.mul_f64(EARLIEST)
     }
 
     async fn ask_until_closed(mut self, confirmed: Arc<Confirmed>) -> Rejection {
         let metrics = Arc::clone(&self.metrics);
-        let _open = Counted::begin(&metrics.open_streams);
+        let _open = GaugeGuard::increment(&metrics.open_streams);
         let mut unconfirmed = None;
         let pause = || self.every.mul_f64(EARLIEST + JITTER * fastrand::f64());
         let mut ask_at = confirmed.get() + pause();
@@ -208,14 +208,14 @@ impl Question {
                     confirmed.set(began);
                     (unconfirmed, ask_at, retry_after) = (None, began + pause(), self.every / 16);
                     self.expiry = identity.expiry;
-                    // Roles and claims may have changed: what would no longer be let in is not kept in either.
+                    // Roles and claims may have changed: what would be refused now must not stay open.
                     if let Err(rejection) = self.requirement.admit(identity) {
                         break ("not_permitted", rejection);
                     }
                 }
                 Err(Rejection::InvalidKey) => break ("revoked", Rejection::InvalidKey),
                 Err(rejection) => {
-                    // SECURITY: sooner than after an interval, so that a caller who makes a question fail does not gain one.
+                    // SECURITY: retried sooner than after an interval, so that a client who makes a validation fail gains no extra one.
                     ask_at = Instant::now() + retry_after.mul_f64(1.0 - JITTER * fastrand::f64());
                     retry_after = (retry_after * 2).min(self.every / 2);
                     unconfirmed.get_or_insert_with(|| self.begin_unconfirmed(&rejection));
@@ -226,21 +226,21 @@ impl Question {
         if outcome == "unconfirmed" && closed.is_power_of_two() {
             tracing::warn!(
                 closed,
-                "streams were closed whose key could not be confirmed (streams.unconfirmed_for)"
+                "closed streams whose key could not be confirmed for streams.unconfirmed_for"
             );
         }
         rejection
     }
 
-    fn begin_unconfirmed(&self, rejection: &Rejection) -> Counted<'_> {
-        // Said of the first one alone; the gauge says how many there are.
+    fn begin_unconfirmed(&self, rejection: &Rejection) -> GaugeGuard<'_> {
+        // Logged for the first stream only; the gauge has the number.
         if self.metrics.unconfirmed_streams.get() == 0 {
             tracing::warn!(
                 keyward.reason = rejection.code(),
-                "the keys of open streams cannot be confirmed; streams are closed after streams.unconfirmed_for of that"
+                "cannot confirm the keys of open streams; they are closed after streams.unconfirmed_for"
             );
         }
-        Counted::begin(&self.metrics.unconfirmed_streams)
+        GaugeGuard::increment(&self.metrics.unconfirmed_streams)
     }
 }
 
@@ -252,7 +252,7 @@ pub(super) fn close_reason(rejection: &Rejection) -> &'static str {
     }
 }
 
-/// Why a stream is closed, for the caller at the other end of a WebSocket.
+/// Why a stream is closed, for a WebSocket client.
 pub(super) fn close_code(rejection: &Rejection) -> CloseCode {
     match rejection {
         Rejection::ValidationUnavailable(_) => CloseCode::TryAgainLater,
@@ -260,16 +260,16 @@ pub(super) fn close_code(rejection: &Rejection) -> CloseCode {
     }
 }
 
-struct Counted<'a>(&'a Gauge);
+struct GaugeGuard<'a>(&'a Gauge);
 
-impl<'a> Counted<'a> {
-    fn begin(gauge: &'a Gauge) -> Self {
+impl<'a> GaugeGuard<'a> {
+    fn increment(gauge: &'a Gauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for Counted<'_> {
+impl Drop for GaugeGuard<'_> {
     fn drop(&mut self) {
         self.0.dec();
     }

@@ -45,10 +45,10 @@ impl Auth {
         // SECURITY: a web page in a browser on the same machine can reach loopback, also through a DNS name of its own that
         // resolves to it (DNS rebinding). A backend sends no Origin, and its Host is localhost or the address.
         let refuse = |detail| Err(Problem::new(Code::NotPermitted, detail));
-        if browser::asks_for_page(&head.headers) {
+        if browser::is_from_web_page(&head.headers) {
             return refuse("Key management does not answer browsers.");
         }
-        if self.is_loopback && !NamedHost::of(&head.uri, &head.headers).is_loopback() {
+        if self.is_loopback && !NamedHost::from_request(&head.uri, &head.headers).is_loopback() {
             return refuse("Host should be localhost or a loopback address.");
         }
         let Some(secret) = &self.secret else { return Ok(()) };
@@ -70,7 +70,7 @@ impl Auth {
         let credential =
             credential.split_at_checked(7).filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"bearer "));
         match credential {
-            Some((_, presented)) if secret.is(presented.trim_ascii()) => Ok(()),
+            Some((_, presented)) if secret.equals(presented.trim_ascii()) => Ok(()),
             _ => {
                 let detail = "Send the secret of key management as 'Authorization: Bearer <secret>'.";
                 Err(Problem::new(Code::Unauthorized, detail))

@@ -106,7 +106,7 @@ fn find<'a>(
 
 fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -> Option<Change> {
     let change = |kind, label: &Arc<str>| {
-        let [from, to] = [before, after].map(describe);
+        let [from, to] = [before, after].map(describe_route);
         Some(Change { kind, route: Arc::clone(label), from, to })
     };
     match (before, after) {
@@ -152,7 +152,7 @@ impl Auth {
     }
 }
 
-fn describe(route: Option<&Route>) -> String {
+fn describe_route(route: Option<&Route>) -> String {
     let Some(route) = route else { return "no route".to_owned() };
     let mut text = match &route.auth {
         Auth::Public => "no key".to_owned(),
@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_route_is_found_by_host_path_and_method() {
+    fn dropped_route_is_found_by_host_path_method() {
         check(&["/* none", "/admin/* key"], &["/* none"], &[(Dropped, "/admin/*")]);
         check(&["/a key", "/b key"], &["/a key"], &[(Dropped, "/b")]);
         check(&["/* key", "/b key"], &["/* key"], &[(Dropped, "/b")]);
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn opened_route_is_found_wherever_it_takes_requests_from() {
+    fn route_change_to_public_is_always_found() {
         check(&["/* key"], &["/* none"], &[(Opened, "/*")]);
         check(&["/* key"], &["/* key", "/public/* none"], &[(Opened, "/public/*")]);
         check(&["/a key"], &["/a key", "/b none"], &[(Opened, "/b")]);

@@ -17,7 +17,7 @@ const DECODINGS: usize = 2;
 ///
 /// # Errors
 /// What makes the path unsafe, whatever the routes are.
-pub(super) fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
+pub(super) fn find_readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
     if path.first() != Some(&b'/') {
         return Err("the path does not begin with '/'");
     }
@@ -53,7 +53,7 @@ pub(super) fn readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
         }
         texts = decoded;
     }
-    let mut readings: Vec<Vec<u8>> = all.iter().flat_map(|text| tidied(text)).collect();
+    let mut readings: Vec<Vec<u8>> = all.iter().flat_map(|text| normalized_forms(text)).collect();
     readings.extend(all);
     readings.sort();
     readings.dedup();
@@ -81,8 +81,8 @@ fn add_rewritten(texts: &mut BTreeSet<Vec<u8>>, budget: &mut usize) -> Result<()
         let rewritten = [
             with_slashes(&text),
             without_parameters(&text),
-            until(&text, b";"),
-            until(&text, b"?#"),
+            cut_at(&text, b";"),
+            cut_at(&text, b"?#"),
             without_authority(&text),
         ];
         for next in rewritten.into_iter().flatten().filter(|next| *next != text) {
@@ -114,7 +114,7 @@ fn without_parameters(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The text before the first of these bytes: `;` begins the query for Fastify, a decoded `?` or `#` ends the path elsewhere.
-fn until(text: &[u8], ends: &[u8]) -> Option<Vec<u8>> {
+fn cut_at(text: &[u8], ends: &[u8]) -> Option<Vec<u8>> {
     let end = text.iter().position(|byte| ends.contains(byte))?;
     Some(text[..end].to_vec())
 }
@@ -134,8 +134,8 @@ fn without_authority(text: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// What servers and file systems make of a text before they look it up, where that is another one.
-fn tidied(text: &[u8]) -> Vec<Vec<u8>> {
+/// The forms that servers and file systems reduce a text to before they look it up, where they differ from it.
+fn normalized_forms(text: &[u8]) -> Vec<Vec<u8>> {
     let has = |condition: fn(&[u8]) -> bool| text.windows(2).any(condition);
     let is_empty_segment = has(|pair| pair == b"//");
     let is_trimmed = has(|pair| matches!(pair, [b'/', b' '] | [b' ' | b'.', b'/']))

@@ -46,7 +46,7 @@ fn check(method: Method, host: &str, path: &str, expected: Result<&str, &str>) {
 }
 
 #[test]
-fn the_most_specific_route_wins() {
+fn most_specific_route_wins() {
     for (path, expected) in [
         ("/", "/*"),
         ("/v1", "/v1/*"),
@@ -65,7 +65,7 @@ fn the_most_specific_route_wins() {
 }
 
 #[test]
-fn the_path_decides_before_the_method() {
+fn path_is_matched_before_method() {
     check(Method::DELETE, "x", "/v1/admin/1", Ok("/v1/admin/*"));
     check(Method::PUT, "x", "/v1/admin/1", Err("method_not_allowed"));
     check(Method::POST, "x", "/healthz", Err("method_not_allowed"));
@@ -79,7 +79,7 @@ fn the_path_decides_before_the_method() {
 }
 
 #[test]
-fn no_route_is_404_but_trace_and_connect_are_405_everywhere() {
+fn missing_route_is_404_trace_and_connect_405() {
     let table = RouteTable::new(vec![route("/v1/*", &[Method::GET], Auth::Public)]).unwrap();
     assert_eq!(table.find(&Method::POST, "x", "/v2").err(), Some(Rejection::NoRoute));
     for (method, path) in [(Method::TRACE, "/v2"), (Method::TRACE, "/v1"), (Method::CONNECT, "")] {
@@ -89,7 +89,7 @@ fn no_route_is_404_but_trace_and_connect_are_405_everywhere() {
 }
 
 #[test]
-fn a_dot_segment_in_any_spelling_is_ambiguous() {
+fn dot_segment_in_any_spelling_is_ambiguous() {
     for path in [
         "/..",
         "/.",
@@ -113,7 +113,7 @@ fn a_dot_segment_in_any_spelling_is_ambiguous() {
 }
 
 #[test]
-fn a_broken_control_or_overlong_escape_is_ambiguous() {
+fn broken_control_or_overlong_escape_is_ambiguous() {
     for path in [
         "/a%c0%af",
         "/a/%C0%AE%c0%ae/b",
@@ -138,7 +138,7 @@ fn a_broken_control_or_overlong_escape_is_ambiguous() {
 }
 
 #[test]
-fn a_path_that_another_reading_takes_elsewhere_is_ambiguous() {
+fn path_with_reading_on_other_route_is_ambiguous() {
     for path in [
         "//v1/orders",
         "/v1%2Fadmin",
@@ -161,7 +161,7 @@ fn a_path_that_another_reading_takes_elsewhere_is_ambiguous() {
 }
 
 #[test]
-fn parameters_may_be_cut_off_before_or_after_decoding() {
+fn path_parameters_are_cut_before_and_after_decoding() {
     let key = || Auth::Key(Requirement::default());
     let table =
         RouteTable::new(vec![route("/files/*", &[], Auth::Public), route("/files/all/secret", &[], key())]);
@@ -180,7 +180,7 @@ fn parameters_may_be_cut_off_before_or_after_decoding() {
 }
 
 #[test]
-fn an_odd_path_that_every_reading_takes_the_same_way_passes() {
+fn path_with_equivalent_readings_passes() {
     for path in [
         "/v1/a%2Fb",
         "/v1/a;b=c/d",
@@ -221,7 +221,7 @@ fn two_leading_separators_are_read_as_an_authority() {
 }
 
 #[test]
-fn letter_case_and_a_final_slash_open_no_route() {
+fn letter_case_and_final_slash_bypass_no_route() {
     for path in [
         "/V1/orders",
         "/v1/Admin",
@@ -243,7 +243,7 @@ fn letter_case_and_a_final_slash_open_no_route() {
 }
 
 #[test]
-fn a_path_ends_where_a_service_could_see_a_query() {
+fn encoded_query_or_fragment_delimiter_ends_path() {
     let table =
         RouteTable::new(vec![route("/*", &[], Auth::Public), route("/v1/rotate", &[], role("admin"))]);
     let table = table.unwrap();
@@ -273,7 +273,7 @@ fn of_two(root: Route, api: Route, path: &str) -> bool {
 }
 
 #[test]
-fn only_a_difference_in_what_is_asked_is_ambiguous() {
+fn readings_with_same_requirement_are_not_ambiguous() {
     let all = |auth| route("/*", &[], auth);
     let roles = |names: [&str; 2]| {
         Auth::Key(Requirement { roles: names.map(str::to_owned).to_vec(), ..Requirement::default() })
@@ -292,7 +292,7 @@ fn only_a_difference_in_what_is_asked_is_ambiguous() {
 }
 
 #[test]
-fn letter_case_counts_where_both_services_tell_it_apart() {
+fn letter_case_counts_for_case_sensitive_services() {
     let cased = |route: Route, case_sensitive| Route {
         service: Service { name: "api".into(), case_sensitive },
         ..route
@@ -308,7 +308,7 @@ fn letter_case_counts_where_both_services_tell_it_apart() {
 }
 
 #[test]
-fn of_similar_paths_that_ask_for_different_things_none_passes() {
+fn similar_paths_with_different_requirements_are_ambiguous() {
     let exact =
         RouteTable::new(vec![route("/a", &[], Auth::Public), route("/a/", &[], role("admin"))]).unwrap();
     let prefix =
@@ -320,18 +320,19 @@ fn of_similar_paths_that_ask_for_different_things_none_passes() {
 }
 
 #[test]
-fn the_reading_that_leads_elsewhere_is_named() {
+fn ambiguity_names_the_conflicting_reading() {
     let table = table();
-    let Some(Ambiguity::Elsewhere(reading, place)) = table.ambiguity(&Method::GET, "x", "//x/v1/admin/1")
+    let Some(Ambiguity::Elsewhere(reading, place)) =
+        table.explain_ambiguity(&Method::GET, "x", "//x/v1/admin/1")
     else {
         panic!("it is ambiguous")
     };
     assert_eq!((&*reading, &*place[0].label, place.len()), ("/v1/admin/1", "/v1/admin/*", 2));
-    assert_eq!(table.ambiguity(&Method::GET, "x", "/v1/orders"), None);
+    assert_eq!(table.explain_ambiguity(&Method::GET, "x", "/v1/orders"), None);
 }
 
 #[test]
-fn long_paths_pass_unless_there_are_many_ways_to_read_them() {
+fn long_path_with_too_many_readings_is_refused() {
     let table = table();
     let long = |part: &str| format!("/v1/{}", part.repeat(8 * 1024 / part.len()));
     for part in ["a", "%C3%A9", "%20", "a%2Fb", "a%3Db%26", "caf\u{e9}-"] {
@@ -350,7 +351,7 @@ fn long_paths_pass_unless_there_are_many_ways_to_read_them() {
 }
 
 #[test]
-fn a_preflight_is_found_by_the_method_it_asks_about() {
+fn preflight_route_is_found_by_requested_method() {
     let table = table();
     assert!(table.find_preflight(&Method::PUT, "x", "/cors/a").is_some());
     assert!(table.find_preflight(&Method::GET, "x", "/cors/a").is_none());
@@ -361,7 +362,7 @@ fn a_preflight_is_found_by_the_method_it_asks_about() {
 }
 
 #[test]
-fn routes_that_cannot_be_told_apart_clash() {
+fn routes_with_same_place_and_method_clash() {
     let key = || Auth::Key(Requirement::default());
     let clash = RouteTable::new(vec![
         route("/a", &[Method::GET, Method::PUT], key()),
@@ -372,7 +373,7 @@ fn routes_that_cannot_be_told_apart_clash() {
 }
 
 #[test]
-fn a_pattern_that_could_be_read_in_two_ways_is_refused() {
+fn ambiguous_route_pattern_is_refused() {
     for bad in [
         "v1", "", "*", "/v1*", "/*/x", "/a?b", "/a#b", "/a%20b", "/a;b", "/a\\b", "//a", "/a//*", "/a/../b",
         "/é",

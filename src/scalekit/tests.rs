@@ -36,7 +36,7 @@ fn valid_token_becomes_identity() {
 }
 
 #[test]
-fn id_that_is_not_visible_ascii_breaks_the_contract() {
+fn id_outside_visible_ascii_breaks_contract() {
     for id in ["org 1", "org_1\r\nx: y", "ü", "a\u{7f}"] {
         for token in [
             Token { organization_id: id.into(), ..token() },
@@ -66,7 +66,7 @@ fn failure_names_the_settings_to_look_at() {
 }
 
 #[test]
-fn retries_are_a_tenth_of_validations_after_the_first_ten() {
+fn retry_budget_is_a_tenth_of_validations() {
     let budget = RetryBudget::default();
     assert_eq!((0..100).filter(|_| budget.withdraw()).count(), 10);
     for _ in 0..1000 {

@@ -1,5 +1,5 @@
-//! Takes a changed configuration into force without losing a request: on SIGHUP, and when one of its files changes, also by
-//! Kubernetes' swap of symlinks. What is wrong leaves what runs as it is.
+//! Reloads the configuration without losing a request: on SIGHUP, and when one of its files changes, including the symlink
+//! swap of Kubernetes volumes. A configuration with errors leaves the running one in force.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::config::{self, Config, Diagnostics, Environment, Resources};
 use crate::route::changes::{self, Change, Kind};
 use crate::tls::ServerCertificate;
 
-/// How soon a changed file is taken into force. What is written in several steps must not take effect half written.
+/// How soon a changed file takes effect. A file written in several steps must not take effect half written.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     /// Between two looks at the files. Two in a row must see the same.
@@ -49,7 +49,7 @@ pub struct Source {
 impl Source {
     /// A route file and the environment; `hup` is notified on SIGHUP.
     pub fn new(path: PathBuf, environment: Environment, hup: Arc<Notify>) -> Self {
-        Self { first: mark(&path), path, environment, hup, pace: Pace::default() }
+        Self { first: read_mark(&path), path, environment, hup, pace: Pace::default() }
     }
 
     /// Looks and waits at another pace.
@@ -101,8 +101,8 @@ impl Pending {
         if !self.warned && self.waiting_since.elapsed() >= hold {
             self.warned = true;
             tracing::warn!(
-                "a changed file is not in force, as the route file or what it names has not held still for {hold:?}; SIGHUP \
-                 takes it as it is"
+                "a changed file has not taken effect, as the route file or a file it names has kept changing for {hold:?}; SIGHUP \
+                 applies it as it is"
             );
         }
     }
@@ -119,15 +119,15 @@ enum Refused {
 }
 
 /// Watches and reloads until it is dropped.
-pub(super) async fn watch(
+pub(super) async fn watch_files(
     source: Source,
     shared: Arc<Shared>,
-    fixed: Fixed,
+    restart_only: RestartOnly,
     certificates: Vec<Arc<ServerCertificate>>,
     mut files: Vec<PathBuf>,
 ) {
     let pace = source.pace;
-    let mut judged = marks(&files);
+    let mut judged = read_marks(&files);
     files.push(source.path.clone());
     judged.push(source.first);
     let mut pending: Option<Pending> = None;
@@ -137,7 +137,7 @@ pub(super) async fn watch(
             () = source.hup.notified() => asked = true,
             () = sleep(pace.look_every) => {}
         }
-        let now = marks(&files);
+        let now = read_marks(&files);
         if !asked {
             if now == judged {
                 pending = None;
@@ -156,16 +156,16 @@ pub(super) async fn watch(
             }
         }
         let held = asked || pending.as_ref().is_some_and(|pending| pending.since.elapsed() >= pace.hold);
-        match reload(&source, &shared, &fixed, &certificates, held, (&files, &now)) {
+        match reload_config(&source, &shared, &restart_only, &certificates, held, (&files, &now)) {
             Ok((named, changes)) => {
                 // The route file as it was before it was read: what changed since is another change.
-                judged = marks(&named);
+                judged = read_marks(&named);
                 judged.push(now.last().copied().flatten());
                 files = named;
                 files.push(source.path.clone());
                 (asked, pending) = (false, None);
-                shared.parts.metrics.reload_successful.set(1);
-                shared.parts.metrics.reload_time.set(unix_seconds());
+                shared.resources.metrics.reload_successful.set(1);
+                shared.resources.metrics.reload_time.set(unix_time());
                 for change in changes {
                     match change.kind {
                         Kind::Added => tracing::info!("the reload {change}"),
@@ -181,7 +181,7 @@ pub(super) async fn watch(
                 pending.told = true;
                 let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
                 tracing::info!(
-                    "a changed route file waits until it has held still for {:?}, or for SIGHUP, as it {}",
+                    "a changed route file takes effect after {:?} without further changes, or on SIGHUP, as it {}",
                     pace.hold,
                     changes.join("; ")
                 );
@@ -190,29 +190,29 @@ pub(super) async fn watch(
             Err(Refused::Wrong(problem)) => {
                 judged = now;
                 (asked, pending) = (false, None);
-                shared.parts.metrics.reload_successful.set(0);
-                tracing::error!("not reloaded, so what runs goes on: {problem}");
+                shared.resources.metrics.reload_successful.set(0);
+                tracing::error!("not reloaded; the previous configuration stays in force: {problem}");
             }
         }
     }
 }
 
 /// The files that the new configuration names and what it changes, or why it is not in force.
-fn reload(
+fn reload_config(
     source: &Source,
     shared: &Shared,
-    fixed: &Fixed,
+    restart_only: &RestartOnly,
     certificates: &[Arc<ServerCertificate>],
     held: bool,
     (watched, before_reading): (&[PathBuf], &[Mark]),
 ) -> Result<(Vec<PathBuf>, Vec<Change>), Refused> {
     let wrong = |problem: &dyn std::fmt::Display| Refused::Wrong(problem.to_string());
     let config = source.load();
-    if marks(watched) != before_reading {
+    if read_marks(watched) != before_reading {
         return Err(Refused::Moved);
     }
     let config = config.map_err(|problems| wrong(&problems))?;
-    let changed = fixed.differences(&config);
+    let changed = restart_only.changed_settings(&config);
     if !changed.is_empty() {
         return Err(Refused::Wrong(format!("{} cannot change without a restart", changed.join(", "))));
     }
@@ -224,12 +224,13 @@ fn reload(
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let files = files(&config);
-    let validator = before.validator.with(&config.validator);
-    let (drain, public) = (Drain::of(&config), config.listener.clone());
+    let files = watched_files(&config);
+    let validator = before.validator.with_settings(&config.validator);
+    let (drain, public) = (Drain::from_config(&config), config.listener.clone());
     let admin = public.beside(config.admin.clone());
-    let gateway = shared.parts.gateway(config, validator, Some(&before)).map_err(|error| wrong(&error))?;
-    // The last thing that can fail, so that all of it takes effect or none.
+    let gateway =
+        shared.resources.build_gateway(config, validator, Some(&before)).map_err(|error| wrong(&error))?;
+    // The last step that can fail, so that all of the configuration takes effect or none.
     ServerCertificate::refresh(certificates).map_err(|error| wrong(&error))?;
     *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
     for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
@@ -239,14 +240,14 @@ fn reload(
     Ok((files, changes))
 }
 
-/// Whether the last write was long enough ago. One in the future, by another machine's clock, says nothing.
+/// Whether the last write was long enough ago. A time in the future, from another machine's clock, is ignored.
 fn is_settled(marks: &[Mark], settle: Duration) -> bool {
     let written = marks.iter().flatten().map(|(modified, ..)| modified);
     written.map(SystemTime::elapsed).all(|age| age.is_err() || age.is_ok_and(|age| age >= settle))
 }
 
 /// The files beside the route file whose content matters.
-pub(super) fn files(config: &Config) -> Vec<PathBuf> {
+pub(super) fn watched_files(config: &Config) -> Vec<PathBuf> {
     let management = config.management.as_ref().and_then(|settings| settings.tls.as_ref());
     let pairs = config.listener.tls.iter().chain(management).chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
@@ -255,12 +256,12 @@ pub(super) fn files(config: &Config) -> Vec<PathBuf> {
     pairs.flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]).chain(roots).collect()
 }
 
-fn marks(files: &[PathBuf]) -> Vec<Mark> {
-    files.iter().map(|path| mark(path)).collect()
+fn read_marks(files: &[PathBuf]) -> Vec<Mark> {
+    files.iter().map(|path| read_mark(path)).collect()
 }
 
 /// Follows symlinks, so that a swapped one shows.
-fn mark(path: &Path) -> Mark {
+fn read_mark(path: &Path) -> Mark {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))
 }

@@ -1,5 +1,5 @@
-//! While Scalekit is plainly down, requests are answered at once instead of waiting out the time limit, and one
-//! validation a second finds out whether it is back.
+//! Circuit breaker: while Scalekit is down, requests are refused at once instead of waiting for the time limit, and one
+//! validation a second probes whether it is back.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,7 +27,7 @@ struct State {
     next_probe: Option<Instant>,
 }
 
-/// What a validation came to.
+/// How a validation ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ended {
     /// An answer, whatever it says.
@@ -37,7 +37,7 @@ pub(super) enum Ended {
 }
 
 impl Ended {
-    pub(super) fn of(answer: &Result<Verdict, Error>) -> Self {
+    pub(super) fn from_result(answer: &Result<Verdict, Error>) -> Self {
         match answer {
             Err(error) if error.class() == Class::Outage => Self::Outage,
             Ok(_) | Err(_) => Self::Answered,
@@ -57,7 +57,7 @@ impl Breaker {
         self.check(now)?;
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut state.next_probe {
-            // Another one was quicker.
+            // Another validation took this turn.
             Some(next) if now < *next => Err(*next - now),
             Some(next) => {
                 *next = now + PROBE_EVERY;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn it_opens_after_five_outages_in_a_row_and_closes_with_one_answer() {
+    fn breaker_opens_after_five_outages_and_closes_on_answer() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..4 {
             assert!(!outage(&breaker, now));
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn while_open_one_a_second_is_let_through() {
+    fn open_breaker_admits_one_call_per_second() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         for _ in 0..9 {
             outage(&breaker, now);
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_began_before_the_last_answer_says_nothing_of_now() {
+    fn outage_begun_before_last_answer_is_ignored() {
         let (breaker, now) = (Breaker::default(), Instant::now());
         let later = now + Duration::from_secs(1);
         breaker.record(Ended::Answered, now, later);

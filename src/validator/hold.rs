@@ -1,6 +1,6 @@
-//! What happens after a 429 of Scalekit's. Unknown keys are refused until the time that it named. Keys that were good
+//! Backoff after Scalekit answers 429. Unknown keys are refused until the time that it named. Keys that were good
 //! lately, and open streams, go on at a pace of their own that halves its pause with each answer and doubles it with each
-//! further 429: a stranger's junk must not lock them out, and they must not hammer a Scalekit that throttles.
+//! further 429: a flood of unknown keys must not lock them out, and they must not overload a Scalekit that throttles.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ const SHORTEST: Duration = Duration::from_secs(1);
 /// Between two calls, right after the first 429.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// A pause below this is none.
+/// A shorter pause is taken as zero.
 const NO_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
@@ -63,7 +63,13 @@ impl Hold {
     }
 
     /// Scalekit throttled a call; `wait` is what it asked for.
-    pub(super) fn throttled(&self, class: Class, wait: Option<Duration>, began: Instant, now: Instant) {
+    pub(super) fn record_throttled(
+        &self,
+        class: Class,
+        wait: Option<Duration>,
+        began: Instant,
+        now: Instant,
+    ) {
         let mut state = self.lock();
         let was_held = state.until.is_some_and(|until| now < until);
         let until = now + wait.unwrap_or_default().max(SHORTEST);
@@ -80,7 +86,7 @@ impl Hold {
     }
 
     /// Scalekit gave a verdict.
-    pub(super) fn answered(&self, class: Class, began: Instant) {
+    pub(super) fn record_answer(&self, class: Class, began: Instant) {
         let mut state = self.lock();
         if let Some(pace) = state.pace(class)
             && pace.changed.is_some_and(|changed| changed <= began)
@@ -114,31 +120,31 @@ mod tests {
 
     fn held() -> (Hold, Instant) {
         let (hold, now) = (Hold::default(), Instant::now());
-        hold.throttled(Class::Unknown, Some(WAIT), now, now);
+        hold.record_throttled(Class::Unknown, Some(WAIT), now, now);
         (hold, now)
     }
 
     #[test]
-    fn unknown_keys_are_refused_until_the_time_that_was_named() {
+    fn unknown_keys_are_held_until_retry_after() {
         let (hold, now) = held();
         assert_eq!(hold.check(Class::Unknown, now), Err(WAIT));
         assert_eq!(hold.reserve(Class::Unknown, now, now + LIMIT), Err(WAIT));
-        hold.throttled(Class::Unknown, Some(WAIT / 3), now, now);
+        hold.record_throttled(Class::Unknown, Some(WAIT / 3), now, now);
         assert_eq!(hold.check(Class::Unknown, now + WAIT / 2), Err(WAIT / 2), "never shortened");
         assert!(hold.check(Class::Unknown, now + WAIT).is_ok());
         assert_eq!(hold.reserve(Class::Unknown, now + WAIT, now + WAIT), Ok(now + WAIT));
     }
 
     #[test]
-    fn a_429_without_a_time_holds_unknown_keys_for_a_second() {
+    fn throttling_without_retry_after_holds_unknown_keys_briefly() {
         let (hold, now) = (Hold::default(), Instant::now());
-        hold.throttled(Class::Good, None, now, now);
+        hold.record_throttled(Class::Good, None, now, now);
         assert_eq!(hold.check(Class::Unknown, now), Err(SHORTEST));
         assert!(hold.check(Class::Good, now).is_ok());
     }
 
     #[test]
-    fn good_keys_queue_one_behind_the_other_and_streams_have_a_queue_of_their_own() {
+    fn good_keys_and_streams_queue_separately() {
         let (hold, now) = held();
         let slots: Vec<_> = (0..20).map_while(|_| hold.reserve(Class::Good, now, now + LIMIT).ok()).collect();
         assert_eq!(slots, (1..=10).map(|slot| now + FIRST_PAUSE * slot).collect::<Vec<_>>());
@@ -147,31 +153,31 @@ mod tests {
     }
 
     #[test]
-    fn each_further_429_doubles_the_pause_and_each_answer_halves_it() {
+    fn pause_doubles_on_429_and_halves_on_answer() {
         let (hold, now) = held();
         for _ in 0..9 {
             // These began before the first 429 was known.
-            hold.throttled(Class::Good, Some(WAIT), now - LIMIT, now);
+            hold.record_throttled(Class::Good, Some(WAIT), now - LIMIT, now);
         }
         let pause = |now| {
             let first = hold.reserve(Class::Good, now, now + WAIT).unwrap();
             hold.reserve(Class::Good, now, now + WAIT).unwrap() - first
         };
         assert_eq!(pause(now), FIRST_PAUSE);
-        hold.throttled(Class::Good, Some(WAIT), now, now);
+        hold.record_throttled(Class::Good, Some(WAIT), now, now);
         assert_eq!(pause(now), FIRST_PAUSE * 2);
         for second in 1..9 {
             let now = now + second * LIMIT;
-            hold.throttled(Class::Good, Some(WAIT), now, now);
+            hold.record_throttled(Class::Good, Some(WAIT), now, now);
         }
         let now = now + LIMIT * 9;
         assert_eq!(pause(now), LONGEST_PAUSE);
         for halved in [500, 250, 125, 62] {
-            hold.answered(Class::Good, now);
+            hold.record_answer(Class::Good, now);
             assert_eq!(pause(now).as_millis(), halved);
         }
         for _ in 0..4 {
-            hold.answered(Class::Good, now);
+            hold.record_answer(Class::Good, now);
         }
         assert_eq!(pause(now), Duration::ZERO, "answers all along: no more pauses");
     }

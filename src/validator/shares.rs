@@ -27,7 +27,7 @@ pub(super) enum Class {
 }
 
 /// What is kept of a limit for keys that were good lately: a quarter.
-pub(super) fn kept(limit: usize) -> usize {
+pub(super) fn kept_share(limit: usize) -> usize {
     limit / 4
 }
 
@@ -76,7 +76,7 @@ pub(super) struct Calls {
 
 impl Calls {
     pub(super) fn new(max_in_flight: usize) -> Self {
-        let kept = kept(max_in_flight);
+        let kept = kept_share(max_in_flight);
         Self {
             shared: Semaphore::new(max_in_flight - kept),
             kept: Semaphore::new(kept),
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_keys_leave_a_quarter_of_the_calls_to_good_ones() {
+    fn unknown_keys_leave_quarter_of_calls_to_good() {
         let calls = Calls::new(8);
         let unknown = take(&calls, Class::Unknown);
         let good = take(&calls, Class::Good);
@@ -127,14 +127,14 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_limit_still_has_a_call_for_streams() {
+    fn smallest_call_limit_still_serves_streams() {
         let calls = Calls::new(1);
         let unknown = take(&calls, Class::Unknown);
         assert_eq!((unknown.len(), take(&calls, Class::Stream).len()), (1, 1));
     }
 
     #[test]
-    fn good_key_is_written_once_a_minute_and_forgotten_when_bad() {
+    fn good_key_refreshes_each_minute_until_bad() {
         let keys = GoodKeys::default();
         let digest = {
             let key = ApiKey::parse("0123456789012345678901", &Settings::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Slows down who tries bad keys, by client address, in bounded memory; and spares keys that were good lately.
+//! Limits attempts with bad keys by client address, in bounded memory. Keys that were good lately are exempt.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -71,13 +71,13 @@ impl Throttle {
     }
 
     /// The same allowances, with another limit.
-    pub(super) fn with(&self, per_minute: u32) -> Self {
+    pub(super) fn with_limit(&self, per_minute: u32) -> Self {
         Self { per_minute, addresses: self.addresses.clone() }
     }
 
     /// Whether a key that was not good lately may be asked about; if not, in how long.
     pub(super) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
-        let Some(allowance) = self.addresses.get(&network(client)) else {
+        let Some(allowance) = self.addresses.get(&subscriber_network(client)) else {
             return Ok(());
         };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,14 +124,14 @@ impl Throttle {
         }
     }
 
-    fn allowance(&self, client: IpAddr, now: Instant) -> Arc<Mutex<Allowance>> {
+    fn allowance_of(&self, client: IpAddr, now: Instant) -> Arc<Mutex<Allowance>> {
         let full = || Arc::new(Mutex::new(Allowance::new(self.per_minute, now)));
-        self.addresses.get_with(network(client), full)
+        self.addresses.get_with(subscriber_network(client), full)
     }
 }
 
-/// Whom an address stands for: an IPv6 subscriber has a /64.
-fn network(address: IpAddr) -> IpAddr {
+/// The network of one subscriber: an IPv6 subscriber has a /64, and could try each address of it.
+fn subscriber_network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_an_allowance_is_not_given_to_everybody() {
+    fn reserved_part_of_allowance_is_withheld() {
         let now = Instant::now();
         let mut allowance = Allowance::new(60, now);
         let taken = (0..60).filter(|_| allowance.take(60, 15, now).is_ok()).count();

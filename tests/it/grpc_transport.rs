@@ -1,7 +1,7 @@
 //! Scalekit over gRPC: the same verdicts as over REST, for the same reasons.
 
 use keyward::keys::{KeyError, Keys};
-use keyward::scalekit::{Settings, client, origin_settings};
+use keyward::scalekit::{Settings, build_client, origin_settings};
 use keyward::secret::{Secret, SecretSource};
 use keyward_emulator::access::Permission;
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
@@ -165,7 +165,7 @@ async fn keys_live_their_whole_life_over_either_wire() {
             transport: Transport::Rest,
         }
         .over(transport);
-        let keys = Keys::new(client(&settings, Default::default()).unwrap());
+        let keys = Keys::new(build_client(&settings, Default::default()).unwrap());
 
         let new = NewToken {
             organization_id: "org_1".into(),

@@ -77,7 +77,7 @@ async fn however_many_bad_keys_there_are_only_so_many_are_remembered() {
     for number in 0..400 {
         assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), Rejection::InvalidKey);
     }
-    rig.validator.observe();
+    rig.validator.update_gauges();
     let entries = rig.metrics.negative_entries.get();
     assert!((1..=50).contains(&entries), "{entries}");
 }

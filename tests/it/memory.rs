@@ -311,7 +311,10 @@ async fn control_characters_of_callers_are_escaped_in_the_log() {
         assert_eq!(running.exit().await, Some(0));
         running.until("stopped").await;
         let text = running.text();
-        assert!(!text.contains(|char| char != '\n' && keyward::terminal::is_obeyed(char)), "{text:?}");
+        assert!(
+            !text.contains(|char| char != '\n' && keyward::terminal::is_terminal_control(char)),
+            "{text:?}"
+        );
         if format == "json" {
             assert!(text.contains("\\u009b2J\\u0085b\\u202ec\\u2066d\\u200fe\\u2028f"), "{text}");
             let line = text.lines().find(|line| line.contains("user_agent")).unwrap();

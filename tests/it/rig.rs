@@ -195,7 +195,9 @@ impl Probing {
     pub async fn reason(&self) -> String {
         loop {
             match self.readyz().await {
-                (503, reason) if !reason.contains("asking Scalekit") && !reason.contains("starting") => {
+                (503, reason)
+                    if !reason.contains("waiting for the first answer") && !reason.contains("starting") =>
+                {
                     return reason;
                 }
                 (200, _) => return "ready".to_owned(),

@@ -171,7 +171,7 @@ impl Stage {
         let readiness = server.readiness();
         let running = tokio::spawn(server.run(stop.clone(), kill.clone()));
         if setup.ready {
-            timeout(LIMIT, readiness.ready()).await.expect("Keyward gets ready");
+            timeout(LIMIT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
         }
         Self { emulator, echo, address: public, admin, management, metrics, stop, kill, running, ends }
     }

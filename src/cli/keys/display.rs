@@ -12,7 +12,7 @@ use crate::terminal;
 pub(super) fn escape_text(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for char in text.chars() {
-        if terminal::is_obeyed(char) {
+        if terminal::is_terminal_control(char) {
             out.extend(char.escape_unicode());
         } else {
             out.push(char);
