@@ -120,7 +120,7 @@ impl Admin {
             "/routes" => {
                 let gateway = self.current.gateway();
                 let routes: Vec<_> = gateway.routes.routes().iter().map(route_as_json).collect();
-                answer(
+                build_response(
                     StatusCode::OK,
                     "application/json",
                     format!("{}\n", serde_json::json!({ "routes": routes })),

@@ -330,7 +330,7 @@ impl Validator {
             if let Some((throttle, client)) = reserved {
                 throttle.reserve(client, latest).await.map_err(Rejection::Throttled)?;
             }
-            let answer = self.call_once(key, class).await;
+            let answer = self.call_and_record(key, class).await;
             if let Some((throttle, client)) = reserved {
                 let found_bad_key = matches!(answer, Ok(Ok(Verdict::Invalid)));
                 throttle.settle(client, found_bad_key, Instant::now());

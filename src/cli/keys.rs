@@ -192,7 +192,7 @@ struct Session(Client);
 impl Session {
     fn new(transport: Transport) -> Result<Self> {
         let settings = Environment::process().scalekit_settings(transport).map_err(anyhow::Error::msg)?;
-        Ok(Self(scalekit::client(&settings, Arc::new(Metrics::default()))?))
+        Ok(Self(scalekit::build_client(&settings, Arc::new(Metrics::default()))?))
     }
 
     /// Waits for an access token.

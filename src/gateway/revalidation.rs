@@ -90,7 +90,7 @@ impl Revalidation {
     }
 
     /// For a request on a public route, which is never asked about.
-    pub(super) fn none(admitted: Admitted) -> Self {
+    pub(super) fn disabled(admitted: Admitted) -> Self {
         Self { question: None, running: None, admitted: Arc::new(admitted) }
     }
 
@@ -155,8 +155,8 @@ impl Revalidation {
 
     /// What is sent on the stream ends with it, whether or not the caller reads the answer. An upload may outlast its answer,
     /// and the request is admitted until both have ended.
-    pub(super) fn upload(&mut self, body: Body) -> Body {
-        let closed = self.begin().map(|running| running.closed.clone());
+    pub(super) fn wrap_upload(&mut self, body: Body) -> Body {
+        let closed = self.start_asking().map(|running| running.closed.clone());
         Upload { body, closed, _admitted: Arc::clone(&self.admitted) }.boxed_unsync()
     }
 }

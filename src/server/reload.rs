@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::{Drain, Fixed, Shared, unix_seconds};
+use super::{Drain, RestartOnly, Shared, unix_time};
 use crate::config::{self, Config, Diagnostics, Environment, Resources};
 use crate::route::changes::{self, Change, Kind};
 use crate::tls::ServerCertificate;

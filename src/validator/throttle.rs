@@ -99,7 +99,7 @@ impl Throttle {
         loop {
             let now = Instant::now();
             {
-                let allowance = self.allowance(client, now);
+                let allowance = self.allowance_of(client, now);
                 let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
                 match allowance.take(self.per_minute, 0, now) {
                     Ok(()) => {
@@ -116,7 +116,7 @@ impl Throttle {
 
     /// The call that was reserved for has ended, and found a bad key or not.
     pub(super) fn settle(&self, client: IpAddr, found_bad_key: bool, now: Instant) {
-        let allowance = self.allowance(client, now);
+        let allowance = self.allowance_of(client, now);
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
         allowance.outstanding = allowance.outstanding.saturating_sub(1);
         if !found_bad_key {
