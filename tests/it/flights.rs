@@ -135,10 +135,12 @@ impl tracing::Subscriber for Panicking {
 async fn a_flight_that_crashes_wakes_everybody_and_leaves_the_way_free() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
-    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(100)));
+    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(500)));
     rig.fault(Target::Validate, Effect::Answer(Answer::status(403)));
     let _panicking = tracing::subscriber::set_default(Panicking(AtomicBool::new(false)));
     let requests: Vec<_> = (0..3).map(|_| rig.spawn(&key)).collect();
+    // All are there before the answer, or one that comes late begins a flight of its own.
+    rig.waiting(3).await;
     for request in requests {
         let answer = timeout(LIMIT, request).await.expect("nobody waits in vain").unwrap();
         assert_eq!(answer.unwrap_err(), Rejection::ValidationUnavailable(Duration::from_secs(1)));
