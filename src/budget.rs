@@ -441,4 +441,20 @@ mod tests {
         // Each clone of the waker is a reference.
         assert!(Arc::strong_count(&woken) <= 2, "{} wakers are kept", Arc::strong_count(&woken) - 1);
     }
+
+    #[test]
+    fn public_requests_leave_a_quarter_of_connections() {
+        let budget = Budget::new(100 * REQUEST);
+        budget.set_max_connections(4);
+        let accounts: Vec<_> = (0..4).map(|_| Account::open(&budget)).collect();
+        let held: Vec<_> = accounts[..3].iter().filter_map(Account::admit_public).collect();
+        assert_eq!(held.len(), 3);
+        let (others, last) = (&accounts[0], &accounts[3]);
+        assert!(others.admit_public().is_some(), "the connection has its place");
+        assert!(last.admit_public().is_none() && last.admit_public().is_none());
+        assert!(!last.has_admitted_work(), "what was refused is nobody's work");
+        drop(held);
+        assert!(last.admit_public().is_some());
+        assert!(!last.has_admitted_work());
+    }
 }
