@@ -137,6 +137,9 @@ async fn a_flight_that_crashes_wakes_everybody_and_leaves_the_way_free() {
     let key = rig.key();
     rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(500)));
     rig.fault(Target::Validate, Effect::Answer(Answer::status(403)));
+    // While there is one subscriber alone, tracing asks that of the thread which reaches a call site first, and another
+    // test's thread has none: the event would be off for good. With two it asks both.
+    let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let _panicking = tracing::subscriber::set_default(Panicking(AtomicBool::new(false)));
     let requests: Vec<_> = (0..3).map(|_| rig.spawn(&key)).collect();
     // All are there before the answer, or one that comes late begins a flight of its own.
