@@ -67,7 +67,7 @@ pub struct Admin {
 }
 
 impl Handler for Admin {
-    async fn answer(
+    async fn handle(
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,

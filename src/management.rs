@@ -115,7 +115,7 @@ struct CreatedBody<'a> {
 }
 
 impl Handler for Management {
-    async fn answer(
+    async fn handle(
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,

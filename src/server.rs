@@ -353,7 +353,7 @@ impl SharedResources {
 }
 
 impl Handler for Current {
-    async fn answer(
+    async fn handle(
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
