@@ -28,11 +28,12 @@ use crate::credential::{self, ApiKey};
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
 use crate::metrics::{self, Metrics};
+use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
-use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
+use crate::upstream::forwarded::{self, REQUEST_ID};
 use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, Upstream, request_body, tunnel};
 use crate::validator::Validator;
@@ -68,7 +69,7 @@ pub struct Gateway {
     /// The identity headers.
     pub identity: Arc<identity::Headers>,
     /// Proxies whose `X-Forwarded-*` headers are trusted.
-    pub trusted: Trusted,
+    pub trusted: TrustedProxies,
     /// The routes.
     pub routes: RouteTable,
     /// Upstreams by name. Every route's upstream is present.
@@ -86,9 +87,9 @@ pub struct Gateway {
 impl Gateway {
     /// Handles a request. Its log line is written when the response has ended.
     pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
-        let believed = self.trusted.believes(peer);
+        let believed = self.trusted.trusts(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = ErrorFormat::of(&request);
@@ -108,7 +109,7 @@ impl Gateway {
     pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
         let request_id = forwarded::request_id(request.headers(), false);
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();

@@ -5,6 +5,7 @@
 pub mod body;
 pub mod secret;
 pub mod terminal;
+pub mod peer;
 pub mod metrics;
 pub mod rejection;
 pub mod budget;

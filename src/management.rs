@@ -39,8 +39,8 @@ use crate::keys::rules::{Issuance, Rules};
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::metrics::Metrics;
+use crate::peer::Peer;
 use crate::tls::KeyPair;
-use crate::upstream::forwarded::Peer;
 
 /// `[management]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

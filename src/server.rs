@@ -23,11 +23,11 @@ use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
+use crate::peer::Peer;
 use crate::rejection::Rejection;
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
-use crate::upstream::forwarded::Peer;
 use crate::validator::Validator;
 use crate::{access_log, identity, scalekit};
 

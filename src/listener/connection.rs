@@ -25,7 +25,7 @@ use super::{CROSSING, Handler, Phases, Settings, proxy_header};
 use crate::access_log::sampler::Sampler;
 use crate::budget::Budget;
 use crate::metrics::{Metrics, Outcome};
-use crate::upstream::forwarded::Peer;
+use crate::peer::Peer;
 
 /// For a connection to take its last response or GOAWAY when it is told to end while nothing is under way on it.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl<H: Handler> Connection<H> {
 
     /// Takes the client's address from the PROXY header of a trusted load balancer.
     async fn read_proxy_header(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<(), Failure> {
-        if !self.shared.settings.proxied.believes(self.peer) {
+        if !self.shared.settings.proxied.trusts(self.peer) {
             return Ok(());
         }
         let read = tokio::select! {
