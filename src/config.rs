@@ -33,7 +33,7 @@ use self::values::{FromText as _, Text};
 use crate::listener::Listen;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
-use crate::{access_log, credential, gateway, identity, listener, upstream, validator};
+use crate::{credential, gateway, identity, listener, logging, upstream, validator};
 
 /// Everything that `keyward run` needs to know.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ pub struct Config {
     /// `[server] realm`, `[limits]`, `[streams]`, `[log] access`.
     pub gateway: gateway::Settings,
     /// `[log]`.
-    pub log: access_log::Settings,
+    pub log: logging::Settings,
     /// `[upstreams]`.
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.

@@ -20,13 +20,13 @@ use tokio_util::task::TaskTracker;
 
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
-use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::Body;
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{self, Metrics};
 use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
@@ -241,8 +241,8 @@ impl Gateway {
         let answered =
             upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
+        upstream.log_outcome(began.into(), answered.as_ref().err());
         let (mut response, exchange) = answered.map_err(|failure| {
-            upstream.log_failure(&failure);
             let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
             rejection
@@ -357,8 +357,8 @@ fn keep_preflight_headers(headers: &mut HeaderMap) {
 
 /// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.
 fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
-    static SAMPLER: Sampler = Sampler::new();
-    if let Some(suppressed) = SAMPLER.admit() {
+    static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(1));
+    if let Some(suppressed) = LIMIT.admit() {
         tracing::warn!(
             keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
             suppressed,

@@ -17,6 +17,7 @@ pub mod identity;
 pub mod policy;
 
 // The outside world.
+pub mod logging;
 pub mod tls;
 pub mod pool;
 pub mod scalekit;

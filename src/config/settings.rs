@@ -16,12 +16,13 @@ use super::urls::clash;
 use super::values::special::BadKeys;
 use super::values::{FromText, Text, Time};
 use super::{Config, Environment};
+use crate::access_log::Line;
 use crate::listener::Listen;
 use crate::peer::TrustedProxies;
 use crate::route::{Auth, RouteTable};
 use crate::tls::{self, KeyPair, ServerCertificate};
 use crate::upstream::request_body;
-use crate::{access_log, credential, gateway, listener, request_head, validator};
+use crate::{credential, gateway, listener, logging, request_head, validator};
 
 /// `None` where there are problems in the report.
 pub(super) fn read_config(
@@ -84,7 +85,7 @@ fn convert_file(
     // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
     let per_address = if proxied == TrustedProxies::default() { 0 } else { max_connections.div_ceil(4) };
     let per_address = limits.connections_per_address.map_or(per_address, |most| most.to_usize());
-    let log = access_log::Settings { format: log.format.0, access: log.access };
+    let log = logging::Settings { format: log.format.0, access: log.access };
     Some(Config {
         listener: listener::Settings {
             listen,
@@ -120,7 +121,7 @@ fn convert_file(
             revalidate_every,
             pass_headers,
             unconfirmed_for,
-            access_log: log.line(),
+            access_log: Line::from_settings(log),
         },
         log,
         upstreams,

@@ -22,8 +22,8 @@ use super::send_timeout;
 use super::service::Service;
 use super::socket::Accepted;
 use super::{CROSSING, Handler, Phases, Settings, proxy_header};
-use crate::access_log::sampler::Sampler;
 use crate::budget::Budget;
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::Peer;
 
@@ -244,8 +244,8 @@ impl<H: Handler> Connection<H> {
 
     /// SECURITY: nothing of what was sent is in the line, and clients cannot fill the log with it.
     fn log_refusal(&self, outcome: &'static str) {
-        static SAMPLER: Sampler = Sampler::new();
-        if let Some(suppressed) = SAMPLER.admit() {
+        static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(1));
+        if let Some(suppressed) = LIMIT.admit() {
             tracing::warn!(
                 client.address = self.peer.address.map(tracing::field::display),
                 keyward.connection.outcome = outcome,
