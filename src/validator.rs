@@ -98,13 +98,11 @@ pub struct Validator {
     tasks: TaskTracker,
 }
 
-type Answer = Result<Verdict, Rejection>;
-
 /// One validation.
 #[derive(Clone)]
 struct Flight {
     /// Each request aboard holds a receiver.
-    landed: watch::Sender<Option<Answer>>,
+    landed: watch::Sender<Option<Result<Verdict, Rejection>>>,
     class: Class,
     /// Whose request made it necessary: a bad key is counted against this address, once for each call.
     client: Option<IpAddr>,
@@ -303,12 +301,12 @@ impl Validator {
         digest: KeyDigest,
         class: Class,
         client: Option<IpAddr>,
-    ) -> Answer {
+    ) -> Result<Verdict, Rejection> {
         if self.is_known_bad(&digest) {
             return Ok(Verdict::Invalid);
         }
         if class != Class::Stream {
-            self.breaker.admit(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
+            self.breaker.check(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
         }
         // A call that begins later would hardly be answered in time.
         let latest = Instant::now() + self.settings.timeout / 2;
@@ -349,10 +347,17 @@ impl Validator {
         }
     }
 
-    /// One call, charged to the budget; its outcome goes to metrics, breaker, hold and log.
+    /// One call, charged to the budget and admitted by the breaker; its outcome goes to metrics, breaker, hold and log.
     async fn call_and_record(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
         let began = Instant::now();
         self.spend_budget(class, began)?;
+        // Last, as an open breaker admits one call a second: none that is refused for another reason may take its place.
+        if class != Class::Stream
+            && let Err(wait) = self.breaker.admit(began)
+        {
+            self.refund_budget(began);
+            return Err(Rejection::ValidationUnavailable(wait));
+        }
         let answer = self.scalekit.validate(key).await;
         let ended = Instant::now();
         self.metrics.validation_seconds.observe((ended - began).as_secs_f64());
@@ -411,6 +416,12 @@ impl Validator {
             }
             Rejection::Overloaded(wait)
         })
+    }
+
+    fn refund_budget(&self, now: Instant) {
+        if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
+            lock(budget).refund(limit, now);
+        }
     }
 
     fn is_known_bad(&self, digest: &KeyDigest) -> bool {

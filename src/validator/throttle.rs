@@ -47,7 +47,7 @@ impl Allowance {
     }
 
     /// Gives back one that was taken and not used.
-    fn refund(&mut self, per_minute: u32, now: Instant) {
+    pub(super) fn refund(&mut self, per_minute: u32, now: Instant) {
         self.left = (self.left(per_minute, now) + 1.0).min(f64::from(per_minute));
     }
 }
