@@ -8,6 +8,7 @@ pub mod terminal;
 pub mod peer;
 pub mod metrics;
 pub mod rejection;
+pub mod memory_plan;
 pub mod budget;
 pub mod credential;
 pub mod request_head;

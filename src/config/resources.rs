@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use crate::budget::{BAD_KEY, Plan};
 use crate::listener::BESIDE_CONNECTIONS;
+use crate::memory_plan::{BAD_KEY, Plan};
 use crate::peer::TrustedProxies;
 
 /// Memory and file descriptors, as far as they are known.

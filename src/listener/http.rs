@@ -20,7 +20,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes that a client may send over HTTP/2 before they are read: of one body, and of all on the connection, so that some
-/// that stall leave room for the others. Nobody knows yet whether there is a good key, so that `budget::CONNECTION` must have
+/// that stall leave room for the others. Nobody knows yet whether there is a good key, so that `memory_plan::CONNECTION` must have
 /// room for it, whatever the number of connections.
 #[derive(Clone, Copy)]
 struct Windows {

@@ -12,7 +12,7 @@ use hyper::{Method, Request};
 use super::lock;
 use crate::body::{self, Body, BodyError};
 
-/// A body of which more than this went out is not sent again, in bytes. Within what a request is counted for (`budget::REQUEST`).
+/// A body of which more than this went out is not sent again, in bytes. Within what a request is counted for (`memory_plan::REQUEST`).
 const KEPT: usize = 16 * 1024;
 
 /// A request to send again.
