@@ -3,7 +3,6 @@
 pub mod reload;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::reload::{WatchedFiles, Watcher};
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
 use crate::budget::Account;
@@ -64,7 +64,7 @@ pub struct Server {
     shared: Arc<Shared>,
     restart_only: RestartOnly,
     /// Files beside the route file that are watched.
-    files: Vec<PathBuf>,
+    files: WatchedFiles,
     reload: Option<reload::Source>,
     scalekit: Arc<Scalekit>,
     readiness: Arc<Readiness>,
@@ -151,7 +151,7 @@ impl Server {
     /// When a port is taken or a certificate cannot be used.
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
-        let (restart_only, files) = (RestartOnly::from_config(&config), reload::watched_files(&config));
+        let (restart_only, files) = (RestartOnly::from_config(&config), WatchedFiles::of_config(&config));
         let admin = restart_only.listener.beside(restart_only.admin.clone());
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
@@ -250,9 +250,9 @@ impl Server {
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
             let certificates = self.public.certificate().into_iter().chain(management).collect();
-            let watch =
-                reload::watch_files(source, Arc::clone(&shared), restart_only, certificates, self.files);
-            until_stop.push(background.spawn(watch));
+            let (shared, files) = (Arc::clone(&shared), self.files);
+            let watcher = Watcher { source, shared, restart_only, certificates, files };
+            until_stop.push(background.spawn(watcher.run()));
         }
 
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
