@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
 use crate::access_log::{self, Record};
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop_by_hop;
@@ -30,6 +30,7 @@ use crate::logging::line_limit::LineLimit;
 use crate::metrics::{self, Metrics};
 use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
+use crate::pool::PooledBody;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
@@ -232,7 +233,7 @@ impl Gateway {
         upgrade: Option<hop_by_hop::WebSocket>,
         due: Option<tokio::time::Instant>,
         record: &mut Record,
-    ) -> Result<(Response<Body>, Option<Tunnel>, Exchange), Rejection> {
+    ) -> Result<(Response<PooledBody>, Option<Tunnel>, Exchange), Rejection> {
         let Some(upstream) = self.upstreams.get(&route.upstream) else {
             return Err(Rejection::UpstreamUnreachable);
         };
@@ -260,6 +261,8 @@ impl Gateway {
             let status = caller.takes_status(response.headers());
             return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
+        // A 101 has no body.
+        let response = response.map(|_| body::empty());
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
             let _exchange = exchange;
@@ -300,7 +303,7 @@ impl Current {
 
 /// A request that was forwarded, and its response.
 struct Forwarded {
-    response: Response<Body>,
+    response: Response<PooledBody>,
     tunnel: Option<Tunnel>,
     revalidation: Revalidation,
     exchange: Exchange,

@@ -23,7 +23,7 @@ use crate::hop_by_hop::{self, WebSocket};
 use crate::identity::Headers;
 use crate::logging::failure_log::FailureLog;
 use crate::policy::Permit;
-use crate::pool::{self, Origin, Protocol, SendError};
+use crate::pool::{self, Origin, PooledBody, Protocol, SendError};
 use crate::rejection::{self, KEYWARD_ERROR, Rejection};
 use crate::request_head;
 use crate::tls::TlsError;
@@ -90,7 +90,7 @@ impl Upstream {
     ///
     /// # Errors
     /// `Overloaded`, `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
-    pub async fn forward(
+    pub(crate) async fn forward(
         &self,
         request: Request<Body>,
         permit: &Permit,
@@ -98,7 +98,7 @@ impl Upstream {
         wake_at: Option<Instant>,
         identity: &Arc<Headers>,
         limits: Limits,
-    ) -> Result<(Response<Body>, Exchange), Failure> {
+    ) -> Result<(Response<PooledBody>, Exchange), Failure> {
         let place = self.capacity.take(permit.identity().is_none())?;
         let progress = Arc::new(Progress::begin(place));
         let (head, body) = request.into_parts();
@@ -143,10 +143,10 @@ impl Upstream {
     /// an upload.
     async fn answered(
         &self,
-        sending: impl Future<Output = Result<Response<Body>, SendError>>,
+        sending: impl Future<Output = Result<Response<PooledBody>, SendError>>,
         mut wake_at: Option<Instant>,
         progress: &Progress,
-    ) -> Result<Response<Body>, Failure> {
+    ) -> Result<Response<PooledBody>, Failure> {
         let mut sending = std::pin::pin!(sending);
         loop {
             let deadline = progress.last() + self.settings.response_timeout;

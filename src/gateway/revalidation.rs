@@ -9,13 +9,12 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Gateway;
-use crate::body::{Body, BodyError};
+use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
 use crate::budget::Admitted;
 use crate::credential::ApiKey;
 use crate::identity::Identity;
@@ -160,7 +159,7 @@ impl Revalidation {
     /// and the request is admitted until both have ended.
     pub(super) fn wrap_upload(&mut self, body: Body) -> Body {
         let closed = self.start_asking().map(|running| running.closed.clone());
-        Upload { body, closed, _admitted: Arc::clone(&self.admitted) }.boxed_unsync()
+        Adapted::new(body, Upload { closed, _admitted: Arc::clone(&self.admitted) }).boxed_unsync()
     }
 }
 
@@ -284,33 +283,21 @@ impl Drop for GaugeGuard<'_> {
 }
 
 struct Upload {
-    body: Body,
     /// None on a public route.
     closed: Option<Closed>,
     _admitted: Arc<Admitted>,
 }
 
-impl http_body::Body for Upload {
+impl Adapter for Upload {
+    type Body = Body;
     type Data = Bytes;
-    type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
         if let Some(closed) = &mut self.closed
             && let Poll::Ready(rejection) = closed.poll_unpin(cx)
         {
             return Poll::Ready(Some(Err(close_reason(&rejection).into())));
         }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        body::poll_next(body, cx)
     }
 }
