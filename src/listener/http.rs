@@ -20,7 +20,7 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Bytes that a connection may buffer for one client. Nobody knows yet whether it has a good key, so that
-/// `budget::CONNECTION` must have room for them, whatever the number of connections.
+/// `memory_plan::CONNECTION` must have room for them, whatever the number of connections.
 #[derive(Clone, Copy)]
 struct Buffers {
     /// HTTP/1: what is read at once, and what waits to be written.
