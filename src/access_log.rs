@@ -9,7 +9,8 @@ use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Version};
 
 use crate::identity::Identity;
-use crate::logging;
+use crate::logging::json_line::{self, JsonLine, truncate_text};
+use crate::logging::{self, output};
 use crate::metrics::{self, Metrics};
 use crate::rejection::Rejection;
 
@@ -18,8 +19,8 @@ use crate::rejection::Rejection;
 pub enum Line {
     /// Nothing.
     Off,
-    /// All that is known, field by field.
-    Fields,
+    /// A JSON object with everything that is known.
+    Json,
     /// What a person wants to see.
     Short,
 }
@@ -29,14 +30,11 @@ impl Line {
     pub fn from_settings(log: logging::Settings) -> Self {
         match (log.access, log.is_json()) {
             (false, _) => Self::Off,
-            (true, true) => Self::Fields,
+            (true, true) => Self::Json,
             (true, false) => Self::Short,
         }
     }
 }
-
-/// What a caller can put into a line, in characters for each field.
-const LONGEST_TEXT: usize = 512;
 
 /// What is known of a request so far. On drop it writes the log line and counts the request.
 pub struct Record {
@@ -170,36 +168,53 @@ impl Record {
         );
     }
 
-    fn write(&self, elapsed: Duration) {
-        let path = self.path.as_ref().map_or("", PathAndQuery::path);
-        let identity = self.identity.as_deref();
-        let text =
-            |value: &HeaderValue| truncate_text(&String::from_utf8_lossy(value.as_bytes())).into_owned();
-        tracing::event!(
-            target: "access",
-            tracing::Level::INFO,
-            http.request.method = self.method.as_str(),
-            url.path = &*truncate_text(path),
-            http.route = &*self.route,
-            http.response.status_code = self.status.unwrap_or(499),
-            http.response.body.size = self.sent,
-            network.protocol.version = version_name(self.version),
-            client.address = self.client.map(tracing::field::display),
-            user_agent.original = self.user_agent.as_ref().map(text),
-            keyward.decision = self.decision(),
-            keyward.reason = self.reason(),
-            keyward.route = &*self.route,
-            keyward.org.id = identity.map(|identity| text(&identity.org_id)),
-            keyward.user.id = identity.and_then(|identity| identity.user_id.as_ref()).map(text),
-            keyward.token.id = identity.and_then(|identity| identity.token_id.as_ref()).map(text),
-            keyward.request.id = text(&self.request_id),
-            keyward.validation.duration = self.validation.map(|time| time.as_secs_f64()),
-            keyward.upstream.duration = self.upstream.map(|time| time.as_secs_f64()),
-            http.server.request.duration = elapsed.as_secs_f64(),
-            trace_id = self.trace.as_ref().map(text),
-            error.message = self.cause.as_deref(),
-            "request"
-        );
+    fn write_json(&self, elapsed: Duration) {
+        let fields = |line: &mut JsonLine<'_>| {
+            line.text("http.request.method", self.method.as_str());
+            line.text("url.path", self.path.as_ref().map_or("", PathAndQuery::path));
+            line.text("http.route", &self.route);
+            line.number("http.response.status_code", self.status.unwrap_or(499).into());
+            line.number("http.response.body.size", self.sent);
+            line.text("network.protocol.version", version_name(self.version));
+            if let Some(client) = self.client {
+                line.text("client.address", &client.to_string());
+            }
+            if let Some(user_agent) = &self.user_agent {
+                line.bytes("user_agent.original", user_agent.as_bytes());
+            }
+            line.text("keyward.decision", self.decision());
+            if let Some(reason) = self.reason() {
+                line.text("keyward.reason", reason);
+            }
+            line.text("keyward.route", &self.route);
+            if let Some(identity) = &self.identity {
+                line.bytes("keyward.org.id", identity.org_id.as_bytes());
+                for (name, id) in
+                    [("keyward.user.id", &identity.user_id), ("keyward.token.id", &identity.token_id)]
+                {
+                    if let Some(id) = id {
+                        line.bytes(name, id.as_bytes());
+                    }
+                }
+            }
+            line.bytes("keyward.request.id", self.request_id.as_bytes());
+            for (name, time) in [
+                ("keyward.validation.duration", self.validation),
+                ("keyward.upstream.duration", self.upstream),
+                ("http.server.request.duration", Some(elapsed)),
+            ] {
+                if let Some(time) = time {
+                    line.seconds(name, time);
+                }
+            }
+            if let Some(trace) = &self.trace {
+                line.bytes("trace_id", trace.as_bytes());
+            }
+            if let Some(cause) = &self.cause {
+                line.text("error.message", cause);
+            }
+        };
+        json_line::write_line("request", "access", fields, output::append_line);
     }
 }
 
@@ -221,7 +236,7 @@ impl Drop for Record {
         self.metrics.requests_in_flight.dec();
         match self.line {
             Line::Off => {}
-            Line::Fields => self.write(elapsed),
+            Line::Json => self.write_json(elapsed),
             Line::Short => self.write_short(elapsed),
         }
     }
@@ -235,13 +250,6 @@ fn parse_trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
         .nth(1)
         .filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
     HeaderValue::from_str(id).ok()
-}
-
-fn truncate_text(text: &str) -> std::borrow::Cow<'_, str> {
-    match text.char_indices().nth(LONGEST_TEXT) {
-        Some((at, _)) => format!("{}…", &text[..at]).into(),
-        None => text.into(),
-    }
 }
 
 fn version_name(version: Version) -> &'static str {
