@@ -16,23 +16,23 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use self::output::{AUDIT, AuditQueue, LogWriters, Output};
 use crate::metrics::Metrics;
 
-/// How to log.
+/// `[log]` of the route file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// JSON lines or text.
+    /// `log.format`.
     pub format: Format,
-    /// Whether requests are logged, or only events.
+    /// Whether requests are logged, in addition to events.
     pub access: bool,
 }
 
-/// The form of a line.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// JSON, one object a line.
+    /// One object a line.
     Json,
-    /// For people.
+    /// Sentences for a terminal, with the time of day.
     Text,
 }
 
@@ -47,12 +47,12 @@ impl Settings {
     }
 }
 
-/// Lines that wait for a slow reader of standard output; more are dropped and counted.
-const LINES_WAITING: usize = 16 * 1024;
-/// How long the end of the process waits for audit lines to be written.
-const AUDIT_AT_EXIT: Duration = Duration::from_secs(5);
+/// Lines that wait while standard output is read slowly; more are dropped and counted.
+const MAX_WAITING_LINES: usize = 16 * 1024;
+/// How long the process waits at its end for audit lines to be written.
+const AUDIT_FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The running log. On drop it writes the lines that still wait.
+/// The running log. On drop it writes the lines that wait.
 pub struct Log {
     audit: Arc<AuditQueue>,
     lossy: Option<WorkerGuard>,
@@ -60,7 +60,7 @@ pub struct Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if !self.audit.flush(AUDIT_AT_EXIT)
+        if !self.audit.flush(AUDIT_FLUSH_TIMEOUT)
             && let Some(stuck) = self.lossy.take()
         {
             // Standard output is blocked, and the guard's drop would wait for it.
@@ -69,20 +69,19 @@ impl Drop for Log {
     }
 }
 
-/// Sends the log to standard output. No request waits for who reads it, but for those of key management; see
-/// `output::AuditSlot`.
+/// Starts the log on standard output. While that is not read, only requests to key management wait: see `output::AuditSlot`.
 pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
     let has_colors =
         !settings.is_json() && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    // What colors the lines stays; the formatter has escaped what came from elsewhere.
+    // Escape sequences of colors are kept; the formatter has escaped those in values.
     let audit = AuditQueue::start(if has_colors { &['\u{1b}'] } else { &[] });
-    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
+    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(MAX_WAITING_LINES);
     let (lossy, guard) = builder.finish(Output(Arc::clone(&audit)));
     let dropped = lossy.error_counter();
     metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
     let writers = LogWriters { lossy, audit: Arc::clone(&audit) };
     let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writers);
-    // SECURITY: h2 warns of each PING that nobody asked for, so that callers could fill the log.
+    // SECURITY: h2 warns of each unsolicited PING, so that clients could fill the log.
     let own = ["keyward", "access", AUDIT].map(|target| (target, LevelFilter::INFO));
     let own = Targets::new().with_default(LevelFilter::ERROR).with_targets(own);
     // A second start in one process, as in tests, keeps the first.
@@ -96,7 +95,7 @@ pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
     Log { audit, lossy: Some(guard) }
 }
 
-/// The time of day in UTC, which is enough for people who watch.
+/// The time of day in UTC, without the date: text is read while it is written.
 struct Clock;
 
 impl tracing_subscriber::fmt::time::FormatTime for Clock {

@@ -1,5 +1,5 @@
-//! Standard output, where the log goes, by two ways: requests and events by a queue that drops lines when its reader is slow, audit
-//! lines by one that does not. Audit lines are written first and in order.
+//! Writes the log to standard output from two queues. The one of requests and events drops lines while standard output is read
+//! slowly; the one of audit lines never does. Audit lines are written first and in order.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -17,12 +17,12 @@ use crate::terminal;
 /// The target of audit lines.
 pub const AUDIT: &str = "audit";
 
-/// Audit lines that are written later or will come of requests under way; the next request waits.
+/// Audit lines that are queued, or reserved by requests in progress; beyond that, requests wait.
 const SLOTS: usize = 512;
-/// Between two tries to write where standard output takes nothing.
-const RETRY: Duration = Duration::from_secs(1);
+/// Between two attempts while standard output cannot be written to.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Audit lines that wait to be written. There is one in a process, as there is one log.
+/// Audit lines that wait to be written. A process has one queue, as it has one log.
 pub(super) struct AuditQueue {
     lines: Mutex<VecDeque<Vec<u8>>>,
     changed: Condvar,
@@ -32,19 +32,19 @@ pub(super) struct AuditQueue {
 
 static QUEUE: OnceLock<Arc<AuditQueue>> = OnceLock::new();
 
-/// Room for one audit line.
+/// A place in the queue for one audit line.
 pub struct AuditSlot(Option<SemaphorePermit<'static>>);
 
 impl AuditSlot {
-    /// Room for one line, waited for at most this long. `None` when there is still none, because standard output is not read.
+    /// Waits for a place, at most for `within`. `None` if none is free by then, because standard output is not read.
     pub async fn reserve(within: Duration) -> Option<Self> {
-        // Without a log there is nothing to wait for.
+        // No log was started, as in tests.
         let Some(queue) = QUEUE.get() else { return Some(Self(None)) };
         let permit = tokio::time::timeout(within, queue.slots.acquire()).await.ok()?.ok()?;
         Some(Self(Some(permit)))
     }
 
-    /// A line was emitted with the target `AUDIT`: it has this room until it is written.
+    /// Gives the place to a line that was emitted with the target `AUDIT`, which frees it when it is written.
     pub fn spend(self) {
         if let Some(permit) = self.0 {
             permit.forget();
@@ -53,7 +53,7 @@ impl AuditSlot {
 }
 
 impl AuditQueue {
-    /// The queue of this process, and a thread that writes what is in it. `kept` are characters that are not escaped.
+    /// The queue of this process. Its lines are written by a thread. Characters in `kept` are not escaped.
     pub(super) fn start(kept: &'static [char]) -> Arc<Self> {
         let queue = QUEUE.get_or_init(|| {
             let queue = Arc::new(Self {
@@ -83,12 +83,12 @@ impl AuditQueue {
             let lines = self.lock();
             drop(self.changed.wait_while(lines, |lines| lines.is_empty()));
             if self.write_waiting(&mut io::stdout().lock()).is_err() {
-                std::thread::sleep(RETRY);
+                std::thread::sleep(RETRY_INTERVAL);
             }
         }
     }
 
-    /// Writes every line that waits. Whoever calls it holds standard output, so that lines keep their order.
+    /// Writes all lines. The caller holds the lock of standard output, so that lines keep their order.
     fn write_waiting(&self, out: &mut impl Write) -> io::Result<()> {
         loop {
             let Some(line) = self.lock().front().cloned() else { return Ok(()) };
@@ -100,20 +100,20 @@ impl AuditQueue {
         }
     }
 
-    /// Waits until every line is written, at most this long. Whether that was so.
+    /// Waits until all lines are written, at most for `within`. Gives whether they are.
     pub(super) fn flush(&self, within: Duration) -> bool {
         let waiting = self.changed.wait_timeout_while(self.lock(), within, |lines| !lines.is_empty());
         waiting.unwrap_or_else(PoisonError::into_inner).0.is_empty()
     }
 }
 
-/// What the thread of other lines writes to: audit lines come before them, however many those are.
+/// Where the other queue writes to: waiting audit lines are written before each of its lines.
 pub(super) struct Output(pub(super) Arc<AuditQueue>);
 
 impl Write for Output {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let mut out = io::stdout().lock();
-        // What cannot be written stays in the queue.
+        // Audit lines that cannot be written stay in their queue.
         let _ = self.0.write_waiting(&mut out);
         out.write_all(&escape_line(line, self.0.kept)).map(|()| line.len())
     }
@@ -123,13 +123,13 @@ impl Write for Output {
     }
 }
 
-/// SECURITY: a caller's User-Agent, path or claim, or a message of Scalekit's, must not act on the terminal that shows the log, nor
-/// forge a line.
+/// SECURITY: a client's User-Agent, path or claim, or a message of Scalekit's, must neither control the terminal that shows the log
+/// nor forge a line.
 fn escape_line<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
-    // The first bytes in UTF-8 of everything that is escaped; most lines have none.
-    let may_be_obeyed = |byte: &u8| matches!(byte, 0..0x20 | 0x7f | 0xc2 | 0xd8 | 0xe2);
-    if text.len() < line.len() && !text.iter().any(may_be_obeyed) {
+    // The first bytes in UTF-8 of all characters that are escaped; most lines have none.
+    let may_need_escape = |byte: &u8| matches!(byte, 0..0x20 | 0x7f | 0xc2 | 0xd8 | 0xe2);
+    if text.len() < line.len() && !text.iter().any(may_need_escape) {
         return Cow::Borrowed(line);
     }
     let mut out = terminal::escape(&String::from_utf8_lossy(text), kept).into_owned().into_bytes();
@@ -137,7 +137,7 @@ fn escape_line<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
     Cow::Owned(out)
 }
 
-/// Sends each event by its way.
+/// Selects the queue of an event.
 pub(super) struct LogWriters {
     pub(super) lossy: NonBlocking,
     pub(super) audit: Arc<AuditQueue>,
@@ -161,7 +161,7 @@ impl<'w> MakeWriter<'w> for LogWriters {
 }
 
 impl Write for LineWriter<'_> {
-    /// A whole line, as the formatter writes each event at once.
+    /// Takes a whole line: the formatter writes each event in one call.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self {
             Self::Lossy(lossy) => lossy.write(line),
