@@ -172,7 +172,8 @@ impl<H: Handler> Connection<H> {
             let response = Arc::clone(&service).respond(request);
             async { Ok::<_, Infallible>(response.await) }
         });
-        let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&self.activity), place));
+        let max_head = self.shared.settings.max_head;
+        let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&self.activity), place, max_head));
         let server = self.shared.http.select(self.shared.budget.connections());
         let mut connection = std::pin::pin!(server.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
