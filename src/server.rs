@@ -226,7 +226,7 @@ impl Server {
         self.management.as_ref().map(|(listener, _)| listener.address())
     }
 
-    /// Shared with the admin port; also for tests, which wait for it.
+    /// For callers that wait until Keyward is ready.
     pub fn readiness(&self) -> Arc<Readiness> {
         Arc::clone(&self.readiness)
     }
