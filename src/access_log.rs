@@ -19,14 +19,14 @@ use crate::rejection::Rejection;
 pub enum Line {
     /// Nothing.
     Off,
-    /// A JSON object with everything that is known.
+    /// A JSON object with all fields.
     Json,
-    /// What a person wants to see.
+    /// One sentence, to be read on a terminal.
     Short,
 }
 
 impl Line {
-    /// What these settings ask for.
+    /// Fields for JSON, a sentence for text.
     pub fn from_settings(log: logging::Settings) -> Self {
         match (log.access, log.is_json()) {
             (false, _) => Self::Off,
@@ -36,7 +36,7 @@ impl Line {
     }
 }
 
-/// What is known of a request so far. On drop it writes the log line and counts the request.
+/// What is known of a request. On drop it writes the log line and counts the request.
 pub struct Record {
     metrics: Arc<Metrics>,
     line: Line,
@@ -47,30 +47,30 @@ pub struct Record {
     client: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     trace: Option<HeaderValue>,
-    /// `X-Request-Id`.
+    /// A trusted proxy's, or one of Keyward's own.
     pub request_id: HeaderValue,
-    /// The route's label.
+    /// The route's label, or empty when there was none.
     pub route: Arc<str>,
-    /// Whom the request speaks for.
+    /// `None` before the verdict, and on public routes.
     pub identity: Option<Arc<Identity>>,
-    /// The time spent on the verdict.
+    /// Time to the verdict.
     pub validation: Option<Duration>,
-    /// The time from sending upstream to the head of the answer.
+    /// Time from forwarding the request to the response's head.
     pub upstream: Option<Duration>,
-    /// The status that the caller got; none yet if it went away before.
+    /// `None` until there is a response: if the client closes before, 499 is logged.
     status: Option<u16>,
-    /// Why Keyward answered itself, or cut the answer.
+    /// Why Keyward rejected the request, or ended the response early.
     reason: Option<&'static str>,
-    denied: bool,
-    /// What went wrong, for the operator.
+    is_denied: bool,
+    /// Details for the operator, which the client does not see.
     pub cause: Option<String>,
-    /// Bytes of the answer's body.
+    /// Bytes of the response's body.
     pub sent: u64,
-    whole: bool,
+    is_complete: bool,
 }
 
 impl Record {
-    /// Begins with the arrival of a request's head.
+    /// Begins when a request's head has arrived.
     pub fn begin<B>(
         request: &Request<B>,
         client: Option<IpAddr>,
@@ -96,32 +96,32 @@ impl Record {
             upstream: None,
             status: None,
             reason: None,
-            denied: false,
+            is_denied: false,
             cause: None,
             sent: 0,
-            whole: false,
+            is_complete: false,
         }
     }
 
-    /// Keyward rejects the request.
+    /// Records a response of Keyward's own.
     pub fn set_rejection(&mut self, rejection: &Rejection) {
         self.status = Some(rejection.status().as_u16());
         self.reason = Some(rejection.code());
-        self.denied = rejection.is_denial();
-        self.whole = true;
+        self.is_denied = rejection.is_denial();
+        self.is_complete = true;
         if *rejection == Rejection::KeyIdPresented {
             self.cause = Some("the credential is the id of a key (apit_…), not a key".to_owned());
         }
     }
 
-    /// The upstream has answered with this status.
+    /// The status of the upstream's response.
     pub fn set_status(&mut self, status: u16) {
         self.status = Some(status);
     }
 
     /// The response body was sent completely.
     pub fn mark_complete(&mut self) {
-        self.whole = true;
+        self.is_complete = true;
     }
 
     /// The response was ended early.
@@ -131,7 +131,7 @@ impl Record {
     }
 
     fn decision(&self) -> &'static str {
-        match (self.reason, self.denied) {
+        match (self.reason, self.is_denied) {
             (None, _) if self.status.is_some() => "allow",
             (Some(_), true) => "deny",
             _ => "error",
@@ -139,11 +139,11 @@ impl Record {
     }
 
     fn reason(&self) -> Option<&'static str> {
-        // Nobody was there to take the answer, or the rest of it.
-        self.reason.or_else(|| (!self.whole).then_some("caller_gone"))
+        // The client closed before it had the whole response.
+        self.reason.or_else(|| (!self.is_complete).then_some("caller_gone"))
     }
 
-    fn write_short(&self, elapsed: Duration) {
+    fn write_short_line(&self, elapsed: Duration) {
         let ids =
             self.identity.iter().flat_map(|identity| [Some(&identity.org_id), identity.user_id.as_ref()]);
         let ids = ids
@@ -237,7 +237,7 @@ impl Drop for Record {
         match self.line {
             Line::Off => {}
             Line::Json => self.write_json(elapsed),
-            Line::Short => self.write_short(elapsed),
+            Line::Short => self.write_short_line(elapsed),
         }
     }
 }

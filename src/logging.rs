@@ -16,23 +16,23 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use self::output::{AUDIT, EventWriter, OutputQueue};
 use crate::metrics::Metrics;
 
-/// How to log.
+/// `[log]` of the route file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// JSON lines or text.
+    /// `log.format`.
     pub format: Format,
-    /// Whether requests are logged, or only events.
+    /// Whether requests are logged, in addition to events.
     pub access: bool,
 }
 
-/// The form of a line.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// JSON, one object a line.
+    /// One object a line.
     Json,
-    /// For people.
+    /// Sentences for a terminal, with the time of day.
     Text,
 }
 
