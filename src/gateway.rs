@@ -20,19 +20,21 @@ use tokio_util::task::TaskTracker;
 
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
-use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
-use crate::body::Body;
+use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{self, Metrics};
+use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
+use crate::pool::PooledBody;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
-use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
+use crate::upstream::forwarded::{self, REQUEST_ID};
 use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, Upstream, request_body, tunnel};
 use crate::validator::Validator;
@@ -68,7 +70,7 @@ pub struct Gateway {
     /// The identity headers.
     pub identity: Arc<identity::Headers>,
     /// Proxies whose `X-Forwarded-*` headers are trusted.
-    pub trusted: Trusted,
+    pub trusted: TrustedProxies,
     /// The routes.
     pub routes: RouteTable,
     /// Upstreams by name. Every route's upstream is present.
@@ -86,9 +88,9 @@ pub struct Gateway {
 impl Gateway {
     /// Handles a request. Its log line is written when the response has ended.
     pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
-        let believed = self.trusted.believes(peer);
+        let believed = self.trusted.trusts(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = ErrorFormat::of(&request);
@@ -108,7 +110,7 @@ impl Gateway {
     pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
         let request_id = forwarded::request_id(request.headers(), false);
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
@@ -231,7 +233,7 @@ impl Gateway {
         upgrade: Option<hop_by_hop::WebSocket>,
         due: Option<tokio::time::Instant>,
         record: &mut Record,
-    ) -> Result<(Response<Body>, Option<Tunnel>, Exchange), Rejection> {
+    ) -> Result<(Response<PooledBody>, Option<Tunnel>, Exchange), Rejection> {
         let Some(upstream) = self.upstreams.get(&route.upstream) else {
             return Err(Rejection::UpstreamUnreachable);
         };
@@ -240,8 +242,8 @@ impl Gateway {
         let answered =
             upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
+        upstream.log_outcome(began.into(), answered.as_ref().err());
         let (mut response, exchange) = answered.map_err(|failure| {
-            upstream.log_failure(&failure);
             let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
             rejection
@@ -259,6 +261,8 @@ impl Gateway {
             let status = caller.takes_status(response.headers());
             return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
+        // A 101 has no body.
+        let response = response.map(|_| body::empty());
         let closing = self.closing.clone();
         self.tunnels.spawn(async move {
             let _exchange = exchange;
@@ -299,7 +303,7 @@ impl Current {
 
 /// A request that was forwarded, and its response.
 struct Forwarded {
-    response: Response<Body>,
+    response: Response<PooledBody>,
     tunnel: Option<Tunnel>,
     revalidation: Revalidation,
     exchange: Exchange,
@@ -356,8 +360,8 @@ fn keep_preflight_headers(headers: &mut HeaderMap) {
 
 /// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.
 fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
-    static SAMPLER: Sampler = Sampler::new();
-    if let Some(suppressed) = SAMPLER.admit() {
+    static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(1));
+    if let Some(suppressed) = LIMIT.admit() {
         tracing::warn!(
             keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
             suppressed,

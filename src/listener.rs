@@ -1,82 +1,92 @@
 //! Accepts connections and serves them: TCP, unix socket, TLS; HTTP/1.1 and HTTP/2 on one port; within limits of time,
 //! size and number.
 
-mod admission;
 mod activity;
+mod address_limit;
+mod admission;
 mod connection;
-mod strict_http1;
-mod lingering;
-mod proxy_header;
-mod registry;
+mod connection_io;
 mod connection_limit;
+mod connection_place;
+mod http;
+mod inbound_body;
+mod lingering_close;
+mod proxy_header;
+mod rapid_reset;
+mod registry;
 mod send_timeout;
+mod service;
+mod socket;
+mod strict_http1;
 
-use std::fs::Permissions;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::{Request, Response};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixSocket, UnixStream};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::activity::Activity;
+use self::address_limit::AddressLimit;
+use self::connection::{Connection, Shared};
 use self::connection_limit::ConnectionLimit;
+use self::connection_place::ConnectionPlace;
+use self::http::HttpServers;
 use self::registry::Registry;
+use self::socket::Socket;
 use crate::body::Body;
 use crate::budget::{Account, Budget};
 use crate::metrics::Metrics;
+use crate::peer::{Peer, TrustedProxies};
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
-use crate::upstream::forwarded::{Peer, Trusted};
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where.
+    /// The address.
     pub listen: Listen,
-    /// TLS, with ALPN.
+    /// The certificate and its key, if it speaks TLS.
     pub tls: Option<KeyPair>,
-    /// Whose connections begin with a PROXY header, before TLS.
-    pub proxied: Trusted,
-    /// To receive a request's head; for the first one since the connection was accepted, TLS and a PROXY header included.
+    /// Load balancers whose connections begin with a PROXY header, before TLS.
+    pub proxied: TrustedProxies,
+    /// Limit on receiving a request's head. For the first one it runs from the accept, and includes TLS and a PROXY header.
     pub header_timeout: Duration,
-    /// Between requests.
+    /// Limit on silence between requests.
     pub idle_timeout: Duration,
-    /// How long a caller may take nothing of an answer that is there for it.
+    /// How long a client may read nothing of a response that is ready for it.
     pub answer_timeout: Option<Duration>,
-    /// The most bytes of a request's head, from 8 KiB.
+    /// Limit on a request's head in bytes, at least 8 KiB.
     pub max_head: usize,
-    /// The most headers of a request.
+    /// Limit on the number of a request's headers.
     pub max_headers: usize,
-    /// Requests at once on one HTTP/2 connection.
+    /// Limit on concurrent requests on one HTTP/2 connection.
     pub max_streams: u32,
-    /// Connections at once; more wait in the system's queue.
+    /// Limit on open connections; more wait in the kernel's queue.
     pub max_connections: usize,
-    /// And from one client address (IPv6: one /64); more are closed.
+    /// The same for each client address (IPv6: each /64); more are closed.
     pub max_connections_per_address: Option<usize>,
     /// What requests and bodies on all connections may hold, in bytes.
     pub memory: usize,
-    /// Who may connect to a unix socket, as in `chmod`; none: as the process's mask has it.
+    /// The mode of a unix socket's file; without one it follows from the process's umask.
     pub socket_mode: Option<u32>,
 }
 
 impl Settings {
-    /// For another listener of the same process: in clear text, without a load balancer, and with few connections of its own,
-    /// so that it answers whatever the public one suffers.
+    /// For an internal listener of the same process: in clear text, without a load balancer, and with a few connections of its
+    /// own, so that it answers whatever happens to the public one.
     #[must_use]
     pub fn beside(&self, listen: Listen) -> Self {
         Self {
             listen,
             tls: None,
-            proxied: Trusted::default(),
+            proxied: TrustedProxies::default(),
             max_connections: BESIDE_CONNECTIONS,
             max_connections_per_address: None,
             memory: BESIDE_MEMORY,
@@ -85,10 +95,10 @@ impl Settings {
     }
 }
 
-/// Where to listen.
+/// An address to listen on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listen {
-    /// An address and port; port 0 takes a free one.
+    /// An address and port; for port 0 the kernel chooses a free one.
     Tcp(SocketAddr),
     /// A unix socket, `unix:/path`.
     Unix(PathBuf),
@@ -106,12 +116,12 @@ impl std::fmt::Display for Listen {
 /// Why there is no listener.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// The address is taken, not ours, or not allowed.
+    /// The address is in use, not of this host, or not permitted.
     #[error("cannot listen on {listen}: {error}")]
     Bind {
-        /// Where.
+        /// The address.
         listen: Listen,
-        /// What the system says.
+        /// The error of the system.
         error: io::Error,
     },
     /// The certificate cannot be used.
@@ -119,7 +129,7 @@ pub enum ListenError {
     Tls(#[from] TlsError),
 }
 
-/// How far the end has come.
+/// How far shutdown has come. Each phase is cancelled when it begins.
 #[derive(Clone, Debug, Default)]
 pub struct Phases {
     /// Clients are asked to go elsewhere; everything is still served.
@@ -130,17 +140,17 @@ pub struct Phases {
     pub closing: CancellationToken,
 }
 
-/// What answers requests.
+/// Answers the requests of a listener.
 pub trait Handler: Send + Sync + 'static {
-    /// The answer.
-    fn answer(
+    /// Answers a request.
+    fn handle(
         self: Arc<Self>,
         request: Request<Body>,
         peer: Peer,
         account: &Arc<Account>,
     ) -> impl Future<Output = Response<Body>> + Send;
 
-    /// The answer to a request that the listener has no room for; its headers are gone but for the content type.
+    /// Answers a request for which the listener has no room. It has no headers any more but its content type.
     fn refuse(&self, request: Request<Body>, _peer: Peer, rejection: Rejection) -> Response<Body> {
         rejection.response(&ErrorFormat::of(&request), "", "")
     }
@@ -155,53 +165,36 @@ pub struct Listener {
     metrics: Arc<Metrics>,
 }
 
-enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
-}
-
-enum Accepted {
-    Tcp(TcpStream, SocketAddr),
-    Unix(UnixStream),
-}
-
-/// After the end was decided: what callers sent before they could know is on its way, and still taken.
+/// How long connections are still accepted after shutdown was decided: clients that could not know of it have sent requests.
 const CROSSING: Duration = Duration::from_millis(100);
-/// Connections that wait to be accepted; the system may allow fewer.
-const BACKLOG: u32 = 4096;
-/// After an accept that failed, as for want of file descriptors.
+/// After an accept that failed, for example for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// From one look for a connection that makes room to the next.
-const EVICT_EVERY: Duration = Duration::from_millis(20);
-/// Of a listener beside the public one.
+/// Between two attempts to end a connection for one that waits.
+const EVICT_INTERVAL: Duration = Duration::from_millis(20);
+/// Connections of an internal listener.
 pub const BESIDE_CONNECTIONS: usize = 64;
-/// For the requests of such a listener, in bytes.
+/// Memory for the requests of an internal listener, in bytes.
 const BESIDE_MEMORY: usize = 16 * 1024 * 1024;
 
 impl Listener {
-    /// Binds the socket. Connections wait in the system's queue until `serve`.
+    /// Binds the socket. Connections wait in the kernel's queue until `serve`.
     ///
     /// # Errors
-    /// When the address or the certificate cannot be had.
+    /// When the socket cannot be bound or the certificate cannot be read.
     pub fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, ListenError> {
         let certificate = settings.tls.as_ref().map(ServerCertificate::read).transpose()?;
         let tls = match &certificate {
             Some(certificate) => Some(TlsAcceptor::from(Arc::new(tls::server(Arc::clone(certificate))?))),
             None => None,
         };
-        let socket = bind(&settings.listen, settings.socket_mode)
+        let socket = Socket::bind(&settings.listen, settings.socket_mode)
             .map_err(|error| ListenError::Bind { listen: settings.listen.clone(), error })?;
         Ok(Self { socket, settings: watch::Sender::new(settings), certificate, tls, metrics })
     }
 
-    /// Where it listens, with the port that was taken.
+    /// The address in use, which has the port that the kernel chose for port 0.
     pub fn address(&self) -> Listen {
-        match &self.socket {
-            Socket::Tcp(listener) => {
-                listener.local_addr().map_or_else(|_| self.settings.borrow().listen.clone(), Listen::Tcp)
-            }
-            Socket::Unix(_, path) => Listen::Unix(path.clone()),
-        }
+        self.socket.local_address().unwrap_or_else(|_| self.settings.borrow().listen.clone())
     }
 
     /// The certificate, if it speaks TLS.
@@ -209,8 +202,8 @@ impl Listener {
         self.certificate.clone()
     }
 
-    /// Takes other settings into force, for connections that are accepted from then on. Where it listens and whether it speaks
-    /// TLS stays as it is.
+    /// For other settings, which are in force for connections accepted from then on. The address, and whether TLS is spoken,
+    /// stay as they are.
     pub fn settings(&self) -> watch::Sender<Settings> {
         self.settings.clone()
     }
@@ -219,20 +212,21 @@ impl Listener {
     pub async fn serve<H: Handler>(self, handler: Arc<H>, phases: Phases, tasks: TaskTracker) {
         let mut changes = self.settings.subscribe();
         let (registry, budget) = (Arc::<Registry>::default(), Budget::new(changes.borrow().memory));
-        let server = |settings: &Settings| {
+        let addresses = Arc::<AddressLimit>::default();
+        let apply = |settings: &Settings| {
             budget.resize(settings.memory);
             budget.set_max_connections(settings.max_connections);
-            Arc::new(connection::Server::new(
-                settings,
-                self.tls.clone(),
-                Arc::clone(&self.metrics),
-                Arc::clone(&registry),
-                Arc::clone(&budget),
-                &tasks,
-            ))
+            Arc::new(Shared {
+                http: HttpServers::new(settings, &self.metrics, &tasks),
+                settings: settings.clone(),
+                tls: self.tls.clone(),
+                addresses: Arc::clone(&addresses),
+                budget: Arc::clone(&budget),
+                metrics: Arc::clone(&self.metrics),
+            })
         };
-        let mut slots = ConnectionLimit::new(changes.borrow().max_connections);
-        let mut current = server(&changes.borrow_and_update());
+        let mut places = ConnectionLimit::new(changes.borrow().max_connections);
+        let mut shared = apply(&changes.borrow_and_update());
         let stopped = async {
             phases.stopping.cancelled().await;
             tokio::select! {
@@ -241,11 +235,12 @@ impl Listener {
             }
         };
         let mut stopped = std::pin::pin!(stopped);
-        let spawn = |server: &Arc<connection::Server>, slot, accepted| {
+        let spawn = |shared: &Arc<Shared>, permit, accepted| {
             let activity = Arc::new(Activity::start(Account::open(&budget)));
-            let open = connection::Open::count(slot, registry.enter(&activity), &self.metrics);
-            let (server, handler, phases) = (Arc::clone(server), Arc::clone(&handler), phases.clone());
-            tasks.spawn(async move { server.serve(accepted, open, activity, handler, phases).await });
+            let place = ConnectionPlace::new(permit, registry.register(&activity), &self.metrics);
+            let connection =
+                Connection::new(Arc::clone(shared), Arc::clone(&handler), phases.clone(), activity);
+            tasks.spawn(connection.serve(accepted, place));
         };
         // Accepted, and without a place yet.
         let mut waiting = None;
@@ -254,7 +249,7 @@ impl Listener {
                 if waiting.is_none() {
                     waiting = Some(self.socket.accept().await);
                 }
-                take_place(&mut slots, &registry).await
+                take_place(&mut places, &registry).await
             };
             let next = tokio::select! {
                 () = &mut stopped => break,
@@ -264,116 +259,35 @@ impl Listener {
             // What is accepted after a change has its settings, whichever was seen first.
             if next.is_none() || changes.has_changed().unwrap_or_default() {
                 let settings = changes.borrow_and_update();
-                slots.resize(settings.max_connections);
-                current = server(&settings);
+                places.resize(settings.max_connections);
+                shared = apply(&settings);
             }
-            match next {
+            let Some(permit) = next else { continue };
+            match waiting.take() {
+                Some(Ok(accepted)) => spawn(&shared, permit, accepted),
+                Some(Err(error)) => {
+                    tracing::error!("cannot accept a connection: {error}");
+                    sleep(ACCEPT_PAUSE).await;
+                }
                 None => {}
-                Some(slot) => match waiting.take() {
-                    Some(Ok(accepted)) => spawn(&current, slot, accepted),
-                    Some(Err(error)) => {
-                        tracing::error!("cannot accept a connection: {error}");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                    None => {}
-                },
             }
         }
         for accepted in waiting.and_then(Result::ok).into_iter().chain(self.socket.close()) {
-            if let Some(slot) = slots.take_now() {
-                spawn(&current, Some(slot), accepted);
+            if let Some(permit) = places.try_take() {
+                spawn(&shared, Some(permit), accepted);
             }
         }
     }
 }
 
-/// Waits for a place. Who has shown no good key leaves for it, if somebody must.
-async fn take_place(
-    slots: &mut ConnectionLimit,
-    registry: &Registry,
-) -> Option<tokio::sync::OwnedSemaphorePermit> {
+/// Waits for a place. If none is free, a connection on which no good key is in use ends for it.
+async fn take_place(places: &mut ConnectionLimit, registry: &Registry) -> Option<OwnedSemaphorePermit> {
     loop {
-        if slots.is_full() {
+        if places.is_full() {
             registry.evict_one();
         }
-        if let Ok(place) = timeout(EVICT_EVERY, slots.take()).await {
+        if let Ok(place) = timeout(EVICT_INTERVAL, places.take()).await {
             return place;
         }
-    }
-}
-
-impl Socket {
-    /// Stops listening, and gives what the system had taken for it by then.
-    fn close(self) -> Vec<Accepted> {
-        let mut queued = Vec::new();
-        let limit = BACKLOG as usize;
-        match self {
-            Self::Tcp(listener) => {
-                let Ok(listener) = listener.into_std() else { return queued };
-                queued.extend((0..limit).map_while(|_| queued_tcp(&listener).ok()));
-            }
-            Self::Unix(listener, path) => {
-                // Gone already is as good; nobody finds it any more.
-                let _ = std::fs::remove_file(path);
-                let Ok(listener) = listener.into_std() else { return queued };
-                queued.extend((0..limit).map_while(|_| queued_unix(&listener).ok()));
-            }
-        }
-        queued
-    }
-
-    async fn accept(&self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, address) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Accepted::Tcp(stream, address))
-            }
-            Self::Unix(listener, _) => Ok(Accepted::Unix(listener.accept().await?.0)),
-        }
-    }
-}
-
-fn queued_tcp(listener: &std::net::TcpListener) -> io::Result<Accepted> {
-    let (stream, address) = listener.accept()?;
-    stream.set_nonblocking(true)?;
-    stream.set_nodelay(true)?;
-    Ok(Accepted::Tcp(TcpStream::from_std(stream)?, address))
-}
-
-fn queued_unix(listener: &std::os::unix::net::UnixListener) -> io::Result<Accepted> {
-    let (stream, _) = listener.accept()?;
-    stream.set_nonblocking(true)?;
-    Ok(Accepted::Unix(UnixStream::from_std(stream)?))
-}
-
-fn bind(listen: &Listen, mode: Option<u32>) -> io::Result<Socket> {
-    match listen {
-        Listen::Tcp(address) => {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            socket.bind(*address)?;
-            Ok(Socket::Tcp(socket.listen(BACKLOG)?))
-        }
-        Listen::Unix(path) => {
-            remove_dead_socket(path);
-            let socket = UnixSocket::new_stream()?;
-            socket.bind(path)?;
-            // SECURITY: before it listens, so that nobody else can have connected.
-            if let Some(mode) = mode {
-                std::fs::set_permissions(path, Permissions::from_mode(mode))?;
-            }
-            Ok(Socket::Unix(socket.listen(BACKLOG)?, path.clone()))
-        }
-    }
-}
-
-/// A socket that nobody listens on any more, left by a process that was killed.
-fn remove_dead_socket(path: &Path) {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    if is_socket && std::os::unix::net::UnixStream::connect(path).is_err_and(refused) {
-        // If it cannot be removed, binding says why.
-        let _ = std::fs::remove_file(path);
     }
 }

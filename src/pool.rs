@@ -5,9 +5,9 @@
 //! HTTP/2 sends the URI's authority.
 
 mod dial;
-mod request_target;
+mod outgoing;
 mod pooled;
-mod replay;
+mod request_target;
 mod tunnel;
 
 use std::io;
@@ -16,14 +16,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::BodyExt;
 use hyper::client::conn::{TrySendError, http1, http2};
 use hyper::{Request, Response, StatusCode};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use self::pooled::{Lease, Leased};
-use self::replay::Replay;
+use self::outgoing::{OutgoingBody, Replay};
+pub(crate) use self::pooled::PooledBody;
+use self::pooled::{Connection, lease_connection};
 use self::request_target::{for_http1, for_http2};
 pub use self::tunnel::{PRODUCT, Tunnel};
 use crate::body::Body;
@@ -132,13 +132,13 @@ pub struct Origin {
 
 /// An HTTP/1.1 connection between two requests.
 struct Idle {
-    sender: http1::SendRequest<Body>,
+    sender: http1::SendRequest<OutgoingBody>,
     since: Instant,
 }
 
 /// An HTTP/2 connection. The `Arc` counts the streams: one for itself, one for each.
 struct Shared {
-    sender: http2::SendRequest<Body>,
+    sender: http2::SendRequest<OutgoingBody>,
     streams: Arc<()>,
     opened: Instant,
     /// How many the origin allows.
@@ -147,8 +147,8 @@ struct Shared {
 }
 
 enum Sender {
-    Http1(http1::SendRequest<Body>),
-    Http2(http2::SendRequest<Body>, Arc<()>),
+    Http1(http1::SendRequest<OutgoingBody>),
+    Http2(http2::SendRequest<OutgoingBody>, Arc<()>),
 }
 
 impl Origin {
@@ -194,7 +194,11 @@ impl Origin {
     ///
     /// # Errors
     /// When there is no answer. There is no time limit but that of connecting.
-    pub async fn send(self: &Arc<Self>, mut request: Request<Body>) -> Result<Response<Body>, SendError> {
+    pub(crate) async fn send(
+        self: &Arc<Self>,
+        request: Request<Body>,
+    ) -> Result<Response<PooledBody>, SendError> {
+        let mut request = request.map(OutgoingBody::Once);
         let mut tries = 0;
         loop {
             tries += 1;
@@ -223,7 +227,7 @@ impl Origin {
             }
             // A kept connection may have died unnoticed, or end while the request is on its way.
             let replay = replay.filter(|replay| refused || (kept && replay.is_safe()));
-            let again = unsent.map(|request| *request).filter(|_| kept).or_else(|| replay?.request());
+            let again = unsent.map(|request| *request).filter(|_| kept).or_else(|| replay?.into_request());
             request = match again {
                 Some(again) if tries < TRIES => again,
                 _ => return Err(SendError::Broken(error)),
@@ -236,7 +240,11 @@ impl Origin {
     ///
     /// # Errors
     /// As `send`.
-    pub async fn send_upgrade(self: &Arc<Self>, request: Request<Body>) -> Result<Response<Body>, SendError> {
+    pub(crate) async fn send_upgrade(
+        self: &Arc<Self>,
+        request: Request<Body>,
+    ) -> Result<Response<PooledBody>, SendError> {
+        let request = request.map(OutgoingBody::Once);
         let dialed = self.dialer.dial(dial::Wanted::Upgrade, &self.tasks).await?;
         let dial::Dialed::Http1(sender) = dialed else {
             return Err(SendError::NoUpgrade);
@@ -253,9 +261,9 @@ impl Origin {
     async fn exchange(
         self: &Arc<Self>,
         sender: Sender,
-        request: Request<Body>,
-    ) -> Result<Response<Body>, (hyper::Error, Option<Box<Request<Body>>>)> {
-        let split = |mut error: TrySendError<Request<Body>>| {
+        request: Request<OutgoingBody>,
+    ) -> Result<Response<PooledBody>, (hyper::Error, Option<Box<Request<OutgoingBody>>>)> {
+        let split = |mut error: TrySendError<Request<OutgoingBody>>| {
             let unsent = error.take_message().map(Box::new);
             (error.into_error(), unsent)
         };
@@ -264,13 +272,13 @@ impl Origin {
                 let response = sender.try_send_request(for_http1(request)).await.map_err(split)?;
                 // SECURITY: after a 101 the connection is no longer HTTP.
                 let kept = response.status() != StatusCode::SWITCHING_PROTOCOLS;
-                let lease = kept.then(|| Lease::Http1 { sender, origin: Arc::clone(self) });
-                Ok(response.map(|incoming| Leased::new(incoming, lease).boxed_unsync()))
+                let connection = kept.then(|| Connection::Http1 { sender, origin: Arc::clone(self) });
+                Ok(response.map(|incoming| lease_connection(incoming, connection)))
             }
             Sender::Http2(mut sender, stream) => {
                 let request = for_http2(request, self.dialer.scheme());
                 let response = sender.try_send_request(request).await.map_err(split)?;
-                Ok(response.map(|incoming| Leased::new(incoming, Some(Lease::Http2(stream))).boxed_unsync()))
+                Ok(response.map(|incoming| lease_connection(incoming, Some(Connection::Http2(stream)))))
             }
         }
     }

@@ -1,53 +1,55 @@
 //! The upstream's response body: streamed to the client, counted, and ended early when its key is no longer valid. A gRPC
 //! client gets a status in the trailers then; any other connection or stream is aborted.
 
-use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
 use hyper::header::CONTENT_LENGTH;
 
 use super::revalidation::{Revalidation, close_reason};
 use crate::access_log::Record;
-use crate::body::{self, Body, BodyError};
+use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
+use crate::pool::PooledBody;
 use crate::upstream::{self, Exchange};
 
 pub(super) struct ResponseBody {
-    body: Body,
     record: Record,
     revalidation: Revalidation,
     /// Whether the client understands a gRPC status in the trailers.
-    status: bool,
+    takes_status: bool,
+    /// Whether such a status ended the body early.
+    ended_early: bool,
     _exchange: Exchange,
 }
 
 impl ResponseBody {
     pub(super) fn wrap(
-        body: Body,
+        body: PooledBody,
         mut record: Record,
         revalidation: Revalidation,
-        status: bool,
+        takes_status: bool,
         exchange: Exchange,
     ) -> Body {
         if body.is_end_stream() {
             record.mark_complete();
-            return body;
+            return body::empty();
         }
-        Self { body, record, revalidation, status, _exchange: exchange }.boxed_unsync()
+        let adapter = Self { record, revalidation, takes_status, ended_early: false, _exchange: exchange };
+        Adapted::new(body, adapter).boxed_unsync()
     }
 }
 
-impl http_body::Body for ResponseBody {
+impl Adapter for ResponseBody {
+    type Body = PooledBody;
     type Data = Bytes;
-    type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let mut polled = Pin::new(&mut self.body).poll_frame(cx);
+    fn poll_frame(&mut self, body: &mut PooledBody, cx: &mut Context<'_>) -> PolledFrame {
+        if self.ended_early {
+            return Poll::Ready(None);
+        }
+        let mut polled = body::poll_next(body, cx);
         match &mut polled {
             Poll::Ready(None) => self.record.mark_complete(),
             Poll::Ready(Some(Ok(frame))) => {
@@ -57,7 +59,7 @@ impl http_body::Body for ResponseBody {
                     trailers.remove(CONTENT_LENGTH);
                 }
                 self.record.sent += frame.data_ref().map_or(0, Bytes::len) as u64;
-                if self.body.is_end_stream() {
+                if body.is_end_stream() {
                     self.record.mark_complete();
                 }
             }
@@ -66,24 +68,20 @@ impl http_body::Body for ResponseBody {
             }
             Poll::Pending => {}
         }
-        let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
+        let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || body.is_end_stream();
         if !over && let Poll::Ready(rejection) = self.revalidation.poll_closed(cx) {
             self.record.mark_cut(close_reason(&rejection), None);
-            if !self.status {
+            if !self.takes_status {
                 return Poll::Ready(Some(Err(close_reason(&rejection).into())));
             }
             // The upload has its own check and ends by itself.
-            self.body = body::empty();
+            self.ended_early = true;
             return Poll::Ready(Some(Ok(Frame::trailers(rejection.trailers()))));
         }
         polled
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn is_end_stream(&self, body: &PooledBody) -> bool {
+        self.ended_early || body.is_end_stream()
     }
 }

@@ -9,16 +9,16 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::Shared;
-use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::Gateway;
-use crate::body::{Body, BodyError};
+use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
 use crate::budget::Admitted;
 use crate::credential::ApiKey;
 use crate::identity::Identity;
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{Metrics, Outcome};
 use crate::policy::Requirement;
 use crate::rejection::Rejection;
@@ -65,6 +65,8 @@ const EARLIEST: f64 = 0.8;
 /// Spreads the validations of streams that began together, as after a restart.
 const JITTER: f64 = 0.1;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Between two lines that say the same of many streams.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Revalidation {
     /// For a request with this key, whose validation began at `began`.
@@ -157,7 +159,7 @@ impl Revalidation {
     /// and the request is admitted until both have ended.
     pub(super) fn wrap_upload(&mut self, body: Body) -> Body {
         let closed = self.start_asking().map(|running| running.closed.clone());
-        Upload { body, closed, _admitted: Arc::clone(&self.admitted) }.boxed_unsync()
+        Adapted::new(body, Upload { closed, _admitted: Arc::clone(&self.admitted) }).boxed_unsync()
     }
 }
 
@@ -223,9 +225,13 @@ impl Question {
             }
         };
         let closed = metrics.streams_closed.get_or_create(&Outcome { outcome }).inc() + 1;
-        if outcome == "unconfirmed" && closed.is_power_of_two() {
+        static LIMIT: LineLimit = LineLimit::new(LINE_INTERVAL);
+        if outcome == "unconfirmed"
+            && let Some(suppressed) = LIMIT.admit()
+        {
             tracing::warn!(
                 closed,
+                suppressed,
                 "closed streams whose key could not be confirmed for streams.unconfirmed_for"
             );
         }
@@ -233,10 +239,11 @@ impl Question {
     }
 
     fn begin_unconfirmed(&self, rejection: &Rejection) -> GaugeGuard<'_> {
-        // Logged for the first stream only; the gauge has the number.
-        if self.metrics.unconfirmed_streams.get() == 0 {
+        static LIMIT: LineLimit = LineLimit::new(LINE_INTERVAL);
+        if let Some(suppressed) = LIMIT.admit() {
             tracing::warn!(
                 keyward.reason = rejection.code(),
+                suppressed,
                 "cannot confirm the keys of open streams; they are closed after streams.unconfirmed_for"
             );
         }
@@ -276,33 +283,21 @@ impl Drop for GaugeGuard<'_> {
 }
 
 struct Upload {
-    body: Body,
     /// None on a public route.
     closed: Option<Closed>,
     _admitted: Arc<Admitted>,
 }
 
-impl http_body::Body for Upload {
+impl Adapter for Upload {
+    type Body = Body;
     type Data = Bytes;
-    type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
         if let Some(closed) = &mut self.closed
             && let Poll::Ready(rejection) = closed.poll_unpin(cx)
         {
             return Poll::Ready(Some(Err(close_reason(&rejection).into())));
         }
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        body::poll_next(body, cx)
     }
 }

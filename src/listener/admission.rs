@@ -1,4 +1,4 @@
-//! Whether there is memory for a request, at the moment its head is there.
+//! Memory for a request, reserved when its head has arrived.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,26 +7,30 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 
-use crate::budget::{Account, Held, REQUEST};
+use crate::budget::{Account, Held};
+use crate::memory_plan::REQUEST;
 use crate::rejection::Rejection;
 
-/// A header in memory beside its bytes, in bytes.
-const HEADER: usize = 112;
-/// What callers are told to wait when there is no memory for their request.
+/// What a header takes in memory besides its name and value, in bytes.
+const HEADER_OVERHEAD: usize = 112;
+/// `Retry-After` where there is no memory for a request.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// Counts a request, by what its headers take. One over a limit loses them at once.
+/// Reserves what a request and its headers take. A request over a limit loses its headers at once.
 ///
-/// SECURITY: HTTP/2 makes a head of 64 KiB and four times that in memory from one byte a field, and all that came in one go
-/// are there before the first of them is answered.
-pub(super) fn admit(
+/// SECURITY: HTTP/2 (HPACK) makes a head of 64 KiB, four times that in memory, from one byte for each field, and all heads
+/// that arrived together are in memory before the first of them is answered.
+pub(super) fn reserve_memory(
     request: &mut Request<Incoming>,
     max_headers: usize,
     account: &Arc<Account>,
 ) -> Result<Held, Rejection> {
     let headers = request.headers();
     let count = headers.len();
-    let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER).sum::<usize>();
+    let size = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + HEADER_OVERHEAD)
+        .sum::<usize>();
     let refused = if count > max_headers {
         Rejection::HeadTooLarge
     } else {

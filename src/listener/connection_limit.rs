@@ -1,4 +1,4 @@
-//! Places for connections. Their number may change while they are taken.
+//! The number of connections that may be open at once. It may change while they are.
 
 use std::sync::Arc;
 
@@ -6,9 +6,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(super) struct ConnectionLimit {
     free: Arc<Semaphore>,
-    /// All there are, free and taken.
+    /// Permits that exist, free and taken.
     count: usize,
-    /// All there are to be.
+    /// Permits that should exist.
     wanted: usize,
 }
 
@@ -17,7 +17,7 @@ impl ConnectionLimit {
         Self { free: Arc::new(Semaphore::new(count)), count, wanted: count }
     }
 
-    /// Nobody loses a place: of those that are too many, the taken ones go when they are given back.
+    /// Nobody loses a permit: of those that are too many, the taken ones are withdrawn when they are given back.
     pub(super) fn resize(&mut self, wanted: usize) {
         self.wanted = wanted;
         if wanted > self.count {
@@ -28,9 +28,9 @@ impl ConnectionLimit {
         }
     }
 
-    /// Waits for a place. It may be dropped while it waits.
+    /// Waits for a permit. The future may be dropped at any time. There is always a permit in the end, as the semaphore is
+    /// never closed.
     pub(super) async fn take(&mut self) -> Option<OwnedSemaphorePermit> {
-        // Never closed.
         while self.count > self.wanted {
             self.free.acquire().await.ok()?.forget();
             self.count -= 1;
@@ -38,13 +38,13 @@ impl ConnectionLimit {
         Arc::clone(&self.free).acquire_owned().await.ok()
     }
 
-    /// Whether somebody has to leave before the next one comes.
+    /// Whether a connection has to end before another can be served.
     pub(super) fn is_full(&self) -> bool {
         self.count > self.wanted || self.free.available_permits() == 0
     }
 
-    /// A place, if one is free now.
-    pub(super) fn take_now(&self) -> Option<OwnedSemaphorePermit> {
+    /// A permit, if one is free now.
+    pub(super) fn try_take(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).try_acquire_owned().ok()
     }
 }

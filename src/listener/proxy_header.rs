@@ -1,83 +1,83 @@
-//! The PROXY protocol, version 1 and 2: what a load balancer that passes TCP on says of its caller, before anything else. Reads
-//! no byte beyond the header.
+//! The PROXY protocol, versions 1 and 2: a load balancer that forwards TCP tells the client's address before anything else. No
+//! byte beyond the header is read.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What version 2 begins with, and no other protocol does.
+/// The first bytes of version 2, which begin no other protocol.
 const SIGNATURE: &[u8; 12] = b"\r\n\r\n\0\r\nQUIT\n";
-/// What version 1 begins with.
-const WORD: &[u8] = b"PROXY ";
-/// The most of version 1, CRLF included.
+/// The first bytes of version 1.
+const V1_PREFIX: &[u8] = b"PROXY ";
+/// The longest header of version 1, CRLF included.
 const MAX_V1: usize = 107;
-/// Version 2 up to what it says of itself.
-const PREFIX: usize = 16;
-/// The most of what follows there: addresses, and records that are skipped.
+/// The fixed part of version 2, which tells the length of the rest.
+const V2_FIXED: usize = 16;
+/// The longest rest that is accepted: addresses, and records (TLVs), which are skipped.
 const MAX_V2: usize = 4096;
 
-/// Nobody is told what is wrong: who sends this is a load balancer of the operator's.
+/// The header is malformed. There is no message, since the sender is a load balancer of the operator's.
 #[derive(Debug)]
-pub(super) struct Refused;
+pub(super) struct Malformed;
 
-/// What is there of a header.
+/// What has been read of a header so far.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     /// At least so many more bytes belong to it.
     More(usize),
-    /// All of it: the caller's address, or none where the header tells none.
+    /// The whole header: the client's address, or `None` where it tells none.
     Whole(Option<IpAddr>),
     Malformed,
 }
 
-/// The caller's address; `None` where the connection is the load balancer's own, or its caller's is no IP address.
-pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<IpAddr>, Refused> {
+/// Reads a header. `None` where the connection is the load balancer's own, or its client has no IP address.
+pub(super) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Option<IpAddr>, Malformed> {
     let mut header = Vec::with_capacity(MAX_V1);
     loop {
-        match step(&header) {
+        match parse(&header) {
             Step::More(count) => {
                 let read = header.len();
                 header.resize(read + count, 0);
-                stream.read_exact(&mut header[read..]).await.map_err(|_| Refused)?;
+                stream.read_exact(&mut header[read..]).await.map_err(|_| Malformed)?;
             }
-            Step::Whole(caller) => return Ok(caller),
-            Step::Malformed => return Err(Refused),
+            Step::Whole(client) => return Ok(client),
+            Step::Malformed => return Err(Malformed),
         }
     }
 }
 
-fn step(header: &[u8]) -> Step {
-    let begun = |with: &[u8]| header.iter().zip(with).all(|(one, other)| one == other);
-    if !header.is_empty() && begun(WORD) {
-        return version1(header);
+fn parse(header: &[u8]) -> Step {
+    let agrees_with = |prefix: &[u8]| header.iter().zip(prefix).all(|(one, other)| one == other);
+    if !header.is_empty() && agrees_with(V1_PREFIX) {
+        return parse_v1(header);
     }
-    if !begun(SIGNATURE) {
+    if !agrees_with(SIGNATURE) {
         return Step::Malformed;
     }
     match header.len() {
-        // One byte tells the versions apart, so that garbage is not waited for.
+        // One byte tells the versions apart, so that Keyward does not wait for the rest of something else.
         0 => Step::More(1),
-        length if length < PREFIX => Step::More(PREFIX - length),
-        _ => version2(header),
+        length if length < V2_FIXED => Step::More(V2_FIXED - length),
+        _ => parse_v2(header),
     }
 }
 
-fn version1(header: &[u8]) -> Step {
+fn parse_v1(header: &[u8]) -> Step {
     let Some(line) = header.strip_suffix(b"\r\n") else {
-        // Never beyond its end, whatever it is.
+        // The next byte may be the last one, and nothing beyond it may be read.
         let more = if header.ends_with(b"\r") { 1 } else { 2 };
         let fits = header.len() + more <= MAX_V1 && !header.contains(&b'\n');
         return if fits { Step::More(more) } else { Step::Malformed };
     };
-    let caller = std::str::from_utf8(line).ok().and_then(caller);
-    caller.map_or(Step::Malformed, Step::Whole)
+    let client = std::str::from_utf8(line).ok().and_then(parse_v1_line);
+    client.map_or(Step::Malformed, Step::Whole)
 }
 
-fn caller(line: &str) -> Option<Option<IpAddr>> {
+fn parse_v1_line(line: &str) -> Option<Option<IpAddr>> {
     let mut words = line.strip_prefix("PROXY ")?.split(' ');
     let family = words.next()?;
     if family == "UNKNOWN" {
-        // What follows is for nobody.
+        // What follows is to be ignored.
         return Some(None);
     }
     let (source, destination) = (words.next()?, words.next()?);
@@ -98,18 +98,18 @@ fn is_port(text: &str) -> bool {
     digits && (text == "0" || !text.starts_with('0')) && text.parse::<u16>().is_ok()
 }
 
-fn version2(header: &[u8]) -> Step {
+fn parse_v2(header: &[u8]) -> Step {
     let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
-    let rest = &header[PREFIX..];
-    // What a family's addresses take; what is longer is records.
+    let rest = &header[V2_FIXED..];
+    // The length of the family's addresses; any bytes beyond are records.
     let (local, addresses) = match (header[12], header[13]) {
-        // LOCAL, the load balancer's own connection, as to see whether Keyward lives; or a caller that it cannot name.
+        // LOCAL, the load balancer's own connection, for example a health check; or a client whose address it cannot tell.
         (0x20, _) | (0x21, 0x00) => (true, 0),
-        // A caller on a unix socket of its.
+        // A client on a unix socket of the load balancer.
         (0x21, 0x31) => (true, 216),
         (0x21, 0x11) => (false, 12),
         (0x21, 0x21) => (false, 36),
-        // Datagrams do not come as a connection.
+        // Datagram protocols cannot be at the origin of a connection.
         _ => return Step::Malformed,
     };
     if !(addresses..=MAX_V2).contains(&length) {
@@ -136,7 +136,7 @@ mod tests {
     fn check(header: &[u8], expected: Step) {
         let mut read = 0;
         let found = loop {
-            match step(&header[..read]) {
+            match parse(&header[..read]) {
                 Step::More(count) if read + count <= header.len() => read += count,
                 other => break other,
             }

@@ -1,7 +1,7 @@
-//! Answers on their way to the caller. Of an HTTP/2 stream it is known which bytes are not sent yet, and since when nothing of
-//! them was: hyper asks for no more of such an answer, so that nothing within it could end it.
+//! The limit on how long a client may not read its response (`limits.answer_timeout`), on an HTTP/2 stream. hyper asks such a
+//! response's body for no more data, so that nothing within the body could end it. Therefore [`TrackedBody`] counts the bytes
+//! that were given to hyper and not sent, and [`StreamExecutor`] drops the stream's task when none of them is sent in time.
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -9,45 +9,50 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::task::AtomicWaker;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Body as _, Frame};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::activity::InFlight;
-use crate::body::{Body, BodyError};
+use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
 use crate::budget::{Account, Held};
 use crate::metrics::{Metrics, Outcome};
 use crate::pool::Tasks;
 
-/// How it is counted that an answer was not read.
+/// The label `outcome` of a response that was not read.
 pub(super) const OUTCOME: &str = "answer_unread";
-/// The limit where memory is tight, for a connection that holds more than its share of it, if the one that is set is longer.
-pub(super) const TIGHT_LIMIT: Duration = Duration::from_secs(2);
+/// The longest limit where memory is tight, for a connection that holds more than its share.
+const TIGHT_LIMIT: Duration = Duration::from_secs(2);
+
+/// The limit that is in force now for a connection.
+pub(super) fn limit_for(account: &Account, limit: Duration) -> Duration {
+    if account.is_over_share() { limit.min(TIGHT_LIMIT) } else { limit }
+}
 
 tokio::task_local! {
     /// Of the HTTP/2 stream whose task this is, where there is a limit.
     static SEND_PROGRESS: Arc<SendProgress>;
 }
 
-/// Runs HTTP/2 streams. One whose caller takes nothing of its answer for `limit` is dropped, which resets it.
+/// Runs the tasks of HTTP/2 streams. Dropping such a task resets its stream.
 #[derive(Clone)]
-pub(super) struct Streams {
+pub(super) struct StreamExecutor {
     pub(super) tasks: Tasks,
     pub(super) limit: Option<Duration>,
     pub(super) metrics: Arc<Metrics>,
 }
 
-impl<F> hyper::rt::Executor<F> for Streams
+impl<F> hyper::rt::Executor<F> for StreamExecutor
 where
     F: Future<Output = ()> + Send + 'static,
 {
     fn execute(&self, stream: F) {
         let Some(limit) = self.limit else { return self.tasks.execute(stream) };
-        let (taken, metrics) = (Arc::new(SendProgress::begin()), Arc::clone(&self.metrics));
+        let (progress, metrics) = (Arc::new(SendProgress::begin()), Arc::clone(&self.metrics));
         self.tasks.execute(async move {
             tokio::select! {
-                () = SEND_PROGRESS.scope(Arc::clone(&taken), stream) => {}
-                () = taken.unread_for(limit) => {
+                () = SEND_PROGRESS.scope(Arc::clone(&progress), stream) => {}
+                () = progress.wait_until_unread_for(limit) => {
                     metrics.connection_errors.get_or_create(&Outcome { outcome: OUTCOME }).inc();
                 }
             }
@@ -55,66 +60,64 @@ where
     }
 }
 
-/// What of an answer was given to hyper and not sent.
+/// How much of a response was given to hyper and is not sent.
 struct SendProgress {
-    start: Instant,
-    bytes: AtomicUsize,
-    /// When the last of them was sent, or the first given, in milliseconds from the start.
-    last: AtomicU64,
+    began: Instant,
+    unsent: AtomicUsize,
+    /// When bytes were last sent, or the first ones given, in milliseconds since `began`.
+    moved_ms: AtomicU64,
     given: Notify,
-    all: AtomicWaker,
-    /// Of the connection, once there is an answer.
+    all_sent: AtomicWaker,
+    /// Of the connection, once there is a response.
     account: OnceLock<Arc<Account>>,
 }
 
 impl SendProgress {
     fn begin() -> Self {
         Self {
-            start: Instant::now(),
-            bytes: AtomicUsize::new(0),
-            last: AtomicU64::new(0),
+            began: Instant::now(),
+            unsent: AtomicUsize::new(0),
+            moved_ms: AtomicU64::new(0),
             given: Notify::new(),
-            all: AtomicWaker::new(),
+            all_sent: AtomicWaker::new(),
             account: OnceLock::new(),
         }
     }
 
-    fn moved(&self) {
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
+    fn record_movement(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(now, Ordering::Relaxed);
     }
 
-    fn give(&self, count: usize) {
-        if count > 0 && self.bytes.fetch_add(count, Ordering::AcqRel) == 0 {
-            self.moved();
+    fn record_given(&self, count: usize) {
+        if count > 0 && self.unsent.fetch_add(count, Ordering::AcqRel) == 0 {
+            self.record_movement();
             self.given.notify_one();
         }
     }
 
-    fn take(&self, count: usize) {
+    fn record_sent(&self, count: usize) {
         if count > 0 {
-            self.moved();
-            if self.bytes.fetch_sub(count, Ordering::AcqRel) == count {
-                self.all.wake();
+            self.record_movement();
+            if self.unsent.fetch_sub(count, Ordering::AcqRel) == count {
+                self.all_sent.wake();
             }
         }
     }
 
-    /// Ready once nothing is left unsent.
-    fn poll_all(&self, cx: &mut Context<'_>) -> Poll<()> {
-        self.all.register(cx.waker());
-        if self.bytes.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
+    fn poll_all_sent(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.all_sent.register(cx.waker());
+        if self.unsent.load(Ordering::Acquire) == 0 { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    async fn unread_for(&self, limit: Duration) {
+    async fn wait_until_unread_for(&self, limit: Duration) {
         loop {
             self.given.notified().await;
-            // Set for a while at a time, so that sending costs no timer.
-            while self.bytes.load(Ordering::Acquire) > 0 {
-                let last = Duration::from_millis(self.last.load(Ordering::Relaxed));
-                let is_over_share = self.account.get().is_some_and(|account| account.is_over_share());
-                let limit = if is_over_share { limit.min(TIGHT_LIMIT) } else { limit };
-                let left = limit.saturating_sub(self.start.elapsed().saturating_sub(last));
+            // A timer runs for some time at once, so that sending sets none.
+            while self.unsent.load(Ordering::Acquire) > 0 {
+                let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+                let limit = self.account.get().map_or(limit, |account| limit_for(account, limit));
+                let left = limit.saturating_sub(self.began.elapsed().saturating_sub(moved));
                 if left.is_zero() {
                     return;
                 }
@@ -124,19 +127,19 @@ impl SendProgress {
     }
 }
 
-/// Bytes of an answer, which say when they are sent.
+/// Bytes of a response, which record when they are sent.
 pub(super) struct TrackedBytes {
     bytes: Bytes,
-    taken: Option<Arc<SendProgress>>,
+    progress: Option<Arc<SendProgress>>,
     _held: Held,
 }
 
 impl TrackedBytes {
-    fn give(bytes: Bytes, taken: &Option<Arc<SendProgress>>, account: &Arc<Account>) -> Self {
-        if let Some(taken) = taken {
-            taken.give(bytes.len());
+    fn new(bytes: Bytes, progress: Option<&Arc<SendProgress>>, account: &Arc<Account>) -> Self {
+        if let Some(progress) = progress {
+            progress.record_given(bytes.len());
         }
-        Self { _held: account.piece(bytes.len()), bytes, taken: taken.clone() }
+        Self { _held: account.piece(bytes.len()), bytes, progress: progress.cloned() }
     }
 }
 
@@ -151,97 +154,89 @@ impl Buf for TrackedBytes {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        if let Some(taken) = &self.taken {
-            taken.take(count);
+        if let Some(progress) = &self.progress {
+            progress.record_sent(count);
         }
     }
 }
 
 impl Drop for TrackedBytes {
     fn drop(&mut self) {
-        if let Some(taken) = &self.taken {
-            taken.take(self.bytes.len());
+        if let Some(progress) = &self.progress {
+            progress.record_sent(self.bytes.len());
         }
     }
 }
 
-/// An answer's body, which keeps its connection busy.
-pub(super) struct TrackedBody {
-    body: Body,
+/// A response's body, which keeps its connection busy and counts against its memory.
+pub(super) type TrackedBody = Adapted<Tracker>;
+
+pub(super) struct Tracker {
     account: Arc<Account>,
     _open: Option<(InFlight, Option<Arc<Held>>)>,
     /// Of an HTTP/2 stream, where there is a limit.
-    taken: Option<Arc<SendProgress>>,
-    /// What the body ended with, once it has.
-    end: Option<Option<Frame<TrackedBytes>>>,
+    progress: Option<Arc<SendProgress>>,
+    /// Present once the body has ended; hyper is told when all before it is sent.
+    end: Option<End>,
 }
 
-impl TrackedBody {
-    /// Within the task of the stream, if it is one.
-    pub(super) fn wrap(body: Body, busy: InFlight, held: Option<Arc<Held>>, account: Arc<Account>) -> Self {
-        if body.is_end_stream() {
-            return Self { body, account, _open: None, taken: None, end: None };
-        }
-        let taken = SEND_PROGRESS.try_with(Arc::clone).ok();
-        if let Some(taken) = &taken {
-            // Set once.
-            let _ = taken.account.set(Arc::clone(&account));
-        }
-        Self { body, account, _open: Some((busy, held)), taken, end: None }
+/// How a body ended.
+enum End {
+    Trailers(Frame<TrackedBytes>),
+    NoTrailers,
+}
+
+/// To be called in the task of the stream, if the response is one's.
+pub(super) fn track_body(
+    body: Body,
+    in_flight: InFlight,
+    held: Option<Arc<Held>>,
+    account: Arc<Account>,
+) -> TrackedBody {
+    let (mut open, mut progress) = (None, None);
+    if !body.is_end_stream() {
+        open = Some((in_flight, held));
+        progress = SEND_PROGRESS.try_with(Arc::clone).ok();
     }
+    if let Some(progress) = &progress {
+        // It is set once, as a stream has one response.
+        let _ = progress.account.set(Arc::clone(&account));
+    }
+    Adapted::new(body, Tracker { account, _open: open, progress, end: None })
 }
 
-impl http_body::Body for TrackedBody {
+impl Adapter for Tracker {
+    type Body = Body;
     type Data = TrackedBytes;
-    type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<TrackedBytes>, BodyError>>> {
-        let this = &mut *self;
-        if this.end.is_none() {
-            ready!(this.account.poll_room(cx));
-            let frame = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
-                Some(Ok(frame)) => {
-                    frame.map_data(|bytes| TrackedBytes::give(bytes, &this.taken, &this.account))
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                None => return this.poll_end(None, cx),
-            };
-            return if frame.is_trailers() {
-                this.poll_end(Some(frame), cx)
-            } else {
-                Poll::Ready(Some(Ok(frame)))
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame<TrackedBytes> {
+        if self.end.is_none() {
+            ready!(self.account.poll_room(cx));
+            let track = |bytes| TrackedBytes::new(bytes, self.progress.as_ref(), &self.account);
+            self.end = match ready!(body::poll_next(body, cx)).transpose()?.map(|frame| frame.map_data(track))
+            {
+                Some(frame) if frame.is_trailers() => Some(End::Trailers(frame)),
+                Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                None => Some(End::NoTrailers),
             };
         }
-        let trailers = this.end.take().flatten();
-        this.poll_end(trailers, cx)
+        self.poll_end(cx)
     }
 
-    fn is_end_stream(&self) -> bool {
-        self.taken.is_none() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+    fn is_end_stream(&self, body: &Body) -> bool {
+        self.progress.is_none() && body.is_end_stream()
     }
 }
 
-impl TrackedBody {
-    /// The end waits until all before it is sent: a stream that has come to its end cannot be reset any more.
-    fn poll_end(
-        &mut self,
-        trailers: Option<Frame<TrackedBytes>>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<TrackedBytes>, BodyError>>> {
-        if let Some(taken) = &self.taken
-            && taken.poll_all(cx).is_pending()
-        {
-            self.end = Some(trailers);
-            return Poll::Pending;
+impl Tracker {
+    /// Holds the end back until all before it is sent, since a stream that has ended cannot be reset any more.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> PolledFrame<TrackedBytes> {
+        if let Some(progress) = &self.progress {
+            ready!(progress.poll_all_sent(cx));
         }
-        self.end = Some(None);
-        Poll::Ready(trailers.map(Ok))
+        match self.end.replace(End::NoTrailers) {
+            Some(End::Trailers(trailers)) => Poll::Ready(Some(Ok(trailers))),
+            Some(End::NoTrailers) | None => Poll::Ready(None),
+        }
     }
 }

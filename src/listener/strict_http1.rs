@@ -1,95 +1,108 @@
-//! Reads over hyper's shoulder how an HTTP/1 connection's bytes are framed, and stops where two parsers could differ. hyper takes a
-//! bare LF for the end of a line, a Content-Length beside Transfer-Encoding, and anything for the end of a chunked body's trailers
-//! (RFC 9112 sections 2.2, 6.1, 6.3, 7.1); who stands before or behind it may not.
+//! Follows how an HTTP/1 connection's bytes are framed, before hyper reads them, and stops where two parsers could differ. hyper
+//! accepts a bare LF as the end of a line, a Content-Length beside Transfer-Encoding, and anything as the end of a chunked body's
+//! trailers (RFC 9112 sections 2.2, 6.1, 6.3, 7.1); a proxy before it or the service behind it may read the same bytes otherwise,
+//! which is how requests are smuggled.
 
-/// Where the bytes stand.
+/// Which part of a message the next byte belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing has come, or as much of HTTP/2's preface.
+    /// The first bytes of the connection, of which so many agree with HTTP/2's preface.
     First(usize),
     /// Within a head, or between requests.
     Head,
-    /// So many bytes of a body are to come.
+    /// A body with a Content-Length, of which so many bytes are to come.
     Body(u64),
-    /// A line with the size of a chunk.
+    /// The line with a chunk's size.
     Size,
-    /// So many bytes of a chunk.
+    /// A chunk's data, of which so many bytes are to come.
     Chunk(u64),
-    /// The line end behind a chunk.
+    /// The CRLF behind a chunk's data.
     ChunkEnd,
     Trailers,
-    /// Another protocol, or nothing that will be read.
-    Else,
+    /// Another protocol, or a message that is rejected and behind which nothing is read.
+    Opaque,
 }
 
-/// What is wrong. Within a head hyper can still answer.
+/// Where the framing is ambiguous. hyper can still answer a head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
-    /// A head, at its byte of this number.
+pub(super) enum FramingError {
+    /// In a head, at this offset of the bytes that were followed last.
     Head(usize),
-    /// A body, at that one.
+    /// In a body, at this offset.
     Body(usize),
+    /// Nothing is ambiguous, but the head is longer than allowed; this offset is the first byte beyond.
+    HeadTooLarge(usize),
 }
 
-/// The framing of one connection, byte by byte.
+/// The framing of one connection.
 pub(super) struct Framing {
     state: State,
-    /// As much of the line as matters, without its end.
+    /// The beginning of the present line, if it may be a field that says how the message is framed.
     line: Vec<u8>,
-    /// The length of the line.
+    /// The length of the present line.
     length: usize,
-    /// The last byte was a CR.
-    cr: bool,
-    /// Whether a head has begun.
-    begun: bool,
+    /// Whether the last byte was CR.
+    after_cr: bool,
+    /// Whether the request line has been read.
+    has_request_line: bool,
     head: Head,
+    head_length: usize,
+    max_head: usize,
 }
 
-/// What a head says of what follows.
+/// What a head says of the bytes that follow it.
 #[derive(Default)]
 struct Head {
-    lengths: usize,
-    length: u64,
-    encodings: usize,
+    content_lengths: usize,
+    content_length: u64,
+    transfer_encodings: usize,
     chunked: bool,
     websocket: bool,
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// A line that matters and is longer is none that is understood.
-const LONGEST: usize = 256;
-/// Digits of a chunk's size with the zeros before it, and all of its line.
-const MOST_DIGITS: usize = 64;
-const LONGEST_SIZE: usize = 4096;
+/// Bytes of a line that are kept. A field that says how the message is framed and is longer is ambiguous.
+const MAX_KEPT: usize = 256;
+/// Digits of a chunk's size, leading zeros included; and bytes of its whole line, extensions included.
+const MAX_SIZE_DIGITS: usize = 64;
+const MAX_SIZE_LINE: usize = 4096;
 
 impl Framing {
-    pub(super) fn new() -> Self {
+    /// For a connection whose heads may have `max_head` bytes each.
+    pub(super) fn new(max_head: usize) -> Self {
         Self {
             state: State::First(0),
             line: Vec::new(),
             length: 0,
-            cr: false,
-            begun: false,
+            after_cr: false,
+            has_request_line: false,
             head: Head::default(),
+            head_length: 0,
+            max_head,
         }
     }
 
-    /// Follows some more bytes.
-    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+    /// Follows the next bytes of the connection.
+    ///
+    /// # Errors
+    /// The first byte at which the framing is ambiguous.
+    pub(super) fn follow(&mut self, bytes: &[u8]) -> Result<(), FramingError> {
         let mut at = 0;
         while at < bytes.len() {
             match self.state {
-                State::Else => return Ok(()),
+                State::Opaque => return Ok(()),
                 State::First(seen) if bytes[at] == PREFACE[seen] => {
-                    self.state = if seen + 1 == PREFACE.len() { State::Else } else { State::First(seen + 1) };
+                    self.state =
+                        if seen + 1 == PREFACE.len() { State::Opaque } else { State::First(seen + 1) };
                     at += 1;
                 }
                 State::First(seen) => {
                     self.state = State::Head;
+                    self.head_length = seen;
                     PREFACE[..seen]
                         .iter()
-                        .try_for_each(|byte| self.byte(*byte))
-                        .map_err(|()| Broken::Head(at))?;
+                        .try_for_each(|byte| self.follow_byte(*byte))
+                        .map_err(|()| FramingError::Head(at))?;
                 }
                 State::Body(left) | State::Chunk(left) => {
                     let skipped = left.min((bytes.len() - at) as u64);
@@ -102,24 +115,34 @@ impl Framing {
                         (_, left) => State::Chunk(left),
                     };
                 }
-                // Most of a connection's bytes are of such lines, and most of those up to their end mean nothing here.
-                State::Head | State::Trailers if !self.cr => {
-                    let rest = &bytes[at..];
+                // Taken a line at a time: most bytes of a connection are here, and most lines say nothing of the framing.
+                State::Head | State::Trailers if !self.after_cr => {
+                    let rest = &bytes[at..bytes.len().min(at.saturating_add(self.room()))];
                     let end =
                         rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
-                    self.text(&rest[..end]);
+                    self.append_to_line(&rest[..end]);
                     at += end;
-                    if let Some(byte) = bytes.get(at) {
-                        self.byte(*byte).map_err(|()| self.broken(at))?;
-                        at += 1;
+                    self.head_length += end;
+                    match rest.get(end) {
+                        Some(byte) => {
+                            self.head_length += 1;
+                            self.follow_byte(*byte).map_err(|()| self.error_at(at))?;
+                            at += 1;
+                        }
+                        None if at < bytes.len() => return Err(FramingError::HeadTooLarge(at)),
+                        None => {}
                     }
                 }
                 State::Head => {
-                    self.byte(bytes[at]).map_err(|()| Broken::Head(at))?;
+                    if self.room() == 0 {
+                        return Err(FramingError::HeadTooLarge(at));
+                    }
+                    self.head_length += 1;
+                    self.follow_byte(bytes[at]).map_err(|()| FramingError::Head(at))?;
                     at += 1;
                 }
                 State::Size | State::ChunkEnd | State::Trailers => {
-                    self.byte(bytes[at]).map_err(|()| Broken::Body(at))?;
+                    self.follow_byte(bytes[at]).map_err(|()| FramingError::Body(at))?;
                     at += 1;
                 }
             }
@@ -127,30 +150,40 @@ impl Framing {
         Ok(())
     }
 
-    fn broken(&self, at: usize) -> Broken {
-        if self.state == State::Head { Broken::Head(at) } else { Broken::Body(at) }
+    /// Bytes that the head may still have. Trailers are limited by hyper.
+    fn room(&self) -> usize {
+        if self.state == State::Head { self.max_head.saturating_sub(self.head_length) } else { usize::MAX }
     }
 
-    /// Some of a line, without its end.
-    fn text(&mut self, text: &[u8]) {
+    /// Whether the last byte was CR, which only LF may follow.
+    pub(super) fn is_after_cr(&self) -> bool {
+        self.after_cr
+    }
+
+    fn error_at(&self, at: usize) -> FramingError {
+        if self.state == State::Head { FramingError::Head(at) } else { FramingError::Body(at) }
+    }
+
+    /// Takes a part of a line, without its end.
+    fn append_to_line(&mut self, text: &[u8]) {
         let first = if self.length == 0 { text.first() } else { self.line.first() };
-        // No other names matter.
+        // The fields that matter begin with these: Content-Length, Transfer-Encoding, Upgrade.
         if matches!(first, Some(b'c' | b'C' | b't' | b'T' | b'u' | b'U')) {
-            let room = LONGEST.saturating_sub(self.line.len());
+            let room = MAX_KEPT.saturating_sub(self.line.len());
             self.line.extend_from_slice(&text[..text.len().min(room)]);
         }
         self.length += text.len();
     }
 
-    /// One byte of a line. A line ends with CR and LF, and neither is anywhere else.
-    fn byte(&mut self, byte: u8) -> Result<(), ()> {
-        match (self.cr, byte) {
+    /// Follows one byte of a line. CR and LF occur only together, at its end.
+    fn follow_byte(&mut self, byte: u8) -> Result<(), ()> {
+        match (self.after_cr, byte) {
             (false, b'\r') => {
-                self.cr = true;
+                self.after_cr = true;
                 Ok(())
             }
             (true, b'\n') => {
-                self.cr = false;
+                self.after_cr = false;
                 let done = self.end_of_line();
                 self.line.clear();
                 self.length = 0;
@@ -159,86 +192,90 @@ impl Framing {
             (true, _) | (false, b'\n') => Err(()),
             (false, byte) => {
                 self.length += 1;
-                if self.length <= LONGEST {
+                if self.length <= MAX_KEPT {
                     self.line.push(byte);
                 }
-                self.check_in_size(byte)
+                self.check_size_line(byte)
             }
         }
     }
 
-    /// The line of a chunk's size is read as it comes, as nothing else bounds it.
-    fn check_in_size(&self, byte: u8) -> Result<(), ()> {
-        let fine = match self.state {
+    /// Checks a chunk's size line as it arrives, since neither hyper nor another limit bounds its length.
+    fn check_size_line(&self, byte: u8) -> Result<(), ()> {
+        let is_valid = match self.state {
             State::ChunkEnd => false,
-            State::Size => self.length <= LONGEST_SIZE && (byte == b'\t' || !byte.is_ascii_control()),
+            State::Size => self.length <= MAX_SIZE_LINE && (byte == b'\t' || !byte.is_ascii_control()),
             _ => true,
         };
-        fine.then_some(()).ok_or(())
+        is_valid.then_some(()).ok_or(())
     }
 
     fn end_of_line(&mut self) -> Result<(), ()> {
         match self.state {
-            State::Head if self.length > 0 && !self.begun => self.begun = true,
-            State::Head if self.length > 0 => self.field(),
+            State::Head if self.length > 0 && !self.has_request_line => self.has_request_line = true,
+            State::Head if self.length > 0 => self.read_field(),
             // Empty lines before a request are ignored (RFC 9112 section 2.2).
-            State::Head if !self.begun => {}
+            State::Head if !self.has_request_line => {}
             State::Head => {
-                self.begun = false;
-                self.state = std::mem::take(&mut self.head).what_follows()?;
+                self.has_request_line = false;
+                self.head_length = 0;
+                self.state = std::mem::take(&mut self.head).state_after()?;
             }
-            State::Size => self.state = size(&self.line)?,
+            State::Size => self.state = read_chunk_size(&self.line)?,
             State::ChunkEnd => self.state = State::Size,
-            State::Trailers if self.length == 0 => self.state = State::Head,
+            State::Trailers if self.length == 0 => {
+                self.state = State::Head;
+                self.head_length = 0;
+            }
             _ => {}
         }
         Ok(())
     }
 
-    fn field(&mut self) {
+    fn read_field(&mut self) {
         let Some(colon) = self.line.iter().position(|&byte| byte == b':') else { return };
         let (name, value) = (&self.line[..colon], self.line[colon + 1..].trim_ascii());
         let head = &mut self.head;
-        // White space before the colon and folded lines are for hyper to refuse.
+        // hyper rejects white space before the colon and folded lines.
         if name.eq_ignore_ascii_case(b"content-length") {
-            head.lengths += 1;
+            head.content_lengths += 1;
             let digits =
                 std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
             match digits.and_then(|text| text.parse().ok()) {
-                Some(length) if self.length <= LONGEST => head.length = length,
-                // No number: hyper refuses it.
-                _ => head.lengths += 1,
+                Some(length) if self.length <= MAX_KEPT => head.content_length = length,
+                // Not a number, which hyper rejects.
+                _ => head.content_lengths += 1,
             }
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            // Of a longer line it is not known what it says.
-            head.encodings += if self.length <= LONGEST { 1 } else { 2 };
+            // A longer line was not kept whole, and may say anything.
+            head.transfer_encodings += if self.length <= MAX_KEPT { 1 } else { 2 };
             head.chunked = value.eq_ignore_ascii_case(b"chunked");
         } else if name.eq_ignore_ascii_case(b"upgrade") {
             head.websocket |= value.eq_ignore_ascii_case(b"websocket");
-            head.encodings += if self.length <= LONGEST { 0 } else { 2 };
+            head.transfer_encodings += if self.length <= MAX_KEPT { 0 } else { 2 };
         }
     }
 }
 
 impl Head {
-    fn what_follows(self) -> Result<State, ()> {
-        match (self.lengths, self.encodings) {
+    fn state_after(self) -> Result<State, ()> {
+        match (self.content_lengths, self.transfer_encodings) {
             (0, 1) if self.chunked => Ok(State::Size),
-            // An encoding that is refused with an answer of Keyward's own, and nothing behind it is read.
-            (0, 1) => Ok(State::Else),
-            (0 | 1, 0) if self.websocket => Ok(State::Else),
-            (0, 0) | (1, 0) if self.length == 0 => Ok(State::Head),
-            (1, 0) => Ok(State::Body(self.length)),
+            // Keyward rejects such an encoding itself, and nothing behind it is read.
+            (0, 1) => Ok(State::Opaque),
+            (0 | 1, 0) if self.websocket => Ok(State::Opaque),
+            (0, 0) | (1, 0) if self.content_length == 0 => Ok(State::Head),
+            (1, 0) => Ok(State::Body(self.content_length)),
             _ => Err(()),
         }
     }
 }
 
-/// Digits, and perhaps extensions, which mean nothing here.
-fn size(line: &[u8]) -> Result<State, ()> {
+/// Reads hexadecimal digits and, perhaps, chunk extensions, which are ignored.
+fn read_chunk_size(line: &[u8]) -> Result<State, ()> {
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let behind = line[digits..].trim_ascii_start();
-    if !(1..=MOST_DIGITS).contains(&digits) || !(behind.is_empty() || behind.starts_with(b";")) {
+    if !(1..=MAX_SIZE_DIGITS).contains(&digits) || !(behind.is_empty() || behind.starts_with(b";")) {
         return Err(());
     }
     let text = std::str::from_utf8(&line[..digits]).map_err(|_| ())?;
@@ -252,15 +289,19 @@ fn size(line: &[u8]) -> Result<State, ()> {
 mod tests {
     use super::*;
 
+    const MAX_HEAD: usize = 16 * 1024;
+
     /// The same whether it comes at once or byte by byte.
     #[track_caller]
-    fn check(bytes: &str, expected: Result<State, Broken>) {
-        let mut whole = Framing::new();
+    fn check(bytes: &str, expected: Result<State, FramingError>) {
+        let mut whole = Framing::new(MAX_HEAD);
         let outcome = whole.follow(bytes.as_bytes()).map(|()| whole.state);
         assert_eq!(outcome, expected, "{bytes:?}");
-        let mut single = Framing::new();
+        let mut single = Framing::new(MAX_HEAD);
         let fed = bytes.bytes().enumerate().try_for_each(|(at, byte)| single.follow(&[byte]).map_err(|_| at));
-        let at = expected.err().map(|(Broken::Head(at) | Broken::Body(at))| at);
+        let at = expected.err().map(|error| match error {
+            FramingError::Head(at) | FramingError::Body(at) | FramingError::HeadTooLarge(at) => at,
+        });
         assert_eq!(fed.err(), at, "{bytes:?}");
     }
 
@@ -269,14 +310,14 @@ mod tests {
     #[test]
     fn what_follows_a_head_is_what_it_says() {
         check("", Ok(State::First(0)));
-        check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n", Ok(State::Else));
+        check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n", Ok(State::Opaque));
         check("PRI / HTTP/1.1\r\n\r\n", Ok(State::Head));
         check("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Ok(State::Head));
         check("POST / HTTP/1.1\r\ncontent-LENGTH:  3 \r\n\r\na", Ok(State::Body(2)));
         check("POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\na\n\rGET / HTTP/1.1\r\n\r\n", Ok(State::Head));
-        check("GET / HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n\n\n", Ok(State::Else));
+        check("GET / HTTP/1.1\r\nUpgrade: WebSocket\r\n\r\n\n\n", Ok(State::Opaque));
         check("GET / HTTP/1.1\r\nUpgrade: h2c\r\n\r\n", Ok(State::Head));
-        check("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n\n", Ok(State::Else));
+        check("GET / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n\n", Ok(State::Opaque));
         check(&format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(10_000)), Ok(State::Head));
     }
 
@@ -291,7 +332,7 @@ mod tests {
             ("GET / HTTP/1.1\r\r\n\r\n", 15),
             ("PRI * HTTP/2.0\n", 14),
         ] {
-            check(head, Err(Broken::Head(at)));
+            check(head, Err(FramingError::Head(at)));
         }
     }
 
@@ -309,8 +350,26 @@ mod tests {
             "Content-Length: 99999999999999999999",
         ] {
             let head = format!("POST / HTTP/1.1\r\n{fields}\r\n\r\n");
-            check(&head, Err(Broken::Head(head.len() - 1)));
+            check(&head, Err(FramingError::Head(head.len() - 1)));
         }
+    }
+
+    #[test]
+    fn head_may_have_exactly_its_limit() {
+        let head = |length: usize| {
+            let empty = "GET / HTTP/1.1\r\nx: \r\n\r\n".len();
+            format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(length - empty))
+        };
+        let sound = head(MAX_HEAD);
+        check(&sound.repeat(3), Ok(State::Head));
+        for excess in [1, 2, 3, 4, 5, 1000] {
+            let long = head(MAX_HEAD + excess);
+            check(&format!("{sound}{long}"), Err(FramingError::HeadTooLarge(2 * MAX_HEAD)));
+        }
+        check(&"\r\n".repeat(MAX_HEAD), Err(FramingError::HeadTooLarge(MAX_HEAD)));
+        check(&"x".repeat(MAX_HEAD + 1), Err(FramingError::HeadTooLarge(MAX_HEAD)));
+        check(&format!("PRI{}", "x".repeat(MAX_HEAD)), Err(FramingError::HeadTooLarge(MAX_HEAD)));
+        check(&format!("{CHUNKED}0\r\nx: {}", "y".repeat(2 * MAX_HEAD)), Ok(State::Trailers));
     }
 
     #[test]
@@ -347,9 +406,9 @@ mod tests {
             ("0\r\nT: x\r\n\n", 9),
             ("0\n", 1),
         ] {
-            check(&format!("{CHUNKED}{body}"), Err(Broken::Body(CHUNKED.len() + at)));
+            check(&format!("{CHUNKED}{body}"), Err(FramingError::Body(CHUNKED.len() + at)));
         }
-        check(&format!("{CHUNKED}3;{}", "x".repeat(5000)), Err(Broken::Body(CHUNKED.len() + 4096)));
+        check(&format!("{CHUNKED}3;{}", "x".repeat(5000)), Err(FramingError::Body(CHUNKED.len() + 4096)));
     }
 
     /// A request as somebody sane writes it.
@@ -384,20 +443,22 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..500 {
             let mut bytes: Vec<u8> = (0..random.usize(1..4)).flat_map(|_| request(&mut random)).collect();
-            let mut framing = Framing::new();
+            let mut framing = Framing::new(MAX_HEAD);
             let mut rest = &bytes[..];
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(random.usize(1..=rest.len().min(300)));
                 assert_eq!(framing.follow(now), Ok(()));
                 rest = later;
             }
-            assert_eq!((framing.state, framing.begun), (State::Head, false));
+            assert_eq!((framing.state, framing.has_request_line), (State::Head, false));
             // The same with some bytes that are wrong: it stops within, or goes on.
             for _ in 0..3 {
                 let at = random.usize(..bytes.len());
                 bytes[at] = [b'\r', b'\n', b' ', b':', b'0', 0][random.usize(..6)];
             }
-            if let Err(Broken::Head(at) | Broken::Body(at)) = Framing::new().follow(&bytes) {
+            if let Err(FramingError::Head(at) | FramingError::Body(at) | FramingError::HeadTooLarge(at)) =
+                Framing::new(MAX_HEAD).follow(&bytes)
+            {
                 assert!(at < bytes.len());
             }
         }

@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
+use super::outgoing::OutgoingBody;
 use super::{Address, Protocol, SendError, Settings, Tasks, Tunnel};
-use crate::body::Body;
 use crate::tls::{self, TlsError};
 
 /// No more often, or Scalekit's front closes the connection (contract section 4).
@@ -49,9 +49,9 @@ pub(super) enum Wanted {
 }
 
 pub(super) enum Dialed {
-    Http1(http1::SendRequest<Body>),
+    Http1(http1::SendRequest<OutgoingBody>),
     /// With the number of streams that the origin allows at once.
-    Http2(http2::SendRequest<Body>, Arc<AtomicUsize>),
+    Http2(http2::SendRequest<OutgoingBody>, Arc<AtomicUsize>),
 }
 
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -162,7 +162,7 @@ pub(super) async fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io:
 }
 
 /// Runs the connection, and notes how many streams the origin allows.
-async fn watched<T>(mut connection: http2::Connection<T, Body, Tasks>, allowed: Arc<AtomicUsize>)
+async fn watched<T>(mut connection: http2::Connection<T, OutgoingBody, Tasks>, allowed: Arc<AtomicUsize>)
 where
     T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {

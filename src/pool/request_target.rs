@@ -5,9 +5,9 @@ use hyper::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderValue, TRANSF
 use hyper::http::uri::{Authority, Parts, PathAndQuery, Scheme};
 use hyper::{Request, Uri, Version};
 
-use crate::body::Body;
+use super::outgoing::OutgoingBody;
 
-pub(super) fn for_http1(mut request: Request<Body>) -> Request<Body> {
+pub(super) fn for_http1(mut request: Request<OutgoingBody>) -> Request<OutgoingBody> {
     *request.version_mut() = Version::HTTP_11;
     join_cookies(request.headers_mut());
     // hyper would drop the body of a GET or HEAD that does not say how long it is.
@@ -39,7 +39,7 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-pub(super) fn for_http2(mut request: Request<Body>, scheme: Scheme) -> Request<Body> {
+pub(super) fn for_http2(mut request: Request<OutgoingBody>, scheme: Scheme) -> Request<OutgoingBody> {
     *request.version_mut() = Version::HTTP_2;
     let authority = request.headers().get(HOST).and_then(|host| Authority::try_from(host.as_bytes()).ok());
     if let Some(authority) = authority {

@@ -9,14 +9,14 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::HeaderMap;
 use hyper::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, PROXY_AUTHORIZATION, TRANSFER_ENCODING};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::capacity::Place;
-use crate::body::{Body, BodyError};
+use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
 use crate::hop_by_hop;
 use crate::identity::Headers;
 use crate::rejection::Rejection;
@@ -87,7 +87,6 @@ impl Progress {
 }
 
 pub(super) struct RequestBody {
-    body: Body,
     identity: Arc<Headers>,
     progress: Arc<Progress>,
     /// Bytes that may still come.
@@ -115,7 +114,8 @@ impl RequestBody {
         if body.is_end_stream() {
             return Ok(body);
         }
-        Ok(Self { body, identity, progress, left, timeout: limits.timeout, patience: None }.boxed_unsync())
+        let adapter = Self { identity, progress, left, timeout: limits.timeout, patience: None };
+        Ok(Adapted::new(body, adapter).boxed_unsync())
     }
 
     /// Whether the caller has been silent for too long.
@@ -133,7 +133,7 @@ impl RequestBody {
         }
     }
 
-    fn breaks(&self, rejection: Rejection) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn breaks(&self, rejection: Rejection) -> PolledFrame {
         let code = rejection.code();
         self.progress.breaks(rejection);
         Poll::Ready(Some(Err(code.into())))
@@ -148,15 +148,12 @@ impl Drop for RequestBody {
     }
 }
 
-impl http_body::Body for RequestBody {
+impl Adapter for RequestBody {
+    type Body = Body;
     type Data = Bytes;
-    type Error = BodyError;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+    fn poll_frame(&mut self, body: &mut Body, cx: &mut Context<'_>) -> PolledFrame {
+        let polled = body::poll_next(body, cx);
         self.progress.waiting.store(polled.is_pending(), Ordering::Relaxed);
         if polled.is_pending() {
             return if self.is_late(cx) { self.breaks(Rejection::BodyTimeout) } else { Poll::Pending };
@@ -181,14 +178,6 @@ impl http_body::Body for RequestBody {
             }
             other => other,
         }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -4,7 +4,7 @@ use keyward_emulator::store::Issue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::raw::{Client, Scripted};
-use crate::support::{Setup, Stage, listen, soon};
+use crate::support::{LIMIT, Setup, Stage, listen, soon};
 
 pub fn handshake(path: &str, key: &str) -> String {
     let authorization =
@@ -164,6 +164,22 @@ async fn what_comes_after_one_sides_end_still_passes() {
     upstream.write_all(b"last words").await.unwrap();
     drop(upstream);
     assert_eq!(client.rest().await, b"last words");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn tunnel_whose_client_stops_reading_is_closed() {
+    let (listener, url) = switching().await;
+    let sections = "[limits]\nanswer_timeout = \"300ms\"";
+    let stage = Stage::with(Setup { sections, instead: Some(url), ..Setup::default() }).await;
+    let mut client = stage.connect().await;
+    client.send(handshake("/public/ws", "")).await;
+    let mut upstream = accept(&listener).await;
+    assert_eq!(client.head().await.status, 101);
+    // Until the connection breaks, which it does only if Keyward closes it: the client stays and reads nothing.
+    let flood = async { while upstream.write_all(&[0; 65_536]).await.is_ok() {} };
+    tokio::time::timeout(LIMIT, flood).await.expect("Keyward closes the connection");
+    soon(|| stage.metrics.connections.get() == 0).await;
 }
 
 #[tokio::test]
