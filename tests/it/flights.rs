@@ -57,6 +57,23 @@ async fn sharing_lets_nobody_in_who_came_after_the_revocation() {
 }
 
 #[tokio::test]
+async fn verdict_does_not_wait_for_the_next_flight() {
+    let rig = Rig::start(at_once(1)).await;
+    let key = rig.key();
+    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(200)));
+    let first = rig.spawn(&key);
+    rig.emulator.validations_begun(1).await;
+    rig.fault(Target::Validate, Effect::Hang);
+    let second = rig.spawn(&key);
+    rig.waiting(2).await;
+    let answer = timeout(LIMIT, first).await.expect("the flight behind it is not its own");
+    assert!(answer.unwrap().is_ok());
+    rig.emulator.validations_begun(2).await;
+    rig.emulator.clear_faults();
+    assert!(second.await.unwrap().is_ok(), "somebody flies it when the first request is gone");
+}
+
+#[tokio::test]
 async fn a_caller_who_leaves_takes_the_answer_from_nobody() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
