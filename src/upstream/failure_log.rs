@@ -46,7 +46,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failures_within_the_interval_are_counted_in_the_next_line() {
+    fn failures_within_interval_are_counted_in_next_line() {
         let (log, start) = (FailureLog::default(), Instant::now());
         assert_eq!(log.due(start), Some(1));
         for seconds in 1..10 {

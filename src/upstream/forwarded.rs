@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
+    fn client_is_last_untrusted_forwarded_address() {
         check_client("192.0.2.1", &["1.1.1.1"], "192.0.2.1");
         check_client("10.0.0.1", &[], "10.0.0.1");
         check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1"], "1.1.1.1");
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_word_is_replaced_in_every_spelling() {
+    fn untrusted_forwarded_headers_are_replaced_in_every_spelling() {
         check_set(
             false,
             &[
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxys_word_is_kept_and_the_peer_appended() {
+    fn trusted_forwarded_headers_are_kept_and_peer_appended() {
         check_set(
             true,
             &[
@@ -395,14 +395,14 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_of_framing_headers_are_removed() {
+    fn misspelled_framing_headers_are_removed() {
         for name in ["content_length", "content.length", "transfer_encoding", "transfer~encoding"] {
             assert!(is_removed(name), "{name}");
         }
     }
 
     #[test]
-    fn a_request_id_is_kept_from_a_trusted_proxy_if_it_is_plain() {
+    fn plain_request_id_of_trusted_proxy_is_kept() {
         let long = "a".repeat(129);
         assert_eq!(request_id(&map(&[("x-request-id", "a.B-1_2")]), true), "a.B-1_2");
         for (value, believed) in

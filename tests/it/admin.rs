@@ -21,7 +21,7 @@ fn value(text: &str, series: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn readiness_follows_the_first_probe_and_ends_with_the_drain() {
+async fn readiness_follows_first_probe_and_ends_with_drain() {
     let settings = emulator::Settings { client_secret: "another".into(), ..emulator::Settings::default() };
     let server = "drain_delay = \"300ms\"";
     let mut stage = Stage::with(Setup { emulator: settings, ready: false, server, ..Setup::default() }).await;
@@ -42,7 +42,7 @@ async fn readiness_follows_the_first_probe_and_ends_with_the_drain() {
 }
 
 #[tokio::test]
-async fn counters_move_with_what_happens() {
+async fn counters_follow_requests() {
     let stage = Stage::start().await;
     let key = stage.key();
     let before = metrics(&stage).await;
@@ -82,7 +82,7 @@ async fn counters_move_with_what_happens() {
 }
 
 #[tokio::test]
-async fn metrics_have_labels_from_the_configuration_alone() {
+async fn metric_labels_come_from_configuration_only() {
     let stage = Stage::start().await;
     let key = stage.key();
     stage.get("/canary/path?canary=1", &key).await;
@@ -125,7 +125,7 @@ async fn version_and_routes_are_json() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_there_and_nothing_can_be_changed() {
+async fn admin_port_is_read_only() {
     let stage = Stage::start().await;
     for path in ["/", "/metrics/", "/debug", "/v1", "/livez/x"] {
         assert_eq!(stage.ask_admin(path).await.status, 404, "{path}");
@@ -147,7 +147,7 @@ async fn nothing_else_is_there_and_nothing_can_be_changed() {
 }
 
 #[tokio::test]
-async fn web_pages_read_nothing_from_the_admin_port() {
+async fn web_pages_cannot_read_admin_port() {
     let stage = Stage::start().await;
     let ask = async |path: &str, headers: &str| {
         let mut client = Client::connect(stage.admin).await;

@@ -11,7 +11,7 @@ fn claims(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn a_good_key_becomes_an_identity_and_goes_no_further() {
+async fn good_key_becomes_identity_and_is_not_forwarded() {
     let stage = Stage::start().await;
     let key = stage.issue(Issue {
         organization_external_id: "acme".into(),
@@ -47,7 +47,7 @@ async fn a_good_key_becomes_an_identity_and_goes_no_further() {
 }
 
 #[tokio::test]
-async fn an_organization_key_has_no_user_headers() {
+async fn organization_key_has_no_user_headers() {
     let stage = Stage::start().await;
     let key = stage.key();
     stage.get("/v1/orders", &key).await;
@@ -58,7 +58,7 @@ async fn an_organization_key_has_no_user_headers() {
 }
 
 #[tokio::test]
-async fn a_revoked_key_is_refused_on_the_next_request() {
+async fn revoked_key_is_refused_on_next_request() {
     let stage = Stage::start().await;
     let key = stage.key();
     let mut client = stage.connect().await;
@@ -75,7 +75,7 @@ async fn a_revoked_key_is_refused_on_the_next_request() {
 }
 
 #[tokio::test]
-async fn every_good_request_is_asked_about_and_a_bad_key_once() {
+async fn every_request_is_validated_bad_key_once() {
     let stage = Stage::start().await;
     let (good, bad) = (stage.key(), "0123456789ABCDEFGHIJabcdefghij");
     let before = stage.emulator.counts().validations;
@@ -90,7 +90,7 @@ async fn every_good_request_is_asked_about_and_a_bad_key_once() {
 }
 
 #[tokio::test]
-async fn a_token_id_is_no_key_and_is_not_even_asked_about() {
+async fn token_id_is_refused_without_a_call() {
     let stage = Stage::start().await;
     let before = stage.emulator.counts().validations;
     let issued = stage.issue(Issue::default());
@@ -103,7 +103,7 @@ async fn a_token_id_is_no_key_and_is_not_even_asked_about() {
 }
 
 #[tokio::test]
-async fn requests_without_exactly_one_bearer_value_are_refused_without_a_call() {
+async fn missing_or_duplicate_credential_is_refused_without_call() {
     let stage = Stage::start().await;
     let key = stage.key();
     let before = stage.emulator.counts().validations;
@@ -130,7 +130,7 @@ async fn requests_without_exactly_one_bearer_value_are_refused_without_a_call() 
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_problem_with_scalekits_sentence_and_a_challenge() {
+async fn refusal_is_problem_json_with_challenge() {
     let stage = Stage::start().await;
     let reply = stage.ask("GET /v1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(reply.header("content-type"), Some("application/problem+json"));
@@ -143,7 +143,7 @@ async fn a_refusal_is_a_problem_with_scalekits_sentence_and_a_challenge() {
 }
 
 #[tokio::test]
-async fn a_route_takes_only_who_meets_all_that_it_asks() {
+async fn route_requirements_must_all_be_met() {
     let stage = Stage::start().await;
     let issue = |user: &str, roles: &[&str], environment: &str| Issue {
         user_id: user.into(),
@@ -168,7 +168,7 @@ async fn a_route_takes_only_who_meets_all_that_it_asks() {
 }
 
 #[tokio::test]
-async fn a_wider_route_never_takes_what_the_winning_path_refuses() {
+async fn wider_route_never_serves_method_refused_by_winner() {
     let stage = Stage::start().await;
     let key = stage.key();
     let reply = stage
@@ -188,7 +188,7 @@ async fn a_wider_route_never_takes_what_the_winning_path_refuses() {
 }
 
 #[tokio::test]
-async fn without_a_route_nothing_is_forwarded() {
+async fn request_without_route_is_not_forwarded() {
     let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\nauth = \"none\"";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let reply = stage.get("/v2", &stage.key()).await;
@@ -197,7 +197,7 @@ async fn without_a_route_nothing_is_forwarded() {
 }
 
 #[tokio::test]
-async fn the_path_is_forwarded_byte_for_byte() {
+async fn path_is_forwarded_byte_for_byte() {
     let stage = Stage::start().await;
     let key = stage.key();
     for path in ["/v1/a%2Fb//c;d=e?q=%20&r=a/../b", "/v1/%C3%A9%20x", "/v1/a+b?", "/v1/a|b"] {
@@ -207,7 +207,7 @@ async fn the_path_is_forwarded_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn a_preflight_carries_only_what_browsers_send() {
+async fn preflight_carries_only_what_browsers_send() {
     let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let request = "OPTIONS /v1/export?all=1 HTTP/1.1\r\nhost: api.test\r\norigin: https://a.test\r\n\
@@ -246,7 +246,7 @@ async fn a_preflight_carries_only_what_browsers_send() {
 }
 
 #[tokio::test]
-async fn a_cors_preflight_passes_where_the_route_lets_it_and_nothing_else_does() {
+async fn only_cors_preflight_passes_where_route_allows() {
     let routes = "[[routes]]\npath = \"/*\"\nmethods = [\"PUT\"]\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let options = "OPTIONS /v1 HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\nauthorization: Bearer x\r\n";

@@ -21,7 +21,7 @@ async fn run(mut command: tokio::process::Command) -> (i32, String, String) {
 }
 
 #[tokio::test]
-async fn healthcheck_reads_the_admin_address_from_the_route_file() {
+async fn healthcheck_reads_admin_address_from_route_file() {
     let (folder, ends) = (Folder::new("health"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let echo = echo(&ends).await;
@@ -46,7 +46,7 @@ async fn healthcheck_reads_the_admin_address_from_the_route_file() {
 }
 
 #[tokio::test]
-async fn healthcheck_error_is_said_once_with_the_address() {
+async fn healthcheck_error_is_printed_once_with_address() {
     let folder = Folder::new("no-health");
     let (listener, address) = listen().await;
     drop(listener);
@@ -61,7 +61,7 @@ async fn healthcheck_error_is_said_once_with_the_address() {
 }
 
 #[tokio::test]
-async fn check_takes_the_file_by_position() {
+async fn check_accepts_positional_file() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/keyward.toml");
     assert_eq!(run(keyward(&["check", file])).await.0, 0);
     let mut command = keyward(&["check", file]);
@@ -126,13 +126,13 @@ async fn check_reports_problems_and_routes_as_json() {
 }
 
 #[tokio::test]
-async fn schema_prints_the_file_beside_the_samples() {
+async fn schema_prints_published_schema_file() {
     let (code, out, _) = run(keyward(&["schema"])).await;
     assert_eq!((code, out.as_str()), (0, include_str!("../../config/keyward.schema.json")));
 }
 
 #[tokio::test]
-async fn check_warns_of_key_management_that_everybody_here_reaches() {
+async fn check_warns_of_management_open_to_local_users() {
     let (folder, ends) = (Folder::new("open-desk"), CancellationToken::new());
     let secret = folder.write("secret", &"s".repeat(40));
     let good = route_file(echo(&ends).await, "");
@@ -150,7 +150,7 @@ async fn check_warns_of_key_management_that_everybody_here_reaches() {
 
 #[cfg(feature = "dev")]
 #[tokio::test]
-async fn dev_takes_host_and_port_for_an_http_upstream() {
+async fn dev_accepts_host_and_port_as_upstream() {
     let ends = CancellationToken::new();
     let upstream = echo(&ends).await.to_string();
     let mut running = Running::start(keyward(&[&["dev", "--upstream", &upstream], &FREE[..]].concat()));
@@ -164,7 +164,7 @@ async fn dev_takes_host_and_port_for_an_http_upstream() {
 
 #[cfg(feature = "dev")]
 #[tokio::test]
-async fn dev_says_that_nothing_listens_at_the_upstream() {
+async fn dev_reports_that_upstream_is_not_listening() {
     let (listener, address) = listen().await;
     drop(listener);
     let upstream = address.to_string();
@@ -178,7 +178,7 @@ async fn dev_says_that_nothing_listens_at_the_upstream() {
 }
 
 #[tokio::test]
-async fn man_pages_are_not_written_below_a_missing_folder() {
+async fn man_pages_need_an_existing_directory() {
     let folder = Folder::new("man");
     let below = folder.write("x", "");
     std::fs::remove_file(&below).unwrap();
@@ -222,7 +222,7 @@ async fn status(running: &Running, path: &str, lines: &str) -> (u16, Option<Stri
 }
 
 #[tokio::test]
-async fn failing_upstream_is_warned_of_once_in_a_while_without_access_lines() {
+async fn failing_upstream_is_logged_without_access_log() {
     let folder = Folder::new("failing");
     let (listener, address) = listen().await;
     drop(listener);
@@ -240,7 +240,7 @@ async fn failing_upstream_is_warned_of_once_in_a_while_without_access_lines() {
 }
 
 #[tokio::test]
-async fn http2_service_behind_http_is_told_to_use_h2c() {
+async fn http2_service_behind_http_url_suggests_h2c() {
     let folder = Folder::new("h2c");
     let mut running = before(&folder, &format!("http://{}", http2_alone().await), true).await;
     assert_eq!(status(&running, "/public/x", "").await.0, 502);
@@ -250,7 +250,7 @@ async fn http2_service_behind_http_is_told_to_use_h2c() {
 }
 
 #[tokio::test]
-async fn key_id_presented_as_a_key_is_named_in_the_log_alone() {
+async fn token_id_presented_as_key_is_only_logged() {
     let folder = Folder::new("key-id");
     let mut running = before(&folder, "http://127.0.0.1:9", true).await;
     let id = "apit_123456789012345678";
@@ -263,7 +263,7 @@ async fn key_id_presented_as_a_key_is_named_in_the_log_alone() {
 }
 
 #[tokio::test]
-async fn reload_that_drops_or_opens_a_route_is_a_warning() {
+async fn reload_that_drops_or_opens_route_warns() {
     let (folder, ends) = (Folder::new("loosened"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let text = route_file(echo(&ends).await, "drain_delay = \"0s\"");

@@ -41,14 +41,14 @@ fn seconds(text: &str, key: &str) -> Duration {
 }
 
 #[test]
-fn compose_stops_a_container_after_its_drain() {
+fn compose_stops_container_after_drain() {
     let config = parsed(&read("deploy/keyward.toml"), "keyward.toml");
     let grace = seconds(&read("deploy/compose.yaml"), "stop_grace_period:");
     assert!(grace > config.drain_delay + config.drain_timeout, "{grace:?}");
 }
 
 #[test]
-fn kubernetes_stops_a_pod_after_the_services_wait_and_the_drain() {
+fn kubernetes_grace_period_covers_drain() {
     let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     let grace = seconds(&manifest, "terminationGracePeriodSeconds:");
     let wait = seconds(&manifest, "sleep: {seconds:");
@@ -56,7 +56,7 @@ fn kubernetes_stops_a_pod_after_the_services_wait_and_the_drain() {
 }
 
 #[test]
-fn kubernetes_names_the_ports_that_keyward_listens_on() {
+fn kubernetes_ports_match_listen_addresses() {
     let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     for (listen, port, name) in [(config.listener.listen, 4480, "keyward"), (config.admin, 4481, "admin")] {
         assert_eq!(listen, Listen::Tcp(([0, 0, 0, 0], port).into()));
@@ -73,7 +73,7 @@ fn mebibytes(text: &str, key: &str) -> usize {
 }
 
 #[test]
-fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
+fn manifest_connections_fit_its_memory() {
     let (mut config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     let memory = mebibytes(&manifest, "limits: {memory: ");
     assert!(manifest.contains("59 MiB / 480 KiB = 126."));
@@ -94,7 +94,7 @@ fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
 }
 
 #[test]
-fn every_container_of_the_pod_is_restricted() {
+fn pod_containers_meet_restricted_profile() {
     let manifest = read("deploy/kubernetes.yaml");
     assert_eq!(manifest.matches("allowPrivilegeEscalation: false").count(), 2);
     assert_eq!(manifest.matches("capabilities: {drop: [ALL]}").count(), 2);
@@ -137,7 +137,7 @@ fn image_build_copies_every_workspace_member() {
 }
 
 #[test]
-fn the_image_bears_the_version_of_the_package() {
+fn image_version_matches_package() {
     let label = format!("org.opencontainers.image.version=\"{}\"", env!("CARGO_PKG_VERSION"));
     assert!(read("Dockerfile").contains(&label), "no {label}");
 }

@@ -41,7 +41,7 @@ async fn closed(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn for_drain_delay_everything_is_served_and_callers_are_told_to_go() {
+async fn requests_are_served_during_drain_delay() {
     let (mut stage, key) = stage("drain_delay = \"400ms\"").await;
     let mut kept = stage.connect().await;
     kept.send(get("/v1", &key)).await;
@@ -65,7 +65,7 @@ async fn for_drain_delay_everything_is_served_and_callers_are_told_to_go() {
 }
 
 #[tokio::test]
-async fn what_ends_within_drain_timeout_is_not_lost() {
+async fn requests_ending_within_drain_timeout_complete() {
     let (mut stage, key) = stage("drain_timeout = \"8s\"").await;
     let (mut slow, mut lines, mut upload) =
         (stage.connect().await, stage.connect().await, stage.connect().await);
@@ -99,7 +99,7 @@ async fn what_ends_within_drain_timeout_is_not_lost() {
 }
 
 #[tokio::test]
-async fn everything_that_is_open_at_once_ends_well() {
+async fn drain_completes_all_open_request_kinds() {
     let (mut stage, key) = stage("drain_delay = \"300ms\"\ndrain_timeout = \"8s\"").await;
     let (mut idle, mut upload, mut events) =
         (stage.connect().await, stage.connect().await, stage.connect().await);
@@ -151,7 +151,7 @@ async fn everything_that_is_open_at_once_ends_well() {
 }
 
 #[tokio::test]
-async fn what_is_longer_is_closed_so_that_the_caller_can_tell() {
+async fn requests_beyond_drain_timeout_are_visibly_truncated() {
     let (mut stage, key) = stage("drain_timeout = \"300ms\"").await;
     let (mut events, mut upload) = (stage.connect().await, stage.connect().await);
     events.send(get("/events?every=1h", &key)).await;
@@ -180,7 +180,7 @@ async fn what_is_longer_is_closed_so_that_the_caller_can_tell() {
 }
 
 #[tokio::test]
-async fn http2_callers_get_a_goaway() {
+async fn http2_clients_get_goaway() {
     let (mut stage, _) = stage("drain_timeout = \"300ms\"").await;
     let mut client = stage.connect().await;
     // The preface and an empty SETTINGS.
@@ -203,7 +203,7 @@ async fn http2_callers_get_a_goaway() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once() {
+async fn second_signal_ends_at_once() {
     let (mut stage, key) = stage("drain_delay = \"1h\"").await;
     let mut events = stage.connect().await;
     events.send(get("/events?every=1h", &key)).await;
@@ -218,7 +218,7 @@ async fn a_second_signal_ends_at_once() {
 }
 
 #[tokio::test]
-async fn connections_without_a_request_do_not_hold_up_the_end() {
+async fn idle_connections_do_not_delay_shutdown() {
     let (mut stage, key) = stage("drain_timeout = \"1h\"").await;
     let (_unused, mut kept) = (stage.connect().await, stage.connect().await);
     kept.send(get("/v1", &key)).await;
@@ -230,7 +230,7 @@ async fn connections_without_a_request_do_not_hold_up_the_end() {
 }
 
 #[tokio::test]
-async fn a_request_that_crosses_the_signal_is_served() {
+async fn request_arriving_with_signal_is_served() {
     let (mut stage, key) = stage("").await;
     let (mut kept, mut late) = (stage.connect().await, stage.connect().await);
     kept.send(get("/v1", &key)).await;
@@ -257,7 +257,7 @@ async fn a_request_that_crosses_the_signal_is_served() {
 }
 
 #[tokio::test]
-async fn who_waits_for_a_verdict_gets_it() {
+async fn request_awaiting_verdict_completes_during_drain() {
     let (mut stage, key) = stage("drain_delay = \"0s\"").await;
     stage.emulator.set_fault("validate:hang".parse().unwrap());
     let begun = stage.emulator.counts().validations;
@@ -293,7 +293,7 @@ async fn asking(address: std::net::SocketAddr, request: String) -> (usize, usize
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_drains_under_load_lose_no_request() {
+async fn drain_under_load_loses_no_http1_request() {
     for _ in 0..5 {
         let (mut stage, key) = stage("drain_delay = \"250ms\"").await;
         let mut callers = JoinSet::new();

@@ -65,7 +65,7 @@ fn check(text: &str, counter_suffix: &str) {
 }
 
 #[tokio::test]
-async fn metrics_are_text_unless_open_metrics_is_asked_for() {
+async fn metrics_are_text_unless_open_metrics_is_accepted() {
     let stage = stage().await;
     for accept in ["*/*", "text/plain;version=0.0.4", "application/openmetrics-text;q=0"] {
         let (kind, text) = metrics(&stage, accept).await;
@@ -83,7 +83,7 @@ async fn metrics_are_text_unless_open_metrics_is_asked_for() {
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_wrong_with_the_metrics() {
+async fn promtool_accepts_metrics() {
     let stage = stage().await;
     let (_, text) = metrics(&stage, "*/*").await;
     let command = std::process::Command::new("promtool")

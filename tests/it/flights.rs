@@ -21,7 +21,7 @@ fn at_once(max_in_flight_per_key: usize) -> Settings {
 }
 
 #[tokio::test]
-async fn fifty_requests_of_one_key_at_once_cost_the_flights_in_the_air_and_one_more() {
+async fn concurrent_requests_of_one_key_share_flights() {
     let rig = Rig::start(at_once(4)).await;
     let key = rig.key();
     rig.fault(Target::Validate, Effect::Hang);
@@ -37,7 +37,7 @@ async fn fifty_requests_of_one_key_at_once_cost_the_flights_in_the_air_and_one_m
 }
 
 #[tokio::test]
-async fn sharing_lets_nobody_in_who_came_after_the_revocation() {
+async fn shared_flight_admits_no_request_after_revocation() {
     let rig = Rig::start(at_once(2)).await;
     let key = rig.key();
     rig.fault(Target::Validate, Effect::HangAfter);
@@ -57,7 +57,7 @@ async fn sharing_lets_nobody_in_who_came_after_the_revocation() {
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_takes_the_answer_from_nobody() {
+async fn disconnected_client_does_not_cancel_flight() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
     rig.fault(Target::Validate, Effect::Hang);
@@ -75,7 +75,7 @@ async fn a_caller_who_leaves_takes_the_answer_from_nobody() {
 }
 
 #[tokio::test]
-async fn a_flight_that_nobody_waits_for_is_not_sent() {
+async fn abandoned_flight_is_not_sent() {
     let rig = Rig::start(Settings { max_in_flight: 1, ..at_once(1) }).await;
     let (key, other) = (rig.key(), rig.key());
     rig.fault(Target::Validate, Effect::Hang);
@@ -94,7 +94,7 @@ async fn a_flight_that_nobody_waits_for_is_not_sent() {
 }
 
 #[tokio::test]
-async fn a_flight_that_fails_tells_everybody_aboard() {
+async fn failed_flight_fails_all_aboard() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
     rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(100)));
@@ -132,7 +132,7 @@ impl tracing::Subscriber for Panicking {
 }
 
 #[tokio::test]
-async fn a_flight_that_crashes_wakes_everybody_and_leaves_the_way_free() {
+async fn panicked_flight_wakes_all_and_frees_key() {
     let rig = Rig::start(at_once(1)).await;
     let key = rig.key();
     rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(500)));
@@ -154,7 +154,7 @@ async fn a_flight_that_crashes_wakes_everybody_and_leaves_the_way_free() {
 }
 
 #[tokio::test]
-async fn at_random_nobody_gets_in_who_came_after_the_revocation() {
+async fn random_schedules_admit_no_request_after_revocation() {
     let mut random = fastrand::Rng::with_seed(0x6b65_7977_6172_6421);
     let (mut served, mut refused) = (0, 0);
     for round in 0..12 {
@@ -204,7 +204,7 @@ async fn at_random_nobody_gets_in_who_came_after_the_revocation() {
 }
 
 #[tokio::test]
-async fn a_bad_key_in_fifty_requests_at_once_costs_no_second_wave() {
+async fn concurrent_requests_of_bad_key_share_one_refusal() {
     let rig = Rig::start(at_once(4)).await;
     rig.fault(Target::Validate, Effect::Hang);
     let requests: Vec<_> = (0..50).map(|_| rig.spawn(&unknown(1))).collect();
@@ -218,7 +218,7 @@ async fn a_bad_key_in_fifty_requests_at_once_costs_no_second_wave() {
 }
 
 #[tokio::test]
-async fn through_the_whole_proxy_a_revocation_holds_from_the_next_request_on_with_sharing_on() {
+async fn revocation_holds_end_to_end_with_shared_flights() {
     let stage = Stage::start().await;
     let key = stage.key();
     stage.emulator.set_fault("validate:latency-after=20ms".parse().unwrap());

@@ -20,7 +20,7 @@ fn call(caller: &Caller, path: &str, key: &str, body: Body) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_status_in_trailers_alone() {
+async fn refusal_is_grpc_status_in_trailers() {
     let stage = Stage::with(Setup { sections: "[negative_cache]\nttl = \"0s\"", ..Setup::default() }).await;
     let key = stage.key();
     let mut caller = stage.caller(Speaks::Http2).await;
@@ -50,7 +50,7 @@ async fn a_refusal_is_a_status_in_trailers_alone() {
 }
 
 #[tokio::test]
-async fn a_call_passes_with_its_deadline_and_the_status_after_the_answer() {
+async fn grpc_call_passes_with_deadline_and_status() {
     let address = upstream(|request| async move {
         let headers = request.headers();
         assert_eq!(headers["te"], "trailers");

@@ -15,7 +15,7 @@ async fn stage(sections: &'static str) -> Stage {
 }
 
 #[tokio::test]
-async fn a_body_over_the_limit_is_413_announced_or_not() {
+async fn body_over_limit_is_413() {
     let stage = stage("[limits]\nbody = 8").await;
     for (body, status) in [
         ("content-length: 8\r\n\r\n12345678", 200),
@@ -34,7 +34,7 @@ async fn a_body_over_the_limit_is_413_announced_or_not() {
 }
 
 #[tokio::test]
-async fn an_announced_body_over_the_limit_never_reaches_the_upstream() {
+async fn announced_body_over_limit_never_reaches_upstream() {
     let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let setup = Setup { sections: "[limits]\nbody = 8", instead: upstream.url(), ..Setup::default() };
     let stage = Stage::with(setup).await;
@@ -43,7 +43,7 @@ async fn an_announced_body_over_the_limit_never_reaches_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_caller_who_pauses_within_a_body_for_too_long_gets_408() {
+async fn paused_body_is_408_after_body_timeout() {
     let stage = stage("[limits]\nbody_timeout = \"50ms\"").await;
     let reply = stage.ask(format!("{POST}content-length: 8\r\n\r\n1234")).await;
     assert_eq!((reply.status, reply.code()), (408, Some("body_timeout")));
@@ -54,7 +54,7 @@ async fn a_caller_who_pauses_within_a_body_for_too_long_gets_408() {
 }
 
 #[tokio::test]
-async fn a_quiet_grpc_stream_is_not_cut_by_the_body_timeout() {
+async fn quiet_grpc_stream_has_no_body_timeout() {
     let stage = stage("[limits]\nbody_timeout = \"50ms\"").await;
     let grpc = "content-type: application/grpc+proto\r\ncontent-length: 8\r\n\r\n1234";
     let key = stage.key();
@@ -70,7 +70,7 @@ async fn a_quiet_grpc_stream_is_not_cut_by_the_body_timeout() {
 }
 
 #[tokio::test]
-async fn stalled_uploads_of_strangers_leave_the_upstream_to_good_keys() {
+async fn stalled_public_uploads_leave_upstream_to_good_keys() {
     let stage = Stage::with(Setup { upstream: "max_requests = 4", ..Setup::default() }).await;
     let mut stalled = Vec::new();
     for _ in 0..3 {
@@ -95,7 +95,7 @@ async fn soon_ok(stage: &Stage) {
 }
 
 #[tokio::test]
-async fn silent_connections_of_strangers_make_room_for_a_good_key() {
+async fn silent_connections_are_evicted_for_new_client() {
     let stage = stage("[limits]\nconnections = 20").await;
     let key = stage.key();
     let mut good = stage.connect().await;
@@ -118,7 +118,7 @@ async fn silent_connections_of_strangers_make_room_for_a_good_key() {
 }
 
 #[tokio::test]
-async fn an_address_has_no_more_connections_than_the_file_says() {
+async fn connections_per_address_limit_holds() {
     let stage = stage("[limits]\nconnections_per_address = 1").await;
     let mut first = stage.connect().await;
     first.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
@@ -138,7 +138,7 @@ async fn an_address_has_no_more_connections_than_the_file_says() {
 }
 
 #[tokio::test]
-async fn without_a_limit_nothing_is_too_long() {
+async fn without_body_limit_large_body_passes() {
     let stage = stage("").await;
     let body = "x".repeat(1024 * 1024);
     let reply = stage.ask(format!("{POST}content-length: {}\r\n\r\n{body}", body.len())).await;
@@ -146,7 +146,7 @@ async fn without_a_limit_nothing_is_too_long() {
 }
 
 #[tokio::test]
-async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
+async fn http2_settings_announce_max_concurrent_streams() {
     for (sections, streams) in [("", 100), ("[limits]\nstreams = 7", 7)] {
         let stage = stage(sections).await;
         let mut client = stage.connect().await;
@@ -161,7 +161,7 @@ async fn an_http2_caller_is_told_how_many_requests_it_may_have_at_once() {
 }
 
 #[tokio::test]
-async fn public_work_of_strangers_leaves_connections_to_good_keys() {
+async fn public_requests_leave_connections_to_good_keys() {
     let routes = "[[routes]]\npath = \"/ws\"\nupstream = \"echo\"\nauth = \"none\"\n\
                   [[routes]]\npath = \"/upload\"\nupstream = \"echo\"\nauth = \"none\"\n\
                   [[routes]]\npath = \"/*\"\nupstream = \"echo\"";
@@ -194,7 +194,7 @@ async fn public_work_of_strangers_leaves_connections_to_good_keys() {
 }
 
 #[tokio::test]
-async fn connections_of_a_revoked_key_make_room_for_a_good_one() {
+async fn idle_connections_of_revoked_key_are_evicted() {
     let stage = Stage::with(Setup {
         sections: "[limits]\nconnections = 2\n[negative_cache]\nttl = \"5s\"",
         ..Setup::default()

@@ -38,7 +38,7 @@ async fn refusal(listen: &str, admin: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_unix_socket_serves_replaces_a_dead_one_and_goes_with_keyward() {
+async fn unix_socket_replaces_stale_one_and_is_removed() {
     let folder = Folder::new();
     let path = folder.file("keyward.sock");
     drop(UnixListener::bind(&path).unwrap());
@@ -59,7 +59,7 @@ async fn a_unix_socket_serves_replaces_a_dead_one_and_goes_with_keyward() {
 }
 
 #[tokio::test]
-async fn what_is_taken_is_refused_with_its_address() {
+async fn address_in_use_is_refused_by_name() {
     let folder = Folder::new();
     let path = folder.file("taken.sock");
     let _taken = UnixListener::bind(&path).unwrap();
@@ -81,7 +81,7 @@ async fn what_is_taken_is_refused_with_its_address() {
 }
 
 #[tokio::test]
-async fn tls_lets_alpn_choose_and_tells_the_upstream() {
+async fn tls_alpn_chooses_http_version() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let stage =
@@ -107,7 +107,7 @@ async fn tls_lets_alpn_choose_and_tells_the_upstream() {
 }
 
 #[tokio::test]
-async fn a_handshake_that_does_not_end_holds_up_no_end() {
+async fn unfinished_tls_handshake_does_not_delay_shutdown() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -119,7 +119,7 @@ async fn a_handshake_that_does_not_end_holds_up_no_end() {
 }
 
 #[tokio::test]
-async fn more_connections_than_allowed_wait_and_a_tunnel_is_one() {
+async fn connections_over_limit_wait_and_tunnels_count() {
     let stage = Stage::with(Setup { sections: "[limits]\nconnections = 2", ..Setup::default() }).await;
     let mut tunnel = tunnel::open(&stage, &stage.key()).await;
     let mut kept = stage.connect().await;
@@ -138,7 +138,7 @@ async fn more_connections_than_allowed_wait_and_a_tunnel_is_one() {
 }
 
 #[tokio::test]
-async fn only_a_trusted_proxy_says_who_its_caller_is() {
+async fn only_trusted_proxy_sets_client_address() {
     let said = "x-forwarded-for: 203.0.113.7\r\nx-forwarded-proto: https\r\nx-forwarded-host: www.test\r\n\
                 x-request-id: from-the-edge\r\n\r\n";
     let believes = stage("trusted_proxies = [\"127.0.0.0/8\"]".into()).await;
@@ -166,7 +166,7 @@ async fn only_a_trusted_proxy_says_who_its_caller_is() {
 }
 
 #[tokio::test]
-async fn many_callers_at_once_get_in() {
+async fn many_simultaneous_connections_are_accepted() {
     let stage = Stage::with(Setup { upstream: "connect_timeout = \"9s\"", ..Setup::default() }).await;
     let mut clients = Vec::new();
     for _ in 0..300 {

@@ -4,7 +4,7 @@ mod auth;
 mod examples;
 mod openapi;
 mod shutdown;
-mod hostile;
+mod robustness;
 mod operations;
 mod idempotency;
 mod outages;

@@ -30,7 +30,7 @@ fn peak(running: &Running) -> usize {
 }
 
 #[tokio::test]
-async fn long_bodies_and_those_who_stall_take_little_memory() {
+async fn long_and_stalled_bodies_use_bounded_memory() {
     let (folder, ends) = (Folder::new("memory"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
@@ -80,7 +80,7 @@ async fn long_bodies_and_those_who_stall_take_little_memory() {
 }
 
 #[tokio::test]
-async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
+async fn uploads_after_refusal_use_bounded_memory() {
     let (folder, ends) = (Folder::new("refused"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
@@ -107,7 +107,7 @@ async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
 }
 
 #[tokio::test]
-async fn no_caller_makes_a_library_fill_the_log() {
+async fn clients_cannot_make_libraries_fill_the_log() {
     let (folder, ends) = (Folder::new("flood"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let emulator = Emulator::new(emulator::Settings::default());
@@ -137,7 +137,7 @@ async fn no_caller_makes_a_library_fill_the_log() {
 }
 
 #[tokio::test]
-async fn each_request_is_one_line_of_json_without_query_and_key() {
+async fn access_log_is_json_without_query_and_key() {
     let (folder, ends) = (Folder::new("access"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let emulator = Emulator::new(emulator::Settings::default());
@@ -206,7 +206,7 @@ async fn each_request_is_one_line_of_json_without_query_and_key() {
 }
 
 #[tokio::test]
-async fn the_process_writes_no_core_file_unless_told_to() {
+async fn core_files_are_disabled_by_default() {
     let (folder, ends) = (Folder::new("core"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
@@ -233,7 +233,7 @@ async fn the_process_writes_no_core_file_unless_told_to() {
 }
 
 #[tokio::test]
-async fn refused_connections_leave_a_sampled_line_with_their_address() {
+async fn refused_connections_are_logged_with_sampling() {
     let (folder, ends) = (Folder::new("refused-line"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
@@ -287,7 +287,7 @@ async fn refused_connections_leave_a_sampled_line_with_their_address() {
 }
 
 #[tokio::test]
-async fn control_characters_of_callers_are_escaped_in_the_log() {
+async fn control_characters_are_escaped_in_log() {
     const HOSTILE: &str = "a\u{9b}2J\u{85}b\u{202e}c\u{2066}d\u{200f}e\u{2028}f";
     for format in ["json", "text"] {
         let (folder, ends) = (Folder::new(&format!("escapes-{format}")), CancellationToken::new());
@@ -326,7 +326,7 @@ async fn control_characters_of_callers_are_escaped_in_the_log() {
 }
 
 #[tokio::test]
-async fn the_emulator_runs_alone_and_keeps_its_secret() {
+async fn emulator_runs_alone_and_hides_its_secret() {
     let mut command = keyward(&["emulator", "--listen", "127.0.0.1:0", "--client-id", "me"]);
     command.env("KEYWARD_EMULATOR_CLIENT_SECRET", "a-secret-of-mine");
     let mut running = Running::start(command);

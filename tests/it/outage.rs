@@ -31,7 +31,7 @@ fn short(millis: u64) -> Settings {
 }
 
 #[tokio::test]
-async fn a_dead_scalekit_under_load_costs_few_calls_refuses_nobody_and_is_used_again_soon() {
+async fn breaker_limits_calls_and_recovers_after_outage() {
     let stage = Stage::start().await;
     let keys: Vec<_> = (0..8).map(|_| stage.key()).collect();
     let (down, recovered) = (Arc::new(AtomicU64::new(0)), watch::Sender::new(false));
@@ -78,7 +78,7 @@ async fn a_dead_scalekit_under_load_costs_few_calls_refuses_nobody_and_is_used_a
 }
 
 #[tokio::test]
-async fn after_five_timeouts_in_a_row_nobody_waits_for_a_scalekit_that_hangs() {
+async fn breaker_opens_after_five_timeouts() {
     let rig = Rig::start(short(150)).await;
     rig.ask(&rig.key()).await.unwrap();
     rig.fault(Target::Validate, Effect::Hang);
@@ -97,7 +97,7 @@ async fn after_five_timeouts_in_a_row_nobody_waits_for_a_scalekit_that_hangs() {
 }
 
 #[tokio::test]
-async fn those_who_waited_for_a_place_make_no_calls_to_a_scalekit_that_is_down() {
+async fn queued_requests_make_no_calls_in_outage() {
     let rig = Rig::start(Settings { max_in_flight: 6, timeout: LIMIT, ..Settings::default() }).await;
     rig.ask(&rig.key()).await.unwrap();
     rig.fault(Target::Validate, Effect::Hang);
@@ -140,7 +140,7 @@ async fn one_deadline_covers_token_calls_and_retries() {
 }
 
 #[tokio::test]
-async fn a_call_that_hangs_keeps_its_place_no_longer_than_its_deadline() {
+async fn hanging_call_frees_its_place_at_deadline() {
     let rig = Rig::start(Settings { max_in_flight: 1, ..short(200) }).await;
     let key = rig.key();
     rig.ask(&key).await.unwrap();
@@ -150,7 +150,7 @@ async fn a_call_that_hangs_keeps_its_place_no_longer_than_its_deadline() {
 }
 
 #[tokio::test]
-async fn only_what_may_pass_at_once_is_tried_again() {
+async fn only_transient_errors_are_retried() {
     let rig = Rig::start(Settings::default()).await;
     rig.ask(&rig.key()).await.unwrap();
     let status = |status| Effect::Answer(Answer::status(status));
@@ -177,7 +177,7 @@ async fn only_what_may_pass_at_once_is_tried_again() {
 }
 
 #[tokio::test]
-async fn an_outage_does_not_double_the_load() {
+async fn outage_does_not_double_load() {
     let rig = Rig::start(Settings::default()).await;
     rig.ask(&rig.key()).await.unwrap();
     rig.fault(Target::Validate, Effect::Hang);
@@ -195,7 +195,7 @@ async fn an_outage_does_not_double_the_load() {
 }
 
 #[tokio::test]
-async fn calls_at_once_are_capped_and_so_are_those_who_wait() {
+async fn concurrent_calls_and_waiting_requests_are_capped() {
     let rig = Rig::start(Settings { max_in_flight: 3, max_waiting: 6, ..Settings::default() }).await;
     let keys: Vec<_> = (0..8).map(|_| rig.key()).collect();
     rig.fault(Target::Validate, Effect::Hang);
@@ -217,7 +217,7 @@ async fn calls_at_once_are_capped_and_so_are_those_who_wait() {
 }
 
 #[tokio::test]
-async fn beyond_the_cap_the_caller_is_told_that_keyward_is_overloaded() {
+async fn requests_beyond_max_waiting_are_overloaded() {
     let scalekit = "max_in_flight = 1\nmax_waiting = 0";
     let stage = Stage::with(Setup { scalekit, ..Setup::default() }).await;
     let (key, before) = (stage.key(), stage.emulator.counts().validations);
@@ -233,7 +233,7 @@ async fn beyond_the_cap_the_caller_is_told_that_keyward_is_overloaded() {
 }
 
 #[tokio::test]
-async fn connections_that_scalekit_closed_are_nobodys_trouble() {
+async fn connections_closed_by_scalekit_are_replaced() {
     for http2 in [false, true] {
         let rig = Rig::with(Plan { http2, ..Plan::default() }).await;
         let keys: Vec<_> = (0..8).map(|_| rig.key()).collect();
@@ -252,7 +252,7 @@ async fn connections_that_scalekit_closed_are_nobodys_trouble() {
 }
 
 #[tokio::test]
-async fn a_call_that_times_out_costs_the_others_their_connection_once_at_most() {
+async fn timed_out_call_closes_its_connection_once() {
     let rig = Rig::with(Plan { validator: short(200), http2: true, ..Plan::default() }).await;
     let (key, other) = (rig.key(), rig.key());
     rig.ask(&key).await.unwrap();
@@ -333,7 +333,7 @@ async fn going_away(
 }
 
 #[tokio::test]
-async fn after_a_goaway_calls_go_to_a_new_connection_and_those_under_way_are_answered() {
+async fn calls_move_to_new_connection_after_goaway() {
     let (going, release) = (watch::Sender::new(false), Arc::new(Notify::new()));
     let (address, connections) = going_away(going.subscribe(), Arc::clone(&release)).await;
     let rig = Rig::with(Plan { http2: true, instead: Some(address), ..Plan::default() }).await;
@@ -353,7 +353,7 @@ async fn after_a_goaway_calls_go_to_a_new_connection_and_those_under_way_are_ans
 }
 
 #[test]
-fn idle_connections_are_dropped_before_scalekit_drops_them() {
+fn idle_connections_are_closed_before_scalekit_does() {
     let origin = origin_settings(&"https://acme.scalekit.com".parse().unwrap(), None);
     assert!(origin.idle_timeout < Duration::from_secs(240));
 }

@@ -160,7 +160,7 @@ pub fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
 }
 
 #[tokio::test]
-async fn scalekit_may_be_down_at_start_and_everything_heals_by_itself() {
+async fn process_starts_and_recovers_while_scalekit_is_down() {
     let (folder, ends) = (Folder::new("down"), CancellationToken::new());
     let secret = folder.write("secret", "dev\n");
     let (listener, scalekit) = listen().await;
@@ -216,7 +216,7 @@ async fn scalekit_may_be_down_at_start_and_everything_heals_by_itself() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once_what_the_first_lets_finish() {
+async fn second_signal_ends_requests_that_first_lets_finish() {
     let (folder, ends) = (Folder::new("signals"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let (_listener, scalekit) = listen().await;
@@ -234,7 +234,7 @@ async fn a_second_signal_ends_at_once_what_the_first_lets_finish() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why_and_starts_nothing() {
+async fn startup_failure_is_explained_and_binds_nothing() {
     let (folder, ends) = (Folder::new("bad"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let (taken, address) = listen().await;
@@ -268,7 +268,7 @@ async fn what_cannot_start_says_why_and_starts_nothing() {
 }
 
 #[tokio::test]
-async fn wrong_use_is_exit_code_2_and_help_is_0() {
+async fn usage_errors_exit_2_and_help_exits_0() {
     assert_eq!(run(&["run"]).await.0, 2);
     assert_eq!(run(&["fly"]).await.0, 2);
     assert_eq!(run(&[]).await.0, 2);
@@ -297,7 +297,7 @@ async fn check_and_explain_need_no_secrets() {
 
 #[cfg(not(feature = "dev"))]
 #[tokio::test]
-async fn build_without_dev_says_how_to_get_it() {
+async fn build_without_dev_explains_how_to_enable_it() {
     for command in ["dev", "emulator"] {
         let (code, _, error) = run(&[command, "--listen", "127.0.0.1:0"]).await;
         assert_eq!(code, 2);
@@ -312,7 +312,7 @@ async fn build_without_dev_says_how_to_get_it() {
 
 #[cfg(feature = "dev")]
 #[tokio::test]
-async fn every_line_that_dev_prints_does_what_stands_above_it() {
+async fn commands_printed_by_dev_work_as_described() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         eprintln!("skipped: there is no curl here");
         return;

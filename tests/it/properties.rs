@@ -98,39 +98,39 @@ fn words(dictionary: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_path_is_taken_if_and_only_if_all_its_readings_ask_for_the_same() {
+fn path_passes_only_if_all_readings_agree() {
     hold("path_rule", 20_000, &["no route", "refused", "taken", "too long"], invariants::path_rule);
 }
 
 #[test]
-fn the_most_specific_route_takes_a_request() {
+fn most_specific_route_takes_request() {
     let ways = ["ambiguous", "clash", "found", "never", "no route", "not allowed"];
     hold("route_match", 20_000, &ways, invariants::route_match);
 }
 
 #[test]
-fn one_bearer_value_is_one_key_or_none() {
+fn bearer_value_is_one_key_or_none() {
     hold("credential", 20_000, &["key", "no key", "none", "two"], invariants::credential);
 }
 
 #[test]
-fn no_header_of_a_callers_survives_that_could_be_read_as_ours() {
+fn no_client_header_can_pass_as_identity() {
     let ways = ["set", "shared", "too large"];
     hold("identity_headers", 10_000, &ways, invariants::identity_headers);
 }
 
 #[test]
-fn what_concerns_one_hop_does_not_go_on_and_all_else_does() {
+fn only_hop_by_hop_headers_are_removed() {
     hold("hop_by_hop", 20_000, &["named", "plain"], invariants::hop_by_hop);
 }
 
 #[test]
-fn a_key_is_good_or_bad_only_by_the_contracts_words() {
+fn key_verdict_follows_only_contract_responses() {
     let ways = ["broken", "fault", "invalid", "valid"];
     hold("scalekit_answers", 20_000, &ways, invariants::scalekit_answers);
 }
 
 #[test]
-fn what_is_said_of_a_file_has_a_place_in_it_and_no_secret() {
+fn config_errors_have_location_and_no_secret() {
     hold("config_file", 2_000, &["problems", "read"], invariants::config_file);
 }

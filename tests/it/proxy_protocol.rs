@@ -52,7 +52,7 @@ fn refused(stage: &Stage, outcome: &str) -> bool {
 }
 
 #[tokio::test]
-async fn the_header_says_who_the_caller_is() {
+async fn header_sets_client_address() {
     let stage = stage("").await;
     for (header, address) in [
         (V1.to_vec(), "203.0.113.7"),
@@ -78,7 +78,7 @@ async fn the_header_says_who_the_caller_is() {
 }
 
 #[tokio::test]
-async fn a_header_may_come_byte_by_byte() {
+async fn header_may_arrive_byte_by_byte() {
     let stage = stage("").await;
     for header in [V1.to_vec(), v2_four(), v2_six()] {
         let mut client = stage.connect().await;
@@ -92,7 +92,7 @@ async fn a_header_may_come_byte_by_byte() {
 }
 
 #[tokio::test]
-async fn what_does_not_begin_with_a_header_is_closed_and_counted() {
+async fn connection_without_header_is_closed_and_counted() {
     let stage = stage("").await;
     let v1 = |line: &str| format!("PROXY {line}\r\n").into_bytes();
     for header in [
@@ -117,7 +117,7 @@ async fn what_does_not_begin_with_a_header_is_closed_and_counted() {
 }
 
 #[tokio::test]
-async fn a_header_from_anybody_else_is_a_bad_request() {
+async fn header_from_untrusted_peer_is_bad_request() {
     let stage = stage("").await;
     for header in [V1.to_vec(), v2_four()] {
         let mut client = stranger(stage.address).await;
@@ -133,7 +133,7 @@ async fn a_header_from_anybody_else_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn without_the_setting_nobodys_header_is_taken() {
+async fn without_setting_every_header_is_bad_request() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     client.send([V1, GET.as_bytes()].concat()).await;
@@ -142,7 +142,7 @@ async fn without_the_setting_nobodys_header_is_taken() {
 }
 
 #[tokio::test]
-async fn a_second_header_is_a_bad_request() {
+async fn second_header_is_bad_request() {
     let stage = stage("").await;
     for (first, second) in [(V1.to_vec(), v2_four()), (v2_four(), V1.to_vec()), (V1.to_vec(), V1.to_vec())] {
         let mut client = stage.connect().await;
@@ -154,7 +154,7 @@ async fn a_second_header_is_a_bad_request() {
 }
 
 #[tokio::test]
-async fn one_time_limit_holds_for_header_tls_and_head_together() {
+async fn one_timeout_covers_header_tls_and_head() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -189,7 +189,7 @@ async fn one_time_limit_holds_for_header_tls_and_head_together() {
 }
 
 #[tokio::test]
-async fn tls_and_http2_come_behind_the_header() {
+async fn tls_and_http2_work_after_header() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let secure =
@@ -217,7 +217,7 @@ async fn tls_and_http2_come_behind_the_header() {
 }
 
 #[tokio::test]
-async fn trusted_proxies_and_the_throttle_see_the_address_of_the_header() {
+async fn trusted_proxies_and_throttle_use_header_address() {
     let stage = Stage::with(Setup {
         server: "proxy_protocol_from = [\"127.0.0.1\"]\ntrusted_proxies = [\"203.0.113.0/24\"]",
         sections: "[throttle]\nbad_keys_per_minute = 1",
@@ -250,7 +250,7 @@ async fn trusted_proxies_and_the_throttle_see_the_address_of_the_header() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_can_be_behind_a_load_balancer_too() {
+async fn unix_socket_accepts_proxy_header() {
     let folder = Folder::new();
     let path = folder.file("keyward.sock");
     let server = format!("listen = \"unix:{}\"\nproxy_protocol_from = [\"unix:\"]", path.display()).leak();
@@ -263,13 +263,13 @@ async fn a_unix_socket_can_be_behind_a_load_balancer_too() {
 }
 
 #[tokio::test]
-async fn the_admin_port_asks_for_no_header() {
+async fn admin_port_needs_no_header() {
     let stage = stage("").await;
     assert_eq!(stage.ask_admin("/livez").await.status, 200);
 }
 
 #[tokio::test]
-async fn a_header_that_does_not_come_holds_up_no_drain() {
+async fn missing_header_does_not_delay_drain() {
     let mut stage = stage("header_timeout = \"1h\"\ndrain_timeout = \"9s\"").await;
     let _silent = stage.connect().await;
     soon(|| stage.metrics.connections.get() == 1).await;

@@ -172,7 +172,7 @@ impl Reloading {
 }
 
 #[tokio::test]
-async fn a_sighup_takes_changed_routes_into_force_and_keeps_connections() {
+async fn sighup_applies_routes_and_keeps_connections() {
     let keyward = Reloading::start("hup").await;
     assert_eq!((keyward.status("/a").await, keyward.status("/b").await), (200, 404));
     let mut client = Client::connect(keyward.address).await;
@@ -189,7 +189,7 @@ async fn a_sighup_takes_changed_routes_into_force_and_keeps_connections() {
 }
 
 #[tokio::test]
-async fn a_changed_file_and_a_swapped_symlink_are_noticed() {
+async fn changed_file_and_swapped_symlink_are_noticed() {
     let keyward = Reloading::start("watch").await;
     keyward.write(&["/b"], "");
     keyward.until("/b", 200).await;
@@ -211,7 +211,7 @@ async fn a_changed_file_and_a_swapped_symlink_are_noticed() {
 }
 
 #[tokio::test]
-async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
+async fn bad_file_changes_nothing_and_shows_in_metrics() {
     let keyward = Reloading::start("bad").await;
     for bad in ["version = 1\n[[routes", "version = 1\n[sever]\n", ""] {
         keyward.write_text(bad);
@@ -235,7 +235,7 @@ async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
 }
 
 #[tokio::test]
-async fn what_cannot_change_without_a_restart_is_refused_whole() {
+async fn change_that_needs_restart_is_refused_whole() {
     let keyward = Reloading::start("fixed").await;
     let good = text(keyward.echo_address, &["/b"], "[limits]\nhead = \"8KiB\"");
     let long = format!("GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(10_000));
@@ -302,7 +302,7 @@ async fn reloads_under_load_lose_no_request() {
 }
 
 #[tokio::test]
-async fn a_rotated_certificate_is_shown_to_new_connections_and_a_bad_one_to_none() {
+async fn rotated_certificate_is_used_for_new_connections() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));

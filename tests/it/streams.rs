@@ -23,7 +23,7 @@ async fn stage(upstream: &'static str) -> (Stage, String) {
 }
 
 #[tokio::test]
-async fn long_bodies_pass_whole_both_ways() {
+async fn long_bodies_pass_both_ways() {
     for (speaks, line) in PAIRS {
         let size = if (speaks, line) == PAIRS[0] { 96 * MIB } else { 16 * MIB };
         let (stage, key) = stage(line).await;
@@ -37,7 +37,7 @@ async fn long_bodies_pass_whole_both_ways() {
 }
 
 #[tokio::test]
-async fn every_pair_of_protocols_carries_method_authority_and_identity() {
+async fn protocol_pairs_keep_method_authority_and_identity() {
     for (speaks, line) in PAIRS {
         let (stage, key) = stage(line).await;
         let mut caller = stage.caller(speaks).await;
@@ -53,7 +53,7 @@ async fn every_pair_of_protocols_carries_method_authority_and_identity() {
 }
 
 #[tokio::test]
-async fn the_authority_towards_http2_is_the_callers_host() {
+async fn http2_authority_is_host_of_client() {
     let (seen, mut authority) = tokio::sync::mpsc::unbounded_channel();
     let address = upstream(move |request| {
         seen.send((request.uri().to_string(), request.headers().get("host").cloned())).unwrap();
@@ -68,7 +68,7 @@ async fn the_authority_towards_http2_is_the_callers_host() {
 }
 
 #[tokio::test]
-async fn the_first_event_comes_at_once_and_leaving_ends_the_upstreams_stream() {
+async fn first_event_is_immediate_and_disconnect_reaches_upstream() {
     for (speaks, line) in PAIRS {
         let (stage, key) = stage(line).await;
         let mut caller = stage.caller(speaks).await;
@@ -84,7 +84,7 @@ async fn the_first_event_comes_at_once_and_leaving_ends_the_upstreams_stream() {
 }
 
 #[tokio::test]
-async fn an_http2_caller_that_cancels_one_stream_ends_that_one_upstream() {
+async fn cancelled_http2_stream_cancels_only_its_request() {
     let (stage, key) = stage("http = \"2\"").await;
     let mut caller = stage.caller(Speaks::Http2).await;
     let cancelled = caller.get("/events?every=1h", &key).await.unwrap();
@@ -118,7 +118,7 @@ async fn trailers_pass_both_ways() {
 }
 
 #[tokio::test]
-async fn an_upload_that_is_answered_early_is_answered_at_once() {
+async fn early_response_to_upload_is_forwarded_at_once() {
     let address = upstream(|_unread| async {
         let mut response = Response::new(body::full("too much"));
         *response.status_mut() = hyper::StatusCode::PAYLOAD_TOO_LARGE;
@@ -142,7 +142,7 @@ async fn an_upload_that_is_answered_early_is_answered_at_once() {
 }
 
 #[tokio::test]
-async fn an_upload_goes_on_after_an_early_answer_for_as_long_as_it_takes() {
+async fn upload_continues_after_early_response() {
     let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly").await;
     let stage = Stage::with(Setup {
         server: "header_timeout = \"200ms\"\nidle_timeout = \"200ms\"",
@@ -162,7 +162,7 @@ async fn an_upload_goes_on_after_an_early_answer_for_as_long_as_it_takes() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_within_its_upload_is_seen_to_break_off() {
+async fn aborted_upload_reaches_upstream_as_incomplete() {
     for (speaks, line) in PAIRS {
         let (stage, key) = stage(line).await;
         let mut caller = stage.caller(speaks).await;
@@ -179,7 +179,7 @@ async fn a_caller_that_leaves_within_its_upload_is_seen_to_break_off() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_dies_within_its_answer_is_seen_to_be_cut() {
+async fn aborted_response_reaches_client_as_incomplete() {
     for (speaks, line) in PAIRS {
         let (stage, key) = stage(line).await;
         let response = stage.caller(speaks).await.get("/cut/100000", &key).await.unwrap();
@@ -189,7 +189,7 @@ async fn an_upstream_that_dies_within_its_answer_is_seen_to_be_cut() {
 }
 
 #[tokio::test]
-async fn no_100_continue_comes_before_the_verdict() {
+async fn no_100_continue_before_verdict() {
     let stage = Stage::start().await;
     let key = stage.key();
     let head = |key: &str| {
@@ -218,7 +218,7 @@ async fn no_100_continue_comes_before_the_verdict() {
 }
 
 #[tokio::test]
-async fn the_response_timeout_cuts_neither_an_upload_that_pauses_nor_a_body() {
+async fn response_timeout_spares_paused_uploads_and_bodies() {
     for (speaks, line) in [
         (Speaks::Http1, "response_timeout = \"150ms\""),
         (Speaks::Http2, "response_timeout = \"150ms\"\nhttp = \"2\""),
@@ -245,7 +245,7 @@ async fn the_response_timeout_cuts_neither_an_upload_that_pauses_nor_a_body() {
 }
 
 #[tokio::test]
-async fn cookies_that_http2_splits_are_one_header_for_http1() {
+async fn split_http2_cookies_become_one_http1_header() {
     let (stage, key) = stage("").await;
     let mut caller = stage.caller(Speaks::Http2).await;
     let mut request = caller.request(Method::GET, "/v1", &key, body::empty());

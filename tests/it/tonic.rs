@@ -1,6 +1,6 @@
 //! gRPC through Keyward with a real implementation on either side: tonic calls, tonic serves.
 
-mod desk;
+mod service;
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use crate::support::tls::{Authority, toml};
 use crate::support::{self, LIMIT, Setup, Stage, listen, soon};
-use desk::{Client, Desk, next, note};
+use service::{Client, Desk, next, note};
 
 /// One interval, and what a busy machine adds.
 const SOON: Duration = Duration::from_millis(1400);
@@ -96,14 +96,14 @@ async fn converse(desk: &Desk, client: &mut Client) {
 }
 
 #[tokio::test]
-async fn calls_and_streams_pass_with_the_identity_and_without_the_key_in_clear_text() {
+async fn calls_and_streams_pass_over_h2c() {
     let (_stage, desk, mut client) = stage(Setup::default()).await;
     converse(&desk, &mut client).await;
     assert_eq!(desk.last().get("x-forwarded-proto").unwrap(), "http");
 }
 
 #[tokio::test]
-async fn calls_and_streams_pass_with_the_identity_and_without_the_key_over_tls_on_both_sides() {
+async fn calls_and_streams_pass_over_tls() {
     let authority = Authority::new();
     let (_stage, desk, mut client) = secure(&authority).await;
     converse(&desk, &mut client).await;
@@ -111,10 +111,10 @@ async fn calls_and_streams_pass_with_the_identity_and_without_the_key_over_tls_o
 }
 
 #[tokio::test]
-async fn a_status_comes_back_with_its_message_details_and_metadata() {
+async fn status_keeps_message_details_and_metadata() {
     let (_stage, _desk, mut client) = stage(Setup::default()).await;
     let whole = |status: Status| {
-        let (metadata, expected) = (status.metadata(), desk::failure());
+        let (metadata, expected) = (status.metadata(), service::failure());
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert_eq!((status.message(), status.details()), (expected.message(), expected.details()));
         assert_eq!(metadata.get("x-reason").unwrap(), "closed");
@@ -134,7 +134,7 @@ async fn a_status_comes_back_with_its_message_details_and_metadata() {
 }
 
 #[tokio::test]
-async fn a_deadline_reaches_the_service_unchanged_and_is_kept() {
+async fn deadline_reaches_service_unchanged() {
     let (_stage, desk, mut client) =
         stage(Setup { upstream: "response_timeout = \"300ms\"", ..Setup::default() }).await;
     // The service's word.
@@ -159,7 +159,7 @@ async fn a_deadline_reaches_the_service_unchanged_and_is_kept() {
 }
 
 #[tokio::test]
-async fn refusals_are_statuses_with_a_message() {
+async fn refusals_are_statuses_with_message() {
     let sections = "[negative_cache]\nttl = \"0s\"";
     let (stage, desk, mut client) = stage(Setup { sections, ..Setup::default() }).await;
     let check = |status: Status, code, error: &str| {
@@ -189,7 +189,7 @@ async fn refusals_are_statuses_with_a_message() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_down_is_unavailable() {
+async fn unreachable_service_is_unavailable() {
     let (listener, address) = listen().await;
     drop::<TcpListener>(listener);
     let instead = Some(format!("h2c://{address}"));
@@ -201,7 +201,7 @@ async fn a_service_that_is_down_is_unavailable() {
 }
 
 #[tokio::test]
-async fn who_cancels_is_heard_by_the_service_and_the_connection_stays() {
+async fn cancellation_reaches_service_and_connection_stays() {
     let (_stage, desk, mut client) = stage(Setup::default()).await;
     let mut other = client.clone();
     let waiting = tokio::spawn(async move { other.get("wait").await });
@@ -226,7 +226,7 @@ async fn who_cancels_is_heard_by_the_service_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn a_revoked_key_ends_its_streams_within_one_interval_with_a_status() {
+async fn revoked_grpc_stream_ends_with_status_within_interval() {
     let sections = "[streams]\nrevalidate_every = \"1s\"";
     let (stage, desk, mut client) = stage(Setup { sections, ..Setup::default() }).await;
     let mut other = client.with_key(&stage.key());
@@ -271,7 +271,7 @@ async fn unconfirmed_streams_end_with_unavailable() {
 }
 
 #[tokio::test]
-async fn a_key_that_lost_its_role_ends_its_stream_with_permission_denied() {
+async fn stream_of_lost_role_ends_with_permission_denied() {
     let sections = "[streams]\nrevalidate_every = \"1s\"";
     let routes =
         ROUTES.replacen("upstream = \"echo\"", "upstream = \"echo\"\nrequire = { roles = [\"admin\"] }", 1);
@@ -288,7 +288,7 @@ async fn a_key_that_lost_its_role_ends_its_stream_with_permission_denied() {
 }
 
 #[tokio::test]
-async fn a_drain_lets_an_open_stream_finish() {
+async fn drain_lets_open_stream_finish() {
     let server = "drain_delay = \"100ms\"\ndrain_timeout = \"8s\"";
     let (mut stage, _desk, mut client) = stage(Setup { server, ..Setup::default() }).await;
     let (pen, mut notes) = client.chat().await.unwrap();
@@ -311,7 +311,7 @@ async fn a_drain_lets_an_open_stream_finish() {
 }
 
 #[tokio::test]
-async fn a_stream_beyond_the_drain_ends_with_a_status() {
+async fn stream_beyond_drain_timeout_ends_with_status() {
     let server = "drain_timeout = \"300ms\"";
     let (mut stage, _desk, mut client) = stage(Setup { server, ..Setup::default() }).await;
     let (_pen, mut notes) = client.chat().await.unwrap();

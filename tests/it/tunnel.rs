@@ -65,7 +65,7 @@ async fn accept(listener: &tokio::net::TcpListener) -> tokio::net::TcpStream {
 }
 
 #[tokio::test]
-async fn a_websocket_carries_the_identity_and_not_the_key() {
+async fn websocket_handshake_has_identity_not_key() {
     let stage = Stage::start().await;
     let key = stage.issue(Issue { user_id: "usr_1".into(), ..Issue::default() }).key;
     let _client = open(&stage, &key).await;
@@ -78,7 +78,7 @@ async fn a_websocket_carries_the_identity_and_not_the_key() {
 }
 
 #[tokio::test]
-async fn frames_pass_both_ways_and_a_close_ends_both_sides() {
+async fn frames_pass_both_ways_until_close() {
     let stage = Stage::start().await;
     let mut client = open(&stage, &stage.key()).await;
     assert_eq!((stage.metrics.connections.get(), stage.metrics.requests_in_flight.get()), (1, 1));
@@ -97,7 +97,7 @@ async fn frames_pass_both_ways_and_a_close_ends_both_sides() {
 }
 
 #[tokio::test]
-async fn what_follows_the_handshake_at_once_is_not_lost() {
+async fn bytes_sent_with_handshake_are_not_lost() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     let early = masked(0x81, b"early");
@@ -107,7 +107,7 @@ async fn what_follows_the_handshake_at_once_is_not_lost() {
 }
 
 #[tokio::test]
-async fn a_caller_that_vanishes_ends_the_upstreams_side() {
+async fn client_disconnect_ends_upstream_tunnel() {
     for resets in [false, true] {
         let stage = Stage::start().await;
         let client = open(&stage, &stage.key()).await;
@@ -121,7 +121,7 @@ async fn a_caller_that_vanishes_ends_the_upstreams_side() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_vanishes_ends_the_callers_side() {
+async fn upstream_disconnect_ends_client_tunnel() {
     let (listener, url) = switching().await;
     let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
     for resets in [false, true] {
@@ -140,7 +140,7 @@ async fn an_upstream_that_vanishes_ends_the_callers_side() {
 }
 
 #[tokio::test]
-async fn a_side_that_ignores_the_others_end_does_not_keep_the_tunnel() {
+async fn half_closed_tunnel_is_not_kept_open() {
     let (listener, url) = switching().await;
     let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
     let mut client = stage.connect().await;
@@ -152,7 +152,7 @@ async fn a_side_that_ignores_the_others_end_does_not_keep_the_tunnel() {
 }
 
 #[tokio::test]
-async fn what_comes_after_one_sides_end_still_passes() {
+async fn bytes_after_half_close_still_pass() {
     let (listener, url) = switching().await;
     let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
     let mut client = stage.connect().await;
@@ -183,7 +183,7 @@ async fn tunnel_whose_client_stops_reading_is_closed() {
 }
 
 #[tokio::test]
-async fn no_tunnel_opens_without_a_key() {
+async fn tunnel_needs_a_key() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     client.send(handshake("/ws", "")).await;
@@ -193,14 +193,14 @@ async fn no_tunnel_opens_without_a_key() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_speaks_http2_alone_has_no_websockets() {
+async fn http2_only_upstream_has_no_websockets() {
     let stage = Stage::with(Setup { upstream: "http = \"2\"", ..Setup::default() }).await;
     let reply = stage.ask(handshake("/ws", &stage.key())).await;
     assert_eq!((reply.status, reply.code()), (502, Some("upstream_unreachable")));
 }
 
 #[tokio::test]
-async fn an_upstream_that_declines_or_lies_gets_no_tunnel() {
+async fn declined_or_invalid_upgrade_opens_no_tunnel() {
     for (answer, status) in [
         ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nno", 200),
         ("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: h2c\r\n\r\n", 502),
@@ -220,7 +220,7 @@ async fn an_upstream_that_declines_or_lies_gets_no_tunnel() {
 }
 
 #[tokio::test]
-async fn no_other_upgrade_is_forwarded() {
+async fn only_websocket_upgrade_is_forwarded() {
     let upstream = Scripted::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
     let stage = Stage::with(Setup { instead: upstream.url(), ..Setup::default() }).await;
     for other in ["h2c", "TLS/1.0", "websocket, h2c", "foo"] {

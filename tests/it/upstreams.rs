@@ -56,7 +56,7 @@ fn assert_unreachable(reply: &Reply) {
 }
 
 #[tokio::test]
-async fn an_https_upstream_is_verified_and_chooses_its_http() {
+async fn https_upstream_is_verified_and_negotiates_alpn() {
     let authority = Authority::new();
     for (alpn, version) in
         [(&["h2", "http/1.1"][..], "HTTP/2.0"), (&["http/1.1"], "HTTP/1.1"), (&[], "HTTP/1.1")]
@@ -69,7 +69,7 @@ async fn an_https_upstream_is_verified_and_chooses_its_http() {
 }
 
 #[tokio::test]
-async fn a_certificate_of_somebody_else_is_never_taken() {
+async fn wrong_upstream_certificate_is_never_accepted() {
     let (authority, other) = (Authority::new(), Authority::new());
     let ca = format!("ca_file = {}", toml(&authority.file()));
     for config in [other.server("localhost", &[], false), authority.server("other.test", &[], false)] {
@@ -81,7 +81,7 @@ async fn a_certificate_of_somebody_else_is_never_taken() {
 }
 
 #[tokio::test]
-async fn server_name_is_what_is_asked_for_and_verified() {
+async fn server_name_sets_sni_and_verified_name() {
     let authority = Authority::new();
     let url = https(authority.server("orders.internal", &[], false)).await;
     let lines = format!("ca_file = {}\nserver_name = \"orders.internal\"", toml(&authority.file()));
@@ -90,7 +90,7 @@ async fn server_name_is_what_is_asked_for_and_verified() {
 }
 
 #[tokio::test]
-async fn a_client_certificate_is_shown_to_who_asks_for_it() {
+async fn client_certificate_is_sent_when_requested() {
     let authority = Authority::new();
     let url = https(authority.server("localhost", &["h2"], true)).await;
     let ca = format!("ca_file = {}", toml(&authority.file()));
@@ -102,7 +102,7 @@ async fn a_client_certificate_is_shown_to_who_asks_for_it() {
 }
 
 #[tokio::test]
-async fn a_unix_socket_is_an_upstream() {
+async fn unix_socket_upstream_is_served() {
     let folder = Folder::new();
     let path = folder.file("up.sock");
     let stage = stage(format!("unix:{}", path.display()), String::new()).await;
@@ -118,7 +118,7 @@ async fn a_unix_socket_is_an_upstream() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_is_502_and_back_once_it_is() {
+async fn absent_upstream_is_502_until_it_listens() {
     let (listener, address) = listen().await;
     drop(listener);
     let stage = stage(format!("http://{address}"), String::new()).await;
@@ -134,7 +134,7 @@ async fn an_upstream_that_is_not_there_is_502_and_back_once_it_is() {
 }
 
 #[tokio::test]
-async fn connecting_has_a_time_limit_that_covers_tls() {
+async fn connect_timeout_covers_tls_handshake() {
     let (listener, address) = listen().await;
     let stage =
         stage(format!("https://localhost:{}", address.port()), "connect_timeout = \"100ms\"".into()).await;
@@ -145,7 +145,7 @@ async fn connecting_has_a_time_limit_that_covers_tls() {
 }
 
 #[tokio::test]
-async fn connecting_has_a_time_limit_where_nobody_answers_at_all() {
+async fn connect_timeout_covers_unanswered_syn() {
     // A listener that accepts nothing: once its queue is full, the system lets further connections wait.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -165,7 +165,7 @@ async fn connecting_has_a_time_limit_where_nobody_answers_at_all() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_and_used_again() {
+async fn upstream_connections_are_reused() {
     for line in ["", "http = \"2\""] {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
         for _ in 0..5 {
@@ -176,7 +176,7 @@ async fn connections_are_kept_and_used_again() {
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_uses_is_closed_after_idle_timeout() {
+async fn idle_upstream_connection_is_closed_after_idle_timeout() {
     for (line, preface) in [("", ""), ("http = \"2\"", "PRI")] {
         let (listener, address) = listen().await;
         let lines = format!("idle_timeout = \"150ms\"\n{line}");
@@ -202,7 +202,7 @@ async fn a_connection_that_nobody_uses_is_closed_after_idle_timeout() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_died_costs_a_get_nothing_and_a_post_is_not_repeated() {
+async fn dead_pooled_connection_retries_get_not_post() {
     // Each connection answers once, and closes when a second request has come.
     let (listener, address) = listen().await;
     let posts = Arc::new(AtomicUsize::new(0));
@@ -233,7 +233,7 @@ async fn a_kept_connection_that_died_costs_a_get_nothing_and_a_post_is_not_repea
 }
 
 #[tokio::test]
-async fn an_upstream_that_says_close_is_not_used_again() {
+async fn connection_close_of_upstream_is_respected() {
     let upstream =
         Scripted::answering("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
     let stage = stage(upstream.url().unwrap(), String::new()).await;
@@ -244,7 +244,7 @@ async fn an_upstream_that_says_close_is_not_used_again() {
 }
 
 #[tokio::test]
-async fn more_streams_than_an_http2_upstream_allows_open_a_second_connection() {
+async fn streams_over_http2_limit_open_second_connection() {
     let (listener, address) = listen().await;
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&connections);
@@ -279,7 +279,7 @@ async fn more_streams_than_an_http2_upstream_allows_open_a_second_connection() {
 }
 
 #[tokio::test]
-async fn a_hundred_streams_are_enough_for_one_connection() {
+async fn hundred_streams_share_one_connection() {
     let sections = "[limits]\nstreams = 128";
     let stage = Stage::with(Setup { upstream: "http = \"2\"", sections, ..Setup::default() }).await;
     let routes = stage.key();

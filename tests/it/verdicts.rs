@@ -50,7 +50,7 @@ async fn check_bad_key(stage: &Stage, effect: Effect) {
 }
 
 #[tokio::test]
-async fn a_200_that_is_no_whole_valid_identity_is_a_503_and_is_not_remembered() {
+async fn incomplete_200_is_503_and_not_remembered() {
     let stage = Stage::start().await;
     for body in [
         "",
@@ -73,7 +73,7 @@ async fn a_200_that_is_no_whole_valid_identity_is_a_503_and_is_not_remembered() 
 }
 
 #[tokio::test]
-async fn a_valid_answer_for_what_is_a_token_id_lets_nobody_in() {
+async fn valid_response_for_token_id_is_refused() {
     let stage = Stage::start().await;
     let key = stage.key();
     let body = format!(r#"{{"token_info":{{"organization_id":"org_1","token_id":"{key}"}}}}"#);
@@ -84,7 +84,7 @@ async fn a_valid_answer_for_what_is_a_token_id_lets_nobody_in() {
 }
 
 #[tokio::test]
-async fn only_scalekits_own_not_found_and_invalid_argument_make_a_key_bad() {
+async fn only_not_found_and_invalid_argument_are_401() {
     let stage = Stage::start().await;
     for effect in [
         Effect::Answer(Answer::status(404)),
@@ -120,7 +120,7 @@ async fn only_scalekits_own_not_found_and_invalid_argument_make_a_key_bad() {
 }
 
 #[tokio::test]
-async fn a_real_bad_key_is_a_401_whether_unknown_expired_or_revoked() {
+async fn unknown_expired_and_revoked_keys_are_401() {
     let stage = Stage::start().await;
     let revoked = stage.key();
     stage.emulator.revoke(&revoked);
@@ -140,7 +140,7 @@ async fn a_real_bad_key_is_a_401_whether_unknown_expired_or_revoked() {
 }
 
 #[tokio::test]
-async fn a_401_speaks_of_keywards_own_token_which_is_renewed_and_the_call_made_once_more() {
+async fn scalekit_401_renews_access_token_and_retries() {
     let stage = Stage::start().await;
     let (key, before) = (stage.key(), stage.emulator.counts());
     stage.emulator.expire_access_tokens();
@@ -151,7 +151,7 @@ async fn a_401_speaks_of_keywards_own_token_which_is_renewed_and_the_call_made_o
 }
 
 #[tokio::test]
-async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
+async fn persistent_scalekit_401_is_503() {
     let bodies = [None, Some(r#"{"code":5,"message":"Token not found","details":[1]}"#), Some("")];
     let checks = bodies.map(async |body| {
         let stage = Stage::start().await;
@@ -170,7 +170,7 @@ async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
 }
 
 #[tokio::test]
-async fn a_403_is_keywards_missing_permission_and_renewing_its_token_is_not_tried() {
+async fn scalekit_403_is_503_without_token_renewal() {
     let stage = Stage::start().await;
     let before = stage.emulator.counts();
     check_our_fault(&stage, Effect::Answer(Answer::status(403))).await;
@@ -186,7 +186,7 @@ async fn a_403_is_keywards_missing_permission_and_renewing_its_token_is_not_trie
 }
 
 #[tokio::test]
-async fn a_429_without_retry_after_holds_unknown_keys_for_a_second() {
+async fn scalekit_429_without_retry_after_holds_one_second() {
     for effect in [
         Effect::Answer(Answer::status(429)),
         instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
@@ -206,7 +206,7 @@ async fn a_429_without_retry_after_holds_unknown_keys_for_a_second() {
 }
 
 #[tokio::test]
-async fn a_429s_retry_after_is_passed_on_and_until_then_nothing_is_asked() {
+async fn scalekit_429_holds_calls_until_retry_after() {
     let stage = Stage::start().await;
     let (key, other) = (stage.key(), stage.key());
     let before = stage.emulator.counts().validations;
@@ -221,7 +221,7 @@ async fn a_429s_retry_after_is_passed_on_and_until_then_nothing_is_asked() {
 }
 
 #[tokio::test]
-async fn an_outage_is_a_503_whatever_form_it_takes() {
+async fn outage_of_any_kind_is_503() {
     let stage = Stage::start().await;
     let not_found = r#"{"code":5,"message":"Token not found","details":[1]}"#;
     for effect in [
@@ -241,7 +241,7 @@ async fn an_outage_is_a_503_whatever_form_it_takes() {
 }
 
 #[tokio::test]
-async fn no_answer_in_time_is_a_503_before_and_after_the_decision() {
+async fn scalekit_timeout_is_503() {
     let stage = Stage::with(Setup { scalekit: "timeout = \"150ms\"", ..Setup::default() }).await;
     for effect in [Effect::Hang, Effect::HangAfter] {
         check_our_fault(&stage, effect).await;
@@ -249,7 +249,7 @@ async fn no_answer_in_time_is_a_503_before_and_after_the_decision() {
 }
 
 #[tokio::test]
-async fn an_outage_while_a_bad_key_is_asked_about_is_not_its_fault_either() {
+async fn outage_is_503_for_bad_key_too() {
     let stage = Stage::start().await;
     let bad = "0123456789ABCDEFGHIJabcdefghij";
     for effect in [Effect::Truncated, Effect::Garbage, Effect::ContentType("text/html".into())] {

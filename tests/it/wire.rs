@@ -1,10 +1,10 @@
 //! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the caller got.
 
 mod bodies;
-mod floods;
+mod http2_floods;
 mod forwarded;
 mod framing;
-pub(crate) mod h2;
+pub(crate) mod http2;
 mod heads;
 mod identity;
 mod limits;

@@ -82,7 +82,7 @@ async fn asking(address: SocketAddr, key: String) -> Counts {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_drains_under_load_over_http2_lose_no_request() {
+async fn drain_under_load_loses_no_http2_request() {
     for _ in 0..5 {
         let (mut stage, key) = stage("drain_delay = \"250ms\"").await;
         let mut callers = JoinSet::new();
@@ -103,7 +103,7 @@ async fn five_drains_under_load_over_http2_lose_no_request() {
 }
 
 #[tokio::test]
-async fn a_goaway_says_what_is_not_processed_and_the_rest_is_answered() {
+async fn goaway_names_last_processed_stream() {
     let (mut stage, key) = stage("").await;
     let mut sender = connect(stage.address).await.unwrap();
     let (slow, _) = sender.send_request(request("/slow/600", &key), true).unwrap();

@@ -170,7 +170,7 @@ fn explore(
 }
 
 #[test]
-fn in_every_interleaving_the_answer_used_came_from_a_call_that_began_after_the_request() {
+fn every_interleaving_uses_call_begun_after_request() {
     for (requests, at_once, switches) in [(2, 1, 3), (3, 1, 2), (3, 2, 2)] {
         let (runs, wrong) = explore(requests, at_once, switches, move || Box::new(Board::new(at_once)));
         assert!(runs > 50, "{runs} interleavings of {requests} requests were tried");
@@ -180,7 +180,7 @@ fn in_every_interleaving_the_answer_used_came_from_a_call_that_began_after_the_r
 }
 
 #[test]
-fn the_same_check_finds_plain_join_in_flight_sharing_wrong() {
+fn model_rejects_joining_a_departed_flight() {
     let (runs, wrong) = explore(2, 1, 1, || Box::<JoinInFlight>::default());
     assert!(wrong > 0, "in {runs} interleavings no request was served on an older call");
 }

@@ -18,7 +18,7 @@ use super::{MIB, memory};
 use crate::process::{Folder, Running, echo, keyward_run};
 use crate::support::raw::Client;
 use crate::support::{LIMIT, listen};
-use crate::wire::h2::{
+use crate::wire::http2::{
     DATA, END_HEADERS, END_STREAM, GET, HEADERS, SETTINGS, WINDOW_UPDATE, block, frame, preface,
 };
 
@@ -173,7 +173,7 @@ fn uploads(piece: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn uploads_with_junk_keys_stay_within_the_memory() {
+async fn bad_key_uploads_stay_within_memory_limit() {
     for latency in [1500, 100] {
         let flooded = Flooded::start("uploads", "http", Duration::from_millis(latency)).await;
         let attack = hold(flooded.address, 400, Duration::from_secs(4), || uploads(8 * 1024));
@@ -183,7 +183,7 @@ async fn uploads_with_junk_keys_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn bodies_of_single_bytes_stay_within_the_memory() {
+async fn single_byte_frames_stay_within_memory_limit() {
     let flooded = Flooded::start("bytes", "http", Duration::from_millis(300)).await;
     let attack = hold(flooded.address, 40, Duration::from_secs(3), || uploads(1));
     let seen = flooded.beside(attack).await;
@@ -191,7 +191,7 @@ async fn bodies_of_single_bytes_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_stay_within_the_memory() {
+async fn unread_responses_stay_within_memory_limit() {
     for scheme in ["http", "h2c"] {
         let flooded = Flooded::start("unread", scheme, Duration::ZERO).await;
         let asks = || {
@@ -211,7 +211,7 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
+async fn hpack_bombs_stay_within_memory_limit() {
     let flooded = Flooded::start("heads", "http", Duration::from_millis(500)).await;
     let asks = || {
         let key = format!("Bearer {}", random_key());
@@ -233,7 +233,7 @@ async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn long_heads_stay_within_the_memory() {
+async fn long_heads_stay_within_memory_limit() {
     let flooded = Flooded::start("long", "http", Duration::from_millis(500)).await;
     let asks = || {
         let mut all = preface();
@@ -260,7 +260,7 @@ async fn long_heads_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn bad_keys_by_the_thousand_stay_within_the_memory() {
+async fn thousands_of_bad_keys_stay_within_memory_limit() {
     let flooded = Flooded::start("keys", "http", Duration::from_millis(60)).await;
     let (address, count) = (flooded.address, 1200);
     let attack = async {
@@ -292,7 +292,7 @@ async fn bad_keys_by_the_thousand_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn a_flood_that_is_over_gives_its_memory_back() {
+async fn memory_is_returned_after_flood() {
     let flooded = Flooded::start("back", "http", Duration::ZERO).await;
     let before = memory(&flooded.running, "RssAnon:");
     hold(flooded.address, 100, Duration::from_secs(2), || uploads(8 * 1024)).await;

@@ -52,18 +52,18 @@ async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
 }
 
 #[tokio::test]
-async fn good_keys_upload_passes_over_http1_beside_a_flood() {
+async fn good_key_upload_passes_over_http1_during_flood() {
     assert_eq!(upload_in_a_flood("", 60_000).await, Some(200));
 }
 
 #[tokio::test]
-async fn good_keys_upload_passes_over_http2_beside_a_flood() {
+async fn good_key_upload_passes_over_http2_during_flood() {
     assert_eq!(upload_in_a_flood("http = \"2\"", 20_000).await, Some(200));
     assert_eq!(upload_in_a_flood("http = \"2\"", 60_000).await, Some(200));
 }
 
 #[tokio::test]
-async fn download_goes_on_when_a_flood_is_over() {
+async fn download_resumes_after_flood() {
     let address = upstream(|request| async move {
         if request.method() == Method::GET {
             let body = http_body_util::Full::new(bytes::Bytes::from(vec![b'x'; 300_000]));

@@ -67,7 +67,7 @@ async fn half_written_route_file_opens_no_route() {
 }
 
 #[tokio::test]
-async fn requirement_cut_off_at_the_end_is_not_loosened() {
+async fn truncated_requirement_is_not_loosened() {
     let keyward = Reloading::with_an_admin_route("cut", Pace { hold: FOREVER, ..FAST }).await;
     let (_, whole) = halves(&keyward);
     let required = format!("{whole}require = {{ roles = [\"admin\"] }}\n");
@@ -82,14 +82,14 @@ async fn requirement_cut_off_at_the_end_is_not_loosened() {
 }
 
 #[tokio::test]
-async fn route_that_is_dropped_for_good_goes_after_the_hold() {
+async fn dropped_route_is_removed_after_hold() {
     let keyward = Reloading::with_an_admin_route("held", FAST).await;
     keyward.write_in_place(&halves(&keyward).0);
     keyward.until("/admin/x", 200).await;
 }
 
 #[tokio::test]
-async fn file_is_not_read_until_its_last_write_has_settled() {
+async fn file_is_not_read_until_last_write_settled() {
     let pace = Pace { settle: FOREVER, hold: Duration::ZERO, ..FAST };
     let keyward = Reloading::with_an_admin_route("settle", pace).await;
     keyward.write_in_place(&halves(&keyward).0);
@@ -101,7 +101,7 @@ async fn file_is_not_read_until_its_last_write_has_settled() {
 }
 
 #[tokio::test]
-async fn file_that_differs_at_every_look_is_not_read() {
+async fn constantly_changing_file_is_not_read() {
     let slow = Duration::from_millis(100);
     let pace = Pace { look_every: slow, settle: Duration::ZERO, hold: Duration::ZERO };
     let keyward = Reloading::with_an_admin_route("moving", pace).await;

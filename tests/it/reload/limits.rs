@@ -46,7 +46,7 @@ async fn waits(client: &mut Client) -> bool {
 }
 
 #[tokio::test]
-async fn limits_of_heads_hold_for_the_next_connection() {
+async fn head_limits_apply_to_next_connection() {
     let keyward = Reloading::start("heads").await;
     let (long, many) = (format!("x: {}\r\n", "x".repeat(10_000)), "x: y\r\n".repeat(20));
     let mut before = keyward.open().await;
@@ -62,7 +62,7 @@ async fn limits_of_heads_hold_for_the_next_connection() {
 }
 
 #[tokio::test]
-async fn time_limits_hold_for_the_next_connection() {
+async fn timeouts_apply_to_next_connection() {
     let keyward = Reloading::start("times").await;
     let mut before = keyward.open().await;
     keyward
@@ -78,7 +78,7 @@ async fn time_limits_hold_for_the_next_connection() {
 }
 
 #[tokio::test]
-async fn a_body_limit_holds_for_the_next_request() {
+async fn body_limit_applies_to_next_request() {
     let keyward = Reloading::start("bodies").await;
     let mut before = keyward.open().await;
     keyward.limits("/b", "body = 1").await;
@@ -87,7 +87,7 @@ async fn a_body_limit_holds_for_the_next_request() {
 }
 
 #[tokio::test]
-async fn the_number_of_connections_can_be_raised_and_lowered() {
+async fn connection_limit_can_be_raised_and_lowered() {
     let keyward = Reloading::start("connections").await;
     // Each look at /b is a connection that ends.
     keyward.limits("/b", "connections = 2").await;
@@ -124,7 +124,7 @@ async fn the_number_of_connections_can_be_raised_and_lowered() {
 }
 
 #[tokio::test]
-async fn how_long_a_drain_may_take_can_change() {
+async fn drain_timeout_can_change() {
     let mut keyward = Reloading::start_with("drain", "drain_timeout = \"1h\"", "").await;
     let mut stream = Client::connect(keyward.address).await;
     keyward.write_text(
@@ -140,7 +140,7 @@ async fn how_long_a_drain_may_take_can_change() {
 }
 
 #[tokio::test]
-async fn limits_of_validation_change_and_what_is_known_of_keys_stays() {
+async fn validation_limits_change_and_known_keys_stay() {
     let keyward = Reloading::start("validation").await;
     let more = |sections: &str| {
         let text = text(keyward.echo_address, &["/a", "/b"], sections);

@@ -22,7 +22,7 @@ fn shapes() -> [(String, String); 4] {
 }
 
 #[tokio::test]
-async fn the_body_of_a_refused_request_is_never_a_request() {
+async fn body_of_refused_request_is_never_a_request() {
     let wire = Wire::start().await;
     let bad = "authorization: Bearer 0123456789ABCDEFGHIJabcdefghij\r\n";
     let good = format!("authorization: Bearer {}\r\n", wire.key);
@@ -68,7 +68,7 @@ async fn the_body_of_a_refused_request_is_never_a_request() {
 }
 
 #[tokio::test]
-async fn only_a_post_is_refused_in_grpcs_way_with_a_200() {
+async fn only_post_gets_grpc_refusal() {
     let wire = Wire::start().await;
     for (line, status) in
         [("POST /v1", 200), ("GET /v1", 401), ("HEAD /v1", 401), ("PUT /v1", 401), ("CONNECT a:443", 405)]
@@ -80,7 +80,7 @@ async fn only_a_post_is_refused_in_grpcs_way_with_a_200() {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_a_caller_that_is_still_sending() {
+async fn refusal_reaches_client_that_is_still_sending() {
     let wire = Wire::start().await;
     for (size, sent) in [(1_000_000_000, 10), (8 << 20, 8 << 20), (8 << 20, 1 << 20)] {
         for _ in 0..8 {
@@ -95,7 +95,7 @@ async fn a_refusal_reaches_a_caller_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_request_that_was_answered_early_is_never_a_request() {
+async fn body_after_early_response_is_never_a_request() {
     let early = "HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n";
     for act in [Act::Say(early.into()), Act::Last(early.into())] {
         let wire = Wire::with(Scripted::acting([act]).await, Setup::default()).await;
@@ -123,7 +123,7 @@ async fn the_body_of_a_request_that_was_answered_early_is_never_a_request() {
 }
 
 #[tokio::test]
-async fn a_wanted_body_is_asked_for_after_the_verdict_and_interim_answers_are_none() {
+async fn continue_follows_verdict_and_interim_responses_are_skipped() {
     let interim = "HTTP/1.1 103 Early Hints\r\nlink: <x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
     let wire = Wire::with(Scripted::answering(format!("{interim}{OK}")).await, Setup::default()).await;
     for line in ["POST /v1", "POST /public/x"] {
@@ -137,7 +137,7 @@ async fn a_wanted_body_is_asked_for_after_the_verdict_and_interim_answers_are_no
 }
 
 #[tokio::test]
-async fn a_body_passes_whatever_the_method() {
+async fn body_passes_with_any_method() {
     let wire = Wire::start().await;
     for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PURGE"] {
         for (framing, body) in
@@ -154,7 +154,7 @@ async fn a_body_passes_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn an_upgrade_to_anything_but_websocket_is_not_forwarded() {
+async fn upgrade_other_than_websocket_is_not_forwarded() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -192,7 +192,7 @@ async fn an_upgrade_to_anything_but_websocket_is_not_forwarded() {
 }
 
 #[tokio::test]
-async fn only_a_101_to_websocket_opens_a_tunnel() {
+async fn only_101_to_websocket_opens_tunnel() {
     let websocket = "connection: upgrade\r\nupgrade: websocket\r\n";
     let hidden = "GET /v1/hidden HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let switching = |lines: &str| format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\nhello");
@@ -234,7 +234,7 @@ async fn only_a_101_to_websocket_opens_a_tunnel() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_is_being_judged_carries_nothing() {
+async fn websocket_carries_nothing_before_verdict() {
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "connection: upgrade\r\nupgrade: websocket\r\n") + "early").await;

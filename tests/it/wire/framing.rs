@@ -12,7 +12,7 @@ async fn try_framing(wire: &Wire, framing: &str, body: &str) -> (Vec<u16>, bool)
 }
 
 #[tokio::test]
-async fn a_content_length_that_is_not_one_number_is_refused() {
+async fn invalid_content_length_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -36,7 +36,7 @@ async fn a_content_length_that_is_not_one_number_is_refused() {
 }
 
 #[tokio::test]
-async fn any_transfer_encoding_but_chunked_alone_is_refused() {
+async fn transfer_encoding_other_than_chunked_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -70,7 +70,7 @@ async fn any_transfer_encoding_but_chunked_alone_is_refused() {
 }
 
 #[tokio::test]
-async fn two_framings_are_refused_and_nothing_behind_is_read() {
+async fn content_length_with_transfer_encoding_is_refused() {
     let wire = Wire::start().await;
     for framing in [
         "content-length: 3\r\ntransfer-encoding: chunked\r\n",
@@ -90,7 +90,7 @@ async fn two_framings_are_refused_and_nothing_behind_is_read() {
 }
 
 #[tokio::test]
-async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
+async fn ambiguous_chunks_never_end_a_request() {
     // An upstream that never answers: only the end of the body could make it.
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let huge = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1 << 20));
@@ -125,7 +125,7 @@ async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
 }
 
 #[tokio::test]
-async fn blanks_before_a_framing_field_hide_nothing_behind_it() {
+async fn whitespace_before_framing_header_hides_no_request() {
     let wire = Wire::start().await;
     let padded = format!("transfer-encoding: {}chunked\r\n", " ".repeat(300));
     let bare = SMUGGLED.replace("\r\n", "\n");
@@ -135,7 +135,7 @@ async fn blanks_before_a_framing_field_hide_nothing_behind_it() {
 }
 
 #[tokio::test]
-async fn odd_but_valid_chunks_are_framed_anew() {
+async fn unusual_valid_chunks_are_reframed() {
     let wire = Wire::start().await;
     for body in [
         "3;a=b\r\nabc\r\n0\r\n\r\n",
@@ -152,7 +152,7 @@ async fn odd_but_valid_chunks_are_framed_anew() {
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_never_a_whole_request() {
+async fn aborted_http1_body_is_never_a_complete_request() {
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     for (framing, part) in [
         ("content-length: 9\r\n", "abc"),

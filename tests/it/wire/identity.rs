@@ -40,7 +40,7 @@ const CORS: &str = "[[routes]]\npath = \"/public/*\"\nupstream = \"echo\"\nauth 
                     upstream = \"echo\"\npreflight = true";
 
 #[tokio::test]
-async fn no_spelling_of_an_identity_header_passes_on_any_kind_of_route() {
+async fn identity_header_spellings_are_stripped_on_every_route() {
     let wire = Wire::with(Scripted::answering(OK).await, Setup { routes: CORS, ..Setup::default() }).await;
     let preflight = "origin: https://a.test\r\naccess-control-request-method: PUT\r\n";
     let mut client = wire.stage.connect().await;
@@ -62,7 +62,7 @@ async fn no_spelling_of_an_identity_header_passes_on_any_kind_of_route() {
 }
 
 #[tokio::test]
-async fn names_in_connection_remove_nothing_of_keywards() {
+async fn connection_header_cannot_strip_identity_headers() {
     let wire = Wire::start().await;
     let issued = wire.stage.issue(Issue {
         user_id: "usr_1".into(),
@@ -152,7 +152,7 @@ async fn trailers_carry_no_identity_key_or_framing() {
 }
 
 #[tokio::test]
-async fn hostile_claims_are_values_of_their_own_headers_and_nothing_else() {
+async fn hostile_claims_set_only_their_own_headers() {
     let wire = Wire::start().await;
     let mut seen = 0;
     for (claims, expected) in [
@@ -197,7 +197,7 @@ async fn hostile_claims_are_values_of_their_own_headers_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_answer_of_scalekits_without_usable_ids_is_a_503_and_forwards_nothing() {
+async fn scalekit_response_without_usable_ids_is_503() {
     let wire = Wire::start().await;
     let suffix = &wire.key[wire.key.len() - 4..];
     let info = |fields: &str| format!(r#"{{"token_info":{{"token_suffix":"{suffix}",{fields}}}}}"#);
@@ -225,7 +225,7 @@ async fn an_answer_of_scalekits_without_usable_ids_is_a_503_and_forwards_nothing
 }
 
 #[tokio::test]
-async fn requests_on_one_connection_never_share_an_identity() {
+async fn requests_on_one_connection_never_share_identity() {
     let wire = Wire::start().await;
     let keys: Vec<_> = (0..4)
         .map(|number| {
@@ -260,7 +260,7 @@ async fn requests_on_one_connection_never_share_an_identity() {
 }
 
 #[tokio::test]
-async fn streams_of_one_http2_connection_never_share_an_identity() {
+async fn streams_of_one_connection_never_share_identity() {
     for line in ["", "http = \"2\""] {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
         let caller = &stage.caller(Speaks::Http2).await;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::h2::{END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, block, fate, frame, preface};
+use super::http2::{END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, block, fate, frame, preface};
 use super::{OK, Wire, statuses};
 use crate::support::raw::Scripted;
 use crate::support::{LIMIT, Setup};
@@ -14,7 +14,7 @@ async fn wire(server: &'static str, sections: &'static str) -> Wire {
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_a_431_and_a_target_that_is_too_long_a_414() {
+async fn large_head_is_431_and_long_target_414() {
     let wire = wire("", "[limits]\nhead = \"8KiB\"\nheaders = 10\nuri = \"1KiB\"").await;
     let target = |length: usize| format!("GET /public/{} HTTP/1.1\r\nhost: a\r\n", "x".repeat(length - 8));
     let field = |length: usize| format!("GET /public/x HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "y".repeat(length));
@@ -50,7 +50,7 @@ async fn a_head_that_is_too_large_is_a_431_and_a_target_that_is_too_long_a_414()
 }
 
 #[tokio::test]
-async fn a_caller_that_is_slow_with_its_head_is_closed_and_others_are_not() {
+async fn slow_head_is_closed_without_affecting_others() {
     let wire = wire("header_timeout = \"200ms\"", "").await;
     let mut patient = wire.stage.connect().await;
     patient.send(wire.head("GET /v1", "")).await;
@@ -89,7 +89,7 @@ async fn a_caller_that_is_slow_with_its_head_is_closed_and_others_are_not() {
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_uses_is_closed() {
+async fn idle_client_connection_is_closed() {
     let wire = wire("idle_timeout = \"200ms\"", "").await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "")).await;
@@ -121,7 +121,7 @@ async fn a_connection_that_nobody_uses_is_closed() {
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_and_are_then_served() {
+async fn connections_over_limit_wait_until_served() {
     let wire = wire("", "[limits]\nconnections = 2").await;
     let mut held = Vec::new();
     for _ in 0..2 {

@@ -73,7 +73,7 @@ fn answer(fields: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_is_no_http_answer_is_a_502() {
+async fn malformed_response_is_502() {
     let twice = "content-length: 2\r\n".repeat(2).replacen('2', "3", 1);
     #[rustfmt::skip]
     let cases = [
@@ -112,7 +112,7 @@ async fn what_is_no_http_answer_is_a_502() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_cut_for_the_caller_too() {
+async fn truncated_response_is_truncated_for_client() {
     let chunked = "transfer-encoding: chunked\r\n";
     #[rustfmt::skip]
     let cases = [
@@ -131,7 +131,7 @@ async fn an_answer_that_breaks_off_is_cut_for_the_caller_too() {
 }
 
 #[tokio::test]
-async fn an_answer_with_something_behind_it_ends_its_connection() {
+async fn bytes_after_response_close_upstream_connection() {
     let queued = format!("{OK}HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned");
     for (text, expected) in [
         (queued.clone(), Seen::Whole(200, "ok")),
@@ -163,7 +163,7 @@ async fn an_answer_with_something_behind_it_ends_its_connection() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_hangs_is_a_504_and_its_connection_is_closed() {
+async fn hanging_upstream_is_504_and_disconnected() {
     let upstream = "response_timeout = \"150ms\"";
     for part in ["", "HTTP/1.1 200 OK\r\ncontent-", "HTTP/1.1 100 Continue\r\n\r\n"] {
         let acts = [Act::Say(part.into()), Act::Say(part.into()), Act::Say(OK.into())];
@@ -180,7 +180,7 @@ async fn an_upstream_that_hangs_is_a_504_and_its_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
+async fn unreachable_upstream_is_502_until_it_listens() {
     let (listener, address) = listen().await;
     drop(listener);
     let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
@@ -191,7 +191,7 @@ async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
+async fn dead_pooled_connection_retries_only_safe_requests() {
     for act in [Act::Last(Vec::new()), Act::Reset] {
         #[rustfmt::skip]
         let cases = [
@@ -213,7 +213,7 @@ async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
 }
 
 #[tokio::test]
-async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_removed() {
+async fn response_hop_by_hop_and_keyward_error_are_removed() {
     let fields = "keyward-error: invalid_key\r\nKEYWARD-ERROR: x\r\nconnection: keep-alive, X-Private\r\nx-private: 1\r\n\
                   keep-alive: timeout=5\r\nproxy-connection: x\r\nproxy-authenticate: Basic\r\nupgrade: h2c\r\nte: x\r\n\
                   x-request-id: forged\r\nx-kept: 1\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 2\r\n";
@@ -233,7 +233,7 @@ async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_remove
 }
 
 #[tokio::test]
-async fn a_connection_that_still_carries_a_body_takes_no_other_request() {
+async fn connection_with_unfinished_upload_is_not_reused() {
     let wire = Wire::start().await;
     let mut early = wire.stage.connect().await;
     early.send(wire.head("POST /v1", "content-length: 6\r\n") + "abc").await;
@@ -247,7 +247,7 @@ async fn a_connection_that_still_carries_a_body_takes_no_other_request() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_was_closed_is_not_used_even_for_what_cannot_be_retried() {
+async fn closed_pooled_connection_is_never_used() {
     let wire = Wire::with(Scripted::closing_after(OK).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     for number in 0..50 {
@@ -257,7 +257,7 @@ async fn a_kept_connection_that_was_closed_is_not_used_even_for_what_cannot_be_r
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_asked_for_ends_the_idle_connection() {
+async fn unsolicited_response_closes_idle_connection() {
     let (listener, address) = listen().await;
     let (poison, closed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (wait, told) = (Arc::clone(&poison), Arc::clone(&closed));
@@ -283,7 +283,7 @@ async fn an_answer_that_nobody_asked_for_ends_the_idle_connection() {
 }
 
 #[tokio::test]
-async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
+async fn response_trailers_are_cleaned_like_headers() {
     let names = ["keyward-error", "connection", "content-length", "transfer-encoding", "keep-alive"];
     let fields: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
     let text = answer(
@@ -303,7 +303,7 @@ async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
 }
 
 #[tokio::test]
-async fn an_answer_of_no_content_has_no_length() {
+async fn no_content_response_has_no_content_length() {
     let none = "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n";
     let wire = Wire::with(Scripted::closing_after(none).await, Setup::default()).await;
     for method in ["GET", "HEAD", "POST"] {
@@ -313,7 +313,7 @@ async fn an_answer_of_no_content_has_no_length() {
 }
 
 #[tokio::test]
-async fn each_side_may_speak_http_1_0_without_the_other_noticing() {
+async fn http_1_0_works_on_either_side() {
     let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
     let wire = Wire::with(Scripted::closing_after(old).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;

@@ -27,7 +27,7 @@ fn address(text: &str) -> Option<IpAddr> {
 }
 
 #[tokio::test]
-async fn a_bad_key_costs_one_call_each_ttl_however_often_it_is_tried() {
+async fn bad_key_costs_one_call_per_ttl() {
     let ttl = Duration::from_millis(400);
     let rig = Rig::start(Settings { negative_ttl: ttl, ..Settings::default() }).await;
     let began = Instant::now();
@@ -43,7 +43,7 @@ async fn a_bad_key_costs_one_call_each_ttl_however_often_it_is_tried() {
 }
 
 #[tokio::test]
-async fn a_key_that_becomes_valid_is_refused_no_longer_than_the_ttl() {
+async fn key_that_becomes_valid_is_accepted_after_ttl() {
     let ttl = Duration::from_millis(300);
     let rig = Rig::start(Settings { negative_ttl: ttl, ..Settings::default() }).await;
     let key = rig.key();
@@ -63,7 +63,7 @@ async fn a_key_that_becomes_valid_is_refused_no_longer_than_the_ttl() {
 }
 
 #[tokio::test]
-async fn without_a_ttl_nothing_is_remembered() {
+async fn without_ttl_no_bad_key_is_remembered() {
     let rig = Rig::start(Settings { negative_ttl: Duration::ZERO, ..Settings::default() }).await;
     for _ in 0..3 {
         assert_eq!(rig.ask(&unknown(1)).await.unwrap_err(), Rejection::InvalidKey);
@@ -72,7 +72,7 @@ async fn without_a_ttl_nothing_is_remembered() {
 }
 
 #[tokio::test]
-async fn however_many_bad_keys_there_are_only_so_many_are_remembered() {
+async fn remembered_bad_keys_are_bounded_in_number() {
     let rig = Rig::start(Settings { negative_entries: 50, ..Settings::default() }).await;
     for number in 0..400 {
         assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), Rejection::InvalidKey);
@@ -83,7 +83,7 @@ async fn however_many_bad_keys_there_are_only_so_many_are_remembered() {
 }
 
 #[tokio::test]
-async fn a_flood_of_bad_keys_from_one_address_ends_in_429_and_others_do_not_notice() {
+async fn bad_key_flood_of_one_address_is_429() {
     let rig = Rig::start(throttled(60)).await;
     let (good, flood, other) = (rig.key(), address("192.0.2.1"), address("192.0.2.2"));
     rig.ask_from(&good, flood).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_flood_of_bad_keys_from_one_address_ends_in_429_and_others_do_not_noti
 }
 
 #[tokio::test]
-async fn only_keys_that_scalekit_was_asked_about_and_calls_bad_count() {
+async fn only_keys_scalekit_calls_bad_are_throttled() {
     let rig = Rig::start(throttled(6)).await;
     let client = address("192.0.2.1");
     // One key in many requests at once is one bad key for each call.
@@ -141,7 +141,7 @@ async fn only_keys_that_scalekit_was_asked_about_and_calls_bad_count() {
 }
 
 #[tokio::test]
-async fn the_address_is_the_connections_own_and_forwarded_for_is_not_believed() {
+async fn throttle_ignores_untrusted_forwarded_for() {
     let stage =
         Stage::with(Setup { sections: "[throttle]\nbad_keys_per_minute = 2", ..Setup::default() }).await;
     for (number, status) in [(0, 401), (1, 401), (2, 429), (3, 429)] {
@@ -161,7 +161,7 @@ async fn the_address_is_the_connections_own_and_forwarded_for_is_not_believed() 
 }
 
 #[tokio::test]
-async fn behind_trusted_proxies_the_address_is_the_one_that_they_saw() {
+async fn throttle_uses_client_address_of_trusted_proxies() {
     let stage = Stage::with(Setup {
         server: "trusted_proxies = [\"127.0.0.0/8\"]",
         sections: "[throttle]\nbad_keys_per_minute = 2",
@@ -198,7 +198,7 @@ async fn behind_trusted_proxies_the_address_is_the_one_that_they_saw() {
 }
 
 #[tokio::test]
-async fn a_budget_of_calls_holds_and_its_headroom_can_be_seen() {
+async fn validation_budget_holds_and_shows_headroom() {
     let stage = Stage::with(Setup { scalekit: "validations_per_minute = 60", ..Setup::default() }).await;
     let (key, before) = (stage.key(), stage.emulator.counts().validations);
     assert_eq!(headroom(&stage).await.round() as u64, 60);
@@ -242,7 +242,7 @@ async fn ask_from(from: &str, to: SocketAddr, key: &str, forwarded: &str) -> (u1
 }
 
 #[tokio::test]
-async fn one_address_spends_no_more_bad_keys_a_minute_than_the_limit() {
+async fn bad_keys_per_minute_limit_holds_per_address() {
     let settings = Settings { bad_keys_per_minute: Some(300), ..Settings::default() };
     let rig = Arc::new(Rig::start(settings).await);
     rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(300)));

@@ -5,7 +5,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
 use super::Wire;
-use super::h2::{
+use super::http2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, block, fate, frame, preface,
 };
@@ -66,7 +66,7 @@ fn streams(count: u32, each: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
+async fn rapid_resets_close_connection() {
     let wire = Wire::start().await;
     let cancel = |stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
     #[rustfmt::skip]
@@ -94,7 +94,7 @@ async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
 }
 
 #[tokio::test]
-async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
+async fn sequential_resets_with_good_key_close_connection() {
     // Nobody answers, so that each is under way when it is taken back.
     let upstream = Scripted::answering("").await;
     let wire = Wire::with(upstream, Setup::default()).await;
@@ -125,7 +125,7 @@ async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
 }
 
 #[tokio::test]
-async fn streams_that_keyward_is_made_to_reset_end_the_connection() {
+async fn made_you_reset_closes_connection() {
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(preface()).await;
@@ -140,7 +140,7 @@ async fn streams_that_keyward_is_made_to_reset_end_the_connection() {
 }
 
 #[tokio::test]
-async fn endless_heads_end_the_connection() {
+async fn continuation_flood_closes_connection() {
     let wire = Wire::start().await;
     let open = frame(HEADERS, END_STREAM, 1, &block(&GET));
     let field = block(&[("x", &"y".repeat(1000))]);
@@ -152,7 +152,7 @@ async fn endless_heads_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_small_block_that_unfolds_to_a_large_head_is_refused() {
+async fn hpack_bomb_is_refused() {
     let wire = Wire::start().await;
     // A field of 4 KB into the table (RFC 7541 section 6.2.1), and then its index, again and again.
     let mut bomb = block(&GET);
@@ -182,7 +182,7 @@ async fn a_small_block_that_unfolds_to_a_large_head_is_refused() {
 }
 
 #[tokio::test]
-async fn frames_that_say_nothing_hold_up_nobody() {
+async fn control_frame_floods_do_not_delay_others() {
     let wire = Wire::start().await;
     let fields = [(":method", "POST"), GET[1], GET[2], GET[3]];
     let open = frame(HEADERS, END_HEADERS, 1, &block(&fields));
@@ -201,7 +201,7 @@ async fn frames_that_say_nothing_hold_up_nobody() {
 }
 
 #[tokio::test]
-async fn answers_that_have_no_window_cost_little() {
+async fn responses_without_window_use_bounded_memory() {
     let routes = "[[routes]]\npath = \"/*\"\nupstream = \"echo\"\nauth = \"none\"";
     let stage = Stage::with(Setup { routes, sections: "[limits]\nstreams = 128", ..Setup::default() }).await;
     let before = resident();
@@ -215,7 +215,7 @@ async fn answers_that_have_no_window_cost_little() {
 }
 
 #[tokio::test]
-async fn too_many_streams_at_once_end_the_connection() {
+async fn too_many_concurrent_streams_close_connection() {
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send([preface(), streams(1000, |stream| head(stream, "/public/many", END_STREAM))].concat()).await;

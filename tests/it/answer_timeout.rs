@@ -66,7 +66,7 @@ impl Unread {
 }
 
 #[tokio::test]
-async fn who_reads_nothing_of_an_http1_answer_is_cut_and_the_upstream_released() {
+async fn http1_client_that_stops_reading_is_disconnected() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -96,7 +96,7 @@ async fn who_reads_nothing_of_an_http1_answer_is_cut_and_the_upstream_released()
 }
 
 #[tokio::test]
-async fn who_reads_nothing_of_an_http2_stream_has_it_reset_and_the_others_go_on() {
+async fn http2_stream_that_is_not_read_is_reset() {
     let mut unread = Unread::start(String::new(), ON).await;
     let mut caller = unread.stage.caller(Speaks::Http2).await;
     let request = caller.request(Method::GET, "/public/long", "", body::empty());
@@ -112,7 +112,7 @@ async fn who_reads_nothing_of_an_http2_stream_has_it_reset_and_the_others_go_on(
 }
 
 #[tokio::test]
-async fn an_http2_answer_is_reset_to_its_last_byte() {
+async fn unread_http2_response_is_reset_until_last_byte() {
     // All of it has left the upstream, and even hyper's hands, as soon as its first byte has a place.
     for (window, bytes) in [(0, 1), (0, 3000), (1000, 1001), (1000, 3000), (65_535, 131_070)] {
         let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
@@ -126,7 +126,7 @@ async fn an_http2_answer_is_reset_to_its_last_byte() {
 }
 
 #[tokio::test]
-async fn an_answer_that_fills_a_window_exactly_ends() {
+async fn response_that_fills_window_exactly_completes() {
     let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
     for bytes in [1, 65_534, 65_535] {
         let mut caller = windowed(&stage, 65_535).await;
@@ -138,7 +138,7 @@ async fn an_answer_that_fills_a_window_exactly_ends() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_not_cut() {
+async fn slow_reader_is_not_disconnected() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -169,7 +169,7 @@ async fn a_slow_reader_is_not_cut() {
 }
 
 #[tokio::test]
-async fn a_quiet_event_stream_and_a_slow_upstream_are_not_cut() {
+async fn quiet_event_stream_and_slow_upstream_continue() {
     let again = Arc::new(Notify::new());
     let waits = Arc::clone(&again);
     let upstream = http::upstream(move |_| {
@@ -213,7 +213,7 @@ async fn a_quiet_event_stream_and_a_slow_upstream_are_not_cut() {
 }
 
 #[tokio::test]
-async fn trailers_come_behind_what_is_read() {
+async fn trailers_follow_body_that_is_read() {
     let stage = Stage::with(Setup { sections: ON, upstream: "http = \"2\"", ..Setup::default() }).await;
     let mut caller = stage.caller(Speaks::Http2).await;
     let response = caller.get("/trailers", &stage.key()).await.unwrap();
@@ -222,7 +222,7 @@ async fn trailers_come_behind_what_is_read() {
 }
 
 #[tokio::test]
-async fn a_tunnel_may_be_as_slow_as_it_likes() {
+async fn tunnel_has_no_answer_timeout() {
     let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
     let mut tunnel = tunnel::open(&stage, &stage.key()).await;
     // The echo sends all of it back, and nobody reads for longer than the limit.
@@ -240,7 +240,7 @@ async fn a_tunnel_may_be_as_slow_as_it_likes() {
 }
 
 #[tokio::test]
-async fn without_the_limit_nobody_is_cut() {
+async fn without_answer_timeout_nobody_is_disconnected() {
     let mut unread = Unread::start(String::new(), "").await;
     let mut stream = TcpStream::connect(unread.stage.address).await.unwrap();
     stream.write_all(LONG.as_bytes()).await.unwrap();

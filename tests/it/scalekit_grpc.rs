@@ -24,7 +24,7 @@ fn status(status: u16) -> Effect {
 }
 
 #[tokio::test]
-async fn a_good_key_is_forwarded_with_everything_that_scalekit_says_of_it() {
+async fn good_key_is_forwarded_with_full_identity() {
     let stage = stage().await;
     let issued = stage.issue(Issue {
         organization_external_id: "acme".into(),
@@ -53,7 +53,7 @@ async fn a_good_key_is_forwarded_with_everything_that_scalekit_says_of_it() {
 }
 
 #[tokio::test]
-async fn a_revoked_an_expired_and_an_unknown_key_are_401_and_remembered() {
+async fn revoked_expired_and_unknown_keys_are_401() {
     let stage = stage().await;
     let revoked = stage.key();
     assert_eq!(stage.get("/v1", &revoked).await.status, 200);
@@ -74,7 +74,7 @@ async fn a_revoked_an_expired_and_an_unknown_key_are_401_and_remembered() {
 }
 
 #[tokio::test]
-async fn what_is_no_verdict_is_a_503_and_not_remembered() {
+async fn grpc_error_without_verdict_is_503_not_remembered() {
     let stage = stage().await;
     for effect in [
         // UNAUTHENTICATED and PERMISSION_DENIED speak of Keyward's own client, not of the key.
@@ -116,7 +116,7 @@ async fn what_is_no_verdict_is_a_503_and_not_remembered() {
 }
 
 #[tokio::test]
-async fn an_own_token_that_is_refused_is_renewed_once_and_the_call_repeated() {
+async fn refused_access_token_is_renewed_and_call_repeated() {
     // A forced renewal waits for a second from the one before.
     let stage = Stage::with(Setup { scalekit: "transport = \"grpc\"", ..Setup::default() }).await;
     let key = stage.key();
@@ -128,7 +128,7 @@ async fn an_own_token_that_is_refused_is_renewed_once_and_the_call_repeated() {
 }
 
 #[tokio::test]
-async fn a_missing_permission_is_told_on_readyz() {
+async fn missing_permission_is_shown_on_readyz() {
     let setup = Setup { scalekit: "transport = \"grpc\"", ready: false, ..Setup::default() };
     let mut setup = setup;
     setup.emulator.permissions = vec![Permission::Write];
@@ -146,7 +146,7 @@ async fn a_missing_permission_is_told_on_readyz() {
 }
 
 #[tokio::test]
-async fn keys_live_their_whole_life_over_either_wire() {
+async fn key_lifecycle_works_over_rest_and_grpc() {
     for transport in [Transport::Rest, Transport::Grpc] {
         let ends = CancellationToken::new();
         let emulator = keyward_emulator::Emulator::new(Default::default());

@@ -93,7 +93,7 @@ fn post(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_was_not_processed_is_sent_again_and_only_that() {
+async fn only_unprocessed_requests_are_sent_again() {
     for (does, status, expected) in [
         (Does::GoesAwayBefore, 200, vec!["one", "two", "two", "three"]),
         (Does::Refuses, 200, vec!["one", "two", "two", "three"]),
@@ -109,7 +109,7 @@ async fn what_was_not_processed_is_sent_again_and_only_that() {
 }
 
 #[tokio::test]
-async fn a_long_body_is_not_kept_to_be_sent_again() {
+async fn long_body_is_not_buffered_for_retry() {
     let (url, bodies) = upstream(Does::GoesAwayBefore).await;
     let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
     assert_eq!(stage.ask(post("one")).await.status, 200);

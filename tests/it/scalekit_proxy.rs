@@ -132,7 +132,7 @@ async fn tunnel(
 }
 
 #[tokio::test]
-async fn validations_and_access_tokens_go_through_the_proxy() {
+async fn validations_and_access_tokens_use_proxy() {
     for transport in ["rest", "grpc"] {
         let (site, proxy) = (Site::start("proxied").await, ConnectProxy::start(None).await);
         let lines =
@@ -148,7 +148,7 @@ async fn validations_and_access_tokens_go_through_the_proxy() {
 }
 
 #[tokio::test]
-async fn refusing_proxy_is_told_apart_from_scalekit_on_readyz() {
+async fn readyz_distinguishes_refusing_proxy_from_scalekit() {
     let site = Site::start("refused").await;
     let ca_file = format!("ca_file = {:?}", site.ca_file);
     for (refusal, expected) in [(STATUS_407, "(HTTP 407)"), (STATUS_502, "is no success")] {
@@ -176,7 +176,7 @@ async fn refusing_proxy_is_told_apart_from_scalekit_on_readyz() {
 }
 
 #[tokio::test]
-async fn proxy_of_the_environment_is_for_scalekit_and_never_for_upstreams() {
+async fn environment_proxy_is_never_used_for_upstreams() {
     let (site, proxy) = (Site::start("variables").await, ConnectProxy::start(None).await);
     let ends = CancellationToken::new();
     let _ends = ends.clone().drop_guard();
@@ -216,7 +216,7 @@ async fn proxy_of_the_environment_is_for_scalekit_and_never_for_upstreams() {
 }
 
 #[tokio::test]
-async fn key_commands_go_through_the_proxy_or_name_it() {
+async fn key_commands_use_proxy_or_name_it() {
     let (site, proxy) = (Site::start("keys").await, ConnectProxy::start(None).await);
     let command = |proxy: &ConnectProxy, arguments: &[&str]| {
         let mut command = keys::command(&site.url, arguments);

@@ -64,7 +64,7 @@ fn unconfirmed(stage: &Stage) -> u64 {
 }
 
 #[tokio::test]
-async fn revoked_key_is_refused_while_the_service_is_slow_with_its_head() {
+async fn revoked_key_is_refused_before_late_response() {
     let stage = Stage::with(Setup { sections: EVERY_SECOND, ..Setup::default() }).await;
     let (key, other) = (stage.key(), stage.key());
     let (mut client, mut stays) =
@@ -80,7 +80,7 @@ async fn revoked_key_is_refused_while_the_service_is_slow_with_its_head() {
 }
 
 #[tokio::test]
-async fn late_101_is_not_opened_for_a_revoked_key() {
+async fn late_101_opens_no_tunnel_for_revoked_key() {
     let (stage, listener) = before_slow_service(EVERY_SECOND).await;
     let key = stage.key();
     let mut client = stage.connect().await;
@@ -99,7 +99,7 @@ async fn late_101_is_not_opened_for_a_revoked_key() {
 }
 
 #[tokio::test]
-async fn late_head_is_passed_on_once_the_key_is_confirmed() {
+async fn late_response_is_forwarded_after_revalidation() {
     for (request, head) in [("plain", HEAD), ("websocket", SWITCH)] {
         let (stage, listener) = before_slow_service(EVERY_SECOND).await;
         let key = stage.key();
@@ -125,7 +125,7 @@ async fn late_head_is_passed_on_once_the_key_is_confirmed() {
 }
 
 #[tokio::test]
-async fn late_head_is_not_passed_on_in_an_outage() {
+async fn late_response_is_withheld_in_outage() {
     let (stage, listener) = before_slow_service(EVERY_SECOND).await;
     let key = stage.key();
     let mut client = get(&stage, "/v1", &key).await;
@@ -138,7 +138,7 @@ async fn late_head_is_not_passed_on_in_an_outage() {
 }
 
 #[tokio::test]
-async fn early_head_costs_one_validation_and_is_no_stream() {
+async fn early_response_costs_one_validation() {
     let stage = Stage::with(Setup { sections: EVERY_SECOND, ..Setup::default() }).await;
     let (key, before) = (stage.key(), stage.emulator.counts().validations);
     assert_eq!(stage.get("/slow/300", &key).await.status, 200);
@@ -147,7 +147,7 @@ async fn early_head_costs_one_validation_and_is_no_stream() {
 }
 
 #[tokio::test]
-async fn outage_longer_than_unconfirmed_for_closes_what_is_open() {
+async fn outage_longer_than_unconfirmed_for_closes_streams() {
     let stage = Stage::with(Setup { sections: EVERY_SECOND, ..Setup::default() }).await;
     let key = stage.key();
     let mut events = get(&stage, "/events?every=50ms", &key).await;

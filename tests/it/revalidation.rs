@@ -40,7 +40,7 @@ async fn open(stage: &Stage, path: &str, key: &str) -> Client {
 }
 
 #[tokio::test]
-async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can_tell() {
+async fn revoked_stream_is_visibly_truncated_within_interval() {
     let stage = every_second().await;
     let (key, other) = (stage.key(), stage.key());
     let mut streams = Vec::new();
@@ -81,7 +81,7 @@ async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can
 }
 
 #[tokio::test]
-async fn an_upload_without_an_answer_yet_is_refused_within_one_interval_of_revocation() {
+async fn upload_of_revoked_key_is_refused_within_interval() {
     let stage = every_second().await;
     let (key, other) = (stage.key(), stage.key());
     let (mut client, mut stays) = (stage.connect().await, stage.connect().await);
@@ -101,7 +101,7 @@ async fn an_upload_without_an_answer_yet_is_refused_within_one_interval_of_revoc
 }
 
 #[tokio::test]
-async fn an_upload_ends_with_its_key_though_the_caller_does_not_read_the_answer() {
+async fn upload_of_revoked_key_ends_with_unread_response() {
     for (speaks, upstream_speaks) in [(Speaks::Http1, "http"), (Speaks::Http2, "h2c")] {
         let (ended, mut end) = mpsc::unbounded_channel();
         let address = upstream(move |request| {
@@ -129,7 +129,7 @@ async fn an_upload_ends_with_its_key_though_the_caller_does_not_read_the_answer(
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_its_key_expires_however_long_the_interval() {
+async fn stream_ends_when_its_key_expires() {
     let stage = Stage::start().await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(600);
     let key = stage.issue(Issue { expiry: Some(expiry), ..Issue::default() }).key;
@@ -143,7 +143,7 @@ async fn a_stream_ends_when_its_key_expires_however_long_the_interval() {
 }
 
 #[tokio::test]
-async fn a_short_outage_closes_no_stream_and_can_be_seen() {
+async fn short_outage_closes_no_stream() {
     let sections = "[streams]\nrevalidate_every = \"1s\"\nunconfirmed_for = \"1m\"";
     let stage = Stage::with(Setup { sections, ..Setup::default() }).await;
     let key = stage.key();
@@ -161,7 +161,7 @@ async fn a_short_outage_closes_no_stream_and_can_be_seen() {
 }
 
 #[tokio::test]
-async fn a_stream_is_closed_when_its_key_no_longer_meets_what_the_route_asks() {
+async fn stream_ends_when_requirements_are_no_longer_met() {
     let routes = r#"
         [[routes]]
         path = "/*"
@@ -181,7 +181,7 @@ async fn a_stream_is_closed_when_its_key_no_longer_meets_what_the_route_asks() {
 }
 
 #[tokio::test]
-async fn over_http2_the_stream_is_reset_and_the_connection_stays() {
+async fn revoked_http2_stream_is_reset_connection_stays() {
     let stage = every_second().await;
     let (key, other) = (stage.key(), stage.key());
     let stream = TcpStream::connect(stage.address).await.unwrap();
@@ -228,7 +228,7 @@ async fn websocket(stage: &Stage, key: &str) -> Client {
 }
 
 #[tokio::test]
-async fn a_websocket_is_closed_with_1008_between_frames_and_without_a_word_within_one() {
+async fn revoked_websocket_closes_with_1008_between_frames() {
     let stage = every_second().await;
     let key = stage.key();
     let (mut between, mut within) = (websocket(&stage, &key).await, websocket(&stage, &key).await);
@@ -249,7 +249,7 @@ async fn a_websocket_is_closed_with_1008_between_frames_and_without_a_word_withi
 }
 
 #[tokio::test]
-async fn a_websocket_outlives_an_outage_and_ends_at_expiry() {
+async fn websocket_survives_outage_and_ends_at_expiry() {
     let stage = every_second().await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(1600);
     let key = stage.issue(Issue { expiry: Some(expiry), ..Issue::default() }).key;

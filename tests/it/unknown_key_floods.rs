@@ -87,7 +87,7 @@ async fn stream_outlives_revocation(stage: &Stage, flood: impl FnOnce() -> Flood
 const EVERY_SECOND: &str = "[streams]\nrevalidate_every = \"1s\"\nunconfirmed_for = \"1m\"";
 
 #[tokio::test]
-async fn revoked_keys_stream_ends_in_one_interval_though_the_budget_is_used_up() {
+async fn revoked_stream_ends_when_budget_is_used_up() {
     let scalekit = "validations_per_minute = 60";
     let stage = Stage::with(Setup { scalekit, sections: EVERY_SECOND, ..Setup::default() }).await;
     let lived = stream_outlives_revocation(&stage, || Flood::steady(&stage)).await;
@@ -95,7 +95,7 @@ async fn revoked_keys_stream_ends_in_one_interval_though_the_budget_is_used_up()
 }
 
 #[tokio::test]
-async fn revoked_keys_stream_ends_in_one_interval_at_a_scalekit_that_throttles() {
+async fn revoked_stream_ends_when_scalekit_throttles() {
     let stage = Stage::with(Setup { sections: EVERY_SECOND, ..Setup::default() }).await;
     throttling(&stage);
     let lived = stream_outlives_revocation(&stage, || Flood::steady(&stage)).await;
@@ -103,7 +103,7 @@ async fn revoked_keys_stream_ends_in_one_interval_at_a_scalekit_that_throttles()
 }
 
 #[tokio::test]
-async fn revoked_keys_stream_ends_in_one_interval_though_all_calls_are_taken() {
+async fn revoked_stream_ends_when_calls_are_taken() {
     let scalekit = "max_in_flight = 4\nmax_waiting = 40";
     let stage = Stage::with(Setup { scalekit, sections: EVERY_SECOND, ..Setup::default() }).await;
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Latency(Duration::from_millis(200))));
@@ -113,7 +113,7 @@ async fn revoked_keys_stream_ends_in_one_interval_though_all_calls_are_taken() {
 }
 
 #[tokio::test]
-async fn recently_good_key_passes_though_the_budget_is_used_up() {
+async fn good_key_passes_when_budget_is_used_up() {
     let stage = Stage::with(Setup { scalekit: "validations_per_minute = 600", ..Setup::default() }).await;
     let key = stage.key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
@@ -123,7 +123,7 @@ async fn recently_good_key_passes_though_the_budget_is_used_up() {
 }
 
 #[tokio::test]
-async fn recently_good_key_passes_at_a_scalekit_that_throttles() {
+async fn good_key_passes_when_scalekit_throttles() {
     let stage = Stage::start().await;
     let key = stage.key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
@@ -137,7 +137,7 @@ async fn recently_good_key_passes_at_a_scalekit_that_throttles() {
 }
 
 #[tokio::test]
-async fn recently_good_key_passes_though_all_calls_and_waiting_places_are_taken() {
+async fn good_key_passes_when_waiting_places_are_taken() {
     let scalekit = "max_in_flight = 8\nmax_waiting = 16";
     let stage = Stage::with(Setup { scalekit, ..Setup::default() }).await;
     let key = stage.key();
@@ -155,7 +155,7 @@ async fn recently_good_key_passes_though_all_calls_and_waiting_places_are_taken(
 }
 
 #[tokio::test]
-async fn throttled_scalekit_is_asked_by_good_keys_at_a_bounded_pace() {
+async fn good_keys_call_throttling_scalekit_at_bounded_rate() {
     let stage = Stage::start().await;
     let key = stage.key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);

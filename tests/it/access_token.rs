@@ -47,7 +47,7 @@ async fn ten_thousand_requests_at_start_cause_one_fetch() {
 }
 
 #[tokio::test]
-async fn fifty_calls_refused_at_once_cause_one_renewal_and_each_is_made_once_more() {
+async fn concurrent_refused_calls_cause_one_renewal() {
     let rig = Rig::start(Settings::default()).await;
     rig.ask(&rig.key()).await.unwrap();
     rig.emulator.expire_access_tokens();
@@ -62,7 +62,7 @@ async fn fifty_calls_refused_at_once_cause_one_renewal_and_each_is_made_once_mor
 }
 
 #[tokio::test]
-async fn however_often_it_is_refused_the_token_is_renewed_at_most_once_a_second() {
+async fn refused_token_is_renewed_once_per_second() {
     let rig = Rig::start(Settings::default()).await;
     let key = rig.key();
     rig.ask(&key).await.unwrap();
@@ -79,7 +79,7 @@ async fn however_often_it_is_refused_the_token_is_renewed_at_most_once_a_second(
 }
 
 #[tokio::test]
-async fn a_short_lived_token_is_renewed_before_it_ends_and_nobody_waits_for_that() {
+async fn short_lived_token_is_renewed_before_expiry() {
     let rig = Rig::with(Plan {
         emulator: emulator::Settings { access_token_lifetime: 3 * SECOND, ..Default::default() },
         ..Plan::default()
@@ -107,7 +107,7 @@ async fn a_short_lived_token_is_renewed_before_it_ends_and_nobody_waits_for_that
 }
 
 #[tokio::test]
-async fn a_rotated_secret_file_is_used_without_a_restart() {
+async fn rotated_secret_file_is_used_without_restart() {
     let file = scratch("rotated", "dev\n");
     let rig = Rig::with(Plan { client_secret: SecretSource::File(file.clone()), ..Plan::default() }).await;
     let key = rig.key();
@@ -127,7 +127,7 @@ async fn a_rotated_secret_file_is_used_without_a_restart() {
 }
 
 #[tokio::test]
-async fn a_secret_that_is_refused_is_not_waited_out_and_not_tried_again_and_again() {
+async fn refused_client_secret_fails_fast() {
     let rig = Rig::with(Plan {
         validator: Settings { timeout: Duration::from_secs(60), ..Settings::default() },
         faults: vec![Fault::new(Target::Token, Effect::Answer(Answer::status(401)))],
@@ -147,7 +147,7 @@ async fn a_secret_that_is_refused_is_not_waited_out_and_not_tried_again_and_agai
 }
 
 #[tokio::test]
-async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_itself() {
+async fn broken_token_endpoint_is_503_and_recovers() {
     let text = |status, body: &str| {
         Effect::Answer(Answer { body: Some(body.to_owned().into()), ..Answer::status(status) })
     };
@@ -194,7 +194,7 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
 }
 
 #[tokio::test]
-async fn the_first_probe_tells_what_is_wrong_apart() {
+async fn first_probe_distinguishes_failures() {
     let (emulator, url, _ends) = emulator().await;
     emulator.set_permissions(&[Permission::Write]);
     let keyward = Probing::start(&url, "dev", "");
@@ -231,7 +231,7 @@ async fn the_first_probe_tells_what_is_wrong_apart() {
 }
 
 #[tokio::test]
-async fn a_blip_of_the_first_validation_does_not_keep_it_from_getting_ready() {
+async fn first_probe_is_retried_after_transient_error() {
     for effect in [Effect::Answer(Answer::status(503)), Effect::Answer(Answer::status(429)), Effect::Hang] {
         let (emulator, url, _ends) = emulator().await;
         emulator.set_fault(Fault::new(Target::Validate, effect));
@@ -241,7 +241,7 @@ async fn a_blip_of_the_first_validation_does_not_keep_it_from_getting_ready() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_not_trusted_is_told_apart_from_an_outage() {
+async fn untrusted_certificate_is_distinguished_from_outage() {
     let certificate = Certificate::generate().unwrap();
     let (listener, address) = listen().await;
     let stop = CancellationToken::new();
@@ -279,7 +279,7 @@ async fn emulator() -> (Emulator, String, DropGuard) {
 }
 
 #[tokio::test]
-async fn a_failed_renewal_leaves_the_old_token_and_its_fault_is_not_blamed_for_a_later_timeout() {
+async fn failed_renewal_is_not_blamed_for_later_timeout() {
     let rig = Rig::with(Plan {
         validator: Settings { timeout: Duration::from_millis(150), ..Settings::default() },
         emulator: emulator::Settings { access_token_lifetime: 3 * SECOND, ..Default::default() },
@@ -301,7 +301,7 @@ async fn a_failed_renewal_leaves_the_old_token_and_its_fault_is_not_blamed_for_a
 }
 
 #[tokio::test]
-async fn what_scalekit_is_sent_says_how_long_it_is() {
+async fn requests_to_scalekit_have_content_length() {
     let scalekit = Scripted::answering("HTTP/1.1 503 X\r\ncontent-length: 0\r\n\r\n").await;
     let _keyward = Probing::start(&scalekit.url().unwrap(), "dev", "");
     scalekit.until(|text| text.contains("client_credentials")).await;

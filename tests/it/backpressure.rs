@@ -50,7 +50,7 @@ async fn stage(url: String) -> Stage {
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_read_stops_the_upload() {
+async fn upstream_that_stops_reading_stops_upload() {
     let address = upstream(|request| async move {
         let _unread = request;
         std::future::pending::<Result<Response<body::Body>, BodyError>>().await
@@ -69,7 +69,7 @@ async fn an_upstream_that_does_not_read_stops_the_upload() {
 }
 
 #[tokio::test]
-async fn a_caller_that_does_not_read_stops_the_download() {
+async fn client_that_stops_reading_stops_download() {
     let count = Arc::<AtomicU64>::default();
     let counted = Arc::clone(&count);
     let address = upstream(move |_| std::future::ready(Ok(Response::new(offered(&counted))))).await;
@@ -85,7 +85,7 @@ async fn a_caller_that_does_not_read_stops_the_download() {
 }
 
 #[tokio::test]
-async fn callers_that_do_not_read_hold_up_nobody_else_on_the_same_http2_upstream() {
+async fn unread_responses_do_not_block_shared_http2_upstream() {
     let count = Arc::<AtomicU64>::default();
     let counted = Arc::clone(&count);
     let address = upstream(move |request| {
@@ -108,7 +108,7 @@ async fn callers_that_do_not_read_hold_up_nobody_else_on_the_same_http2_upstream
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_everything_in_the_end() {
+async fn slow_reader_gets_whole_response() {
     let (listener, address) = listen().await;
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -127,7 +127,7 @@ async fn a_slow_reader_gets_everything_in_the_end() {
 }
 
 #[tokio::test]
-async fn uploads_that_stall_hold_up_no_other_on_the_same_http2_connection() {
+async fn stalled_uploads_do_not_block_their_http2_connection() {
     let address = upstream(|request| async move {
         if request.uri().path() == "/public/stalls" {
             let _unread = request;

@@ -126,7 +126,7 @@ async fn refused(wire: &Wire, fields: &Fields<'_>) {
 }
 
 #[tokio::test]
-async fn a_field_that_http2_does_not_allow_is_refused() {
+async fn invalid_http2_header_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -157,7 +157,7 @@ async fn a_field_that_http2_does_not_allow_is_refused() {
 }
 
 #[tokio::test]
-async fn pseudo_headers_that_are_wrong_are_refused() {
+async fn invalid_pseudo_headers_are_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -197,7 +197,7 @@ async fn pseudo_headers_that_are_wrong_are_refused() {
 }
 
 #[tokio::test]
-async fn what_http2_allows_is_served() {
+async fn unusual_valid_http2_requests_are_served() {
     let wire = Wire::start().await;
     for fields in [
         GET.to_vec(),
@@ -219,7 +219,7 @@ async fn what_http2_allows_is_served() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_as_long_as_announced_is_never_a_whole_request() {
+async fn http2_content_length_mismatch_is_never_complete() {
     // One that never answers: an answer would have to be Keyward's.
     let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
     let head = |method: &'static str, length: &'static str, flags| {
@@ -268,7 +268,7 @@ async fn a_body_that_is_not_as_long_as_announced_is_never_a_whole_request() {
 }
 
 #[tokio::test]
-async fn a_refused_http2_request_leaves_its_connection_and_the_others_alone() {
+async fn refused_http2_request_keeps_its_connection() {
     let wire = Wire::with(Scripted::answering(OK).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     let no_key = with(&POST[..3], &[(":path", "/v1")]);

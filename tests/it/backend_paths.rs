@@ -98,17 +98,17 @@ async fn serve_nothing_without_right(runtime: &str, option: &str, program: &str)
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_is_served_by_node_without_right() {
-    serve_nothing_without_right("node", "-e", include_str!("backends/service.js")).await;
+async fn node_serves_no_unauthorized_path_spelling() {
+    serve_nothing_without_right("node", "-e", include_str!("backend_paths/service.js")).await;
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_is_served_by_python_without_right() {
-    serve_nothing_without_right("python3", "-c", include_str!("backends/service.py")).await;
+async fn python_serves_no_unauthorized_path_spelling() {
+    serve_nothing_without_right("python3", "-c", include_str!("backend_paths/service.py")).await;
 }
 
 /// Requests as clients of well-known interfaces send them.
-const SOUND: &str = include_str!("backends/sound_paths.txt");
+const SOUND: &str = include_str!("backend_paths/sound_paths.txt");
 
 /// The shapes of a route file that such interfaces have.
 const SOUND_ROUTES: &str = r#"
@@ -139,7 +139,7 @@ const SOUND_ROUTES: &str = r#"
 "#;
 
 #[tokio::test]
-async fn sound_paths_of_well_known_interfaces_pass() {
+async fn paths_of_well_known_apis_pass() {
     let stage = Stage::with(Setup { routes: SOUND_ROUTES, ..Setup::default() }).await;
     let key = stage.key();
     let mut client = stage.connect().await;

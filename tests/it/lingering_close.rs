@@ -33,7 +33,7 @@ async fn upload(mut stream: TcpStream, head: String, bytes: usize) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_whole_answer_is_read_after_megabytes_more() {
+async fn refusal_is_readable_after_megabytes_more() {
     let stage = Stage::with(Setup { sections: "[limits]\nbody = \"1MiB\"", ..Setup::default() }).await;
     let refused = "POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer 0123456789012345678901";
     let open = "POST /public/x HTTP/1.1\r\nhost: a";
@@ -56,7 +56,7 @@ async fn the_whole_answer_is_read_after_megabytes_more() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_request_is_answered_too_however_much_follows() {
+async fn malformed_request_gets_response_whatever_follows() {
     let stage = Stage::start().await;
     for (head, status) in [("GET / HTTP/1.1\r\nx: ", 431), ("GET / HTTP/1.1\r\nno field\r\n\r\n", 400)] {
         for round in 0..20 {
@@ -69,7 +69,7 @@ async fn what_is_no_request_is_answered_too_however_much_follows() {
 }
 
 #[tokio::test]
-async fn over_tls_it_is_the_same() {
+async fn refusal_is_readable_over_tls() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let server = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key)).leak();
@@ -90,7 +90,7 @@ async fn over_tls_it_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_caller_who_pauses_is_waited_for() {
+async fn lingering_waits_for_pausing_client() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     client.send("POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n").await;
@@ -103,7 +103,7 @@ async fn a_caller_who_pauses_is_waited_for() {
 }
 
 #[tokio::test]
-async fn who_never_stops_sending_or_never_closes_is_let_go_of() {
+async fn lingering_has_time_and_size_limits() {
     let stage = Stage::start().await;
     let head = "POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: 999999999999\r\n\r\n";
     for sends in [true, false] {
@@ -122,7 +122,7 @@ async fn who_never_stops_sending_or_never_closes_is_let_go_of() {
 }
 
 #[tokio::test]
-async fn a_refusal_with_nothing_behind_it_ends_at_once() {
+async fn refusal_without_further_bytes_closes_at_once() {
     let stage = Stage::start().await;
     for request in [
         "GET /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
