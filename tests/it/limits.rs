@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use hyper::Method;
+use keyward::body;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
 
+use crate::support::http::{Caller, Speaks, drain, fed};
 use crate::support::raw::{Client, Scripted};
 use crate::support::{LIMIT, Setup, Stage, soon};
 use crate::tunnel::handshake;
@@ -191,6 +195,74 @@ async fn public_requests_leave_connections_to_good_keys() {
     // What was under way goes on.
     held[1].send("234567890").await;
     assert_eq!(held[1].reply().await.status, 200);
+}
+
+/// A response that the upstream sends before it has read the request's body.
+const EARLY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly";
+
+#[tokio::test]
+async fn upload_keeps_public_place_after_early_response() {
+    let upstream = Scripted::answering(EARLY).await;
+    let sections = "[limits]\nconnections = 4";
+    let stage = Stage::with(Setup { sections, instead: upstream.url(), ..Setup::default() }).await;
+    let mut uploads = Vec::new();
+    for _ in 0..3 {
+        let mut client = stage.connect().await;
+        client.send(format!("{POST}content-length: 10\r\n\r\n1")).await;
+        assert_eq!(client.reply().await.text(), "early");
+        uploads.push(client);
+    }
+    // Longer than a response that has ended takes to give its place back.
+    sleep(Duration::from_millis(200)).await;
+    let reply = stage.get("/public/x", "none").await;
+    assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
+    uploads[0].send("234567890").await;
+    soon_ok(&stage).await;
+}
+
+#[tokio::test]
+async fn upload_keeps_memory_after_early_response() {
+    let upstream = Scripted::answering(EARLY).await;
+    // 15 MiB are for all requests, and half of that for one connection: 80 requests.
+    let sections = "[limits]\nmemory = \"64MiB\"\nstreams = 200\n[negative_cache]\nmax_entries = 1000";
+    let stage = Stage::with(Setup { sections, instead: upstream.url(), ..Setup::default() }).await;
+    let mut client = stage.caller(Speaks::Http2).await;
+    let mut uploads = Vec::new();
+    loop {
+        assert!(uploads.len() < 150, "uploads after their responses take no memory");
+        let (feed, content) = fed();
+        let request = client.request(Method::POST, "/public/x", "", content);
+        let response = client.send(request).await.unwrap();
+        if response.status() == 503 {
+            assert_eq!(response.headers()["keyward-error"], "overloaded");
+            break;
+        }
+        assert_eq!(drain(response).await.unwrap().0, 5);
+        uploads.push(feed);
+    }
+    assert!(uploads.len() > 50, "refused after {} uploads", uploads.len());
+    drop(uploads);
+    let wait = async { while client.get("/public/x", "").await.unwrap().status() != 200 {} };
+    timeout(LIMIT, wait).await.expect("the memory is given back");
+}
+
+#[tokio::test]
+async fn connections_with_only_refused_requests_are_evicted() {
+    let stage = stage("[limits]\nconnections = 2").await;
+    let key = stage.key();
+    let began = Instant::now();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        // Without a window the response to the bad key does not end, so that the connection is never idle.
+        let mut client = Caller::windowed(TcpStream::connect(stage.address).await.unwrap(), 0).await;
+        let request = client.request(Method::GET, "/v1", "0123456789ABCDEFGHIJabcdefghij", body::empty());
+        let refused = client.send(request).await.unwrap();
+        assert_eq!(refused.status(), 401);
+        held.push((client, refused));
+    }
+    let reply = timeout(Duration::from_secs(8), stage.get("/v1", &key)).await;
+    assert_eq!(reply.expect("a place within 8 s").status, 200);
+    assert!(began.elapsed() >= Duration::from_secs(4), "{:?}: not closed as idle", began.elapsed());
 }
 
 #[tokio::test]
