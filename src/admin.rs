@@ -12,8 +12,8 @@ use crate::budget::Account;
 use crate::gateway::Current;
 use crate::listener::Handler;
 use crate::metrics::{Format, Metrics};
+use crate::peer::Peer;
 use crate::route::{Auth, Route};
-use crate::upstream::forwarded::Peer;
 
 /// Whether Keyward is ready, and if not, why.
 #[derive(Debug)]

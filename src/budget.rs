@@ -1,7 +1,7 @@
-//! What all connections together may make Keyward hold. Within half of the budget nobody is limited. Beyond it each
-//! connection keeps to an equal share of the other half, so that a flood is refused and a caller beside it is served.
+//! The memory that requests and bodies of all connections may hold together. Up to half of it no connection is limited; beyond
+//! that each keeps to an equal share of the other half, so that a flood is refused and a client beside it is served.
 //!
-//! What is not counted here is bounded by number: connections, with their buffers and HTTP/2 windows (`CONNECTION`).
+//! What connections take for themselves is not counted here, but bounded by their number: see `memory_plan`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,49 +10,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-/// What a connection may take beside its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share of the
-/// larger windows, and its tables, tasks and TLS state. A head that is arriving (`limits.head`) comes on top.
-pub const CONNECTION: usize = 160 * 1024;
-/// What a request is counted for until its answer ends, in bytes: its tasks, its connection to the upstream, and what of the
-/// answer was read there and not asked for yet. What its headers take comes on top.
-pub const REQUEST: usize = 96 * 1024;
-/// The least share of a connection, in bytes: room for a request of usual size, so that no flood shuts out a caller who
-/// comes on a connection of its own.
-pub const SHARE: usize = REQUEST + 32 * 1024;
-/// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
-const PLANNED_PERCENT: usize = 70;
-/// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
-const PROCESS: usize = 18 * 1024 * 1024;
-/// A remembered bad key, in bytes.
-pub const BAD_KEY: usize = 256;
+use crate::memory_plan::{REQUEST, SHARE};
 
 /// How long a connection counts as a good caller's after its last request that was admitted with a key.
 const GOOD_FOR: Duration = Duration::from_secs(60);
-
-/// How the memory is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// How many connections fit.
-    pub connections: usize,
-    /// For requests and bodies under way on all of them, in bytes.
-    pub requests: usize,
-}
-
-impl Plan {
-    /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
-    ///
-    /// ```text
-    /// 70 % of memory = 18 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
-    /// requests       ≥ connections × 2 × 128 KiB
-    /// ```
-    pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
-        let fixed = PROCESS.saturating_add(bad_keys.saturating_mul(BAD_KEY));
-        let free = (memory / 100).saturating_mul(PLANNED_PERCENT).saturating_sub(fixed);
-        let each = CONNECTION.saturating_add(head);
-        let connections = connections.min(free / each.saturating_add(2 * SHARE)).max(1);
-        Self { connections, requests: free.saturating_sub(connections * each).max(2 * SHARE) }
-    }
-}
 
 /// The bytes that the requests and bodies of one listener hold.
 #[derive(Debug)]
@@ -358,8 +319,6 @@ pub fn counted(bytes: Bytes, account: &Arc<Account>) -> Bytes {
 mod tests {
     use super::*;
 
-    const MIB: usize = 1024 * 1024;
-
     #[test]
     fn connection_share_applies_beyond_half_the_budget() {
         let budget = Budget::new(20 * REQUEST);
@@ -388,19 +347,6 @@ mod tests {
         drop((first, second));
         assert!(account.poll_room(&mut cx).is_ready());
         assert!(!account.has_waiters.load(Ordering::Relaxed));
-    }
-
-    #[test]
-    fn memory_plan_fits_available_memory() {
-        for memory in [64 * MIB, 128 * MIB, 512 * MIB, 8192 * MIB] {
-            let (head, bad_keys) = (64 * 1024, 50_000);
-            let plan = Plan::new(memory, 1_000_000, head, bad_keys);
-            let sum = PROCESS + bad_keys * BAD_KEY + plan.connections * (CONNECTION + head) + plan.requests;
-            assert!(sum <= memory * PLANNED_PERCENT / 100, "{memory}: {plan:?}");
-            assert!(plan.requests >= plan.connections * 2 * SHARE, "{memory}: {plan:?}");
-        }
-        assert_eq!(Plan::new(8192 * MIB, 100, 65_536, 0).connections, 100);
-        assert_eq!(Plan::new(0, 100, 65_536, usize::MAX).connections, 1);
     }
 
     struct Count(AtomicUsize);

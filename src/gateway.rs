@@ -20,20 +20,21 @@ use tokio_util::task::TaskTracker;
 
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
-use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{self, Metrics};
+use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
 use crate::pool::PooledBody;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
-use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
+use crate::upstream::forwarded::{self, REQUEST_ID};
 use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, Upstream, request_body, tunnel};
 use crate::validator::Validator;
@@ -69,7 +70,7 @@ pub struct Gateway {
     /// The identity headers.
     pub identity: Arc<identity::Headers>,
     /// Proxies whose `X-Forwarded-*` headers are trusted.
-    pub trusted: Trusted,
+    pub trusted: TrustedProxies,
     /// The routes.
     pub routes: RouteTable,
     /// Upstreams by name. Every route's upstream is present.
@@ -87,9 +88,9 @@ pub struct Gateway {
 impl Gateway {
     /// Handles a request. Its log line is written when the response has ended.
     pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
-        let believed = self.trusted.believes(peer);
+        let believed = self.trusted.trusts(peer);
         let request_id = forwarded::request_id(request.headers(), believed);
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let caller = ErrorFormat::of(&request);
@@ -109,7 +110,7 @@ impl Gateway {
     pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
         let request_id = forwarded::request_id(request.headers(), false);
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
@@ -241,8 +242,8 @@ impl Gateway {
         let answered =
             upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
         record.upstream = Some(began.elapsed());
+        upstream.log_outcome(began.into(), answered.as_ref().err());
         let (mut response, exchange) = answered.map_err(|failure| {
-            upstream.log_failure(&failure);
             let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
             rejection
@@ -359,8 +360,8 @@ fn keep_preflight_headers(headers: &mut HeaderMap) {
 
 /// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.
 fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
-    static SAMPLER: Sampler = Sampler::new();
-    if let Some(suppressed) = SAMPLER.admit() {
+    static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(1));
+    if let Some(suppressed) = LIMIT.admit() {
         tracing::warn!(
             keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
             suppressed,

@@ -3,33 +3,34 @@
 pub mod reload;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::scalekit::error::{Class, Error};
+use ::scalekit::error::Class;
 use hyper::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::reload::{WatchedFiles, Watcher};
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
 use crate::budget::Account;
 use crate::config::Config;
 use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
+use crate::logging::line_limit::LineLimit;
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
+use crate::peer::Peer;
 use crate::rejection::Rejection;
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
-use crate::upstream::forwarded::Peer;
 use crate::validator::Validator;
-use crate::{access_log, identity, scalekit};
+use crate::{identity, logging, scalekit};
 
 /// Why Keyward does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +64,7 @@ pub struct Server {
     shared: Arc<Shared>,
     restart_only: RestartOnly,
     /// Files beside the route file that are watched.
-    files: Vec<PathBuf>,
+    files: WatchedFiles,
     reload: Option<reload::Source>,
     scalekit: Arc<Scalekit>,
     readiness: Arc<Readiness>,
@@ -107,7 +108,7 @@ struct RestartOnly {
     admin: Listen,
     management: Option<management::Settings>,
     scalekit: scalekit::Settings,
-    log: access_log::Format,
+    log: logging::Format,
 }
 
 impl RestartOnly {
@@ -139,6 +140,8 @@ impl RestartOnly {
 
 /// Interval of probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// Between two lines about one reason for not being ready.
+const NOT_READY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Server {
     /// Binds both listeners and prepares everything else. Nothing is sent and nothing accepted before `run`. Must be called
@@ -148,7 +151,7 @@ impl Server {
     /// When a port is taken or a certificate cannot be used.
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
-        let (restart_only, files) = (RestartOnly::from_config(&config), reload::watched_files(&config));
+        let (restart_only, files) = (RestartOnly::from_config(&config), WatchedFiles::of_config(&config));
         let admin = restart_only.listener.beside(restart_only.admin.clone());
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // The admin port is counted apart from the public one's connections.
@@ -247,9 +250,9 @@ impl Server {
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
             let certificates = self.public.certificate().into_iter().chain(management).collect();
-            let watch =
-                reload::watch_files(source, Arc::clone(&shared), restart_only, certificates, self.files);
-            until_stop.push(background.spawn(watch));
+            let (shared, files) = (Arc::clone(&shared), self.files);
+            let watcher = Watcher { source, shared, restart_only, certificates, files };
+            until_stop.push(background.spawn(watcher.run()));
         }
 
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
@@ -374,30 +377,27 @@ fn unix_time() -> u64 {
 
 /// Probes Scalekit until it can be used. A later outage does not make a replica unready: all replicas would be, at once.
 async fn become_ready(scalekit: Arc<Scalekit>, readiness: Arc<Readiness>) {
-    let mut told: Option<Error> = None;
+    let lines = LineLimit::new(NOT_READY_INTERVAL);
+    readiness.set(Err("waiting for the first answer from Scalekit".to_owned()));
     loop {
-        let words = |error: &Error| Explained(error).to_string();
-        readiness.set(Err(told
-            .as_ref()
-            .map_or_else(|| "waiting for the first answer from Scalekit".to_owned(), words)));
-        let error = match scalekit.probe().await {
-            Ok(()) => None,
+        match scalekit.probe().await {
+            Ok(()) => break,
             // Credentials and address are right, as there is an access token: an outage will pass.
             Err(error)
                 if scalekit.client.access_token().is_available()
                     && matches!(error.class(), Class::Outage | Class::Throttled(_)) =>
             {
                 tracing::warn!("ready, although the first validation failed: {}", Explained(&error));
-                None
+                break;
             }
-            Err(error) => Some(error),
-        };
-        let Some(error) = error else { break };
-        if told.as_ref() != Some(&error) {
-            tracing::error!(error.kind = error.kind(), "not ready: {}", Explained(&error));
+            Err(error) => {
+                let (kind, reason) = (error.kind(), Explained(&error).to_string());
+                if let Some(suppressed) = lines.admit_kind(kind, Instant::now()) {
+                    tracing::error!(error.kind = kind, suppressed, "not ready: {reason}");
+                }
+                readiness.set(Err(reason));
+            }
         }
-        readiness.set(Err(words(&error)));
-        told = Some(error);
         sleep(PROBE_EVERY).await;
     }
     readiness.set(Ok(()));

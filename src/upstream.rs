@@ -2,7 +2,6 @@
 //! a request goes out once.
 
 mod capacity;
-mod failure_log;
 pub mod forwarded;
 pub mod tunnel;
 pub mod websocket;
@@ -18,11 +17,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use self::capacity::Capacity;
-use self::failure_log::FailureLog;
 use self::request_body::{Limits, Progress, RequestBody};
 use crate::body::Body;
 use crate::hop_by_hop::{self, WebSocket};
 use crate::identity::Headers;
+use crate::logging::failure_log::FailureLog;
 use crate::policy::Permit;
 use crate::pool::{self, Origin, PooledBody, Protocol, SendError};
 use crate::rejection::{self, KEYWARD_ERROR, Rejection};
@@ -167,10 +166,36 @@ impl Upstream {
 }
 
 impl Upstream {
-    /// Says in the log, once in a while, that the upstream fails and why.
-    pub fn log_failure(&self, failure: &Failure) {
-        if matches!(failure.rejection, Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout) {
-            self.failures.failed(&self.settings.name, &failure.cause);
+    /// Logs that the upstream fails and why, and that it answers again; both at a limited rate, and also where requests are
+    /// not logged. `began` is when the request was forwarded.
+    pub fn log_outcome(&self, began: Instant, failure: Option<&Failure>) {
+        let upstream = &*self.settings.name;
+        match failure {
+            None => {
+                if let Some((outage, failures)) = self.failures.record_success(began) {
+                    let seconds = outage.as_secs_f64().ceil();
+                    tracing::info!(
+                        keyward.upstream = upstream,
+                        keyward.failures = failures,
+                        "the upstream {upstream:?} answers again after {seconds} s"
+                    );
+                }
+            }
+            Some(Failure {
+                rejection: Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout,
+                cause,
+            }) => {
+                if let Some(suppressed) =
+                    self.failures.record_failure("", Some(Duration::ZERO), Instant::now())
+                {
+                    tracing::warn!(
+                        keyward.upstream = upstream,
+                        keyward.failures = suppressed + 1,
+                        "the upstream {upstream:?} fails: {cause}"
+                    );
+                }
+            }
+            Some(_) => {}
         }
     }
 

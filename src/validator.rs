@@ -25,6 +25,7 @@ use self::shares::{Calls, Class, GoodKeys, kept_share};
 use self::throttle::{Allowance, Throttle};
 use crate::credential::{ApiKey, Digester, KeyDigest};
 use crate::identity::Identity;
+use crate::logging::failure_log::FailureLog;
 use crate::metrics::{Metrics, Outcome};
 use crate::rejection::Rejection;
 use crate::scalekit::{Explained, Scalekit, Verdict};
@@ -92,31 +93,21 @@ pub struct Validator {
     hold: Arc<Hold>,
     throttle: Option<Throttle>,
     budget: Option<Arc<Mutex<Allowance>>>,
-    alarm: Arc<Mutex<Alarm>>,
+    failures: Arc<FailureLog>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
 }
-
-type Answer = Result<Verdict, Rejection>;
 
 /// One validation.
 #[derive(Clone)]
 struct Flight {
     /// Each request aboard holds a receiver.
-    landed: watch::Sender<Option<Answer>>,
+    landed: watch::Sender<Option<Result<Verdict, Rejection>>>,
     class: Class,
     /// Whose request made it necessary: a bad key is counted against this address, once for each call.
     client: Option<IpAddr>,
 }
 
-/// Says what went wrong with Scalekit once in a while, however many requests it hits.
-#[derive(Default)]
-struct Alarm {
-    last: Option<(&'static str, Instant)>,
-    suppressed: u64,
-}
-
-const ALARM_EVERY: Duration = Duration::from_secs(10);
 /// `Retry-After` where Scalekit names no time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -142,7 +133,7 @@ impl Validator {
             hold: Arc::default(),
             throttle: settings.bad_keys_per_minute.map(Throttle::new),
             budget: settings.full_budget(),
-            alarm: Arc::default(),
+            failures: Arc::default(),
             settings,
             scalekit,
             metrics,
@@ -175,7 +166,7 @@ impl Validator {
             throttle: settings.bad_keys_per_minute.map(throttle),
             // The allowance takes the limit at each use.
             budget: settings.full_budget().map(|new| self.budget.clone().unwrap_or(new)),
-            alarm: Arc::clone(&self.alarm),
+            failures: Arc::clone(&self.failures),
             settings: settings.clone(),
             scalekit: Arc::clone(&self.scalekit),
             metrics: Arc::clone(&self.metrics),
@@ -310,12 +301,12 @@ impl Validator {
         digest: KeyDigest,
         class: Class,
         client: Option<IpAddr>,
-    ) -> Answer {
+    ) -> Result<Verdict, Rejection> {
         if self.is_known_bad(&digest) {
             return Ok(Verdict::Invalid);
         }
         if class != Class::Stream {
-            self.breaker.admit(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
+            self.breaker.check(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
         }
         // A call that begins later would hardly be answered in time.
         let latest = Instant::now() + self.settings.timeout / 2;
@@ -356,10 +347,17 @@ impl Validator {
         }
     }
 
-    /// One call, charged to the budget; its outcome goes to metrics, breaker, hold and log.
+    /// One call, charged to the budget and admitted by the breaker; its outcome goes to metrics, breaker, hold and log.
     async fn call_and_record(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
         let began = Instant::now();
         self.spend_budget(class, began)?;
+        // Last, as an open breaker admits one call a second: none that is refused for another reason may take its place.
+        if class != Class::Stream
+            && let Err(wait) = self.breaker.admit(began)
+        {
+            self.refund_budget(began);
+            return Err(Rejection::ValidationUnavailable(wait));
+        }
         let answer = self.scalekit.validate(key).await;
         let ended = Instant::now();
         self.metrics.validation_seconds.observe((ended - began).as_secs_f64());
@@ -373,14 +371,31 @@ impl Validator {
         self.metrics.breaker_open.set(open.into());
         match &answer {
             Ok(_) => self.hold.record_answer(class, began),
-            Err(error) => {
-                lock(&self.alarm).raise(error.kind(), &Explained(error));
-                if matches!(error.class(), error::Class::Throttled(_)) {
-                    self.hold.record_throttled(class, error.hold(), began, ended);
-                }
+            Err(error) if matches!(error.class(), error::Class::Throttled(_)) => {
+                self.hold.record_throttled(class, error.hold(), began, ended);
             }
+            Err(_) => {}
         }
+        self.log_outcome(began, answer.as_ref().err());
         Ok(answer)
+    }
+
+    /// Logs at a limited rate that Scalekit gives no verdict, and that it answers again.
+    fn log_outcome(&self, began: Instant, failure: Option<&Error>) {
+        let Some(error) = failure else {
+            if let Some((outage, suppressed)) = self.failures.record_success(began) {
+                let seconds = outage.as_secs_f64().ceil();
+                tracing::info!(suppressed, "Scalekit answers again after {seconds} s");
+            }
+            return;
+        };
+        let outage = match error.class() {
+            error::Class::Outage | error::Class::Throttled(_) => Some(error.hold().unwrap_or_default()),
+            error::Class::Misconfigured | error::Class::Refused => None,
+        };
+        if let Some(suppressed) = self.failures.record_failure(error.kind(), outage, Instant::now()) {
+            log_missing_verdict(error.kind(), suppressed, &Explained(error));
+        }
     }
 
     /// Takes one call out of the budget, of which a quarter is kept for keys that were good lately.
@@ -395,10 +410,18 @@ impl Validator {
         };
         let taken = lock(budget).take(limit, keep, now);
         taken.map_err(|wait| {
-            let spent = "the budget of validations a minute is used up (scalekit.validations_per_minute)";
-            lock(&self.alarm).raise("budget", &spent);
+            if let Some(suppressed) = self.failures.record_failure("budget", None, now) {
+                let spent = "the budget of validations a minute is used up (scalekit.validations_per_minute)";
+                log_missing_verdict("budget", suppressed, &spent);
+            }
             Rejection::Overloaded(wait)
         })
+    }
+
+    fn refund_budget(&self, now: Instant) {
+        if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
+            lock(budget).refund(limit, now);
+        }
     }
 
     fn is_known_bad(&self, digest: &KeyDigest) -> bool {
@@ -444,21 +467,8 @@ impl Drop for CrashGuard<'_> {
     }
 }
 
-impl Alarm {
-    fn raise(&mut self, label: &'static str, cause: &dyn std::fmt::Display) {
-        let now = Instant::now();
-        match self.last {
-            Some((last, at)) if last == label && now - at < ALARM_EVERY => self.suppressed += 1,
-            _ => {
-                tracing::error!(
-                    error.kind = label,
-                    suppressed = self.suppressed,
-                    "no verdict, so requests get 503: {cause}"
-                );
-                *self = Self { last: Some((label, now)), suppressed: 0 };
-            }
-        }
-    }
+fn log_missing_verdict(kind: &'static str, suppressed: u64, cause: &dyn std::fmt::Display) {
+    tracing::error!(error.kind = kind, suppressed, "no verdict, so requests get 503: {cause}");
 }
 
 /// Ignores poisoning: the guarded values are consistent after every statement.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use crate::budget::{BAD_KEY, Plan};
 use crate::listener::BESIDE_CONNECTIONS;
-use crate::upstream::forwarded::Trusted;
+use crate::memory_plan::{BAD_KEY, Plan};
+use crate::peer::TrustedProxies;
 
 /// Memory and file descriptors, as far as they are known.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,7 +93,7 @@ impl Config {
             "limits.connections is lowered from {} to {most}, {reason}",
             listener.max_connections
         ));
-        if listener.proxied != Trusted::default() {
+        if listener.proxied != TrustedProxies::default() {
             let quarter = (most / 4).max(1);
             listener.max_connections_per_address =
                 listener.max_connections_per_address.map(|given| given.min(quarter));

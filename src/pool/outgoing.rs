@@ -13,7 +13,7 @@ use super::lock;
 use crate::body::{self, Body, BodyError, PolledFrame};
 
 /// A body of which more than this went out is not sent again, in bytes. Within what a request is counted for
-/// (`budget::REQUEST`).
+/// (`memory_plan::REQUEST`).
 const MAX_RECORDED: usize = 16 * 1024;
 
 /// A request's body as hyper sends it.

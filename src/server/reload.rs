@@ -118,126 +118,148 @@ enum Refused {
     Wrong(String),
 }
 
-/// Watches and reloads until it is dropped.
-pub(super) async fn watch_files(
-    source: Source,
-    shared: Arc<Shared>,
-    restart_only: RestartOnly,
-    certificates: Vec<Arc<ServerCertificate>>,
-    mut files: Vec<PathBuf>,
-) {
-    let pace = source.pace;
-    let mut judged = read_marks(&files);
-    files.push(source.path.clone());
-    judged.push(source.first);
-    let mut pending: Option<Pending> = None;
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            () = source.hup.notified() => asked = true,
-            () = sleep(pace.look_every) => {}
-        }
-        let now = read_marks(&files);
-        if !asked {
-            if now == judged {
-                pending = None;
-                continue;
-            }
-            // SECURITY: half a route file is a good route file that may lack the routes that ask for a key.
-            let still = pending.as_ref().is_some_and(|pending| pending.marks == now);
-            if !still {
-                pending = Some(Pending::begin(now.clone(), pending.as_ref()));
-            }
-            if !still || !is_settled(&now, pace.settle) {
-                if let Some(pending) = &mut pending {
-                    pending.warn_of_restless_files(pace.hold);
-                }
-                continue;
-            }
-        }
-        let held = asked || pending.as_ref().is_some_and(|pending| pending.since.elapsed() >= pace.hold);
-        match reload_config(&source, &shared, &restart_only, &certificates, held, (&files, &now)) {
-            Ok((named, changes)) => {
-                // The route file as it was before it was read: what changed since is another change.
-                judged = read_marks(&named);
-                judged.push(now.last().copied().flatten());
-                files = named;
-                files.push(source.path.clone());
-                (asked, pending) = (false, None);
-                shared.resources.metrics.reload_successful.set(1);
-                shared.resources.metrics.reload_time.set(unix_time());
-                for change in changes {
-                    match change.kind {
-                        Kind::Added => tracing::info!("the reload {change}"),
-                        Kind::Dropped | Kind::Opened | Kind::Loosened => {
-                            tracing::warn!(keyward.route = &*change.route, "the reload {change}");
-                        }
-                    }
-                }
-                tracing::info!(routes = shared.current.gateway().routes.routes().len(), "reloaded");
-            }
-            Err(Refused::Early(changes)) => {
-                let Some(pending) = pending.as_mut().filter(|pending| !pending.told) else { continue };
-                pending.told = true;
-                let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
-                tracing::info!(
-                    "a changed route file takes effect after {:?} without further changes, or on SIGHUP, as it {}",
-                    pace.hold,
-                    changes.join("; ")
-                );
-            }
-            Err(Refused::Moved) => {}
-            Err(Refused::Wrong(problem)) => {
-                judged = now;
-                (asked, pending) = (false, None);
-                shared.resources.metrics.reload_successful.set(0);
-                tracing::error!("not reloaded; the previous configuration stays in force: {problem}");
-            }
-        }
+/// Files whose content matters.
+pub(super) struct WatchedFiles {
+    paths: Vec<PathBuf>,
+    /// From before their content was read, so that what is written meanwhile shows as a change.
+    marks: Vec<Mark>,
+}
+
+impl WatchedFiles {
+    /// The certificates, keys and roots that a configuration names, as they are now.
+    pub(super) fn of_config(config: &Config) -> Self {
+        let paths = named_files(config);
+        Self { marks: read_marks(&paths), paths }
+    }
+
+    fn add(&mut self, path: PathBuf, mark: Mark) {
+        self.paths.push(path);
+        self.marks.push(mark);
     }
 }
 
-/// The files that the new configuration names and what it changes, or why it is not in force.
-fn reload_config(
-    source: &Source,
-    shared: &Shared,
-    restart_only: &RestartOnly,
-    certificates: &[Arc<ServerCertificate>],
-    held: bool,
-    (watched, before_reading): (&[PathBuf], &[Mark]),
-) -> Result<(Vec<PathBuf>, Vec<Change>), Refused> {
-    let wrong = |problem: &dyn std::fmt::Display| Refused::Wrong(problem.to_string());
-    let config = source.load();
-    if read_marks(watched) != before_reading {
-        return Err(Refused::Moved);
+/// Reloads the configuration when it changes.
+pub(super) struct Watcher {
+    pub(super) source: Source,
+    pub(super) shared: Arc<Shared>,
+    pub(super) restart_only: RestartOnly,
+    pub(super) certificates: Vec<Arc<ServerCertificate>>,
+    /// Those beside the route file.
+    pub(super) files: WatchedFiles,
+}
+
+impl Watcher {
+    /// Never returns.
+    pub(super) async fn run(mut self) {
+        let pace = self.source.pace;
+        self.files.add(self.source.path.clone(), self.source.first);
+        let mut pending: Option<Pending> = None;
+        let mut asked = false;
+        loop {
+            tokio::select! {
+                () = self.source.hup.notified() => asked = true,
+                () = sleep(pace.look_every) => {}
+            }
+            let now = read_marks(&self.files.paths);
+            if !asked {
+                if now == self.files.marks {
+                    pending = None;
+                    continue;
+                }
+                // SECURITY: half a route file is a good route file that may lack the routes that ask for a key.
+                let still = pending.as_ref().is_some_and(|pending| pending.marks == now);
+                if !still {
+                    pending = Some(Pending::begin(now.clone(), pending.as_ref()));
+                }
+                if !still || !is_settled(&now, pace.settle) {
+                    if let Some(pending) = &mut pending {
+                        pending.warn_of_restless_files(pace.hold);
+                    }
+                    continue;
+                }
+            }
+            let held = asked || pending.as_ref().is_some_and(|pending| pending.since.elapsed() >= pace.hold);
+            let metrics = &self.shared.resources.metrics;
+            match self.reload(held, &now) {
+                Ok((files, changes)) => {
+                    metrics.reload_successful.set(1);
+                    metrics.reload_time.set(unix_time());
+                    log_changes(&changes);
+                    let routes = self.shared.current.gateway().routes.routes().len();
+                    tracing::info!(routes, "reloaded");
+                    self.files = files;
+                    (asked, pending) = (false, None);
+                }
+                Err(Refused::Early(changes)) => {
+                    let Some(pending) = pending.as_mut().filter(|pending| !pending.told) else { continue };
+                    pending.told = true;
+                    let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
+                    tracing::info!(
+                        "a changed route file takes effect after {:?} without further changes, or on SIGHUP, as it {}",
+                        pace.hold,
+                        changes.join("; ")
+                    );
+                }
+                Err(Refused::Moved) => {}
+                Err(Refused::Wrong(problem)) => {
+                    metrics.reload_successful.set(0);
+                    tracing::error!("not reloaded; the previous configuration stays in force: {problem}");
+                    self.files.marks = now;
+                    (asked, pending) = (false, None);
+                }
+            }
+        }
     }
-    let config = config.map_err(|problems| wrong(&problems))?;
-    let changed = restart_only.changed_settings(&config);
-    if !changed.is_empty() {
-        return Err(Refused::Wrong(format!("{} cannot change without a restart", changed.join(", "))));
+
+    /// Puts the configuration in force. Gives its files and what it changes, or why it is not in force. `before` are the marks
+    /// of the watched files from before this call.
+    fn reload(&self, held: bool, before: &[Mark]) -> Result<(WatchedFiles, Vec<Change>), Refused> {
+        let wrong = |problem: &dyn std::fmt::Display| Refused::Wrong(problem.to_string());
+        let Self { source, shared, restart_only, certificates, .. } = self;
+        let config = source.load();
+        if read_marks(&self.files.paths) != before {
+            return Err(Refused::Moved);
+        }
+        let config = config.map_err(|problems| wrong(&problems))?;
+        let changed = restart_only.changed_settings(&config);
+        if !changed.is_empty() {
+            return Err(Refused::Wrong(format!("{} cannot change without a restart", changed.join(", "))));
+        }
+        let in_force = shared.current.gateway();
+        let changes = changes::compare(&in_force.routes, &config.routes);
+        if !held && !changes.is_empty() {
+            return Err(Refused::Early(changes));
+        }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut files = WatchedFiles::of_config(&config);
+        files.add(source.path.clone(), before.last().copied().flatten());
+        let validator = in_force.validator.with_settings(&config.validator);
+        let (drain, public) = (Drain::from_config(&config), config.listener.clone());
+        let admin = public.beside(config.admin.clone());
+        let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
+        let gateway = gateway.map_err(|error| wrong(&error))?;
+        // The last step that can fail, so that all of the configuration takes effect or none.
+        ServerCertificate::refresh(certificates).map_err(|error| wrong(&error))?;
+        *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
+        for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
+            listener.send_replace(settings);
+        }
+        shared.current.replace(gateway);
+        Ok((files, changes))
     }
-    let before = shared.current.gateway();
-    let changes = changes::compare(&before.routes, &config.routes);
-    if !held && !changes.is_empty() {
-        return Err(Refused::Early(changes));
+}
+
+fn log_changes(changes: &[Change]) {
+    for change in changes {
+        match change.kind {
+            Kind::Added => tracing::info!("the reload {change}"),
+            Kind::Dropped | Kind::Opened | Kind::Loosened => {
+                tracing::warn!(keyward.route = &*change.route, "the reload {change}");
+            }
+        }
     }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    let files = watched_files(&config);
-    let validator = before.validator.with_settings(&config.validator);
-    let (drain, public) = (Drain::from_config(&config), config.listener.clone());
-    let admin = public.beside(config.admin.clone());
-    let gateway =
-        shared.resources.build_gateway(config, validator, Some(&before)).map_err(|error| wrong(&error))?;
-    // The last step that can fail, so that all of the configuration takes effect or none.
-    ServerCertificate::refresh(certificates).map_err(|error| wrong(&error))?;
-    *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
-    for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
-        listener.send_replace(settings);
-    }
-    shared.current.replace(gateway);
-    Ok((files, changes))
 }
 
 /// Whether the last write was long enough ago. A time in the future, from another machine's clock, is ignored.
@@ -246,8 +268,7 @@ fn is_settled(marks: &[Mark], settle: Duration) -> bool {
     written.map(SystemTime::elapsed).all(|age| age.is_err() || age.is_ok_and(|age| age >= settle))
 }
 
-/// The files beside the route file whose content matters.
-pub(super) fn watched_files(config: &Config) -> Vec<PathBuf> {
+fn named_files(config: &Config) -> Vec<PathBuf> {
     let management = config.management.as_ref().and_then(|settings| settings.tls.as_ref());
     let pairs = config.listener.tls.iter().chain(management).chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),

@@ -1,80 +1,18 @@
-//! What Keyward says of the caller's connection: `X-Forwarded-*` and `X-Request-Id`. What a caller says of itself is
-//! believed only of trusted proxies.
+//! The forwarding headers of a request to the upstream: `X-Forwarded-*` and `X-Request-Id`. Those that a client sends are
+//! kept only from trusted proxies.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_LENGTH, FORWARDED, HeaderName, HeaderValue};
-use ipnet::IpNet;
 
-const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+use crate::peer::{FORWARDED_FOR, Peer};
+
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The name that ties a request, its answer and its log line together.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-
-/// Whose word about the caller is believed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trusted {
-    /// The addresses of proxies in front.
-    pub networks: Vec<IpNet>,
-    /// Peers of a unix socket (`"unix:"` in the list).
-    pub unix: bool,
-}
-
-/// The other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its address; `None` on a unix socket.
-    pub address: Option<IpAddr>,
-    /// The user that it runs as, where it came by a unix socket and the system says so.
-    pub uid: Option<u32>,
-    /// Whether it speaks TLS with Keyward.
-    pub tls: bool,
-}
-
-impl Trusted {
-    /// Whether the peer's word is believed.
-    pub fn believes(&self, peer: Peer) -> bool {
-        peer.address.map_or(self.unix, |address| self.has(address))
-    }
-
-    fn has(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
-    }
-
-    /// The client's address: the peer's, or the last one in `X-Forwarded-For` that no trusted proxy has.
-    pub fn client(&self, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
-        let mut client = peer.address.map(|address| address.to_canonical());
-        if !self.believes(peer) {
-            return client;
-        }
-        // Every value from the right, each entry from the right: what is left of a stranger is the stranger's word.
-        let values: Vec<&HeaderValue> = headers.get_all(FOR).iter().collect();
-        for entry in values.iter().rev().flat_map(|value| value.as_bytes().rsplit(|&byte| byte == b',')) {
-            let Some(address) = std::str::from_utf8(entry).ok().and_then(parse_address) else {
-                break;
-            };
-            client = Some(address);
-            if !self.has(address) {
-                break;
-            }
-        }
-        client
-    }
-}
-
-/// An address, with or without a port or brackets.
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
-    let address =
-        text.parse().ok().or_else(|| text.parse().ok().map(|socket: std::net::SocketAddr| socket.ip()));
-    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    address.or_else(bracketed).map(|address: IpAddr| address.to_canonical())
-}
 
 /// The id that a trusted proxy gave the request, or a new one: a random UUID (RFC 9562, version 4).
 pub fn request_id(headers: &HeaderMap, believed: bool) -> HeaderValue {
@@ -116,13 +54,13 @@ pub fn set(
     headers.insert(REQUEST_ID, request_id.clone());
     if let Some(address) = peer.address {
         let mut list = String::new();
-        for value in headers.get_all(FOR) {
+        for value in headers.get_all(FORWARDED_FOR) {
             // Kept only from a trusted proxy; what is no text there stands as `unknown` (RFC 7239 section 6).
             let _ = write!(list, "{}, ", value.to_str().unwrap_or("unknown"));
         }
         let _ = write!(list, "{}", address.to_canonical());
         if let Ok(value) = HeaderValue::try_from(list) {
-            headers.insert(FOR, value);
+            headers.insert(FORWARDED_FOR, value);
         }
     }
 }
@@ -142,7 +80,7 @@ fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&HeaderName) -> bool)
 
 /// The headers about forwarding that are kept from a trusted proxy, in exactly this spelling.
 const BELIEVED: [HeaderName; 6] =
-    [FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
+    [FORWARDED_FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
 
 /// Whether a caller's header is removed unless a trusted proxy sent it: one that says where the request came from or what its
 /// target was, one that a proxy and a backend use between themselves,
@@ -265,30 +203,8 @@ mod tests {
         map
     }
 
-    fn trusted() -> Trusted {
-        Trusted { networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()], unix: false }
-    }
-
     fn peer(address: &str) -> Peer {
         Peer { address: Some(address.parse().unwrap()), uid: None, tls: false }
-    }
-
-    #[track_caller]
-    fn check_client(from: &str, forwarded: &[&str], expected: &str) {
-        let headers = map(&forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect::<Vec<_>>());
-        assert_eq!(trusted().client(peer(from), &headers), Some(expected.parse().unwrap()));
-    }
-
-    #[test]
-    fn client_is_last_untrusted_forwarded_address() {
-        check_client("192.0.2.1", &["1.1.1.1"], "192.0.2.1");
-        check_client("10.0.0.1", &[], "10.0.0.1");
-        check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1"], "1.1.1.1");
-        check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1, 10.0.0.2"], "1.1.1.1");
-        check_client("10.0.0.1", &["6.6.6.6", "1.1.1.1", "10.0.0.2"], "1.1.1.1");
-        check_client("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
-        check_client("10.0.0.1", &["1.1.1.1, junk, 10.0.0.2"], "10.0.0.2");
-        check_client("::ffff:10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1");
     }
 
     #[track_caller]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::time::{Instant, sleep};
 
-/// How many addresses are remembered, in some 300 bytes each (`budget::Plan` counts them with the process).
+/// How many addresses are remembered, in some 300 bytes each (`memory_plan::Plan` counts them with the process).
 const ADDRESSES: u64 = 10_000;
 /// How often a call looks whether another has given back what it needs.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -47,7 +47,7 @@ impl Allowance {
     }
 
     /// Gives back one that was taken and not used.
-    fn refund(&mut self, per_minute: u32, now: Instant) {
+    pub(super) fn refund(&mut self, per_minute: u32, now: Instant) {
         self.left = (self.left(per_minute, now) + 1.0).min(f64::from(per_minute));
     }
 }

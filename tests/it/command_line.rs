@@ -2,6 +2,7 @@
 
 use std::process::Stdio;
 
+use keyward_emulator::echo::Echo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -231,11 +232,22 @@ async fn failing_upstream_is_logged_without_access_log() {
         assert_eq!(status(&running, "/public/x", "").await.0, 502);
     }
     running.until("Connection refused").await;
+    let (listener, ends) = (TcpListener::bind(address).await.unwrap(), CancellationToken::new());
+    let until = ends.clone();
+    tokio::spawn(async move { Echo::new().serve(listener, until).await });
+    let answered_again = async {
+        while !running.text().contains("\"the upstream \\\"echo\\\" answers again after ") {
+            status(&running, "/public/x", "").await;
+        }
+    };
+    timeout(LIMIT, answered_again).await.expect("a line in time");
+    ends.cancel();
     running.signal(rustix::process::Signal::TERM);
     running.exit().await;
     let text = running.text();
     let warnings: Vec<&str> = text.lines().filter(|line| line.contains("fails: ")).collect();
     assert_eq!(warnings.len(), 1, "{text}");
+    assert_eq!(text.matches("answers again").count(), 1, "{text}");
     assert!(warnings[0].contains("\"WARN\"") && warnings[0].contains("the upstream \\\"echo\\\""), "{text}");
 }
 

@@ -3,9 +3,9 @@
 use std::fs;
 use std::time::Duration;
 
-use keyward::budget;
 use keyward::config::{self, Config, Environment, Resources};
 use keyward::listener::Listen;
+use keyward::memory_plan;
 
 fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -79,7 +79,7 @@ fn manifest_connections_fit_its_memory() {
     assert!(manifest.contains("59 MiB / 480 KiB = 126."));
     // 70 % of the memory, less the process and the bad keys that are remembered.
     let free = memory / 100 * 70 - (18 << 20) - 256 * config.validator.negative_entries as usize;
-    let each = budget::CONNECTION + config.listener.max_head + 2 * budget::SHARE;
+    let each = memory_plan::CONNECTION + config.listener.max_head + 2 * memory_plan::SHARE;
     assert_eq!((free >> 20, each >> 10, free / each), (59, 480, 126));
     assert!(config.listener.max_connections <= free / each);
     config.warnings.clear();
@@ -88,7 +88,7 @@ fn manifest_connections_fit_its_memory() {
     for (memory, connections) in [(256, 317), (1024, 1464)] {
         let head = config.listener.max_head;
         let plan =
-            budget::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
+            memory_plan::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
         assert_eq!(plan.connections, connections, "{memory} MiB");
     }
 }

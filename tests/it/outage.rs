@@ -15,7 +15,7 @@ use keyward::validator::Settings;
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::rig::{Plan, Rig, unknown, until};
 use crate::support::{LIMIT, Setup, Stage, listen};
@@ -94,6 +94,27 @@ async fn breaker_opens_after_five_timeouts() {
     }
     assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
     assert_eq!(rig.emulator.counts().validations, calls);
+}
+
+#[tokio::test]
+async fn call_refused_by_budget_takes_no_breaker_probe() {
+    // Two of the eight are kept for keys that were good.
+    let rig = Rig::start(Settings { max_per_minute: Some(8), ..Settings::default() }).await;
+    let good = rig.key();
+    rig.ask(&good).await.unwrap();
+    rig.status(Target::Validate, 500);
+    for number in 0..5 {
+        assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), unavailable());
+    }
+    assert_eq!(rig.metrics.breaker_open.get(), 1);
+    rig.emulator.clear_faults();
+    let probe_is_due = async {
+        while let Err(Rejection::ValidationUnavailable(wait)) = rig.ask(&unknown(5)).await {
+            sleep(wait).await;
+        }
+    };
+    timeout(LIMIT, probe_is_due).await.expect("a probe in time");
+    assert!(rig.ask(&good).await.is_ok(), "the probe is left for a call that is made");
 }
 
 #[tokio::test]

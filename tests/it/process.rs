@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use keyward_emulator::echo::Echo;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -157,6 +158,43 @@ pub fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
     command.env("SCALEKIT_ENVIRONMENT_URL", format!("http://{scalekit}"));
     command.env("SCALEKIT_CLIENT_ID", "dev").env("SCALEKIT_CLIENT_SECRET_FILE", secret);
     command
+}
+
+#[tokio::test]
+async fn scalekit_outage_and_its_end_are_each_logged_once() {
+    let (folder, ends) = (Folder::new("outage"), CancellationToken::new());
+    let secret = folder.write("secret", "dev\n");
+    let (listener, scalekit) = listen().await;
+    let emulator = Emulator::new(emulator::Settings::default());
+    let key = emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key;
+    let (serving, until) = (emulator.clone(), ends.clone());
+    tokio::spawn(async move { serving.serve(listener, until).await });
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    assert_eq!(ask(address, "/v1", &key).await.status, 200);
+    emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(503))));
+    for _ in 0..10 {
+        assert_eq!(ask(address, "/v1", &key).await.status, 503);
+    }
+    running.until("no verdict, so requests get 503: Scalekit answered 503").await;
+    emulator.clear_faults();
+    let answered_again = async {
+        while !running.text().contains("Scalekit answers again after ") {
+            ask(address, "/v1", &key).await;
+        }
+    };
+    timeout(LIMIT, answered_again).await.expect("a line in time");
+    assert_eq!(ask(address, "/v1", &key).await.status, 200);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    running.until("\"stopped\"").await;
+    let text = running.text();
+    for (line, level) in [("no verdict, so", "\"ERROR\""), ("Scalekit answers again after ", "\"INFO\"")] {
+        let lines: Vec<&str> = text.lines().filter(|text| text.contains(line)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(level), "{line}: {lines:?}");
+    }
+    ends.cancel();
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ use keyward::server::reload::{Pace, Source};
 use keyward_emulator::Emulator;
 use keyward_emulator::echo::Echo;
 use keyward_emulator::store::Issue;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -299,6 +301,24 @@ async fn reloads_under_load_lose_no_request() {
     while let Some(client) = clients.join_next().await {
         client.unwrap();
     }
+}
+
+#[tokio::test]
+async fn certificate_written_before_watch_is_used() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("api.test");
+    let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
+    let keyward = Reloading::start_with("early", &tls, "").await;
+    // The first certificate has been read, and no task of the server has run yet.
+    authority.issue("api.test");
+    let renewed = CertificateDer::from_pem_file(&certificate).unwrap();
+    let connector = TlsConnector::from(authority.client(&["http/1.1"]));
+    let shown = async || {
+        let stream = tokio::net::TcpStream::connect(keyward.address).await.unwrap();
+        let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0] == renewed
+    };
+    timeout(LIMIT, async { while !shown().await {} }).await.expect("the renewed certificate");
 }
 
 #[tokio::test]
