@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::support::raw::{Client, Reply};
-use crate::support::{LIMIT, Setup, Stage};
+use crate::support::{Setup, Stage, TEST_TIMEOUT};
 
 const ROUTES: &str = r#"
     [[routes]]
@@ -46,7 +46,7 @@ async fn start(runtime: &str, option: &str, program: &str) -> Option<(Child, std
     };
     let mut line = String::new();
     let mut out = BufReader::new(child.stdout.take().unwrap());
-    timeout(LIMIT, out.read_line(&mut line)).await.expect("a port in time").unwrap();
+    timeout(TEST_TIMEOUT, out.read_line(&mut line)).await.expect("a port in time").unwrap();
     Some((child, ([127, 0, 0, 1], line.trim().parse().unwrap()).into()))
 }
 
@@ -55,11 +55,11 @@ async fn ask(client: &mut Client, address: std::net::SocketAddr, target: &str, k
     let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
     let request = format!("GET {target} HTTP/1.1\r\nhost: api.test\r\n{key}\r\n");
     client.send(&request).await;
-    let mut reply = client.reply().await;
+    let mut reply = client.read_reply().await;
     if reply.status == 0 {
         *client = Client::connect(address).await;
         client.send(&request).await;
-        reply = client.reply().await;
+        reply = client.read_reply().await;
     }
     reply
 }
@@ -68,7 +68,7 @@ async fn serve_nothing_without_right(runtime: &str, option: &str, program: &str)
     let Some((_child, service)) = start(runtime, option, program).await else { return };
     let setup = Setup { routes: ROUTES, instead: Some(format!("http://{service}")), ..Setup::default() };
     let stage = Stage::with(setup).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut direct = Client::connect(service).await;
     let mut client = stage.connect().await;
     let (mut passed, mut refused, mut would_be_served, mut without_right) = (0, 0, 0, Vec::new());
@@ -141,7 +141,7 @@ const SOUND_ROUTES: &str = r#"
 #[tokio::test]
 async fn paths_of_well_known_apis_pass() {
     let stage = Stage::with(Setup { routes: SOUND_ROUTES, ..Setup::default() }).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut client = stage.connect().await;
     let paths: Vec<&str> = SOUND.lines().filter(|line| line.starts_with('/')).collect();
     let mut refused = Vec::new();

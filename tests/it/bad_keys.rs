@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpSocket;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::rig::{Rig, unknown};
+use crate::rig::{Rig, unknown_key};
 use crate::support::raw::Reply;
 use crate::support::{Setup, Stage};
 
@@ -33,7 +33,7 @@ async fn bad_key_costs_one_call_per_ttl() {
     let began = Instant::now();
     let mut tries = 0;
     while began.elapsed() < 3 * ttl {
-        assert_eq!(rig.ask(&unknown(1)).await.unwrap_err(), Rejection::InvalidKey);
+        assert_eq!(rig.validate(&unknown_key(1)).await.unwrap_err(), Rejection::InvalidKey);
         tries += 1;
         sleep(Duration::from_millis(1)).await;
     }
@@ -46,27 +46,27 @@ async fn bad_key_costs_one_call_per_ttl() {
 async fn key_that_becomes_valid_is_accepted_after_ttl() {
     let ttl = Duration::from_millis(300);
     let rig = Rig::start(Settings { negative_ttl: ttl, ..Settings::default() }).await;
-    let key = rig.key();
+    let key = rig.issue_key();
     // A replica that lags behind the creation.
     rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(404))).times(1));
-    assert_eq!(rig.ask(&key).await.unwrap_err(), Rejection::InvalidKey);
+    assert_eq!(rig.validate(&key).await.unwrap_err(), Rejection::InvalidKey);
     let until = Instant::now() + ttl;
     let mut refused = 0;
     while Instant::now() < until - Duration::from_millis(50) {
-        assert_eq!(rig.ask(&key).await.unwrap_err(), Rejection::InvalidKey);
+        assert_eq!(rig.validate(&key).await.unwrap_err(), Rejection::InvalidKey);
         refused += 1;
         sleep(Duration::from_millis(5)).await;
     }
     assert!(refused > 5);
     sleep_until(until + Duration::from_millis(10)).await;
-    assert!(rig.ask(&key).await.is_ok());
+    assert!(rig.validate(&key).await.is_ok());
 }
 
 #[tokio::test]
 async fn without_ttl_no_bad_key_is_remembered() {
     let rig = Rig::start(Settings { negative_ttl: Duration::ZERO, ..Settings::default() }).await;
     for _ in 0..3 {
-        assert_eq!(rig.ask(&unknown(1)).await.unwrap_err(), Rejection::InvalidKey);
+        assert_eq!(rig.validate(&unknown_key(1)).await.unwrap_err(), Rejection::InvalidKey);
     }
     assert_eq!(rig.emulator.counts().validations, 3);
 }
@@ -75,7 +75,7 @@ async fn without_ttl_no_bad_key_is_remembered() {
 async fn remembered_bad_keys_are_bounded_in_number() {
     let rig = Rig::start(Settings { negative_entries: 50, ..Settings::default() }).await;
     for number in 0..400 {
-        assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), Rejection::InvalidKey);
+        assert_eq!(rig.validate(&unknown_key(number)).await.unwrap_err(), Rejection::InvalidKey);
     }
     rig.validator.update_gauges();
     let entries = rig.metrics.negative_entries.get();
@@ -85,12 +85,12 @@ async fn remembered_bad_keys_are_bounded_in_number() {
 #[tokio::test]
 async fn bad_key_flood_of_one_address_is_429() {
     let rig = Rig::start(throttled(60)).await;
-    let (good, flood, other) = (rig.key(), address("192.0.2.1"), address("192.0.2.2"));
-    rig.ask_from(&good, flood).await.unwrap();
+    let (good, flood, other) = (rig.issue_key(), address("192.0.2.1"), address("192.0.2.2"));
+    rig.validate_from(&good, flood).await.unwrap();
     let began = Instant::now();
     let mut refused = 0_u64;
     for number in 0..2000 {
-        match rig.ask_from(&unknown(number), flood).await.unwrap_err() {
+        match rig.validate_from(&unknown_key(number), flood).await.unwrap_err() {
             Rejection::InvalidKey => {}
             Rejection::Throttled(wait) => {
                 assert!(wait <= SECOND, "{wait:?}");
@@ -103,12 +103,16 @@ async fn bad_key_flood_of_one_address_is_429() {
     assert!((60..=60 + refilled).contains(&calls), "{calls}");
     assert_eq!((rig.metrics.throttled.get(), refused + calls), (refused, 2000));
     // A key that was good gets through, and is asked about as ever; a key that never was waits its turn.
-    rig.ask_from(&good, flood).await.expect("it was good a moment ago");
-    let never = rig.key();
-    assert!(matches!(rig.ask_from(&never, flood).await, Err(Rejection::Throttled(_))));
-    rig.ask_from(&never, other).await.expect("elsewhere");
+    rig.validate_from(&good, flood).await.expect("it was good a moment ago");
+    let never = rig.issue_key();
+    assert!(matches!(rig.validate_from(&never, flood).await, Err(Rejection::Throttled(_))));
+    rig.validate_from(&never, other).await.expect("elsewhere");
     rig.emulator.revoke(&good);
-    assert_eq!(rig.ask_from(&good, flood).await.unwrap_err(), Rejection::InvalidKey, "a hint is no verdict");
+    assert_eq!(
+        rig.validate_from(&good, flood).await.unwrap_err(),
+        Rejection::InvalidKey,
+        "a hint is no verdict"
+    );
 }
 
 #[tokio::test]
@@ -116,28 +120,28 @@ async fn only_keys_scalekit_calls_bad_are_throttled() {
     let rig = Rig::start(throttled(6)).await;
     let client = address("192.0.2.1");
     // One key in many requests at once is one bad key for each call.
-    rig.fault(Target::Validate, Effect::Hang);
-    let requests: Vec<_> = (0..40).map(|_| rig.ask_from("00000000000000000000one", client)).collect();
+    rig.set_fault(Target::Validate, Effect::Hang);
+    let requests: Vec<_> = (0..40).map(|_| rig.validate_from("00000000000000000000one", client)).collect();
     let release = async {
-        rig.waiting(40).await;
+        rig.wait_for_waiting(40).await;
         rig.emulator.validations_begun(4).await;
         rig.emulator.clear_faults();
     };
     let (answers, ()) = tokio::join!(futures_util::future::join_all(requests), release);
     assert!(answers.iter().all(|answer| *answer == Err(Rejection::InvalidKey)), "{answers:?}");
-    rig.ask_from(&rig.key(), client).await.expect("four of six were used");
+    rig.validate_from(&rig.issue_key(), client).await.expect("four of six were used");
 
     let rig = Rig::start(throttled(3)).await;
     for _ in 0..20 {
-        assert_eq!(rig.ask_from(&unknown(1), client).await.unwrap_err(), Rejection::InvalidKey);
+        assert_eq!(rig.validate_from(&unknown_key(1), client).await.unwrap_err(), Rejection::InvalidKey);
     }
-    rig.status(Target::Validate, 403);
+    rig.set_status_fault(Target::Validate, 403);
     for number in 0..20 {
         let unavailable = Rejection::ValidationUnavailable(SECOND);
-        assert_eq!(rig.ask_from(&unknown(number + 2), client).await.unwrap_err(), unavailable);
+        assert_eq!(rig.validate_from(&unknown_key(number + 2), client).await.unwrap_err(), unavailable);
     }
     rig.emulator.clear_faults();
-    rig.ask_from(&rig.key(), client).await.expect("one of three was used");
+    rig.validate_from(&rig.issue_key(), client).await.expect("one of three was used");
 }
 
 #[tokio::test]
@@ -146,15 +150,15 @@ async fn throttle_ignores_untrusted_forwarded_for() {
         Stage::with(Setup { sections: "[throttle]\nbad_keys_per_minute = 2", ..Setup::default() }).await;
     for (number, status) in [(0, 401), (1, 401), (2, 429), (3, 429)] {
         let reply =
-            ask_from("127.0.0.1", stage.address, &unknown(number), &format!("203.0.113.{number}")).await;
+            ask_from("127.0.0.1", stage.address, &unknown_key(number), &format!("203.0.113.{number}")).await;
         assert_eq!(reply.0, status, "{number}");
     }
-    let reply = stage.get("/v1", &unknown(4)).await;
+    let reply = stage.get("/v1", &unknown_key(4)).await;
     assert_eq!((reply.status, reply.code()), (429, Some("throttled")));
     let wait: u64 = reply.header("retry-after").unwrap().parse().unwrap();
     assert!((1..=30).contains(&wait), "{wait}");
     assert_eq!(
-        ask_from("127.0.0.2", stage.address, &unknown(5), "127.0.0.1").await.0,
+        ask_from("127.0.0.2", stage.address, &unknown_key(5), "127.0.0.1").await.0,
         401,
         "another address"
     );
@@ -171,11 +175,11 @@ async fn throttle_uses_client_address_of_trusted_proxies() {
     let mut number = 0;
     let mut ask = async |forwarded: &str| -> Reply {
         number += 1;
-        let key = unknown(number);
+        let key = unknown_key(number);
         let request = format!(
             "GET /v1 HTTP/1.1\r\nhost: a\r\nx-forwarded-for: {forwarded}\r\nauthorization: Bearer {key}\r\n\r\n"
         );
-        stage.ask(request).await
+        stage.send(request).await
     };
     for (forwarded, status) in [
         ("203.0.113.1", 401),
@@ -200,7 +204,7 @@ async fn throttle_uses_client_address_of_trusted_proxies() {
 #[tokio::test]
 async fn validation_budget_holds_and_shows_headroom() {
     let stage = Stage::with(Setup { scalekit: "validations_per_minute = 60", ..Setup::default() }).await;
-    let (key, before) = (stage.key(), stage.emulator.counts().validations);
+    let (key, before) = (stage.issue_key(), stage.emulator.counts().validations);
     assert_eq!(headroom(&stage).await.round() as u64, 60);
     let began = Instant::now();
     let mut overloaded = 0;
@@ -222,7 +226,7 @@ async fn validation_budget_holds_and_shows_headroom() {
 }
 
 async fn headroom(stage: &Stage) -> f64 {
-    let text = stage.ask_admin("/metrics").await.text();
+    let text = stage.get_admin("/metrics").await.text();
     let line = text.lines().find(|line| line.starts_with("keyward_validation_headroom ")).unwrap();
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
@@ -245,12 +249,12 @@ async fn ask_from(from: &str, to: SocketAddr, key: &str, forwarded: &str) -> (u1
 async fn bad_keys_per_minute_limit_holds_per_address() {
     let settings = Settings { bad_keys_per_minute: Some(300), ..Settings::default() };
     let rig = Arc::new(Rig::start(settings).await);
-    rig.fault(Target::Validate, Effect::Latency(Duration::from_millis(300)));
+    rig.set_fault(Target::Validate, Effect::Latency(Duration::from_millis(300)));
     let client = Some(std::net::IpAddr::from([192, 0, 2, 1]));
     let asked: Vec<_> = (0..1900)
         .map(|number| {
             let rig = Arc::clone(&rig);
-            tokio::spawn(async move { rig.ask_from(&unknown(number), client).await })
+            tokio::spawn(async move { rig.validate_from(&unknown_key(number), client).await })
         })
         .collect();
     for asked in asked {

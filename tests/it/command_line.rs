@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::{Folder, Running, echo, keyward, keyward_run, route_file};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 const FREE: [&str; 6] = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--emulator", "127.0.0.1:0"];
 
 /// Exit code, standard output, standard error.
 async fn run(mut command: tokio::process::Command) -> (i32, String, String) {
-    let output = timeout(LIMIT, command.output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT, command.output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -28,7 +28,7 @@ async fn healthcheck_reads_admin_address_from_route_file() {
     let echo = echo(&ends).await;
     let socket = folder.write("admin.sock", "");
     std::fs::remove_file(&socket).unwrap();
-    let free = listen().await.1;
+    let free = bind_loopback().await.1;
     for admin in [format!("unix:{socket}"), free.to_string()] {
         let text = route_file(echo, "drain_delay = \"0s\"")
             .replace("[admin]\nlisten = \"127.0.0.1:0\"", &format!("[admin]\nlisten = \"{admin}\""));
@@ -49,7 +49,7 @@ async fn healthcheck_reads_admin_address_from_route_file() {
 #[tokio::test]
 async fn healthcheck_error_is_printed_once_with_address() {
     let folder = Folder::new("no-health");
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let (code, _, error) = run(keyward(&["healthcheck", "--admin", &address.to_string()])).await;
     assert_eq!(code, 1);
@@ -82,7 +82,7 @@ async fn run_with_stdin(arguments: &[&str], text: &str) -> (i32, String, String)
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
-    let output = timeout(LIMIT, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -166,7 +166,7 @@ async fn dev_accepts_host_and_port_as_upstream() {
 #[cfg(feature = "dev")]
 #[tokio::test]
 async fn dev_reports_that_upstream_is_not_listening() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let upstream = address.to_string();
     let mut running = Running::start(keyward(&[&["dev", "--upstream", &upstream], &FREE[..]].concat()));
@@ -200,7 +200,7 @@ async fn before(folder: &Folder, upstream: &str, access: bool) -> Running {
     Running::start(keyward_run(&file, "127.0.0.1:1".parse().unwrap(), &secret))
 }
 
-/// Speaks HTTP/2 alone, as gRPC servers do: begins with SETTINGS.
+/// HttpVersion HTTP/2 alone, as gRPC servers do: begins with SETTINGS.
 async fn http2_alone() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -217,7 +217,7 @@ async fn http2_alone() -> std::net::SocketAddr {
 async fn status(running: &Running, path: &str, lines: &str) -> (u16, Option<String>) {
     let mut client = Client::connect(running.address("server.address").await).await;
     client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n{lines}\r\n")).await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert!(reply.text().is_empty() || reply.text().ends_with("}\n"), "{}", reply.text());
     (reply.status, reply.code().map(str::to_owned))
 }
@@ -225,7 +225,7 @@ async fn status(running: &Running, path: &str, lines: &str) -> (u16, Option<Stri
 #[tokio::test]
 async fn failing_upstream_is_logged_without_access_log() {
     let folder = Folder::new("failing");
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let mut running = before(&folder, &format!("http://{address}"), false).await;
     for _ in 0..5 {
@@ -240,7 +240,7 @@ async fn failing_upstream_is_logged_without_access_log() {
             status(&running, "/public/x", "").await;
         }
     };
-    timeout(LIMIT, answered_again).await.expect("a line in time");
+    timeout(TEST_TIMEOUT, answered_again).await.expect("a line in time");
     ends.cancel();
     running.signal(rustix::process::Signal::TERM);
     running.exit().await;

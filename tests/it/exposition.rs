@@ -12,16 +12,16 @@ const BAD_KEY: &str = "0123456789ABCDEFGHIJabcdefghij";
 /// Has counted something of most kinds.
 async fn stage() -> Stage {
     let stage = Stage::start().await;
-    stage.get("/v1", &stage.key()).await;
+    stage.get("/v1", &stage.issue_key()).await;
     stage.get("/v1", BAD_KEY).await;
-    stage.ask("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
+    stage.send("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
     stage
 }
 
 async fn metrics(stage: &Stage, accept: &str) -> (String, String) {
     let mut client = Client::connect(stage.admin).await;
     client.send(format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n")).await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!(reply.status, 200);
     (reply.header("content-type").unwrap().to_owned(), reply.text())
 }

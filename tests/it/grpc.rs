@@ -5,13 +5,13 @@ use hyper::{Method, Request, Response};
 use keyward::body::{self, Body};
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 
-use crate::support::http::{Caller, Speaks, data, drain, fed, upstream};
+use crate::support::http::{HttpClient, HttpVersion, channel_body, data_frame, read_body, start_upstream};
 use crate::support::{Setup, Stage};
 
 /// A message of three bytes, with the five of its head.
 const MESSAGE: &[u8] = b"\0\0\0\0\x03abc";
 
-fn call(caller: &Caller, path: &str, key: &str, body: Body) -> Request<Body> {
+fn call(caller: &HttpClient, path: &str, key: &str, body: Body) -> Request<Body> {
     let mut request = caller.request(Method::POST, path, key, body);
     request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc+proto"));
     request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
@@ -22,8 +22,8 @@ fn call(caller: &Caller, path: &str, key: &str, body: Body) -> Request<Body> {
 #[tokio::test]
 async fn refusal_is_grpc_status_in_trailers() {
     let stage = Stage::with(Setup { sections: "[negative_cache]\nttl = \"0s\"", ..Setup::default() }).await;
-    let key = stage.key();
-    let mut caller = stage.caller(Speaks::Http2).await;
+    let key = stage.issue_key();
+    let mut caller = stage.connect_http(HttpVersion::Http2).await;
     for (path, key, status, code) in [
         ("/v1.Orders/List", "", "16", "missing_credential"),
         ("/v1.Orders/List", "0123456789ABCDEFGHIJabcdefghij", "16", "invalid_key"),
@@ -44,19 +44,19 @@ async fn refusal_is_grpc_status_in_trailers() {
         assert_eq!(headers["content-type"], "application/grpc");
         assert_eq!(headers["keyward-error"], code);
         assert!(!headers["grpc-message"].is_empty());
-        assert_eq!(drain(response).await.unwrap().0, 0, "{code}");
+        assert_eq!(read_body(response).await.unwrap().0, 0, "{code}");
     }
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
 async fn grpc_call_passes_with_deadline_and_status() {
-    let address = upstream(|request| async move {
+    let address = start_upstream(|request| async move {
         let headers = request.headers();
         assert_eq!(headers["te"], "trailers");
         assert_eq!(headers["grpc-timeout"], "5S");
         assert_eq!(headers["x-org-id"], "org_1");
-        let (mut incoming, (feed, content)) = (request.into_body(), fed());
+        let (mut incoming, (feed, content)) = (request.into_body(), channel_body());
         // Each message goes back as it comes: a stream both ways.
         tokio::spawn(async move {
             use http_body_util::BodyExt;
@@ -73,19 +73,19 @@ async fn grpc_call_passes_with_deadline_and_status() {
     })
     .await;
     let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
-    let mut caller = stage.caller(Speaks::Http2).await;
-    let (feed, content) = fed();
-    let request = call(&caller, "/v1.Orders/Chat", &stage.key(), content);
+    let mut caller = stage.connect_http(HttpVersion::Http2).await;
+    let (feed, content) = channel_body();
+    let request = call(&caller, "/v1.Orders/Chat", &stage.issue_key(), content);
     let mut response = caller.send(request).await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/grpc");
     for _ in 0..3 {
         use http_body_util::BodyExt;
-        feed.send(data(MESSAGE)).await.unwrap();
+        feed.send(data_frame(MESSAGE)).await.unwrap();
         let frame = response.frame().await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), MESSAGE);
     }
     drop(feed);
-    let (rest, trailers) = drain(response).await.unwrap();
+    let (rest, trailers) = read_body(response).await.unwrap();
     assert_eq!(rest, 0);
     assert_eq!(
         (&trailers["grpc-status"], &trailers["grpc-message"]),

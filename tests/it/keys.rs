@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::process::keyward;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 /// An emulator, and how to reach it.
 pub struct Kit {
@@ -49,7 +49,7 @@ impl Kit {
     /// A port of its own to an emulator that may have others.
     pub async fn before(emulator: &Emulator) -> Self {
         let ends = CancellationToken::new();
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let (serving, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { serving.serve(listener, until).await });
         Self { emulator: emulator.clone(), url: format!("http://{address}"), _ends: ends.drop_guard() }
@@ -121,7 +121,7 @@ pub async fn fed(mut command: Command, input: impl AsRef<[u8]>) -> Done {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let (mut stdin, input) = (child.stdin.take().unwrap(), input.as_ref().to_vec());
     tokio::spawn(async move { drop(stdin.write_all(&input).await) });
-    let output = timeout(LIMIT * 2, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT * 2, child.wait_with_output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Done { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }

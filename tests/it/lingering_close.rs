@@ -9,7 +9,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const MIB: usize = 1024 * 1024;
 /// Whoever lingers does so for two seconds.
@@ -24,7 +24,7 @@ async fn upload(mut stream: TcpStream, head: String, bytes: usize) -> String {
         stream.write_all(&piece).await.expect("no reset");
     }
     let mut answer = Vec::new();
-    let read = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+    let read = timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap();
     format!(
         "{}{}",
         String::from_utf8_lossy(&answer),
@@ -52,7 +52,7 @@ async fn refusal_is_readable_after_megabytes_more() {
             assert!(answer.contains(code) && answer.ends_with("}\n"), "round {round}: {answer}");
         }
     }
-    soon(|| stage.metrics.connections.get() == 0).await;
+    wait_until(|| stage.metrics.connections.get() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,7 +84,7 @@ async fn refusal_is_readable_over_tls() {
             stream.write_all(&[b'x'; 64 * 1024]).await.expect("no reset");
         }
         let mut answer = Vec::new();
-        timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with(b"HTTP/1.1 401 ") && answer.ends_with(b"}\n"));
     }
 }
@@ -94,8 +94,8 @@ async fn lingering_waits_for_pausing_client() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     client.send("POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 401);
-    assert_eq!(client.rest().await, b"", "it is closed for sending");
+    assert_eq!(client.read_reply().await.status, 401);
+    assert_eq!(client.read_to_end().await, b"", "it is closed for sending");
     for _ in 0..3 {
         sleep(Duration::from_millis(200)).await;
         client.stream.write_all(b"more").await.expect("no reset");
@@ -109,14 +109,14 @@ async fn lingering_has_time_and_size_limits() {
     for sends in [true, false] {
         let mut client = stage.connect().await;
         client.send(head).await;
-        assert_eq!(client.reply().await.status, 401);
+        assert_eq!(client.read_reply().await.status, 401);
         let began = Instant::now();
         let Client { mut stream, .. } = client;
         if sends {
             let flood = async { while stream.write_all(&[b'x'; 64 * 1024]).await.is_ok() {} };
             timeout(BOUND, flood).await.expect("the connection is closed");
         }
-        soon(|| stage.metrics.connections.get() == 0).await;
+        wait_until(|| stage.metrics.connections.get() == 0).await;
         assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
     }
 }
@@ -131,9 +131,9 @@ async fn refusal_without_further_bytes_closes_at_once() {
         let mut client = stage.connect().await;
         let began = Instant::now();
         client.send(request).await;
-        client.rest().await;
+        client.read_to_end().await;
         // The client does not close, and is not waited for.
-        soon(|| stage.metrics.connections.get() == 0).await;
+        wait_until(|| stage.metrics.connections.get() == 0).await;
         assert!(began.elapsed() < Duration::from_secs(1), "{request}");
     }
 }

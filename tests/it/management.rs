@@ -125,7 +125,7 @@ impl Desk {
     pub async fn ask(&self, ask: &Ask) -> Reply {
         let mut client = self.connect().await;
         client.send(ask.bytes()).await;
-        let reply = client.reply().await;
+        let reply = client.read_reply().await;
         self.saw(&ask.method, &ask.path, &reply);
         reply
     }

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::{Folder, Running, echo, keyward, keyward_run, route_file};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 const MIB: usize = 1024 * 1024;
 const LENGTH: usize = 96 * MIB;
@@ -37,19 +37,19 @@ async fn long_and_stalled_bodies_use_bounded_memory() {
     let routes = route_file(echo(&ends).await, at_once);
     let open = "\n[[routes]]\npath = \"/bytes/*\"\nupstream = \"echo\"\nauth = \"none\"\n";
     let file = folder.write("keyward.toml", &format!("{routes}{open}"));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
     let mut client = Client::connect(address).await;
     client.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200);
+    assert_eq!(client.read_reply().await.status, 200);
     let before = peak(&running);
 
     client.send(format!("POST /public/x HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\n")).await;
     for _ in 0..LENGTH / MIB {
         client.send(vec![b'.'; MIB]).await;
     }
-    assert_eq!(client.reply().await.json()["body_bytes"], LENGTH);
+    assert_eq!(client.read_reply().await.json()["body_bytes"], LENGTH);
     // Some callers ask for as much and do not read it.
     let mut stalled = Vec::new();
     for _ in 0..8 {
@@ -69,7 +69,7 @@ async fn long_and_stalled_bodies_use_bounded_memory() {
         writing
     });
     let mut answer = [0; 12];
-    timeout(LIMIT, reading.read_exact(&mut answer)).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, reading.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     sending.await.unwrap();
     let grown = peak(&running) - before;
@@ -85,7 +85,7 @@ async fn uploads_after_refusal_use_bounded_memory() {
     let secret = folder.write("secret", "dev");
     let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, at_once));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
     let before = peak(&running);
@@ -98,7 +98,7 @@ async fn uploads_after_refusal_use_bounded_memory() {
             while stream.write_all(&[b'.'; 64 * 1024]).await.is_ok() {}
         });
     }
-    timeout(LIMIT, uploads.join_all()).await.expect("they are let go of");
+    timeout(TEST_TIMEOUT, uploads.join_all()).await.expect("they are let go of");
     let grown = peak(&running) - before;
     assert!(grown < 8 * MIB, "{} MiB for refused uploads", grown / MIB);
     running.signal(rustix::process::Signal::TERM);
@@ -111,7 +111,7 @@ async fn clients_cannot_make_libraries_fill_the_log() {
     let (folder, ends) = (Folder::new("flood"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let emulator = Emulator::new(emulator::Settings::default());
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     let until = ends.clone();
     tokio::spawn(async move { emulator.serve(listener, until).await });
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
@@ -125,7 +125,7 @@ async fn clients_cannot_make_libraries_fill_the_log() {
     client.send([&stray.repeat(1000)[..], b"\0\0\x08\x06\0\0\0\0\0lastlast"].concat()).await;
     let mut seen = Vec::new();
     while !seen.windows(8).any(|window| window == b"lastlast") {
-        seen.extend(client.bytes(1).await);
+        seen.extend(client.read_bytes(1).await);
     }
     drop(client);
     running.signal(rustix::process::Signal::TERM);
@@ -141,7 +141,7 @@ async fn access_log_is_json_without_query_and_key() {
     let (folder, ends) = (Folder::new("access"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let emulator = Emulator::new(emulator::Settings::default());
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     let (serving, until) = (emulator.clone(), ends.clone());
     tokio::spawn(async move { serving.serve(listener, until).await });
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
@@ -164,7 +164,7 @@ async fn access_log_is_json_without_query_and_key() {
                  content-length: 0\r\n\r\n"
             ))
             .await;
-        client.reply().await;
+        client.read_reply().await;
     }
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.exit().await, Some(0));
@@ -210,7 +210,7 @@ async fn core_files_are_disabled_by_default() {
     let (folder, ends) = (Folder::new("core"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let limit = |running: &Running| {
         let limits =
             std::fs::read_to_string(format!("/proc/{}/limits", running.child.id().unwrap())).unwrap();
@@ -237,7 +237,7 @@ async fn refused_connections_are_logged_with_sampling() {
     let (folder, ends) = (Folder::new("refused-line"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
     // Broken off, which is no attack.
@@ -255,14 +255,14 @@ async fn refused_connections_are_logged_with_sampling() {
         for probe in probes {
             let mut client = Client::connect(address).await;
             client.send(probe).await;
-            client.rest().await;
+            client.read_to_end().await;
         }
     }
     // The next one admitted says how many were not.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let mut client = Client::connect(address).await;
     client.send(probes[0]).await;
-    client.rest().await;
+    client.read_to_end().await;
     running.until("\"suppressed\":39").await;
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.exit().await, Some(0));
@@ -294,9 +294,9 @@ async fn control_characters_are_escaped_in_log() {
         let secret = folder.write("secret", "dev");
         let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
         let file = folder.write("keyward.toml", &format!("{routes}[log]\nformat = \"{format}\"\n"));
-        let (_scalekit, scalekit) = listen().await;
+        let (_scalekit, scalekit) = bind_loopback().await;
         // The address is told as JSON alone, so a free port is taken beforehand.
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         drop(listener);
         let text = std::fs::read_to_string(&file).unwrap();
         folder.write("keyward.toml", &text.replacen("127.0.0.1:0", &address.to_string(), 1));
@@ -306,7 +306,7 @@ async fn control_characters_are_escaped_in_log() {
         client
             .send(format!("GET /public/{HOSTILE} HTTP/1.1\r\nhost: a\r\nuser-agent: {HOSTILE}\r\n\r\n"))
             .await;
-        client.reply().await;
+        client.read_reply().await;
         running.signal(rustix::process::Signal::TERM);
         assert_eq!(running.exit().await, Some(0));
         running.until("stopped").await;
@@ -342,7 +342,7 @@ async fn emulator_runs_alone_and_hides_its_secret() {
             form.len()
         ))
         .await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let token = reply.json()["access_token"].as_str().unwrap().to_owned();
     running.signal(rustix::process::Signal::TERM);

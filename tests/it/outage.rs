@@ -17,8 +17,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::rig::{Plan, Rig, unknown, until};
-use crate::support::{LIMIT, Setup, Stage, listen};
+use crate::rig::{Plan, Rig, unknown_key};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -33,7 +33,7 @@ fn short(millis: u64) -> Settings {
 #[tokio::test]
 async fn breaker_limits_calls_and_recovers_after_outage() {
     let stage = Stage::start().await;
-    let keys: Vec<_> = (0..8).map(|_| stage.key()).collect();
+    let keys: Vec<_> = (0..8).map(|_| stage.issue_key()).collect();
     let (down, recovered) = (Arc::new(AtomicU64::new(0)), watch::Sender::new(false));
     let mut callers = JoinSet::new();
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(503))));
@@ -44,7 +44,7 @@ async fn breaker_limits_calls_and_recovers_after_outage() {
         callers.spawn(async move {
             loop {
                 client.send(&request).await;
-                let reply = client.reply().await;
+                let reply = client.read_reply().await;
                 match (reply.status, reply.code()) {
                     (503, Some("validation_unavailable")) => {
                         assert_eq!(reply.header("retry-after"), Some("1"));
@@ -61,7 +61,7 @@ async fn breaker_limits_calls_and_recovers_after_outage() {
         });
     }
     sleep(SECOND * 5 / 2).await;
-    assert_eq!(stage.ask_admin("/readyz").await.status, 200, "an outage takes no replica out");
+    assert_eq!(stage.get_admin("/readyz").await.status, 200, "an outage takes no replica out");
     assert_eq!(stage.metrics.breaker_open.get(), 1);
     let (calls, requests) = (stage.emulator.counts().validations - before, down.load(Ordering::Relaxed));
     // Eight at once, four more before the fifth has failed, three probes, and what the budget pays in tries.
@@ -80,17 +80,17 @@ async fn breaker_limits_calls_and_recovers_after_outage() {
 #[tokio::test]
 async fn breaker_opens_after_five_timeouts() {
     let rig = Rig::start(short(150)).await;
-    rig.ask(&rig.key()).await.unwrap();
-    rig.fault(Target::Validate, Effect::Hang);
-    let keys: Vec<_> = (0..5).map(|_| rig.key()).collect();
-    let requests: Vec<_> = keys.iter().map(|key| rig.spawn(key)).collect();
+    rig.validate(&rig.issue_key()).await.unwrap();
+    rig.set_fault(Target::Validate, Effect::Hang);
+    let keys: Vec<_> = (0..5).map(|_| rig.issue_key()).collect();
+    let requests: Vec<_> = keys.iter().map(|key| rig.spawn_validation(key)).collect();
     for request in requests {
         assert_eq!(request.await.unwrap().unwrap_err(), unavailable());
     }
-    until(|| rig.metrics.breaker_open.get() == 1).await;
+    wait_until(|| rig.metrics.breaker_open.get() == 1).await;
     let (began, calls) = (Instant::now(), rig.emulator.counts().validations);
     for number in 0..200 {
-        assert!(matches!(rig.ask(&unknown(number)).await, Err(Rejection::ValidationUnavailable(_))));
+        assert!(matches!(rig.validate(&unknown_key(number)).await, Err(Rejection::ValidationUnavailable(_))));
     }
     assert!(began.elapsed() < Duration::from_millis(100), "{:?}", began.elapsed());
     assert_eq!(rig.emulator.counts().validations, calls);
@@ -100,34 +100,34 @@ async fn breaker_opens_after_five_timeouts() {
 async fn call_refused_by_budget_takes_no_breaker_probe() {
     // Two of the eight are kept for keys that were good.
     let rig = Rig::start(Settings { max_per_minute: Some(8), ..Settings::default() }).await;
-    let good = rig.key();
-    rig.ask(&good).await.unwrap();
-    rig.status(Target::Validate, 500);
+    let good = rig.issue_key();
+    rig.validate(&good).await.unwrap();
+    rig.set_status_fault(Target::Validate, 500);
     for number in 0..5 {
-        assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), unavailable());
+        assert_eq!(rig.validate(&unknown_key(number)).await.unwrap_err(), unavailable());
     }
     assert_eq!(rig.metrics.breaker_open.get(), 1);
     rig.emulator.clear_faults();
     let probe_is_due = async {
-        while let Err(Rejection::ValidationUnavailable(wait)) = rig.ask(&unknown(5)).await {
+        while let Err(Rejection::ValidationUnavailable(wait)) = rig.validate(&unknown_key(5)).await {
             sleep(wait).await;
         }
     };
-    timeout(LIMIT, probe_is_due).await.expect("a probe in time");
-    assert!(rig.ask(&good).await.is_ok(), "the probe is left for a call that is made");
+    timeout(TEST_TIMEOUT, probe_is_due).await.expect("a probe in time");
+    assert!(rig.validate(&good).await.is_ok(), "the probe is left for a call that is made");
 }
 
 #[tokio::test]
 async fn queued_requests_make_no_calls_in_outage() {
-    let rig = Rig::start(Settings { max_in_flight: 6, timeout: LIMIT, ..Settings::default() }).await;
-    rig.ask(&rig.key()).await.unwrap();
-    rig.fault(Target::Validate, Effect::Hang);
-    rig.status(Target::Validate, 500);
-    let requests: Vec<_> = (0..200).map(|number| rig.spawn(&unknown(number))).collect();
-    rig.waiting(200).await;
+    let rig = Rig::start(Settings { max_in_flight: 6, timeout: TEST_TIMEOUT, ..Settings::default() }).await;
+    rig.validate(&rig.issue_key()).await.unwrap();
+    rig.set_fault(Target::Validate, Effect::Hang);
+    rig.set_status_fault(Target::Validate, 500);
+    let requests: Vec<_> = (0..200).map(|number| rig.spawn_validation(&unknown_key(number))).collect();
+    rig.wait_for_waiting(200).await;
     rig.emulator.validations_begun(6).await;
     rig.emulator.clear_faults();
-    rig.status(Target::Validate, 500);
+    rig.set_status_fault(Target::Validate, 500);
     for request in requests {
         assert!(matches!(request.await.unwrap(), Err(Rejection::ValidationUnavailable(_))));
     }
@@ -138,42 +138,42 @@ async fn queued_requests_make_no_calls_in_outage() {
 #[tokio::test]
 async fn one_deadline_covers_token_calls_and_retries() {
     let rig = Rig::start(short(300)).await;
-    rig.ask(&rig.key()).await.unwrap();
+    rig.validate(&rig.issue_key()).await.unwrap();
     for (target, effect) in [
         (Target::Validate, Effect::Hang),
         (Target::Validate, Effect::HangAfter),
         (Target::Validate, Effect::Latency(Duration::from_millis(170))),
     ] {
-        rig.fault(target, effect.clone());
+        rig.set_fault(target, effect.clone());
         if matches!(effect, Effect::Latency(_)) {
-            rig.status(Target::Validate, 503);
+            rig.set_status_fault(Target::Validate, 503);
         }
         let began = Instant::now();
-        assert_eq!(rig.ask(&rig.key()).await.unwrap_err(), unavailable());
+        assert_eq!(rig.validate(&rig.issue_key()).await.unwrap_err(), unavailable());
         assert!(began.elapsed() < Duration::from_millis(450), "{effect:?}: {:?}", began.elapsed());
         rig.emulator.clear_faults();
     }
-    rig.fault(Target::Token, Effect::Hang);
+    rig.set_fault(Target::Token, Effect::Hang);
     rig.emulator.expire_access_tokens();
     let began = Instant::now();
-    assert_eq!(rig.ask(&rig.key()).await.unwrap_err(), unavailable());
+    assert_eq!(rig.validate(&rig.issue_key()).await.unwrap_err(), unavailable());
     assert!(began.elapsed() < Duration::from_millis(450), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
 async fn hanging_call_frees_its_place_at_deadline() {
     let rig = Rig::start(Settings { max_in_flight: 1, ..short(200) }).await;
-    let key = rig.key();
-    rig.ask(&key).await.unwrap();
+    let key = rig.issue_key();
+    rig.validate(&key).await.unwrap();
     rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang).times(1));
-    assert_eq!(rig.ask(&key).await.unwrap_err(), unavailable());
-    assert!(rig.ask(&key).await.is_ok(), "the place is free");
+    assert_eq!(rig.validate(&key).await.unwrap_err(), unavailable());
+    assert!(rig.validate(&key).await.is_ok(), "the place is free");
 }
 
 #[tokio::test]
 async fn only_transient_errors_are_retried() {
     let rig = Rig::start(Settings::default()).await;
-    rig.ask(&rig.key()).await.unwrap();
+    rig.validate(&rig.issue_key()).await.unwrap();
     let status = |status| Effect::Answer(Answer::status(status));
     for (effect, tries) in [
         (Effect::Reset, 2),
@@ -191,7 +191,7 @@ async fn only_transient_errors_are_retried() {
     ] {
         let before = rig.emulator.counts().validations;
         rig.emulator.set_fault(Fault::new(Target::Validate, effect.clone()).times(1));
-        let answer = rig.ask(&rig.key()).await;
+        let answer = rig.validate(&rig.issue_key()).await;
         assert_eq!(rig.emulator.counts().validations - before, tries, "{effect:?}");
         assert_eq!(answer.is_ok(), tries == 2, "{effect:?}: {answer:?}");
     }
@@ -200,14 +200,14 @@ async fn only_transient_errors_are_retried() {
 #[tokio::test]
 async fn outage_does_not_double_load() {
     let rig = Rig::start(Settings::default()).await;
-    rig.ask(&rig.key()).await.unwrap();
-    rig.fault(Target::Validate, Effect::Hang);
-    rig.status(Target::Validate, 503);
-    let requests: Vec<_> = (0..100).map(|number| rig.spawn(&unknown(number))).collect();
-    rig.waiting(100).await;
+    rig.validate(&rig.issue_key()).await.unwrap();
+    rig.set_fault(Target::Validate, Effect::Hang);
+    rig.set_status_fault(Target::Validate, 503);
+    let requests: Vec<_> = (0..100).map(|number| rig.spawn_validation(&unknown_key(number))).collect();
+    rig.wait_for_waiting(100).await;
     rig.emulator.validations_begun(101).await;
     rig.emulator.clear_faults();
-    rig.status(Target::Validate, 503);
+    rig.set_status_fault(Target::Validate, 503);
     for request in requests {
         assert!(request.await.unwrap().is_err());
     }
@@ -218,13 +218,13 @@ async fn outage_does_not_double_load() {
 #[tokio::test]
 async fn concurrent_calls_and_waiting_requests_are_capped() {
     let rig = Rig::start(Settings { max_in_flight: 3, max_waiting: 6, ..Settings::default() }).await;
-    let keys: Vec<_> = (0..8).map(|_| rig.key()).collect();
-    rig.fault(Target::Validate, Effect::Hang);
-    let requests: Vec<_> = keys.iter().map(|key| rig.spawn(key)).collect();
-    rig.waiting(8).await;
+    let keys: Vec<_> = (0..8).map(|_| rig.issue_key()).collect();
+    rig.set_fault(Target::Validate, Effect::Hang);
+    let requests: Vec<_> = keys.iter().map(|key| rig.spawn_validation(key)).collect();
+    rig.wait_for_waiting(8).await;
     let began = Instant::now();
     for number in 0..20 {
-        assert_eq!(rig.ask(&unknown(number)).await.unwrap_err(), Rejection::Overloaded(SECOND));
+        assert_eq!(rig.validate(&unknown_key(number)).await.unwrap_err(), Rejection::Overloaded(SECOND));
     }
     assert!(began.elapsed() < Duration::from_millis(100), "at once: {:?}", began.elapsed());
     rig.emulator.validations_begun(3).await;
@@ -234,14 +234,14 @@ async fn concurrent_calls_and_waiting_requests_are_capped() {
     }
     let counts = rig.emulator.counts();
     assert_eq!((counts.validations, counts.validations_open_max), (8, 3));
-    assert!(rig.ask(&rig.key()).await.is_ok());
+    assert!(rig.validate(&rig.issue_key()).await.is_ok());
 }
 
 #[tokio::test]
 async fn requests_beyond_max_waiting_are_overloaded() {
     let scalekit = "max_in_flight = 1\nmax_waiting = 0";
     let stage = Stage::with(Setup { scalekit, ..Setup::default() }).await;
-    let (key, before) = (stage.key(), stage.emulator.counts().validations);
+    let (key, before) = (stage.issue_key(), stage.emulator.counts().validations);
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang));
     let mut first = stage.connect().await;
     first.send(format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
@@ -250,16 +250,16 @@ async fn requests_beyond_max_waiting_are_overloaded() {
     assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
     assert_eq!(reply.header("retry-after"), Some("1"));
     stage.emulator.clear_faults();
-    assert_eq!(first.reply().await.status, 200);
+    assert_eq!(first.read_reply().await.status, 200);
 }
 
 #[tokio::test]
 async fn connections_closed_by_scalekit_are_replaced() {
     for http2 in [false, true] {
         let rig = Rig::with(Plan { http2, ..Plan::default() }).await;
-        let keys: Vec<_> = (0..8).map(|_| rig.key()).collect();
+        let keys: Vec<_> = (0..8).map(|_| rig.issue_key()).collect();
         for _ in 0..20 {
-            let requests: Vec<_> = keys.iter().map(|key| rig.spawn(key)).collect();
+            let requests: Vec<_> = keys.iter().map(|key| rig.spawn_validation(key)).collect();
             for request in requests {
                 request.await.unwrap().expect("good");
             }
@@ -275,21 +275,21 @@ async fn connections_closed_by_scalekit_are_replaced() {
 #[tokio::test]
 async fn timed_out_call_closes_its_connection_once() {
     let rig = Rig::with(Plan { validator: short(200), http2: true, ..Plan::default() }).await;
-    let (key, other) = (rig.key(), rig.key());
-    rig.ask(&key).await.unwrap();
+    let (key, other) = (rig.issue_key(), rig.issue_key());
+    rig.validate(&key).await.unwrap();
     let connections = rig.emulator.counts().connections;
     rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang).times(2));
-    let first = rig.spawn(&key);
+    let first = rig.spawn_validation(&key);
     rig.emulator.validations_begun(2).await;
     sleep(Duration::from_millis(100)).await;
-    let second = rig.spawn(&other);
+    let second = rig.spawn_validation(&other);
     first.await.unwrap().unwrap_err();
     let timeouts = || rig.metrics.validations.get_or_create(&Outcome { outcome: "timeout" }).get();
-    until(|| timeouts() == 1).await;
-    rig.ask(&key).await.expect("a new connection");
+    wait_until(|| timeouts() == 1).await;
+    rig.validate(&key).await.expect("a new connection");
     second.await.unwrap().unwrap_err();
-    until(|| timeouts() == 2).await;
-    rig.ask(&key).await.expect("the same, which is younger than the call that failed");
+    wait_until(|| timeouts() == 2).await;
+    rig.validate(&key).await.expect("the same, which is younger than the call that failed");
     assert_eq!(rig.emulator.counts().connections, connections + 1);
 }
 
@@ -299,7 +299,7 @@ async fn going_away(
     going: watch::Receiver<bool>,
     release: Arc<Notify>,
 ) -> (std::net::SocketAddr, Arc<AtomicU64>) {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let connections = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&connections);
     tokio::spawn(async move {
@@ -359,13 +359,13 @@ async fn calls_move_to_new_connection_after_goaway() {
     let (address, connections) = going_away(going.subscribe(), Arc::clone(&release)).await;
     let rig = Rig::with(Plan { http2: true, instead: Some(address), ..Plan::default() }).await;
     let held = "00000000000000000000000000held";
-    let under_way = rig.spawn(held);
-    rig.ask(&unknown(1)).await.unwrap();
+    let under_way = rig.spawn_validation(held);
+    rig.validate(&unknown_key(1)).await.unwrap();
     assert_eq!(connections.load(Ordering::SeqCst), 1);
     going.send_replace(true);
     sleep(Duration::from_millis(20)).await;
     for number in 0..10 {
-        rig.ask(&unknown(number)).await.expect("on a new connection");
+        rig.validate(&unknown_key(number)).await.expect("on a new connection");
     }
     assert_eq!(connections.load(Ordering::SeqCst), 2);
     release.notify_one();

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::raw::{Client, Reply};
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 pub fn keyward(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
@@ -27,7 +27,7 @@ pub fn keyward(arguments: &[&str]) -> Command {
 
 /// Runs to the end: exit code, standard output, standard error.
 async fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = timeout(LIMIT, keyward(arguments).output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT, keyward(arguments).output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -87,7 +87,7 @@ impl Running {
                 changed.await;
             }
         };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("no {text:?} in {}", self.text()));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("no {text:?} in {}", self.text()));
     }
 
     /// An address in the line that says where Keyward listens.
@@ -105,14 +105,14 @@ impl Running {
     }
 
     pub async fn exit(&mut self) -> Option<i32> {
-        timeout(LIMIT, self.child.wait()).await.expect("an end in time").unwrap().code()
+        timeout(TEST_TIMEOUT, self.child.wait()).await.expect("an end in time").unwrap().code()
     }
 }
 
 async fn ask(address: SocketAddr, path: &str, key: &str) -> Reply {
     let mut client = Client::connect(address).await;
     client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-    client.reply().await
+    client.read_reply().await
 }
 
 /// A folder for the files of one test.
@@ -147,7 +147,7 @@ pub fn route_file(echo: SocketAddr, server: &str) -> String {
 }
 
 pub async fn echo(ends: &CancellationToken) -> SocketAddr {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let ends = ends.clone();
     tokio::spawn(async move { Echo::new().serve(listener, ends).await });
     address
@@ -164,7 +164,7 @@ pub fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
 async fn scalekit_outage_and_its_end_are_each_logged_once() {
     let (folder, ends) = (Folder::new("outage"), CancellationToken::new());
     let secret = folder.write("secret", "dev\n");
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     let emulator = Emulator::new(emulator::Settings::default());
     let key = emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key;
     let (serving, until) = (emulator.clone(), ends.clone());
@@ -184,7 +184,7 @@ async fn scalekit_outage_and_its_end_are_each_logged_once() {
             ask(address, "/v1", &key).await;
         }
     };
-    timeout(LIMIT, answered_again).await.expect("a line in time");
+    timeout(TEST_TIMEOUT, answered_again).await.expect("a line in time");
     assert_eq!(ask(address, "/v1", &key).await.status, 200);
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.exit().await, Some(0));
@@ -201,7 +201,7 @@ async fn scalekit_outage_and_its_end_are_each_logged_once() {
 async fn process_starts_and_recovers_while_scalekit_is_down() {
     let (folder, ends) = (Folder::new("down"), CancellationToken::new());
     let secret = folder.write("secret", "dev\n");
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     drop(listener);
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
@@ -257,7 +257,7 @@ async fn process_starts_and_recovers_while_scalekit_is_down() {
 async fn second_signal_ends_requests_that_first_lets_finish() {
     let (folder, ends) = (Folder::new("signals"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
-    let (_listener, scalekit) = listen().await;
+    let (_listener, scalekit) = bind_loopback().await;
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"1h\""));
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let (address, admin) = (running.address("server.address").await, running.address("admin.address").await);
@@ -275,7 +275,7 @@ async fn second_signal_ends_requests_that_first_lets_finish() {
 async fn startup_failure_is_explained_and_binds_nothing() {
     let (folder, ends) = (Folder::new("bad"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
-    let (taken, address) = listen().await;
+    let (taken, address) = bind_loopback().await;
     let good = route_file(echo(&ends).await, "");
     let in_use = folder.write(
         "in-use.toml",
@@ -364,7 +364,7 @@ async fn commands_printed_by_dev_work_as_described() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    timeout(LIMIT, wait).await.expect("five lines");
+    timeout(TEST_TIMEOUT, wait).await.expect("five lines");
     let text = running.text();
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("curl ")).collect();
     assert_eq!(lines.len(), 5, "{text}");
@@ -375,7 +375,8 @@ async fn commands_printed_by_dev_work_as_described() {
         ("200", "{}"),
         ("401", "\"code\":\"invalid_key\""),
     ]) {
-        let output = timeout(LIMIT, Command::new("sh").args(["-c", line]).output()).await.unwrap().unwrap();
+        let output =
+            timeout(TEST_TIMEOUT, Command::new("sh").args(["-c", line]).output()).await.unwrap().unwrap();
         let answer = String::from_utf8(output.stdout).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
         assert!(answer.contains(body), "{line}: {answer}");

@@ -8,11 +8,11 @@ use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use crate::rig::unknown;
-use crate::support::http::{Caller, Speaks};
+use crate::rig::unknown_key;
+use crate::support::http::{HttpClient, HttpVersion};
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, Folder, toml};
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const GET: &str = "GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n";
 const V1: &[u8] = b"PROXY TCP4 203.0.113.7 10.0.0.1 56324 443\r\n";
@@ -68,12 +68,12 @@ async fn header_sets_client_address() {
     ] {
         let mut client = stage.connect().await;
         client.send([&header, GET.as_bytes()].concat()).await;
-        assert_eq!(client.reply().await.status, 200, "{address}");
-        assert_eq!(stage.last().header_values("x-forwarded-for"), [address]);
+        assert_eq!(client.read_reply().await.status, 200, "{address}");
+        assert_eq!(stage.last_request().header_values("x-forwarded-for"), [address]);
         // It holds for the whole connection.
         client.send("GET /public/x HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 198.51.100.1\r\n\r\n").await;
-        assert_eq!(client.reply().await.status, 200, "{address}");
-        assert_eq!(stage.last().header_values("x-forwarded-for"), [address]);
+        assert_eq!(client.read_reply().await.status, 200, "{address}");
+        assert_eq!(stage.last_request().header_values("x-forwarded-for"), [address]);
     }
 }
 
@@ -87,7 +87,7 @@ async fn header_may_arrive_byte_by_byte() {
             client.send([byte]).await;
             tokio::task::yield_now().await;
         }
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
     }
 }
 
@@ -109,11 +109,11 @@ async fn connection_without_header_is_closed_and_counted() {
     ] {
         let mut client = stage.connect().await;
         client.send([&header, GET.as_bytes()].concat()).await;
-        assert_eq!(client.rest().await, b"", "{:?}", String::from_utf8_lossy(&header));
+        assert_eq!(client.read_to_end().await, b"", "{:?}", String::from_utf8_lossy(&header));
     }
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
     assert!(refused(&stage, "proxy_header"));
-    soon(|| stage.metrics.connections.get() == 0).await;
+    wait_until(|| stage.metrics.connections.get() == 0).await;
 }
 
 #[tokio::test]
@@ -122,14 +122,14 @@ async fn header_from_untrusted_peer_is_bad_request() {
     for header in [V1.to_vec(), v2_four()] {
         let mut client = stranger(stage.address).await;
         client.send([&header, GET.as_bytes()].concat()).await;
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
     }
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
     let mut client = stranger(stage.address).await;
     client.send(GET).await;
-    assert_eq!(client.reply().await.status, 200, "without one it is served");
-    assert_eq!(stage.last().header_values("x-forwarded-for"), ["127.0.0.2"]);
+    assert_eq!(client.read_reply().await.status, 200, "without one it is served");
+    assert_eq!(stage.last_request().header_values("x-forwarded-for"), ["127.0.0.2"]);
 }
 
 #[tokio::test]
@@ -137,8 +137,8 @@ async fn without_setting_every_header_is_bad_request() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     client.send([V1, GET.as_bytes()].concat()).await;
-    assert!(client.rest().await.starts_with(b"HTTP/1.1 400 "));
-    assert_eq!(stage.forwarded(), 0);
+    assert!(client.read_to_end().await.starts_with(b"HTTP/1.1 400 "));
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
@@ -147,10 +147,10 @@ async fn second_header_is_bad_request() {
     for (first, second) in [(V1.to_vec(), v2_four()), (v2_four(), V1.to_vec()), (V1.to_vec(), V1.to_vec())] {
         let mut client = stage.connect().await;
         client.send([&first, &second, GET.as_bytes()].concat()).await;
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
     }
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
@@ -170,7 +170,7 @@ async fn one_timeout_covers_header_tls_and_head() {
         let began = Instant::now();
         let mut client = stage.connect().await;
         client.send(begin).await;
-        assert_eq!(client.rest().await, b"");
+        assert_eq!(client.read_to_end().await, b"");
         assert!(refused(stage, outcome), "{outcome}");
         assert!(began.elapsed().as_millis() >= 390, "{outcome}");
     }
@@ -182,7 +182,7 @@ async fn one_timeout_covers_header_tls_and_head() {
         client.send(&V1[..6]).await;
         tokio::time::sleep(Duration::from_millis(800)).await;
         client.send(&V1[6..]).await;
-        client.rest().await;
+        client.read_to_end().await;
         // A tick is a quarter of the limit.
         assert!(began.elapsed().as_millis() < 1700, "{:?}", began.elapsed());
     }
@@ -195,23 +195,23 @@ async fn tls_and_http2_work_after_header() {
     let secure =
         stage(&format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key))).await;
     let plain = stage("").await;
-    for (alpn, speaks) in [("h2", Speaks::Http2), ("http/1.1", Speaks::Http1)] {
+    for (alpn, speaks) in [("h2", HttpVersion::Http2), ("http/1.1", HttpVersion::Http1)] {
         for header in [V1.to_vec(), v2_four()] {
             let mut stream = TcpStream::connect(secure.address).await.unwrap();
             stream.write_all(&header).await.unwrap();
             let connector = TlsConnector::from(authority.client(&[alpn]));
             let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
-            let mut caller = Caller::over(stream, speaks).await;
-            assert_eq!(caller.get("/v1", &secure.key()).await.unwrap().status(), 200);
-            let received = secure.last();
+            let mut caller = HttpClient::over(stream, speaks).await;
+            assert_eq!(caller.get("/v1", &secure.issue_key()).await.unwrap().status(), 200);
+            let received = secure.last_request();
             assert_eq!(received.header_values("x-forwarded-for"), ["203.0.113.7"]);
             assert_eq!(received.header_values("x-forwarded-proto"), ["https"]);
 
             let mut stream = TcpStream::connect(plain.address).await.unwrap();
             stream.write_all(&header).await.unwrap();
-            let mut caller = Caller::over(stream, speaks).await;
-            assert_eq!(caller.get("/v1", &plain.key()).await.unwrap().status(), 200);
-            assert_eq!(plain.last().header_values("x-forwarded-for"), ["203.0.113.7"]);
+            let mut caller = HttpClient::over(stream, speaks).await;
+            assert_eq!(caller.get("/v1", &plain.issue_key()).await.unwrap().status(), 200);
+            assert_eq!(plain.last_request().header_values("x-forwarded-for"), ["203.0.113.7"]);
         }
     }
 }
@@ -228,14 +228,14 @@ async fn trusted_proxies_and_throttle_use_header_address() {
     let mut ask = async |from: &str, forwarded: &str| {
         number += 1;
         let mut client = stage.connect().await;
-        let key = unknown(number);
+        let key = unknown_key(number);
         client
             .send(format!(
                 "PROXY TCP4 {from} 10.0.0.1 1 2\r\nGET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\
                  x-forwarded-for: {forwarded}\r\n\r\n"
             ))
             .await;
-        client.reply().await.status
+        client.read_reply().await.status
     };
     for (from, forwarded, status) in [
         ("198.51.100.1", "192.0.2.1", 401),
@@ -257,24 +257,24 @@ async fn unix_socket_accepts_proxy_header() {
     let stage = Stage::with(Setup { server, ..Setup::default() }).await;
     let mut stream = UnixStream::connect(&path).await.unwrap();
     stream.write_all(V1).await.unwrap();
-    let mut caller = Caller::over(stream, Speaks::Http1).await;
+    let mut caller = HttpClient::over(stream, HttpVersion::Http1).await;
     assert_eq!(caller.get("/public/x", "").await.unwrap().status(), 200);
-    assert_eq!(stage.last().header_values("x-forwarded-for"), ["203.0.113.7"]);
+    assert_eq!(stage.last_request().header_values("x-forwarded-for"), ["203.0.113.7"]);
 }
 
 #[tokio::test]
 async fn admin_port_needs_no_header() {
     let stage = stage("").await;
-    assert_eq!(stage.ask_admin("/livez").await.status, 200);
+    assert_eq!(stage.get_admin("/livez").await.status, 200);
 }
 
 #[tokio::test]
 async fn missing_header_does_not_delay_drain() {
     let mut stage = stage("header_timeout = \"1h\"\ndrain_timeout = \"9s\"").await;
     let _silent = stage.connect().await;
-    soon(|| stage.metrics.connections.get() == 1).await;
+    wait_until(|| stage.metrics.connections.get() == 1).await;
     let began = Instant::now();
     stage.stop.cancel();
-    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+    timeout(TEST_TIMEOUT, &mut stage.running).await.expect("it ends in time").unwrap();
     assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
 }

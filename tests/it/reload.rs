@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 /// Of tests that do not look at what the watcher waits for.
 const FAST: Pace = Pace {
@@ -84,8 +84,8 @@ impl Reloading {
         std::fs::create_dir_all(&folder).unwrap();
         let (emulator, echo, ends) =
             (Emulator::new(Default::default()), Echo::new(), CancellationToken::new());
-        let (emulator_listener, emulator_address) = listen().await;
-        let (echo_listener, echo_address) = listen().await;
+        let (emulator_listener, emulator_address) = bind_loopback().await;
+        let (echo_listener, echo_address) = bind_loopback().await;
         let (until, until_too, echo_too) = (ends.clone(), ends.clone(), echo.clone());
         let emulator_too = emulator.clone();
         tokio::spawn(async move { emulator_too.serve(emulator_listener, until).await });
@@ -137,7 +137,7 @@ impl Reloading {
     async fn status(&self, path: &str) -> u16 {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-        client.reply().await.status
+        client.read_reply().await.status
     }
 
     /// A good key without roles.
@@ -148,19 +148,19 @@ impl Reloading {
     async fn status_with(&self, path: &str, key: &str) -> u16 {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-        client.reply().await.status
+        client.read_reply().await.status
     }
 
     /// Asks again with a key until a path has a status.
     async fn until_with(&self, path: &str, key: &str, status: u16) {
         let wait = async { while self.status_with(path, key).await != status {} };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
     }
 
     /// Asks again until a path has a status.
     async fn until(&self, path: &str, status: u16) {
         let wait = async { while self.status(path).await != status {} };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
     }
 
     async fn until_reload_fails(&self) {
@@ -169,7 +169,7 @@ impl Reloading {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(LIMIT, wait).await.expect("the reload is refused");
+        timeout(TEST_TIMEOUT, wait).await.expect("the reload is refused");
     }
 }
 
@@ -179,14 +179,14 @@ async fn sighup_applies_routes_and_keeps_connections() {
     assert_eq!((keyward.status("/a").await, keyward.status("/b").await), (200, 404));
     let mut client = Client::connect(keyward.address).await;
     client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200);
+    assert_eq!(client.read_reply().await.status, 200);
     let connections = keyward.echo.counts().connections;
     keyward.write(&["/b"], "");
     keyward.hup.notify_one();
     keyward.until("/b", 200).await;
     assert_eq!(keyward.status("/a").await, 404);
     client.send("GET /b HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200, "a connection from before the reload goes on");
+    assert_eq!(client.read_reply().await.status, 200, "a connection from before the reload goes on");
     assert_eq!(keyward.echo.counts().connections, connections, "the pool of an unchanged upstream is kept");
 }
 
@@ -223,7 +223,7 @@ async fn bad_file_changes_nothing_and_shows_in_metrics() {
         assert!(keyward.metrics.encode().contains("keyward_config_last_reload_successful 0"));
         keyward.write(&["/a"], "");
         keyward.hup.notify_one();
-        timeout(LIMIT, async {
+        timeout(TEST_TIMEOUT, async {
             while keyward.metrics.reload_successful.get() == 0 {
                 tokio::task::yield_now().await;
             }
@@ -260,7 +260,7 @@ async fn change_that_needs_restart_is_refused_whole() {
         );
         let mut client = Client::connect(keyward.address).await;
         client.send(&long).await;
-        assert_eq!(client.reply().await.status, 200, "nor of the limits: {to}");
+        assert_eq!(client.read_reply().await.status, 200, "nor of the limits: {to}");
         keyward.metrics.reload_successful.set(1);
     }
     keyward.write_text(&good);
@@ -278,7 +278,7 @@ async fn reloads_under_load_lose_no_request() {
             let mut client = Client::connect(keyward.address).await;
             while !done.load(Ordering::Relaxed) {
                 client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
-                assert_eq!(client.reply().await.status, 200);
+                assert_eq!(client.read_reply().await.status, 200);
                 answered.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -289,7 +289,7 @@ async fn reloads_under_load_lose_no_request() {
         keyward.write(&["/a", &path], "");
         keyward.hup.notify_one();
         keyward.until(&path, 200).await;
-        timeout(LIMIT, async {
+        timeout(TEST_TIMEOUT, async {
             while answered.load(Ordering::Relaxed) < before + 20 {
                 tokio::task::yield_now().await;
             }
@@ -318,7 +318,7 @@ async fn certificate_written_before_watch_is_used() {
         let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
         stream.get_ref().1.peer_certificates().unwrap()[0] == renewed
     };
-    timeout(LIMIT, async { while !shown().await {} }).await.expect("the renewed certificate");
+    timeout(TEST_TIMEOUT, async { while !shown().await {} }).await.expect("the renewed certificate");
 }
 
 #[tokio::test]
@@ -347,6 +347,6 @@ async fn rotated_certificate_is_used_for_new_connections() {
     authority.issue("api.test");
     for address in [keyward.address, management] {
         let wait = async { while shown_at(address).await == first[0] {} };
-        timeout(LIMIT, wait).await.expect("another certificate");
+        timeout(TEST_TIMEOUT, wait).await.expect("another certificate");
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Setup, Stage, listen};
+use crate::support::{Setup, Stage, bind_loopback};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -39,7 +39,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 type Bodies = Arc<Mutex<Vec<String>>>;
 
 async fn upstream(does: Does) -> (String, Bodies) {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let bodies = Bodies::default();
     let shared = Arc::clone(&bodies);
     tokio::spawn(async move {
@@ -101,9 +101,9 @@ async fn only_unprocessed_requests_are_sent_again() {
     ] {
         let (url, bodies) = upstream(does).await;
         let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
-        assert_eq!(stage.ask(post("one")).await.status, 200, "{does:?}");
-        assert_eq!(stage.ask(post("two")).await.status, status, "{does:?}");
-        assert_eq!(stage.ask(post("three")).await.status, 200, "{does:?}");
+        assert_eq!(stage.send(post("one")).await.status, 200, "{does:?}");
+        assert_eq!(stage.send(post("two")).await.status, status, "{does:?}");
+        assert_eq!(stage.send(post("three")).await.status, 200, "{does:?}");
         assert_eq!(*bodies.lock().unwrap(), expected, "{does:?}");
     }
 }
@@ -112,8 +112,8 @@ async fn only_unprocessed_requests_are_sent_again() {
 async fn long_body_is_not_buffered_for_retry() {
     let (url, bodies) = upstream(Does::GoesAwayBefore).await;
     let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
-    assert_eq!(stage.ask(post("one")).await.status, 200);
-    assert_eq!(stage.ask(post(&"x".repeat(300_000))).await.status, 502);
+    assert_eq!(stage.send(post("one")).await.status, 200);
+    assert_eq!(stage.send(post(&"x".repeat(300_000))).await.status, 502);
     assert_eq!(bodies.lock().unwrap().len(), 2);
-    assert_eq!(stage.ask(post(&"x".repeat(300_000))).await.status, 200);
+    assert_eq!(stage.send(post(&"x".repeat(300_000))).await.status, 200);
 }

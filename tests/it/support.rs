@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use raw::{Client, Reply};
 
 /// Longer than anything here may take; what takes longer has failed.
-pub const LIMIT: Duration = Duration::from_secs(10);
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a stage is made from. The parts are TOML; `{upstream}` stands for the upstream's address.
 pub struct Setup {
@@ -103,16 +103,16 @@ impl Drop for Stage {
 }
 
 /// Waits until a condition holds that nothing signals.
-pub async fn soon(condition: impl Fn() -> bool) {
+pub async fn wait_until(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(LIMIT, wait).await.expect("it becomes so in time");
+    timeout(TEST_TIMEOUT, wait).await.expect("it becomes so in time");
 }
 
-pub async fn listen() -> (TcpListener, SocketAddr) {
+pub async fn bind_loopback() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
@@ -126,8 +126,8 @@ impl Stage {
     pub async fn with(setup: Setup) -> Self {
         let ends = CancellationToken::new();
         let (emulator, echo) = (Emulator::new(setup.emulator.clone()), Echo::new());
-        let (emulator_listener, emulator_address) = listen().await;
-        let (echo_listener, echo_address) = listen().await;
+        let (emulator_listener, emulator_address) = bind_loopback().await;
+        let (echo_listener, echo_address) = bind_loopback().await;
         {
             let (emulator, echo) = (emulator.clone(), echo.clone());
             let (until, until_too) = (ends.clone(), ends.clone());
@@ -171,13 +171,13 @@ impl Stage {
         let readiness = server.readiness();
         let running = tokio::spawn(server.run(stop.clone(), kill.clone()));
         if setup.ready {
-            timeout(LIMIT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
+            timeout(TEST_TIMEOUT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
         }
         Self { emulator, echo, address: public, admin, management, metrics, stop, kill, running, ends }
     }
 
     /// A new key of an organization, without anything else.
-    pub fn key(&self) -> String {
+    pub fn issue_key(&self) -> String {
         self.issue(Issue::default()).key
     }
 
@@ -194,37 +194,37 @@ impl Stage {
     }
 
     /// A new connection to Keyward, by hyper.
-    pub async fn caller(&self, speaks: http::Speaks) -> http::Caller {
-        http::Caller::connect(self.address, speaks).await
+    pub async fn connect_http(&self, version: http::HttpVersion) -> http::HttpClient {
+        http::HttpClient::connect(self.address, version).await
     }
 
     /// One GET on a connection of its own.
     pub async fn get(&self, path: &str, key: &str) -> Reply {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n\r\n"))
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n\r\n"))
             .await
     }
 
     /// One request, byte for byte, on a connection of its own.
-    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Reply {
+    pub async fn send(&self, request: impl AsRef<[u8]>) -> Reply {
         let mut client = self.connect().await;
         client.send(request).await;
-        client.reply().await
+        client.read_reply().await
     }
 
     /// One GET to the admin port.
-    pub async fn ask_admin(&self, path: &str) -> Reply {
+    pub async fn get_admin(&self, path: &str) -> Reply {
         let mut client = Client::connect(self.admin).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
-        client.reply().await
+        client.read_reply().await
     }
 
     /// The last request that reached the echo.
-    pub fn last(&self) -> Received {
+    pub fn last_request(&self) -> Received {
         self.echo.received().pop().expect("a request reached the upstream")
     }
 
     /// How many requests reached the echo.
-    pub fn forwarded(&self) -> u64 {
+    pub fn forwarded_count(&self) -> u64 {
         self.echo.counts().requests
     }
 }

@@ -13,7 +13,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
 use crate::support::tls::{Authority, toml};
-use crate::support::{self, LIMIT, Setup, Stage, listen, soon};
+use crate::support::{self, Setup, Stage, TEST_TIMEOUT, bind_loopback, wait_until};
 use service::{Client, Desk, next, note};
 
 /// One interval, and what a busy machine adds.
@@ -37,7 +37,7 @@ async fn stage(setup: Setup) -> (Stage, Desk, Client) {
     let instead = setup.instead.or_else(|| Some(format!("h2c://127.0.0.1:{port}")));
     let routes = if setup.routes == support::ROUTES { ROUTES } else { setup.routes };
     let stage = Stage::with(Setup { routes, instead, ..setup }).await;
-    let client = Client::connect(clear(&stage), &stage.key()).await;
+    let client = Client::connect(clear(&stage), &stage.issue_key()).await;
     (stage, desk, client)
 }
 
@@ -65,7 +65,7 @@ async fn secure(authority: &Authority) -> (Stage, Desk, Client) {
         .ca_certificate(Certificate::from_pem(read(authority.file())))
         .domain_name("api.test");
     let endpoint = Endpoint::from_shared(format!("https://{}", stage.address)).unwrap();
-    let client = Client::connect(endpoint.tls_config(tls).unwrap(), &stage.key()).await;
+    let client = Client::connect(endpoint.tls_config(tls).unwrap(), &stage.issue_key()).await;
     (stage, desk, client)
 }
 
@@ -147,14 +147,14 @@ async fn deadline_reaches_service_unchanged() {
     let status = client.get("wait").await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "Upstream timeout"));
     assert_eq!(status.metadata().get("keyward-error").unwrap(), "upstream_timeout");
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
     // The caller's: the service hears of it.
     let mut request = client.request(note("wait"));
     request.set_timeout(Duration::from_millis(100));
     let began = Instant::now();
     client.call("/desk.v1.Desk/Get", request).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_millis(300), "{:?}", began.elapsed());
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
     assert_eq!(desk.calls(), 3);
 }
 
@@ -190,7 +190,7 @@ async fn refusals_are_statuses_with_message() {
 
 #[tokio::test]
 async fn unreachable_service_is_unavailable() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop::<TcpListener>(listener);
     let instead = Some(format!("h2c://{address}"));
     let (_stage, _desk, mut client) = stage(Setup { instead, ..Setup::default() }).await;
@@ -215,13 +215,13 @@ async fn cancellation_reaches_service_and_connection_stays() {
     let (up, put) = client.put();
     let putting = tokio::spawn(put);
     up.send(note("a")).await.unwrap();
-    soon(|| desk.open() == 3).await;
+    wait_until(|| desk.open() == 3).await;
     waiting.abort();
-    soon(|| desk.open() == 2).await;
+    wait_until(|| desk.open() == 2).await;
     drop(notes);
-    soon(|| desk.open() == 1).await;
+    wait_until(|| desk.open() == 1).await;
     putting.abort();
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
     client.get("a").await.unwrap();
 }
 
@@ -229,7 +229,7 @@ async fn cancellation_reaches_service_and_connection_stays() {
 async fn revoked_grpc_stream_ends_with_status_within_interval() {
     let sections = "[streams]\nrevalidate_every = \"1s\"";
     let (stage, desk, mut client) = stage(Setup { sections, ..Setup::default() }).await;
-    let mut other = client.with_key(&stage.key());
+    let mut other = client.with_key(&stage.issue_key());
     let (stays, mut answers) = other.chat().await.unwrap();
     let (pen, mut notes) = client.chat().await.unwrap();
     pen.send(note("a")).await.unwrap();
@@ -238,7 +238,7 @@ async fn revoked_grpc_stream_ends_with_status_within_interval() {
     let (up, put) = client.put();
     let put = tokio::spawn(put);
     up.send(note("a")).await.unwrap();
-    soon(|| desk.open() == 3).await;
+    wait_until(|| desk.open() == 3).await;
     stage.emulator.revoke(&client.key);
     let began = Instant::now();
     let status = next(&mut notes).await.unwrap_err();
@@ -246,7 +246,7 @@ async fn revoked_grpc_stream_ends_with_status_within_interval() {
     let status = put.await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    soon(|| desk.open() == 1).await;
+    wait_until(|| desk.open() == 1).await;
     stays.send(note("b")).await.unwrap();
     assert_eq!(next(&mut answers).await.unwrap(), Some(note("re: b")));
 }
@@ -261,13 +261,13 @@ async fn unconfirmed_streams_end_with_unavailable() {
     let (up, put) = client.put();
     let put = tokio::spawn(put);
     up.send(note("a")).await.unwrap();
-    soon(|| desk.open() == 2).await;
+    wait_until(|| desk.open() == 2).await;
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
     let status = next(&mut notes).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     let status = put.await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
 }
 
 #[tokio::test]
@@ -284,7 +284,7 @@ async fn stream_of_lost_role_ends_with_permission_denied() {
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
     let status = next(&mut notes).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "Not permitted"));
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
 }
 
 #[tokio::test]
@@ -297,7 +297,7 @@ async fn drain_lets_open_stream_finish() {
     stage.stop.cancel();
     // Nothing new is accepted from here on.
     let refused = async { while tokio::net::TcpStream::connect(stage.address).await.is_ok() {} };
-    timeout(LIMIT, refused).await.unwrap();
+    timeout(TEST_TIMEOUT, refused).await.unwrap();
     for text in ["during", "still"] {
         pen.send(note(text)).await.unwrap();
         assert_eq!(next(&mut notes).await.unwrap(), Some(note(&format!("re: {text}"))));
@@ -307,7 +307,7 @@ async fn drain_lets_open_stream_finish() {
     assert_eq!(next(&mut notes).await.unwrap(), None);
     assert_eq!(notes.trailers().await.unwrap().unwrap().get("x-sum").unwrap(), "42");
     drop((pen, notes));
-    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+    timeout(TEST_TIMEOUT, &mut stage.running).await.expect("it ends in time").unwrap();
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn stream_beyond_drain_timeout_ends_with_status() {
     stage.stop.cancel();
     let status = next(&mut notes).await.unwrap_err();
     assert_ne!(status.code(), Code::Ok);
-    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+    timeout(TEST_TIMEOUT, &mut stage.running).await.expect("it ends in time").unwrap();
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::raw::Client;
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 /// One interval of a second, and what a busy machine adds.
 const SOON: Duration = Duration::from_millis(1400);
@@ -34,7 +34,7 @@ impl Flood {
                     let key = format!("{:030}", fastrand::u64(..));
                     let head = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
                     client.send(head).await;
-                    if client.reply().await.status == 503 {
+                    if client.read_reply().await.status == 503 {
                         unavailable.fetch_add(1, Ordering::Relaxed);
                     }
                     sleep(pause).await;
@@ -51,7 +51,7 @@ impl Flood {
 
     /// Waits until Keyward or Scalekit has had enough of it.
     async fn is_refused(&self) {
-        soon(|| self.unavailable.load(Ordering::Relaxed) > 20).await;
+        wait_until(|| self.unavailable.load(Ordering::Relaxed) > 20).await;
     }
 }
 
@@ -71,16 +71,16 @@ fn throttling(stage: &Stage) {
 
 /// How long an event stream goes on after its key was revoked.
 async fn stream_outlives_revocation(stage: &Stage, flood: impl FnOnce() -> Flood) -> Duration {
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut client = stage.connect().await;
     let head = format!("GET /events?every=20ms HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
     client.send(head).await;
-    assert_eq!(client.head().await.status, 200);
+    assert_eq!(client.read_head().await.status, 200);
     let flood = flood();
     flood.is_refused().await;
     stage.emulator.revoke(&key);
     let began = Instant::now();
-    timeout(LIMIT, client.rest()).await.expect("it ends");
+    timeout(TEST_TIMEOUT, client.read_to_end()).await.expect("it ends");
     began.elapsed()
 }
 
@@ -115,7 +115,7 @@ async fn revoked_stream_ends_when_calls_are_taken() {
 #[tokio::test]
 async fn good_key_passes_when_budget_is_used_up() {
     let stage = Stage::with(Setup { scalekit: "validations_per_minute = 600", ..Setup::default() }).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     let flood = Flood::start(stage.address, 10, Duration::from_millis(5));
     flood.is_refused().await;
@@ -125,7 +125,7 @@ async fn good_key_passes_when_budget_is_used_up() {
 #[tokio::test]
 async fn good_key_passes_when_scalekit_throttles() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     throttling(&stage);
     let flood = Flood::steady(&stage);
@@ -140,7 +140,7 @@ async fn good_key_passes_when_scalekit_throttles() {
 async fn good_key_passes_when_waiting_places_are_taken() {
     let scalekit = "max_in_flight = 8\nmax_waiting = 16";
     let stage = Stage::with(Setup { scalekit, ..Setup::default() }).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Latency(Duration::from_millis(300))));
     let flood = Flood::start(stage.address, 40, Duration::ZERO);
@@ -157,7 +157,7 @@ async fn good_key_passes_when_waiting_places_are_taken() {
 #[tokio::test]
 async fn good_keys_call_throttling_scalekit_at_bounded_rate() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     let before = stage.emulator.counts().validations;
     // Nothing passes at all.
@@ -169,7 +169,7 @@ async fn good_keys_call_throttling_scalekit_at_bounded_rate() {
         while Instant::now() < until {
             let head = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
             client.send(head).await;
-            let reply = client.reply().await;
+            let reply = client.read_reply().await;
             assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")));
         }
     };

@@ -15,10 +15,10 @@ use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
-use crate::support::http::{Speaks, serve};
-use crate::support::raw::{Reply, Scripted};
+use crate::support::http::{HttpVersion, serve};
+use crate::support::raw::{Reply, ScriptedUpstream};
 use crate::support::tls::{Authority, Folder, toml};
-use crate::support::{LIMIT, Setup, Stage, listen, soon};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback, wait_until};
 
 const GET: &str = "GET /public/x HTTP/1.1\r\nhost: api.test\r\n\r\n";
 const POST: &str = "POST /public/x HTTP/1.1\r\nhost: api.test\r\ncontent-length: 3\r\n\r\nabc";
@@ -31,7 +31,7 @@ async fn stage(url: String, upstream: String) -> Stage {
 /// An https upstream on a port of `localhost`, that tells its HTTP version, the name asked for, and whether the client
 /// showed a certificate.
 async fn https(config: Arc<ServerConfig>) -> String {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let acceptor = TlsAcceptor::from(Arc::clone(&config));
@@ -63,7 +63,7 @@ async fn https_upstream_is_verified_and_negotiates_alpn() {
     {
         let url = https(authority.server("localhost", alpn, false)).await;
         let stage = stage(url, format!("ca_file = {}", toml(&authority.file()))).await;
-        let reply = stage.ask(GET).await;
+        let reply = stage.send(GET).await;
         assert_eq!((reply.status, reply.text()), (200, format!("{version} localhost false")));
     }
 }
@@ -73,11 +73,11 @@ async fn wrong_upstream_certificate_is_never_accepted() {
     let (authority, other) = (Authority::new(), Authority::new());
     let ca = format!("ca_file = {}", toml(&authority.file()));
     for config in [other.server("localhost", &[], false), authority.server("other.test", &[], false)] {
-        assert_unreachable(&stage(https(config).await, ca.clone()).await.ask(GET).await);
+        assert_unreachable(&stage(https(config).await, ca.clone()).await.send(GET).await);
     }
     // Without ca_file the system's roots count, which know neither.
     let url = https(authority.server("localhost", &[], false)).await;
-    assert_unreachable(&stage(url, String::new()).await.ask(GET).await);
+    assert_unreachable(&stage(url, String::new()).await.send(GET).await);
 }
 
 #[tokio::test]
@@ -85,7 +85,7 @@ async fn server_name_sets_sni_and_verified_name() {
     let authority = Authority::new();
     let url = https(authority.server("orders.internal", &[], false)).await;
     let lines = format!("ca_file = {}\nserver_name = \"orders.internal\"", toml(&authority.file()));
-    let reply = stage(url, lines).await.ask(GET).await;
+    let reply = stage(url, lines).await.send(GET).await;
     assert_eq!((reply.status, reply.text().as_str()), (200, "HTTP/1.1 orders.internal false"));
 }
 
@@ -94,10 +94,10 @@ async fn client_certificate_is_sent_when_requested() {
     let authority = Authority::new();
     let url = https(authority.server("localhost", &["h2"], true)).await;
     let ca = format!("ca_file = {}", toml(&authority.file()));
-    assert_unreachable(&stage(url.clone(), ca.clone()).await.ask(GET).await);
+    assert_unreachable(&stage(url.clone(), ca.clone()).await.send(GET).await);
     let (certificate, key) = authority.issue("keyward");
     let lines = format!("{ca}\nclient_certificate = {}\nclient_key = {}", toml(&certificate), toml(&key));
-    let reply = stage(url, lines).await.ask(GET).await;
+    let reply = stage(url, lines).await.send(GET).await;
     assert_eq!((reply.status, reply.text().as_str()), (200, "HTTP/2.0 localhost true"));
 }
 
@@ -106,7 +106,7 @@ async fn unix_socket_upstream_is_served() {
     let folder = Folder::new();
     let path = folder.file("up.sock");
     let stage = stage(format!("unix:{}", path.display()), String::new()).await;
-    assert_unreachable(&stage.ask(GET).await);
+    assert_unreachable(&stage.send(GET).await);
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(async move {
         let answer = |request: Request<Incoming>| async move {
@@ -114,32 +114,32 @@ async fn unix_socket_upstream_is_served() {
         };
         serve(listener.accept().await.unwrap().0, Arc::new(answer)).await;
     });
-    assert_eq!(stage.ask(GET).await.text(), "\"api.test\"");
+    assert_eq!(stage.send(GET).await.text(), "\"api.test\"");
 }
 
 #[tokio::test]
 async fn absent_upstream_is_502_until_it_listens() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let stage = stage(format!("http://{address}"), String::new()).await;
-    assert_unreachable(&stage.ask(GET).await);
-    assert_unreachable(&stage.ask(POST).await);
+    assert_unreachable(&stage.send(GET).await);
+    assert_unreachable(&stage.send(POST).await);
     let listener = tokio::net::TcpListener::bind(address).await.unwrap();
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(OK.as_bytes()).await.unwrap();
         std::future::pending::<()>().await;
     });
-    assert_eq!(stage.ask(GET).await.text(), "ok");
+    assert_eq!(stage.send(GET).await.text(), "ok");
 }
 
 #[tokio::test]
 async fn connect_timeout_covers_tls_handshake() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let stage =
         stage(format!("https://localhost:{}", address.port()), "connect_timeout = \"100ms\"".into()).await;
     let began = Instant::now();
-    assert_unreachable(&stage.ask(GET).await);
+    assert_unreachable(&stage.send(GET).await);
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
     drop(listener);
 }
@@ -158,7 +158,7 @@ async fn connect_timeout_covers_unanswered_syn() {
     }
     let stage = stage(format!("http://{address}"), "connect_timeout = \"300ms\"".into()).await;
     let began = Instant::now();
-    assert_unreachable(&stage.ask(GET).await);
+    assert_unreachable(&stage.send(GET).await);
     let took = began.elapsed();
     // The system itself would try for minutes.
     assert!((300..3000).contains(&took.as_millis()), "{took:?}");
@@ -169,7 +169,7 @@ async fn upstream_connections_are_reused() {
     for line in ["", "http = \"2\""] {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
         for _ in 0..5 {
-            assert_eq!(stage.ask(GET).await.status, 200);
+            assert_eq!(stage.send(GET).await.status, 200);
         }
         assert_eq!(stage.echo.counts().connections, 1, "{line}");
     }
@@ -178,11 +178,11 @@ async fn upstream_connections_are_reused() {
 #[tokio::test]
 async fn idle_upstream_connection_is_closed_after_idle_timeout() {
     for (line, preface) in [("", ""), ("http = \"2\"", "PRI")] {
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let lines = format!("idle_timeout = \"150ms\"\n{line}");
         let stage = stage(format!("http://{address}"), lines).await;
         let asked = tokio::spawn(async move {
-            let ask = stage.ask(GET).await;
+            let ask = stage.send(GET).await;
             (stage, ask)
         });
         let (mut stream, _) = listener.accept().await.unwrap();
@@ -204,7 +204,7 @@ async fn idle_upstream_connection_is_closed_after_idle_timeout() {
 #[tokio::test]
 async fn dead_pooled_connection_retries_get_not_post() {
     // Each connection answers once, and closes when a second request has come.
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let posts = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&posts);
     tokio::spawn(async move {
@@ -226,26 +226,27 @@ async fn dead_pooled_connection_retries_get_not_post() {
     });
     let stage = stage(format!("http://{address}"), String::new()).await;
     for _ in 0..3 {
-        assert_eq!(stage.ask(GET).await.text(), "ok");
+        assert_eq!(stage.send(GET).await.text(), "ok");
     }
-    assert_unreachable(&stage.ask(POST).await);
+    assert_unreachable(&stage.send(POST).await);
     assert_eq!(posts.load(Relaxed), 1);
 }
 
 #[tokio::test]
 async fn connection_close_of_upstream_is_respected() {
     let upstream =
-        Scripted::answering("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok").await;
+        ScriptedUpstream::answering("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nok")
+            .await;
     let stage = stage(upstream.url().unwrap(), String::new()).await;
     for _ in 0..3 {
-        assert_eq!(stage.ask(POST).await.text(), "ok");
+        assert_eq!(stage.send(POST).await.text(), "ok");
     }
     assert_eq!(upstream.received().len(), 3);
 }
 
 #[tokio::test]
 async fn streams_over_http2_limit_open_second_connection() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let connections = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&connections);
     tokio::spawn(async move {
@@ -254,7 +255,7 @@ async fn streams_over_http2_limit_open_second_connection() {
             let answer = service_fn(|request: Request<Incoming>| async move {
                 let holds = request.uri().path() == "/public/holds";
                 let body = if holds {
-                    crate::support::http::fed()
+                    crate::support::http::channel_body()
                 } else {
                     return Ok(Response::new(body::full("ok")));
                 };
@@ -268,13 +269,13 @@ async fn streams_over_http2_limit_open_second_connection() {
         }
     });
     let stage = stage(format!("h2c://{address}"), String::new()).await;
-    assert_eq!(stage.ask(GET).await.text(), "ok");
-    let mut caller = stage.caller(Speaks::Http2).await;
+    assert_eq!(stage.send(GET).await.text(), "ok");
+    let mut caller = stage.connect_http(HttpVersion::Http2).await;
     let mut held = Vec::new();
     for _ in 0..7 {
         held.push(caller.get("/public/holds", "").await.unwrap());
     }
-    assert_eq!(stage.ask(GET).await.text(), "ok");
+    assert_eq!(stage.send(GET).await.text(), "ok");
     assert_eq!(connections.load(Relaxed), 3);
 }
 
@@ -282,14 +283,14 @@ async fn streams_over_http2_limit_open_second_connection() {
 async fn hundred_streams_share_one_connection() {
     let sections = "[limits]\nstreams = 128";
     let stage = Stage::with(Setup { upstream: "http = \"2\"", sections, ..Setup::default() }).await;
-    let routes = stage.key();
-    let mut caller = stage.caller(Speaks::Http2).await;
+    let routes = stage.issue_key();
+    let mut caller = stage.connect_http(HttpVersion::Http2).await;
     let mut held = Vec::new();
     for _ in 0..101 {
         held.push(caller.get("/events?every=1h", &routes).await.unwrap());
     }
     assert_eq!(stage.echo.counts().connections, 2);
     drop((held, caller));
-    soon(|| stage.echo.counts().open == 0).await;
-    assert_eq!(timeout(LIMIT, stage.get("/v1", &routes)).await.unwrap().status, 200);
+    wait_until(|| stage.echo.counts().open == 0).await;
+    assert_eq!(timeout(TEST_TIMEOUT, stage.get("/v1", &routes)).await.unwrap().status, 200);
 }

@@ -26,18 +26,18 @@ fn our_fault(reply: &Reply, after: &Reply, row: &str) {
 }
 
 async fn check_our_fault(stage: &Stage, effect: Effect) {
-    let (row, key) = (format!("{effect:?}"), stage.key());
-    let forwarded = stage.forwarded();
+    let (row, key) = (format!("{effect:?}"), stage.issue_key());
+    let forwarded = stage.forwarded_count();
     stage.emulator.set_fault(validate(effect));
     let reply = stage.get("/v1", &key).await;
     stage.emulator.clear_faults();
-    assert_eq!(stage.forwarded(), forwarded, "{row}: nothing got through");
+    assert_eq!(stage.forwarded_count(), forwarded, "{row}: nothing got through");
     let after = stage.get("/v1", &key).await;
     our_fault(&reply, &after, &row);
 }
 
 async fn check_bad_key(stage: &Stage, effect: Effect) {
-    let (row, key) = (format!("{effect:?}"), stage.key());
+    let (row, key) = (format!("{effect:?}"), stage.issue_key());
     let before = stage.emulator.counts().validations;
     stage.emulator.set_fault(validate(effect));
     let reply = stage.get("/v1", &key).await;
@@ -75,7 +75,7 @@ async fn incomplete_200_is_503_and_not_remembered() {
 #[tokio::test]
 async fn valid_response_for_token_id_is_refused() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let body = format!(r#"{{"token_info":{{"organization_id":"org_1","token_id":"{key}"}}}}"#);
     stage.emulator.set_fault(validate(instead(200, body)));
     let reply = stage.get("/v1", &key).await;
@@ -116,13 +116,13 @@ async fn only_not_found_and_invalid_argument_are_401() {
     ] {
         check_our_fault(&stage, effect).await;
     }
-    assert_eq!(stage.forwarded(), 15);
+    assert_eq!(stage.forwarded_count(), 15);
 }
 
 #[tokio::test]
 async fn unknown_expired_and_revoked_keys_are_401() {
     let stage = Stage::start().await;
-    let revoked = stage.key();
+    let revoked = stage.issue_key();
     stage.emulator.revoke(&revoked);
     let expired = stage.issue(keyward_emulator::store::Issue {
         expiry: Some("2001-01-01T00:00:00Z".parse().unwrap()),
@@ -142,7 +142,7 @@ async fn unknown_expired_and_revoked_keys_are_401() {
 #[tokio::test]
 async fn scalekit_401_renews_access_token_and_retries() {
     let stage = Stage::start().await;
-    let (key, before) = (stage.key(), stage.emulator.counts());
+    let (key, before) = (stage.issue_key(), stage.emulator.counts());
     stage.emulator.expire_access_tokens();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     let counts = stage.emulator.counts();
@@ -176,7 +176,7 @@ async fn scalekit_403_is_503_without_token_renewal() {
     check_our_fault(&stage, Effect::Answer(Answer::status(403))).await;
     check_our_fault(&stage, instead(403, r#"{"code":5,"message":"Token not found","details":[1]}"#)).await;
     stage.emulator.set_permissions(&[Permission::Write]);
-    let key = stage.key();
+    let key = stage.issue_key();
     let reply = stage.get("/v1", &key).await;
     stage.emulator.set_permissions(&[Permission::Read]);
     our_fault(&reply, &stage.get("/v1", &key).await, "the real refusal");
@@ -192,7 +192,7 @@ async fn scalekit_429_without_retry_after_holds_one_second() {
         instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
     ] {
         let stage = Stage::start().await;
-        let (key, before) = (stage.key(), stage.emulator.counts().validations);
+        let (key, before) = (stage.issue_key(), stage.emulator.counts().validations);
         stage.emulator.set_fault(validate(effect).times(1));
         for _ in 0..3 {
             let reply = stage.get("/v1", &key).await;
@@ -208,7 +208,7 @@ async fn scalekit_429_without_retry_after_holds_one_second() {
 #[tokio::test]
 async fn scalekit_429_holds_calls_until_retry_after() {
     let stage = Stage::start().await;
-    let (key, other) = (stage.key(), stage.key());
+    let (key, other) = (stage.issue_key(), stage.issue_key());
     let before = stage.emulator.counts().validations;
     let answer = Answer { retry_after: Some(7), ..Answer::status(429) };
     stage.emulator.set_fault(validate(Effect::Answer(answer)).times(1));

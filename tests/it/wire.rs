@@ -12,7 +12,7 @@ mod upstreams;
 
 use std::fmt::Write as _;
 
-use crate::support::raw::{Client, Scripted};
+use crate::support::raw::{Client, ScriptedUpstream};
 use crate::support::{Setup, Stage};
 
 /// What an upstream answers that has nothing against anybody.
@@ -23,19 +23,19 @@ const SMUGGLED: &str = "GET /public/smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
 /// Keyward before a scripted upstream.
 struct Wire {
     stage: Stage,
-    upstream: Scripted,
+    upstream: ScriptedUpstream,
     key: String,
 }
 
 impl Wire {
     /// Before an upstream that answers everything with `OK`.
     async fn start() -> Self {
-        Self::with(Scripted::answering(OK).await, Setup::default()).await
+        Self::with(ScriptedUpstream::answering(OK).await, Setup::default()).await
     }
 
-    async fn with(upstream: Scripted, setup: Setup) -> Self {
+    async fn with(upstream: ScriptedUpstream, setup: Setup) -> Self {
         let stage = Stage::with(Setup { instead: upstream.url(), ..setup }).await;
-        let key = stage.key();
+        let key = stage.issue_key();
         Self { stage, upstream, key }
     }
 
@@ -61,7 +61,7 @@ impl Wire {
 }
 
 async fn rest(client: &mut Client) -> String {
-    String::from_utf8_lossy(&client.rest().await).into_owned()
+    String::from_utf8_lossy(&client.read_to_end().await).into_owned()
 }
 
 /// The status of each answer in what came back.

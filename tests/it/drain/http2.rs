@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{ended, stage};
-use crate::support::{LIMIT, soon};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 type Sender = SendRequest<bytes::Bytes>;
 
@@ -62,7 +62,7 @@ async fn stream(sender: Sender, key: String) -> Counts {
     while let Ok(mut ready) = sender.clone().ready().await
         && let Ok((response, _)) = ready.send_request(request("/v1", &key), true)
     {
-        match timeout(LIMIT, answer(response)).await.expect("an answer in time") {
+        match timeout(TEST_TIMEOUT, answer(response)).await.expect("an answer in time") {
             Ok(200) => counts.answered += 1,
             Err(error) if error.is_go_away() && error.is_remote() => counts.told += 1,
             Ok(_) | Err(_) => counts.lost += 1,
@@ -89,15 +89,15 @@ async fn drain_under_load_loses_no_http2_request() {
         for _ in 0..4 {
             callers.spawn(asking(stage.address, key.clone()));
         }
-        soon(|| stage.forwarded() > 50).await;
+        wait_until(|| stage.forwarded_count() > 50).await;
         stage.stop.cancel();
         let mut counts = Counts::default();
-        while let Some(caller) = timeout(LIMIT, callers.join_next()).await.unwrap() {
+        while let Some(caller) = timeout(TEST_TIMEOUT, callers.join_next()).await.unwrap() {
             counts += caller.unwrap();
         }
         assert_eq!(counts.lost, 0, "{counts:?}");
         // What a GOAWAY turned away was not processed.
-        assert_eq!(stage.forwarded(), counts.answered, "{counts:?}");
+        assert_eq!(stage.forwarded_count(), counts.answered, "{counts:?}");
         ended(&mut stage).await;
     }
 }
@@ -108,7 +108,7 @@ async fn goaway_names_last_processed_stream() {
     let mut sender = connect(stage.address).await.unwrap();
     let (slow, _) = sender.send_request(request("/slow/600", &key), true).unwrap();
     let slow = tokio::spawn(answer(slow));
-    soon(|| stage.forwarded() == 1).await;
+    wait_until(|| stage.forwarded_count() == 1).await;
     stage.stop.cancel();
     // The connection takes no more once it was told.
     let told = async {
@@ -129,9 +129,9 @@ async fn goaway_names_last_processed_stream() {
             before += 1;
         }
     };
-    let (before, error) = timeout(LIMIT, told).await.expect("a GOAWAY in time");
+    let (before, error) = timeout(TEST_TIMEOUT, told).await.expect("a GOAWAY in time");
     assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}");
-    assert_eq!(stage.forwarded(), before + 1);
+    assert_eq!(stage.forwarded_count(), before + 1);
     assert!(!slow.is_finished());
     assert_eq!(slow.await.unwrap().unwrap(), 200);
     ended(&mut stage).await;

@@ -6,7 +6,7 @@ use keyward_emulator::access::Permission;
 
 use super::{Kit, command, done, fed};
 use crate::process::{Folder, keyward};
-use crate::support::listen;
+use crate::support::bind_loopback;
 
 #[tokio::test]
 async fn missing_scalekit_permission_is_named() {
@@ -53,7 +53,7 @@ async fn bad_credentials_stop_before_any_call() {
 
 #[tokio::test]
 async fn unreachable_scalekit_is_reported_at_once() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let url = format!("http://{address}");
     let began = Instant::now();

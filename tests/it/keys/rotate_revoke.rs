@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Kit, done, json, shown, text};
 use crate::process::Running;
-use crate::support::{LIMIT, soon};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 const SCOPE: [&str; 10] = [
     "--org",
@@ -130,8 +130,12 @@ async fn endless_input_stops_at_first_bad_line() {
         let mut child = kit.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let (mut stdin, chunk) = (child.stdin.take().unwrap(), chunk.repeat(10_000));
         let write = async { while stdin.write_all(chunk.as_bytes()).await.is_ok() {} };
-        timeout(LIMIT, write).await.expect("somebody stops to read");
-        assert_eq!(timeout(LIMIT, child.wait()).await.unwrap().unwrap().code(), Some(1), "{arguments:?}");
+        timeout(TEST_TIMEOUT, write).await.expect("somebody stops to read");
+        assert_eq!(
+            timeout(TEST_TIMEOUT, child.wait()).await.unwrap().unwrap().code(),
+            Some(1),
+            "{arguments:?}"
+        );
     }
 }
 
@@ -167,7 +171,7 @@ async fn ctrl_c_during_revoke_names_unknown_outcome() {
     let kit = Kit::start().await;
     kit.fault("invalidate:hang");
     let mut running = Running::start(kit.command(&["revoke", "apit_1", "apit_2", "apit_3"]));
-    soon(|| kit.emulator.counts().invalidations == 1).await;
+    wait_until(|| kit.emulator.counts().invalidations == 1).await;
     running.signal(Signal::INT);
     assert_eq!(running.exit().await, Some(130));
     running.until("it is unknown whether apit_1 is revoked; the 2 after it were not tried").await;

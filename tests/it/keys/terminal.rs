@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::Kit;
-use crate::support::{LIMIT, soon};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 const TERMINAL: &str = "KEYWARD_TEST_TERMINAL";
 const ARGUMENTS: &str = "KEYWARD_TEST_ARGUMENTS";
@@ -74,7 +74,7 @@ impl Terminal {
     }
 
     async fn until(&self, text: &str) {
-        let there = timeout(LIMIT, soon(|| self.text().contains(text))).await;
+        let there = timeout(TEST_TIMEOUT, wait_until(|| self.text().contains(text))).await;
         there.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.text()));
     }
 
@@ -98,7 +98,7 @@ impl Terminal {
 
     /// The exit code, and all that was shown.
     async fn exit(mut self) -> (i32, String) {
-        let status = timeout(LIMIT, self.child.wait()).await;
+        let status = timeout(TEST_TIMEOUT, self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("it goes on: {:?}", self.text())).unwrap();
         assert!(self.echoes(), "the terminal is left as it was");
         // What it wrote last has come when this comes back.
@@ -147,7 +147,7 @@ async fn ctrl_z_restores_echo_and_prompts_again() {
     let mut terminal = Terminal::start(&kit, &["inspect"]);
     terminal.until("API key (not shown): ").await;
     terminal.enter("\u{1a}");
-    soon(|| terminal.is_stopped()).await;
+    wait_until(|| terminal.is_stopped()).await;
     assert!(terminal.echoes());
     kill_process(Pid::from_raw(terminal.id() as i32).unwrap(), Signal::CONT).unwrap();
     terminal.until("API key (not shown): API key (not shown): ").await;

@@ -10,7 +10,7 @@ use super::{Ask, Desk, KEYS, SECRET, id, key, ordinary};
 use crate::process::{Folder, Running, echo, keyward_run, route_file};
 use crate::support::raw::{Client, Reply};
 use crate::support::tls::Folder as Sockets;
-use crate::support::{listen, soon};
+use crate::support::{bind_loopback, wait_until};
 
 fn lines(text: &str) -> Vec<Value> {
     let lines = text.lines().filter(|line| line.contains("\"target\":\"audit\""));
@@ -30,7 +30,7 @@ impl Office {
     async fn open(name: &str) -> Self {
         let (folder, sockets, ends) = (Folder::new(name), Sockets::new(), CancellationToken::new());
         let emulator = Emulator::new(emulator::Settings::default());
-        let (listener, scalekit) = listen().await;
+        let (listener, scalekit) = bind_loopback().await;
         let (serving, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { serving.serve(listener, until).await });
         let (client_secret, secret) = (folder.write("secret", "dev"), folder.write("backend", SECRET));
@@ -51,7 +51,7 @@ impl Office {
     async fn ask(&self, ask: Ask) -> Reply {
         let mut client = self.connect().await;
         client.send(ask.header("authorization", &format!("Bearer {SECRET}")).bytes()).await;
-        client.reply().await
+        client.read_reply().await
     }
 }
 
@@ -89,7 +89,7 @@ async fn audit_line_has_client_action_and_key_ids() {
         stranger
             .send(Ask::new("GET", KEYS).header("authorization", &format!("Bearer {}", key(&made))).bytes())
             .await;
-        assert_eq!(stranger.reply().await.status, 401);
+        assert_eq!(stranger.read_reply().await.status, 401);
     }
     office.running.signal(rustix::process::Signal::TERM);
     assert_eq!(office.running.exit().await, Some(0));
@@ -146,7 +146,7 @@ async fn change_cut_by_shutdown_is_audited() {
     office.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = office.connect().await;
     client.send(Ask::create(&ordinary()).header("authorization", &format!("Bearer {SECRET}")).bytes()).await;
-    soon(|| office.emulator.counts().creations == 1).await;
+    wait_until(|| office.emulator.counts().creations == 1).await;
     office.running.signal(rustix::process::Signal::TERM);
     office.running.until("\"draining\"").await;
     office.running.signal(rustix::process::Signal::TERM);
@@ -163,7 +163,7 @@ async fn management_requests_are_counted_by_outcome() {
     desk.show(id(&made)).await;
     desk.ask(&Ask::new("GET", format!("{KEYS}/apit_1"))).await;
     desk.ask(&Ask::new("GET", "/x")).await;
-    let text = desk.stage.ask_admin("/metrics").await.text();
+    let text = desk.stage.get_admin("/metrics").await.text();
     for line in [
         "keyward_management_requests_total{operation=\"create\",outcome=\"done\"} 1",
         "keyward_management_requests_total{operation=\"show\",outcome=\"done\"} 1",
@@ -183,7 +183,7 @@ async fn flood(address: std::net::SocketAddr, connections: usize, requests: usiz
             for _ in 0..requests / 100 {
                 client.send("GET /v1 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).await;
                 for _ in 0..100 {
-                    assert_eq!(client.reply().await.status, 401);
+                    assert_eq!(client.read_reply().await.status, 401);
                 }
             }
         });
@@ -205,7 +205,7 @@ async fn audit_lines_survive_access_log_flood() {
     }
     let mut admin = Client::connect(office.running.address("admin.address").await).await;
     admin.send("GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
-    let metrics = admin.reply().await.text();
+    let metrics = admin.read_reply().await.text();
     let dropped =
         metrics.lines().find_map(|line| line.strip_prefix("keyward_log_lines_dropped_total ")).unwrap();
     assert_ne!(dropped, "0", "the flood was long enough to drop access lines");
@@ -232,7 +232,7 @@ async fn no_change_without_room_for_audit_line() {
     let mut statuses = Vec::new();
     while statuses.last() != Some(&503) && statuses.len() < 2000 {
         client.send(missing.bytes()).await;
-        statuses.push(client.reply().await.status);
+        statuses.push(client.read_reply().await.status);
     }
     assert_eq!(statuses.last(), Some(&503), "so many lines wait");
     let reply = office.ask(Ask::create(&ordinary())).await;

@@ -102,7 +102,7 @@ async fn browser_requests_are_refused() {
     assert_eq!(desk.ask(&twice).await.status, 403);
     let mut client = desk.connect().await;
     client.send(format!("GET http://evil.example{KEYS} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
-    assert_eq!(client.reply().await.status, 403, "the target's authority counts");
+    assert_eq!(client.read_reply().await.status, 403, "the target's authority counts");
     let preflight = Ask::new("OPTIONS", KEYS)
         .header("origin", "http://evil.example")
         .header("access-control-request-method", "POST");
@@ -135,16 +135,16 @@ async fn unix_socket_has_configured_mode_and_is_removed() {
 #[tokio::test]
 async fn other_ports_do_not_manage_keys() {
     let desk = Desk::open().await;
-    let reply = desk.stage.ask_admin(KEYS).await;
+    let reply = desk.stage.get_admin(KEYS).await;
     assert_eq!(reply.status, 404);
-    assert_eq!(desk.stage.ask_admin("/openapi.json").await.status, 404);
+    assert_eq!(desk.stage.get_admin("/openapi.json").await.status, 404);
     // The public port takes these paths for what they are: the service's own.
     let (key, _) = desk.issue("org_1");
     for path in [KEYS, "/openapi.json"] {
-        let before = desk.stage.forwarded();
+        let before = desk.stage.forwarded_count();
         assert_eq!(desk.stage.get(path, "").await.status, 401);
         assert_eq!(desk.stage.get(path, &key).await.status, 200);
-        assert_eq!((desk.stage.forwarded(), &*desk.stage.last().path), (before + 1, path));
+        assert_eq!((desk.stage.forwarded_count(), &*desk.stage.last_request().path), (before + 1, path));
     }
     assert_eq!(desk.stage.emulator.counts().lists, 0);
     // And where nothing is said of it, nothing listens.

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use super::{Ask, Desk, KEYS, SECRET};
 use crate::support::tls::{Folder, toml};
-use crate::support::{LIMIT, Setup};
+use crate::support::{Setup, TEST_TIMEOUT};
 
 const STEPS: &str = "created\nnot created twice\ngood for the service\nlisted\nshown\nchanged\nrotated\nthe old key is refused\n\
                      the new key is good\nrevoked\nrefused on the very next request\n";
@@ -34,7 +34,7 @@ async fn run(interpreter: &str, example: &str, socket: &Path, desk: &Desk, secre
         .env("MANAGEMENT_SECRET", secret)
         .env("no_proxy", "*")
         .kill_on_drop(true);
-    timeout(LIMIT, command.output()).await.expect("an end in time").unwrap()
+    timeout(TEST_TIMEOUT, command.output()).await.expect("an end in time").unwrap()
 }
 
 async fn whole_life(interpreter: &str, example: &str) {
@@ -117,7 +117,8 @@ async fn documented_commands_do_what_they_say() {
         // The day on the page will have passed.
         .replace("2027-", "2099-");
     let lines = format!("uuidgen() {{ date +%s%N; }}\nset -e\n{lines}");
-    let output = timeout(LIMIT, Command::new("sh").args(["-c", &lines]).output()).await.unwrap().unwrap();
+    let output =
+        timeout(TEST_TIMEOUT, Command::new("sh").args(["-c", &lines]).output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{output:?}");
     let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>();
     let answers: Vec<_> = answers.map(Result::unwrap).collect();

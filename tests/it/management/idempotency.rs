@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::{Ask, Desk, KEYS, id, key, ordinary};
-use crate::support::soon;
+use crate::support::wait_until;
 
 fn named(name: &str) -> Ask {
     Ask::create(&ordinary()).named(name)
@@ -176,11 +176,11 @@ async fn creation_completes_after_client_disconnects() {
     desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
     let mut client = desk.connect().await;
     client.send(named("one").bytes()).await;
-    soon(|| desk.stage.emulator.counts().creations == 1).await;
+    wait_until(|| desk.stage.emulator.counts().creations == 1).await;
     drop(client);
     assert_eq!(desk.code(&named("one")).await.1, "request_in_progress");
     desk.stage.emulator.clear_faults();
-    soon(|| desk.counted("create", "done") == 1).await;
+    wait_until(|| desk.counted("create", "done") == 1).await;
     let reply = desk.ask(&named("one")).await;
     assert_eq!(reply.code(), Some("already_created"));
     assert_eq!(

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::schema::{DOCUMENT, conform, resolve};
 use super::{Ask, Desk, KEYS, SECRET, id, ordinary};
-use crate::support::http::{Caller, Speaks, fed};
+use crate::support::http::{HttpClient, HttpVersion, channel_body};
 use crate::support::tls::{Folder, toml};
 
 /// Every value in the document, with its pointer.
@@ -79,7 +79,7 @@ async fn body_timeout(desk: &Desk, method: &str, path: &str) {
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
     );
     client.send(head).await;
-    let reply = client.reply_within(Duration::from_secs(15)).await;
+    let reply = client.read_reply_within(Duration::from_secs(15)).await;
     assert_eq!(reply.code(), Some("body_timeout"));
     desk.saw(method, path, &reply);
 }
@@ -215,8 +215,8 @@ async fn chunked_and_http2_bodies_are_accepted() {
     let desk = Desk::open().await;
     let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
     let body = ordinary().to_string();
-    let mut caller = Caller::connect(address, Speaks::Http2).await;
-    let (feed, stream) = fed();
+    let mut caller = HttpClient::connect(address, HttpVersion::Http2).await;
+    let (feed, stream) = channel_body();
     let mut request = caller.request(hyper::Method::POST, KEYS, "", stream);
     *request.uri_mut() = format!("http://localhost{KEYS}").parse().unwrap();
     request.headers_mut().insert("content-type", "application/json".parse().unwrap());
@@ -236,5 +236,5 @@ async fn chunked_and_http2_bodies_are_accepted() {
         client.send("\r\n").await;
     }
     client.send("0\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 201);
+    assert_eq!(client.read_reply().await.status, 201);
 }

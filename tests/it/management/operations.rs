@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::{Ask, Desk, KEYS, id, key, ordinary};
 use crate::support::Setup;
-use crate::support::http::{Caller, Speaks};
+use crate::support::http::{HttpClient, HttpVersion};
 use crate::support::tls::{Authority, Folder, toml};
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn key_lifecycle_works_over_unix_socket() {
     let made = reply.json();
     assert_eq!(reply.header("location"), Some(&*format!("{KEYS}/{}", id(&made))));
     assert_eq!(desk.calls(key(&made)).await, 200, "usable at once");
-    assert_eq!(desk.stage.last().header("x-claim-team"), Some("a"));
+    assert_eq!(desk.stage.last_request().header("x-claim-team"), Some("a"));
 
     let shown = desk.show(id(&made)).await;
     assert_eq!(shown, made["token_info"]);
@@ -38,7 +38,7 @@ async fn key_lifecycle_works_over_unix_socket() {
     let changed = desk.patch(id(&made), &json!({"custom_claims": {"team": "b"}})).await.json();
     assert_eq!(changed["custom_claims"], json!({"team": "b"}));
     assert_eq!(desk.calls(key(&made)).await, 200);
-    assert_eq!(desk.stage.last().header("x-claim-team"), Some("b"));
+    assert_eq!(desk.stage.last_request().header("x-claim-team"), Some("b"));
 
     let reply = desk.ask(&Ask::new("POST", format!("{KEYS}/{}/rotate", id(&made)))).await;
     let next = reply.json();
@@ -189,7 +189,7 @@ async fn hanging_change_blocks_no_other_key() {
     let body = json!({"description": "new"});
     let mut client = desk.connect().await;
     client.send(Ask::new("PATCH", format!("{KEYS}/{}", id(&slow))).json(&body).bytes()).await;
-    crate::support::soon(|| desk.stage.emulator.counts().updates == 1).await;
+    crate::support::wait_until(|| desk.stage.emulator.counts().updates == 1).await;
     // Of 64 places one is taken: one of these may wait, not all.
     let others = (0..3).map(async |_| {
         let made = desk.create(&ordinary()).await;
@@ -199,7 +199,7 @@ async fn hanging_change_blocks_no_other_key() {
     assert!(others.contains(&200));
     assert_eq!(own.code(), Some("overloaded"), "its own change waits in vain");
     desk.stage.emulator.clear_faults();
-    assert_eq!(client.reply().await.status, 200);
+    assert_eq!(client.read_reply().await.status, 200);
     assert_eq!(desk.patch(id(&quick), &body).await.status, 200);
 }
 
@@ -295,14 +295,14 @@ async fn management_serves_http2_with_tls_and_secret() {
     );
     let desk = Desk::of(&lines, Setup::default()).await;
     let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
-    for (alpn, speaks) in [("h2", Speaks::Http2), ("http/1.1", Speaks::Http1)] {
+    for (alpn, speaks) in [("h2", HttpVersion::Http2), ("http/1.1", HttpVersion::Http1)] {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
         let client = tokio_rustls::TlsConnector::from(authority.client(&[alpn]));
-        let mut caller = Caller::over(client.connect(name, stream).await.unwrap(), speaks).await;
+        let mut caller = HttpClient::over(client.connect(name, stream).await.unwrap(), speaks).await;
         for (secret, status) in [(super::SECRET, 200), ("wrong", 401), ("", 401)] {
             let mut request = caller.request(hyper::Method::GET, KEYS, secret, keyward::body::empty());
-            if speaks == Speaks::Http1 {
+            if speaks == HttpVersion::Http1 {
                 request.headers_mut().insert("host", "localhost".parse().unwrap());
             } else {
                 *request.uri_mut() = format!("https://localhost{KEYS}").parse().unwrap();

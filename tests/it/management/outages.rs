@@ -132,7 +132,7 @@ async fn unresponsive_scalekit_is_given_up_within_ten_seconds() {
         desk.stage.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
         let mut client = desk.connect().await;
         client.send(Ask::create(&ordinary()).named("one").bytes()).await;
-        let reply = client.reply_within(long).await;
+        let reply = client.read_reply_within(long).await;
         // Nothing is there; that it will not come yet, nobody knows.
         assert_eq!(reply.code(), Some("outcome_unknown"), "{}", reply.text());
         assert!(reply.json().get("possible_token_ids").is_none());
@@ -145,7 +145,7 @@ async fn unresponsive_scalekit_is_given_up_within_ten_seconds() {
         let mut client = desk.connect().await;
         let began = Instant::now();
         client.send(Ask::create(&ordinary()).named("one").bytes()).await;
-        let reply = client.reply_within(long).await;
+        let reply = client.read_reply_within(long).await;
         assert!(began.elapsed() < Duration::from_secs(12));
         assert_eq!(reply.code(), Some("outcome_unknown"), "{}", reply.text());
         let suspect = reply.json()["possible_token_ids"][0].as_str().unwrap().to_owned();
@@ -192,7 +192,7 @@ async fn hostile_scalekit_responses_are_escaped() {
     desk.stage.emulator.set_fault(Fault::new(Target::Create, answer(201, &created)).times(1));
     let mut client = desk.connect().await;
     client.send(Ask::create(&ordinary()).bytes()).await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!(reply.status, 201);
     assert!(
         reply.header("location").is_none()

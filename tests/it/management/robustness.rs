@@ -4,7 +4,7 @@ use keyward_emulator::faults::{Effect, Fault, Target};
 use serde_json::json;
 
 use super::{Ask, Desk, KEYS, id, ordinary};
-use crate::support::soon;
+use crate::support::wait_until;
 
 #[tokio::test]
 async fn ambiguous_framing_creates_no_smuggled_key() {
@@ -26,7 +26,7 @@ async fn ambiguous_framing_creates_no_smuggled_key() {
     ] {
         let mut client = desk.connect().await;
         client.send(format!("{head}{framing}")).await;
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert_eq!(answer.matches("HTTP/1.1 201").count(), 0, "{framing}\n{answer}");
     }
     let list = desk.ask(&Ask::new("GET", KEYS)).await.text();
@@ -47,7 +47,7 @@ async fn pipelined_requests_are_answered_in_order() {
     let mut client = desk.connect().await;
     client.send(all).await;
     for status in [200, 204, 404, 201] {
-        assert_eq!(client.reply().await.status, status);
+        assert_eq!(client.read_reply().await.status, status);
     }
 }
 
@@ -76,7 +76,7 @@ async fn pathological_json_bodies_are_refused_fast() {
         );
         client.send(head).await;
         client.send(&body).await;
-        let reply = client.reply().await;
+        let reply = client.read_reply().await;
         assert_eq!((reply.status, reply.code()), (400, Some("invalid_request")), "{}", reply.text());
         assert!(reply.text().len() < 1000, "{}", reply.text().len());
     }
@@ -106,7 +106,7 @@ async fn incomplete_body_creates_no_key() {
         client.send(head).await;
         // Half of it is closed: hyper takes that for the end.
         tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert!(!answer.contains("201"), "{answer}");
     }
     assert_eq!(desk.stage.emulator.counts().creations, 0);
@@ -136,9 +136,9 @@ async fn client_that_writes_first_receives_refusal_of_body() {
         }
         let rest = vec![b'x'; length % 100];
         client.send(rest).await;
-        assert_eq!(client.reply().await.status, status, "{method} {length}");
+        assert_eq!(client.read_reply().await.status, status, "{method} {length}");
         client.send(Ask::new("GET", KEYS).bytes()).await;
-        assert_eq!(client.reply().await.status, 200, "and the connection goes on");
+        assert_eq!(client.read_reply().await.status, 200, "and the connection goes on");
     }
 }
 
@@ -158,19 +158,19 @@ async fn idle_connections_do_not_lock_out_new_client() {
     // Within the time that a head may take, their places are free again.
     assert_eq!(desk.ask(&Ask::new("GET", KEYS)).await.status, 200);
     for client in &mut waiting[..256] {
-        client.rest().await;
+        client.read_to_end().await;
     }
 }
 
 #[tokio::test]
 async fn concurrent_requests_are_bounded_over_http2() {
-    use crate::support::http::{Caller, Speaks};
+    use crate::support::http::{HttpClient, HttpVersion};
     let desk = Desk::open().await;
     let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
     desk.stage.emulator.set_fault(Fault::new(Target::List, Effect::Hang));
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..3 {
-        let caller = Caller::connect(address, Speaks::Http2).await;
+        let caller = HttpClient::connect(address, HttpVersion::Http2).await;
         for _ in 0..100 {
             let mut caller = caller.again();
             asking.spawn(async move {
@@ -184,7 +184,8 @@ async fn concurrent_requests_are_bounded_over_http2() {
     for _ in 0..268 {
         assert_eq!(asking.join_next().await.unwrap().unwrap(), 503);
     }
-    soon(|| desk.counted("list", "overloaded") == 224 && desk.counted("none", "overloaded") == 44).await;
+    wait_until(|| desk.counted("list", "overloaded") == 224 && desk.counted("none", "overloaded") == 44)
+        .await;
     desk.stage.emulator.clear_faults();
     while let Some(status) = asking.join_next().await {
         assert_eq!(status.unwrap(), 200);

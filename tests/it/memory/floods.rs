@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{MIB, memory};
 use crate::process::{Folder, Running, echo, keyward_run};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 use crate::wire::http2::{
     DATA, END_HEADERS, END_STREAM, GET, HEADERS, SETTINGS, WINDOW_UPDATE, block, frame, preface,
 };
@@ -47,7 +47,7 @@ impl Flooded {
         let secret = folder.write("secret", "dev");
         let emulator = Emulator::new(emulator::Settings::default());
         let key = emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key;
-        let (listener, scalekit) = listen().await;
+        let (listener, scalekit) = bind_loopback().await;
         let (serving, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { serving.serve(listener, until).await });
         let file = format!(
@@ -79,7 +79,7 @@ impl Flooded {
             while !is_over.get() || seen.times.is_empty() {
                 let began = Instant::now();
                 client.send(&request).await;
-                let reply = client.reply_within(LIMIT * 2).await;
+                let reply = client.read_reply_within(TEST_TIMEOUT * 2).await;
                 seen.times.push(began.elapsed());
                 if reply.status != 200 {
                     seen.failed.push((reply.status, reply.code().unwrap_or_default().to_owned()));
@@ -278,7 +278,7 @@ async fn thousands_of_bad_keys_stay_within_memory_limit() {
                     answers.push(send.send_request(request.unwrap(), true).unwrap().0);
                     if answers.len() == 32 {
                         for answer in answers.drain(..) {
-                            let _ = timeout(LIMIT, answer).await.unwrap();
+                            let _ = timeout(TEST_TIMEOUT, answer).await.unwrap();
                         }
                     }
                 }
@@ -303,12 +303,12 @@ async fn memory_is_returned_after_flood() {
             let asks = (0..16).map(|_| async {
                 let mut client = Client::connect(flooded.address).await;
                 client.send("GET /bytes/20000 HTTP/1.1\r\nhost: a\r\n\r\n").await;
-                assert_eq!(client.reply().await.status, 200);
+                assert_eq!(client.read_reply().await.status, 200);
             });
             futures_util::future::join_all(asks).await;
         }
     };
-    let given_back = timeout(LIMIT * 3, wait).await.is_ok();
+    let given_back = timeout(TEST_TIMEOUT * 3, wait).await.is_ok();
     let held = memory(&flooded.running, "RssAnon:");
     assert!(given_back, "{} MiB before, {} MiB after", before / MIB, held / MIB);
     eprintln!("given back: {} MiB before, {} MiB after", before / MIB, held / MIB);

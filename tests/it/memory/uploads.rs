@@ -8,8 +8,8 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::Method;
 use tokio::time::timeout;
 
-use crate::support::http::{Caller, Speaks, upstream};
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::http::{HttpClient, HttpVersion, start_upstream};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 /// In 64 MiB, 15 MiB are for all requests. Somebody else's key, with uploads that only begin, holds more than half of that.
 const SMALL: &str =
@@ -17,10 +17,10 @@ const SMALL: &str =
 
 async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
     let stage = Stage::with(Setup { sections: SMALL, upstream, ..Setup::default() }).await;
-    let (key, other) = (stage.key(), stage.key());
+    let (key, other) = (stage.issue_key(), stage.issue_key());
     let mut strangers = Vec::new();
     for requests in std::iter::once(90).chain(std::iter::repeat_n(1, 50)) {
-        let caller = stage.caller(Speaks::Http2).await;
+        let caller = stage.connect_http(HttpVersion::Http2).await;
         for _ in 0..requests {
             let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
             let request = caller.request(Method::POST, "/v1", &other, body);
@@ -28,7 +28,7 @@ async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
             strangers.push(tokio::spawn(async move { caller.send(request).await.map(drop) }));
         }
     }
-    soon(|| stage.metrics.requests_in_flight.get() >= 115).await;
+    wait_until(|| stage.metrics.requests_in_flight.get() >= 115).await;
     let mut client = stage.connect().await;
     let head = format!(
         "POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\ncontent-length: {size}\r\n\r\n"
@@ -38,13 +38,13 @@ async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
         client.send("x".repeat(10_000)).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let reply = timeout(Duration::from_secs(3), client.reply_within(LIMIT)).await;
+    let reply = timeout(Duration::from_secs(3), client.read_reply_within(TEST_TIMEOUT)).await;
     let status = reply.ok().map(|reply| reply.status);
     if status.is_none() {
         // The flood is over, and memory is there again.
         strangers.iter().for_each(tokio::task::JoinHandle::abort);
-        soon(|| stage.metrics.requests_in_flight.get() <= 1).await;
-        let late = timeout(Duration::from_secs(5), client.reply_within(LIMIT)).await;
+        wait_until(|| stage.metrics.requests_in_flight.get() <= 1).await;
+        let late = timeout(Duration::from_secs(5), client.read_reply_within(TEST_TIMEOUT)).await;
         eprintln!("5 s after the end of the flood: {:?}", late.ok().map(|reply| reply.status));
     }
     strangers.iter().for_each(tokio::task::JoinHandle::abort);
@@ -64,7 +64,7 @@ async fn good_key_upload_passes_over_http2_during_flood() {
 
 #[tokio::test]
 async fn download_resumes_after_flood() {
-    let address = upstream(|request| async move {
+    let address = start_upstream(|request| async move {
         if request.method() == Method::GET {
             let body = http_body_util::Full::new(bytes::Bytes::from(vec![b'x'; 300_000]));
             return Ok(hyper::Response::new(body.map_err(|never| match never {}).boxed_unsync()));
@@ -76,20 +76,20 @@ async fn download_resumes_after_flood() {
     let stage =
         Stage::with(Setup { sections: SMALL, instead: Some(format!("h2c://{address}")), ..Setup::default() })
             .await;
-    let (key, other, mut strangers) = (stage.key(), stage.key(), Vec::new());
-    let stranger = |strangers: &mut Vec<_>, caller: &Caller| {
+    let (key, other, mut strangers) = (stage.issue_key(), stage.issue_key(), Vec::new());
+    let stranger = |strangers: &mut Vec<_>, caller: &HttpClient| {
         let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
         let request = caller.request(Method::POST, "/v1", &other, body);
         let mut caller = caller.again();
         strangers.push(tokio::spawn(async move { caller.send(request).await.map(drop) }));
     };
     for requests in std::iter::once(90).chain(std::iter::repeat_n(1, 50)) {
-        let caller = stage.caller(Speaks::Http2).await;
+        let caller = stage.connect_http(HttpVersion::Http2).await;
         (0..requests).for_each(|_| stranger(&mut strangers, &caller));
     }
-    soon(|| stage.metrics.requests_in_flight.get() >= 115).await;
+    wait_until(|| stage.metrics.requests_in_flight.get() >= 115).await;
     // An upload that the service does not read, and a download on the same connection.
-    let good = stage.caller(Speaks::Http2).await;
+    let good = stage.connect_http(HttpVersion::Http2).await;
     let pieces = (0..20).map(|_| piece(10_000));
     let upload = StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync();
     let (request, mut sender) = (good.request(Method::POST, "/v1", &key, upload), good.again());
@@ -106,7 +106,7 @@ async fn download_resumes_after_flood() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     let during = got.load(Ordering::SeqCst);
     strangers.iter().for_each(tokio::task::JoinHandle::abort);
-    soon(|| stage.metrics.requests_in_flight.get() <= 2).await;
+    wait_until(|| stage.metrics.requests_in_flight.get() <= 2).await;
     let over = timeout(Duration::from_secs(5), download).await;
     let after = got.load(Ordering::SeqCst);
     assert!(over.is_ok(), "{during} bytes in the flood, {after} of 300000 five seconds after it");

@@ -19,42 +19,42 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{LIMIT, listen};
+use super::{TEST_TIMEOUT, bind_loopback};
 
 /// Which HTTP a caller speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaks {
+pub enum HttpVersion {
     Http1,
     Http2,
 }
 
 /// Every pair of what the caller speaks and a line for `[upstreams.echo]` that says what the upstream does.
-pub const PAIRS: [(Speaks, &str); 4] = [
-    (Speaks::Http1, ""),
-    (Speaks::Http1, "http = \"2\""),
-    (Speaks::Http2, ""),
-    (Speaks::Http2, "http = \"2\""),
+pub const VERSION_PAIRS: [(HttpVersion, &str); 4] = [
+    (HttpVersion::Http1, ""),
+    (HttpVersion::Http1, "http = \"2\""),
+    (HttpVersion::Http2, ""),
+    (HttpVersion::Http2, "http = \"2\""),
 ];
 
 /// A caller with one connection.
-pub enum Caller {
+pub enum HttpClient {
     Http1(http1::SendRequest<Body>),
     Http2(http2::SendRequest<Body>),
 }
 
-impl Caller {
-    pub async fn connect(address: SocketAddr, speaks: Speaks) -> Self {
+impl HttpClient {
+    pub async fn connect(address: SocketAddr, speaks: HttpVersion) -> Self {
         Self::over(TcpStream::connect(address).await.unwrap(), speaks).await
     }
 
-    pub async fn over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, speaks: Speaks) -> Self {
+    pub async fn over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, speaks: HttpVersion) -> Self {
         match speaks {
-            Speaks::Http1 => {
+            HttpVersion::Http1 => {
                 let (sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
                 tokio::spawn(connection);
                 Self::Http1(sender)
             }
-            Speaks::Http2 => {
+            HttpVersion::Http2 => {
                 let (sender, connection) =
                     http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
                 tokio::spawn(connection);
@@ -106,7 +106,7 @@ impl Caller {
                 }
             }
         };
-        timeout(LIMIT, sent).await.expect("an answer in time")
+        timeout(TEST_TIMEOUT, sent).await.expect("an answer in time")
     }
 
     pub async fn get(&mut self, path: &str, key: &str) -> hyper::Result<Response<Incoming>> {
@@ -116,10 +116,10 @@ impl Caller {
 }
 
 /// Puts frames into a body. Dropped, the body has come to its end.
-pub type Feed = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
+pub type BodySender = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
 
 /// A body that is what is fed to it, frame by frame.
-pub fn fed() -> (Feed, Body) {
+pub fn channel_body() -> (BodySender, Body) {
     let (feed, frames) = mpsc::channel(1);
     let frames = stream::unfold(frames, |mut frames: mpsc::Receiver<_>| async {
         frames.recv().await.map(|frame| (frame, frames))
@@ -127,24 +127,24 @@ pub fn fed() -> (Feed, Body) {
     (feed, StreamBody::new(frames).boxed_unsync())
 }
 
-pub fn data(bytes: impl Into<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+pub fn data_frame(bytes: impl Into<Bytes>) -> Result<Frame<Bytes>, BodyError> {
     Ok(Frame::data(bytes.into()))
 }
 
 /// A body of so many bytes, in pieces.
-pub fn long(bytes: usize) -> Body {
+pub fn body_of_size(bytes: usize) -> Body {
     const PIECE: usize = 64 * 1024;
     let frames = stream::iter((0..bytes.div_ceil(PIECE)).map(move |piece| {
         let size = PIECE.min(bytes - piece * PIECE);
-        data(Bytes::from_static(&[b'.'; PIECE]).slice(..size))
+        data_frame(Bytes::from_static(&[b'.'; PIECE]).slice(..size))
     }));
     StreamBody::new(frames).boxed_unsync()
 }
 
 /// Reads to the end: how many bytes, and the trailers.
-pub async fn drain(response: Response<Incoming>) -> Result<(usize, HeaderMap), hyper::Error> {
+pub async fn read_body(response: Response<Incoming>) -> Result<(usize, HeaderMap), hyper::Error> {
     let (mut body, mut bytes, mut trailers) = (response.into_body(), 0, HeaderMap::new());
-    while let Some(frame) = timeout(LIMIT, body.frame()).await.expect("the body in time") {
+    while let Some(frame) = timeout(TEST_TIMEOUT, body.frame()).await.expect("the body in time") {
         match frame?.into_data() {
             Ok(data) => bytes += data.len(),
             Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
@@ -154,12 +154,12 @@ pub async fn drain(response: Response<Incoming>) -> Result<(usize, HeaderMap), h
 }
 
 /// An upstream that does what a test wants, over HTTP/1.1 and h2c.
-pub async fn upstream<F, R>(answer: F) -> SocketAddr
+pub async fn start_upstream<F, R>(answer: F) -> SocketAddr
 where
     F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Response<Body>, BodyError>> + Send + 'static,
 {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let answer = Arc::new(answer);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {

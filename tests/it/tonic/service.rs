@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 const LARGE: usize = 16 * 1024 * 1024;
 
@@ -60,7 +60,7 @@ impl Drop for Open {
 impl Desk {
     /// Serves by tonic's own transport, over TLS where it has an identity, and says at which port.
     pub async fn serve(&self, identity: Option<Identity>) -> u16 {
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let mut server = Server::builder();
         if let Some(identity) = identity {
             server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
@@ -232,7 +232,7 @@ pub type Pen = mpsc::Sender<Note>;
 
 impl Client {
     pub async fn connect(endpoint: Endpoint, key: &str) -> Self {
-        let channel = timeout(LIMIT, endpoint.connect()).await.expect("a connection in time").unwrap();
+        let channel = timeout(TEST_TIMEOUT, endpoint.connect()).await.expect("a connection in time").unwrap();
         let grpc =
             client::Grpc::new(channel).max_decoding_message_size(LARGE).max_encoding_message_size(LARGE);
         Self { grpc, key: key.into() }
@@ -264,7 +264,7 @@ impl Client {
             self.grpc.ready().await.unwrap();
             self.grpc.unary(request, path.parse().unwrap(), ProstCodec::default()).await
         };
-        timeout(LIMIT, called).await.expect("an answer in time")
+        timeout(TEST_TIMEOUT, called).await.expect("an answer in time")
     }
 
     /// A stream up, and what will come of it.
@@ -276,7 +276,7 @@ impl Client {
             let path = "/desk.v1.Desk/Put".parse().unwrap();
             grpc.client_streaming(request, path, ProstCodec::default()).await
         };
-        (pen, async { timeout(LIMIT, called).await.expect("an answer in time") })
+        (pen, async { timeout(TEST_TIMEOUT, called).await.expect("an answer in time") })
     }
 
     pub async fn chat(&mut self) -> Result<(Pen, Streaming<Note>), Status> {
@@ -287,7 +287,7 @@ impl Client {
             let path = "/desk.v1.Desk/Chat".parse().unwrap();
             self.grpc.streaming(request, path, ProstCodec::default()).await
         };
-        Ok((pen, timeout(LIMIT, called).await.expect("an answer in time")?.into_inner()))
+        Ok((pen, timeout(TEST_TIMEOUT, called).await.expect("an answer in time")?.into_inner()))
     }
 }
 
@@ -301,5 +301,5 @@ fn pen() -> (Pen, impl Stream<Item = Note> + Send + use<>) {
 
 /// The next note of a stream.
 pub async fn next(notes: &mut Streaming<Note>) -> Result<Option<Note>, Status> {
-    timeout(LIMIT, notes.message()).await.expect("a note or the end in time")
+    timeout(TEST_TIMEOUT, notes.message()).await.expect("a note or the end in time")
 }

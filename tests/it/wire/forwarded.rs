@@ -5,8 +5,8 @@ use hyper::Method;
 use keyward::body;
 
 use super::{OK, Wire};
-use crate::support::http::{Caller, Speaks};
-use crate::support::raw::Scripted;
+use crate::support::http::{HttpClient, HttpVersion};
+use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, Stage};
 
 const TRUSTED: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
@@ -28,7 +28,7 @@ const UNKNOWN_TO_PROXIES: [&str; 64] = [
 ];
 
 async fn before(server: &'static str) -> Wire {
-    Wire::with(Scripted::answering(OK).await, Setup { server, ..Setup::default() }).await
+    Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, ..Setup::default() }).await
 }
 
 #[tokio::test]
@@ -74,8 +74,8 @@ async fn misspelled_framing_headers_are_not_forwarded() {
     for server in ["", TRUSTED] {
         let wire = before(server).await;
         let mut seen = 0;
-        for speaks in [Speaks::Http1, Speaks::Http2] {
-            let mut caller = Caller::connect(wire.stage.address, speaks).await;
+        for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
+            let mut caller = HttpClient::connect(wire.stage.address, speaks).await;
             let mut request = caller.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
             for name in ["Transfer_Encoding", "transfer.encoding", "Content_Length", "content~length"] {
                 let name = hyper::header::HeaderName::try_from(name).unwrap();
@@ -106,14 +106,14 @@ async fn connection_header_cannot_strip_preflight_headers() {
     let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let reply = stage
-        .ask(
+        .send(
             "OPTIONS /v1/export?all=1 HTTP/1.1\r\nhost: api.test\r\norigin: https://a.test\r\n\
              access-control-request-method: GET\r\n\
              connection: origin, access-control-request-method\r\n\r\n",
         )
         .await;
     if reply.status == 200 {
-        let received = stage.last();
+        let received = stage.last_request();
         assert!(
             received.header("origin").is_some() && received.header("access-control-request-method").is_some(),
             "without a key, the service got what is no preflight: {received:?}"
@@ -126,12 +126,12 @@ async fn connection_header_cannot_strip_forwarding_headers() {
     let stage = Stage::with(Setup { server: "trusted_proxies = [\"127.0.0.1\"]", ..Setup::default() }).await;
     // As HAProxy passes on what a stranger sent, with what it knows itself behind it.
     stage
-        .ask(
+        .send(
             "GET /public/x HTTP/1.1\r\nhost: api.test\r\nconnection: X-Forwarded-For, X-Forwarded-Proto\r\n\
              x-forwarded-proto: https\r\nx-forwarded-for: 192.0.2.66\r\n\r\n",
         )
         .await;
-    let received = stage.last();
+    let received = stage.last_request();
     assert_eq!(received.header("x-forwarded-for"), Some("192.0.2.66, 127.0.0.1"));
     assert_eq!(received.header("x-forwarded-proto"), Some("https"));
 }

@@ -1,8 +1,8 @@
 //! One reading of where a request begins and ends: what has two is refused, and what is forwarded is framed anew.
 
 use super::{SMUGGLED, Wire, chunked, rest, statuses};
-use crate::support::raw::Scripted;
-use crate::support::{Setup, soon};
+use crate::support::raw::ScriptedUpstream;
+use crate::support::{Setup, wait_until};
 
 /// What came back for a head's framing lines and a body, with a hidden request behind.
 async fn try_framing(wire: &Wire, framing: &str, body: &str) -> (Vec<u16>, bool) {
@@ -92,7 +92,7 @@ async fn content_length_with_transfer_encoding_is_refused() {
 #[tokio::test]
 async fn ambiguous_chunks_never_end_a_request() {
     // An upstream that never answers: only the end of the body could make it.
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let huge = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1 << 20));
     let many = format!("3\r\nabc\r\n0\r\n{}\r\n", "a: b\r\n".repeat(5000));
     let zeros = format!("{}3\r\nabc\r\n0\r\n\r\n", "0".repeat(100_000));
@@ -147,13 +147,13 @@ async fn unusual_valid_chunks_are_reframed() {
         let framing = "transfer-encoding: chunked\r\ntrailer: content-length, transfer-encoding, host\r\nconnection: close\r\n";
         let (statuses, _) = try_framing(&wire, framing, body).await;
         assert_eq!(statuses, [200], "{body:?}");
-        wire.upstream.until(|text| text[before..].ends_with("\r\n\r\n3\r\nabc\r\n0\r\n\r\n")).await;
+        wire.upstream.wait_until(|text| text[before..].ends_with("\r\n\r\n3\r\nabc\r\n0\r\n\r\n")).await;
     }
 }
 
 #[tokio::test]
 async fn aborted_http1_body_is_never_a_complete_request() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     for (framing, part) in [
         ("content-length: 9\r\n", "abc"),
         ("transfer-encoding: chunked\r\n", "3\r\nabc\r\n"),
@@ -163,9 +163,9 @@ async fn aborted_http1_body_is_never_a_complete_request() {
         let before = wire.upstream.text().len();
         let mut client = wire.stage.connect().await;
         client.send(wire.head("POST /v1", framing) + part).await;
-        wire.upstream.until(|text| text[before..].contains("abc")).await;
+        wire.upstream.wait_until(|text| text[before..].contains("abc")).await;
         drop(client);
     }
-    soon(|| wire.stage.metrics.connections.get() == 0).await;
+    wait_until(|| wire.stage.metrics.connections.get() == 0).await;
     assert!(!wire.upstream.text().contains("\r\n0\r\n"));
 }

@@ -2,7 +2,7 @@
 
 use super::{OK, SMUGGLED, Wire, rest, statuses, values};
 use crate::support::Setup;
-use crate::support::raw::Scripted;
+use crate::support::raw::ScriptedUpstream;
 
 /// Sends each head with a request behind it, and expects no answer but one refusal.
 async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
@@ -140,7 +140,7 @@ async fn unusual_header_value_bytes_pass_unchanged() {
     for value in [&b"\xff\xfe\x80"[..], b"a\tb", b"\"a:b, c;\\", "é".as_bytes()] {
         let head = wire.head("GET /v1", "x: ");
         client.send([head.trim_end().as_bytes(), b" ", value, b"\r\n\r\n"].concat()).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
         let all = wire.upstream.received().concat();
         assert!(all.windows(value.len()).any(|window| window == value), "{value:?}");
     }
@@ -183,7 +183,8 @@ async fn malformed_credential_is_refused_without_a_call() {
 #[tokio::test]
 async fn target_override_headers_open_no_route() {
     for server in ["", "trusted_proxies = [\"127.0.0.0/8\"]"] {
-        let wire = Wire::with(Scripted::answering(OK).await, Setup { server, ..Setup::default() }).await;
+        let wire =
+            Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, ..Setup::default() }).await;
         #[rustfmt::skip]
         let cases = [
             "x-forwarded-uri: /public/x", "x-forwarded-path: /public/x", "x-forwarded-prefix: /public",

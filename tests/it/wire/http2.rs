@@ -2,7 +2,7 @@
 
 use super::{OK, Wire, values};
 use crate::support::Setup;
-use crate::support::raw::{Client, Scripted};
+use crate::support::raw::{Client, ScriptedUpstream};
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
@@ -89,9 +89,9 @@ fn status(block: &[u8]) -> u16 {
 /// Reads on to the fate of a stream, or with none to the end of the connection.
 pub(super) async fn fate(client: &mut Client, wanted: Option<u32>) -> Fate {
     loop {
-        let head = client.bytes(9).await;
+        let head = client.read_bytes(9).await;
         let &[_, high, low, kind, flags, ref stream @ ..] = &*head else { return Fate::Ended };
-        let payload = client.bytes(usize::from(high) << 8 | usize::from(low)).await;
+        let payload = client.read_bytes(usize::from(high) << 8 | usize::from(low)).await;
         let stream = u32::from_be_bytes(stream.try_into().unwrap_or_default());
         match kind {
             GOAWAY => return Fate::Ended,
@@ -221,7 +221,7 @@ async fn unusual_valid_http2_requests_are_served() {
 #[tokio::test]
 async fn http2_content_length_mismatch_is_never_complete() {
     // One that never answers: an answer would have to be Keyward's.
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let head = |method: &'static str, length: &'static str, flags| {
         let fields = [(":method", method), GET[1], GET[2], GET[3], ("content-length", length)];
         frame(HEADERS, flags, 1, &block(&fields))
@@ -259,7 +259,7 @@ async fn http2_content_length_mismatch_is_never_complete() {
     }
     let mut next = wire.stage.connect().await;
     next.send("GET /public/next HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    wire.upstream.until(|text| text.contains("/public/next")).await;
+    wire.upstream.wait_until(|text| text.contains("/public/next")).await;
     for connection in wire.upstream.received() {
         let text = String::from_utf8(connection).unwrap();
         assert!(!text.contains("\r\n0\r\n") && !text.contains("forged"), "{text}");
@@ -269,7 +269,7 @@ async fn http2_content_length_mismatch_is_never_complete() {
 
 #[tokio::test]
 async fn refused_http2_request_keeps_its_connection() {
-    let wire = Wire::with(Scripted::answering(OK).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering(OK).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     let no_key = with(&POST[..3], &[(":path", "/v1")]);
     client.send([preface(), frame(HEADERS, END_HEADERS, 1, &block(&no_key))].concat()).await;

@@ -9,8 +9,8 @@ use super::http2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, block, fate, frame, preface,
 };
-use crate::support::raw::Scripted;
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::raw::ScriptedUpstream;
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 /// More than a flood may cost, and much less than it offers. Other tests run in the same process.
 const BOUND: u64 = 256 * 1024 * 1024;
@@ -44,12 +44,12 @@ async fn flood(wire: &Wire, name: &str, begin: Vec<u8>, each: Vec<u8>, times: us
         }
     };
     // A flood that is not read stands still, which is fine.
-    tokio::join!(timeout(LIMIT / 4, flooding), neighbour).0.unwrap_or_default();
+    tokio::join!(timeout(TEST_TIMEOUT / 4, flooding), neighbour).0.unwrap_or_default();
     let grown = resident().saturating_sub(before);
     assert!(grown < BOUND, "{name}: {} MiB", grown >> 20);
     // One more question: is it answered?
     client.send(frame(HEADERS, END_STREAM | END_HEADERS, 0x7fff_ffff, &block(&GET))).await;
-    let found = timeout(LIMIT / 4, fate(&mut client, Some(0x7fff_ffff))).await.unwrap_or(Fate::Reset);
+    let found = timeout(TEST_TIMEOUT / 4, fate(&mut client, Some(0x7fff_ffff))).await.unwrap_or(Fate::Reset);
     assert!(matches!(found, Fate::Ended | Fate::Answered(200)), "{name}: {found:?}");
     assert_eq!(wire.stage.get("/v1/after", &wire.key).await.status, 200, "{name}");
     found == Fate::Ended
@@ -96,7 +96,7 @@ async fn rapid_resets_close_connection() {
 #[tokio::test]
 async fn sequential_resets_with_good_key_close_connection() {
     // Nobody answers, so that each is under way when it is taken back.
-    let upstream = Scripted::answering("").await;
+    let upstream = ScriptedUpstream::answering("").await;
     let wire = Wire::with(upstream, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     // Each frame in a packet of its own: two that come together are the burst of the test above.
@@ -117,7 +117,7 @@ async fn sequential_resets_with_good_key_close_connection() {
         sent += 1;
     }
     assert!(sent < 2000, "{sent} were taken");
-    client.rest().await;
+    client.read_to_end().await;
     let outcome = Outcome { outcome: "requests_taken_back" };
     assert_eq!(wire.stage.metrics.connection_errors.get_or_create(&outcome).get(), 1, "{sent}");
     let reached = wire.upstream.text().matches("/v1/taken-back").count();
@@ -126,7 +126,7 @@ async fn sequential_resets_with_good_key_close_connection() {
 
 #[tokio::test]
 async fn made_you_reset_closes_connection() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(preface()).await;
     // RFC 9113 section 6.9: a window's increment of 0 is a stream error.
@@ -208,7 +208,7 @@ async fn responses_without_window_use_bounded_memory() {
     let mut client = stage.connect().await;
     client.send([preface(), frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat()).await;
     client.send(streams(120, |stream| head(stream, "/bytes/67108864", END_STREAM))).await;
-    soon(|| stage.forwarded() == 120).await;
+    wait_until(|| stage.forwarded_count() == 120).await;
     assert_eq!(stage.get("/beside", "").await.status, 200);
     let grown = resident().saturating_sub(before);
     assert!(grown < BOUND, "{} MiB", grown >> 20);
@@ -216,7 +216,7 @@ async fn responses_without_window_use_bounded_memory() {
 
 #[tokio::test]
 async fn too_many_concurrent_streams_close_connection() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send([preface(), streams(1000, |stream| head(stream, "/public/many", END_STREAM))].concat()).await;
     assert_eq!(fate(&mut client, None).await, Fate::Ended);

@@ -12,8 +12,8 @@ use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 
 use super::{OK, Wire, values};
-use crate::support::http::{PAIRS, Speaks, data, fed};
-use crate::support::raw::Scripted;
+use crate::support::http::{HttpVersion, VERSION_PAIRS, channel_body, data_frame};
+use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, Stage};
 
 /// Names that are Keyward's to set. No organization key has a user, roles or claims: nothing overwrites these.
@@ -41,7 +41,8 @@ const CORS: &str = "[[routes]]\npath = \"/public/*\"\nupstream = \"echo\"\nauth 
 
 #[tokio::test]
 async fn identity_header_spellings_are_stripped_on_every_route() {
-    let wire = Wire::with(Scripted::answering(OK).await, Setup { routes: CORS, ..Setup::default() }).await;
+    let wire =
+        Wire::with(ScriptedUpstream::answering(OK).await, Setup { routes: CORS, ..Setup::default() }).await;
     let preflight = "origin: https://a.test\r\naccess-control-request-method: PUT\r\n";
     let mut client = wire.stage.connect().await;
     let mut seen = 0;
@@ -51,7 +52,7 @@ async fn identity_header_spellings_are_stripped_on_every_route() {
         for name in spellings() {
             let lines = format!("{name}: forged\r\nx-kept: 1\r\n{name}: forged\r\n{more}");
             client.send(wire.head(line, &lines)).await;
-            assert_eq!(client.reply().await.status, 200, "{line} {name}");
+            assert_eq!(client.read_reply().await.status, 200, "{line} {name}");
             let head = wire.fresh(&mut seen);
             // Of a preflight nothing passes that a browser does not send.
             let kept = head.contains("x-kept: 1");
@@ -88,8 +89,8 @@ async fn connection_header_cannot_strip_identity_headers() {
                  content-length: 3\r\nconnection: x-org-id\r\nx-org-id: forged\r\n\r\nabc"
             ))
             .await;
-        assert_eq!(client.reply().await.status, 200, "{connection}");
-        wire.upstream.until(|text| text[seen..].ends_with("\r\n\r\nabc")).await;
+        assert_eq!(client.read_reply().await.status, 200, "{connection}");
+        wire.upstream.wait_until(|text| text[seen..].ends_with("\r\n\r\nabc")).await;
         let head = wire.fresh(&mut seen);
         #[rustfmt::skip]
         let cases = [
@@ -123,15 +124,15 @@ async fn trailers_carry_no_identity_key_or_framing() {
         let head = wire.head(line, &lines);
         let mut client = wire.stage.connect().await;
         client.send(format!("{head}3\r\nabc\r\n0\r\n{fields}x-sum: 7\r\n\r\n")).await;
-        assert_eq!(client.reply().await.status, 200);
-        wire.upstream.until(|text| text.ends_with("\r\n0\r\nx-sum: 7\r\n\r\n")).await;
+        assert_eq!(client.read_reply().await.status, 200);
+        wire.upstream.wait_until(|text| text.ends_with("\r\n0\r\nx-sum: 7\r\n\r\n")).await;
         assert!(!wire.upstream.text().contains("forged"), "{}", wire.upstream.text());
     }
-    for (speaks, line) in PAIRS {
+    for (speaks, line) in VERSION_PAIRS {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let mut caller = stage.caller(speaks).await;
-        let (feed, content) = fed();
-        let mut request = caller.request(Method::POST, "/v1", &stage.key(), content);
+        let mut caller = stage.connect_http(speaks).await;
+        let (feed, content) = channel_body();
+        let mut request = caller.request(Method::POST, "/v1", &stage.issue_key(), content);
         request.headers_mut().insert("trailer", HeaderValue::try_from(format!("{names}, x-sum")).unwrap());
         let mut trailers =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
@@ -140,12 +141,12 @@ async fn trailers_carry_no_identity_key_or_framing() {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("forged"));
         }
         tokio::spawn(async move {
-            feed.send(data("abc")).await.unwrap();
+            feed.send(data_frame("abc")).await.unwrap();
             feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
         });
         let status = caller.send(request).await.unwrap().status();
         assert_eq!(status, 200, "{speaks:?} {line}");
-        let received = stage.last();
+        let received = stage.last_request();
         assert_eq!(received.trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
         assert!(!format!("{received:?}").contains("forged"), "{speaks:?} {line}");
     }
@@ -242,11 +243,11 @@ async fn requests_on_one_connection_never_share_identity() {
     let mut client = wire.stage.connect().await;
     for number in 0..10 {
         client.send(request(number)).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
     }
     client.send((10..20).map(request).collect::<String>()).await;
     for _ in 10..20 {
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
     }
     let text = wire.upstream.text();
     assert_eq!(wire.upstream.received().len(), 1, "the upstream's connection is shared");
@@ -263,8 +264,8 @@ async fn requests_on_one_connection_never_share_identity() {
 async fn streams_of_one_connection_never_share_identity() {
     for line in ["", "http = \"2\""] {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let caller = &stage.caller(Speaks::Http2).await;
-        let crate::support::http::Caller::Http2(sender) = caller else { unreachable!() };
+        let caller = &stage.connect_http(HttpVersion::Http2).await;
+        let crate::support::http::HttpClient::Http2(sender) = caller else { unreachable!() };
         let asks = (0..64).map(|number| {
             let org = format!("org_{}", number % 9);
             let issued = stage.issue(Issue { organization_id: org.clone(), ..Issue::default() });

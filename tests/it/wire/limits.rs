@@ -6,11 +6,11 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::http2::{END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, block, fate, frame, preface};
 use super::{OK, Wire, statuses};
-use crate::support::raw::Scripted;
-use crate::support::{LIMIT, Setup};
+use crate::support::raw::ScriptedUpstream;
+use crate::support::{Setup, TEST_TIMEOUT};
 
 async fn wire(server: &'static str, sections: &'static str) -> Wire {
-    Wire::with(Scripted::answering(OK).await, Setup { server, sections, ..Setup::default() }).await
+    Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, sections, ..Setup::default() }).await
 }
 
 #[tokio::test]
@@ -54,7 +54,7 @@ async fn slow_head_is_closed_without_affecting_others() {
     let wire = wire("header_timeout = \"200ms\"", "").await;
     let mut patient = wire.stage.connect().await;
     patient.send(wire.head("GET /v1", "")).await;
-    assert_eq!(patient.reply().await.status, 200);
+    assert_eq!(patient.read_reply().await.status, 200);
     #[rustfmt::skip]
     let cases = [
         "", "G", "GET /public/x HTTP/1.1\r\nhost: a\r\n", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n",
@@ -70,21 +70,21 @@ async fn slow_head_is_closed_without_affecting_others() {
                 sleep(Duration::from_millis(50)).await;
                 client.send(if begin.is_empty() { "" } else { "x" }).await;
                 if timeout(Duration::from_millis(1), client.stream.readable()).await.is_ok() {
-                    return client.rest().await;
+                    return client.read_to_end().await;
                 }
             }
         };
-        let left = timeout(LIMIT, drip).await.unwrap_or_else(|_| panic!("{begin:?} is never closed"));
+        let left = timeout(TEST_TIMEOUT, drip).await.unwrap_or_else(|_| panic!("{begin:?} is never closed"));
         let took = began.elapsed();
         assert!(took < Duration::from_secs(2), "{begin:?}: {took:?}");
         assert!(matches!(statuses(&String::from_utf8_lossy(&left))[..], [] | [400]), "{begin:?}");
     }
     // Between requests the other limit holds.
     patient.send(wire.head("GET /v1", "")).await;
-    assert_eq!(patient.reply().await.status, 200);
+    assert_eq!(patient.read_reply().await.status, 200);
     // And a second head is due as the first was.
     patient.send("GET /v1 HTTP/1.1\r\nx: y").await;
-    assert_eq!(patient.rest().await, b"");
+    assert_eq!(patient.read_to_end().await, b"");
     assert!(wire.upstream.text().matches("/public/x").count() == 0);
 }
 
@@ -93,8 +93,8 @@ async fn idle_client_connection_is_closed() {
     let wire = wire("idle_timeout = \"200ms\"", "").await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "")).await;
-    assert_eq!(client.reply().await.status, 200);
-    assert_eq!(client.rest().await, b"");
+    assert_eq!(client.read_reply().await.status, 200);
+    assert_eq!(client.read_to_end().await, b"");
     for begin in [
         preface(),
         [preface(), frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&GET))].concat(),
@@ -108,15 +108,15 @@ async fn idle_client_connection_is_closed() {
             loop {
                 sleep(Duration::from_millis(50)).await;
                 client.send(frame(PING, 0, 0, &[0; 8])).await;
-                while let Ok(head) = timeout(Duration::from_millis(1), client.bytes(9)).await {
+                while let Ok(head) = timeout(Duration::from_millis(1), client.read_bytes(9)).await {
                     if head.len() < 9 {
                         return;
                     }
-                    client.bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
+                    client.read_bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
                 }
             }
         };
-        timeout(LIMIT, ping).await.expect("the connection is closed");
+        timeout(TEST_TIMEOUT, ping).await.expect("the connection is closed");
     }
 }
 
@@ -127,16 +127,16 @@ async fn connections_over_limit_wait_until_served() {
     for _ in 0..2 {
         let mut client = wire.stage.connect().await;
         client.send(wire.head("GET /v1", "")).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
         held.push(client);
     }
     let mut waiting = wire.stage.connect().await;
     waiting.send(wire.head("GET /v1/waits", "")).await;
-    timeout(Duration::from_millis(100), waiting.bytes(1)).await.unwrap_err();
+    timeout(Duration::from_millis(100), waiting.read_bytes(1)).await.unwrap_err();
     assert!(!wire.upstream.text().contains("/v1/waits"));
     // Those that are in are served meanwhile.
     held[1].send(wire.head("GET /v1", "")).await;
-    assert_eq!(held[1].reply().await.status, 200);
+    assert_eq!(held[1].read_reply().await.status, 200);
     held.remove(0);
-    assert_eq!(waiting.reply().await.status, 200);
+    assert_eq!(waiting.read_reply().await.status, 200);
 }

@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::{OK, Wire, values};
-use crate::support::http::{Speaks, drain};
-use crate::support::raw::{Act, Reply, Scripted};
-use crate::support::{LIMIT, Setup, Stage, listen};
+use crate::support::http::{HttpVersion, read_body};
+use crate::support::raw::{Act, Reply, ScriptedUpstream};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
@@ -38,7 +38,9 @@ fn seen(reply: &Reply) -> Seen {
 
 /// What this one answer comes to; then the upstream behaves, and the next request is served on a new connection.
 async fn check(method: &str, act: Act, expected: Seen) {
-    let wire = Wire::with(Scripted::acting([act.clone(), Act::Say(OK.into())]).await, Setup::default()).await;
+    let wire =
+        Wire::with(ScriptedUpstream::acting([act.clone(), Act::Say(OK.into())]).await, Setup::default())
+            .await;
     let shown = match &act {
         Act::Say(bytes) | Act::Last(bytes) => {
             String::from_utf8_lossy(&bytes[..bytes.len().min(160)]).into_owned()
@@ -48,9 +50,9 @@ async fn check(method: &str, act: Act, expected: Seen) {
     let head = wire.head(&format!("{method} /v1"), "content-length: 3\r\nconnection: close\r\n") + "abc";
     let mut client = wire.stage.connect().await;
     client.send(head).await;
-    let reply = if method == "HEAD" { client.head().await } else { client.reply().await };
+    let reply = if method == "HEAD" { client.read_head().await } else { client.read_reply().await };
     if method == "HEAD" {
-        assert_eq!((reply.status, client.rest().await.len()), (200, 0), "{shown}");
+        assert_eq!((reply.status, client.read_to_end().await.len()), (200, 0), "{shown}");
     } else {
         assert_eq!(seen(&reply), expected, "{method} {shown}");
     }
@@ -167,9 +169,10 @@ async fn hanging_upstream_is_504_and_disconnected() {
     let upstream = "response_timeout = \"150ms\"";
     for part in ["", "HTTP/1.1 200 OK\r\ncontent-", "HTTP/1.1 100 Continue\r\n\r\n"] {
         let acts = [Act::Say(part.into()), Act::Say(part.into()), Act::Say(OK.into())];
-        let wire = Wire::with(Scripted::acting(acts).await, Setup { upstream, ..Setup::default() }).await;
+        let wire =
+            Wire::with(ScriptedUpstream::acting(acts).await, Setup { upstream, ..Setup::default() }).await;
         for head in [wire.head("POST /v1", "content-length: 3\r\n") + "abc", wire.head("GET /v1", "")] {
-            let reply = wire.stage.ask(head).await;
+            let reply = wire.stage.send(head).await;
             assert_eq!((reply.status, reply.code()), (504, Some("upstream_timeout")), "{part:?}");
         }
         assert_eq!(wire.stage.get("/v1", &wire.key).await.text(), "ok", "{part:?}");
@@ -181,7 +184,7 @@ async fn hanging_upstream_is_504_and_disconnected() {
 
 #[tokio::test]
 async fn unreachable_upstream_is_502_until_it_listens() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
     for _ in 0..3 {
@@ -200,12 +203,12 @@ async fn dead_pooled_connection_retries_only_safe_requests() {
         ];
         for (line, body, status) in cases {
             let acts = [Act::Say(OK.into()), act.clone(), Act::Say(OK.into())];
-            let wire = Wire::with(Scripted::acting(acts).await, Setup::default()).await;
+            let wire = Wire::with(ScriptedUpstream::acting(acts).await, Setup::default()).await;
             assert_eq!(wire.stage.get("/v1/first", &wire.key).await.status, 200);
             let lines = format!("content-length: {}\r\nconnection: close\r\n", body.len());
             let mut client = wire.stage.connect().await;
             client.send(wire.head(line, &lines) + body).await;
-            assert_eq!(client.head().await.status, status, "{act:?} {line}");
+            assert_eq!(client.read_head().await.status, status, "{act:?} {line}");
             let times = wire.upstream.text().matches(&format!("{line} HTTP")).count();
             assert_eq!(times, if status == 200 { 2 } else { 1 }, "{act:?} {line}");
         }
@@ -217,7 +220,7 @@ async fn response_hop_by_hop_and_keyward_error_are_removed() {
     let fields = "keyward-error: invalid_key\r\nKEYWARD-ERROR: x\r\nconnection: keep-alive, X-Private\r\nx-private: 1\r\n\
                   keep-alive: timeout=5\r\nproxy-connection: x\r\nproxy-authenticate: Basic\r\nupgrade: h2c\r\nte: x\r\n\
                   x-request-id: forged\r\nx-kept: 1\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 2\r\n";
-    let wire = Wire::with(Scripted::answering(answer(fields, "ok")).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering(answer(fields, "ok")).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "connection: close\r\n")).await;
     let all = super::rest(&mut client).await.to_ascii_lowercase();
@@ -237,7 +240,7 @@ async fn connection_with_unfinished_upload_is_not_reused() {
     let wire = Wire::start().await;
     let mut early = wire.stage.connect().await;
     early.send(wire.head("POST /v1", "content-length: 6\r\n") + "abc").await;
-    assert_eq!(early.reply().await.text(), "ok");
+    assert_eq!(early.read_reply().await.text(), "ok");
     for _ in 0..3 {
         assert_eq!(wire.stage.get("/v1/next", &wire.key).await.text(), "ok");
     }
@@ -248,17 +251,17 @@ async fn connection_with_unfinished_upload_is_not_reused() {
 
 #[tokio::test]
 async fn closed_pooled_connection_is_never_used() {
-    let wire = Wire::with(Scripted::closing_after(OK).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::closing_after(OK).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     for number in 0..50 {
         client.send(wire.head("POST /v1", "content-length: 3\r\n") + "abc").await;
-        assert_eq!(client.reply().await.status, 200, "{number}");
+        assert_eq!(client.read_reply().await.status, 200, "{number}");
     }
 }
 
 #[tokio::test]
 async fn unsolicited_response_closes_idle_connection() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let (poison, closed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (wait, told) = (Arc::clone(&poison), Arc::clone(&closed));
     tokio::spawn(async move {
@@ -278,7 +281,7 @@ async fn unsolicited_response_closes_idle_connection() {
     let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
     assert_eq!(stage.get("/public/x", "").await.text(), "ok");
     poison.notify_one();
-    timeout(LIMIT, closed.notified()).await.expect("Keyward closes it");
+    timeout(TEST_TIMEOUT, closed.notified()).await.expect("Keyward closes it");
     assert_eq!(stage.get("/public/x", "").await.text(), "ok");
 }
 
@@ -290,12 +293,12 @@ async fn response_trailers_are_cleaned_like_headers() {
         &format!("transfer-encoding: chunked\r\ntrailer: {}, x-sum\r\n", names.join(", ")),
         &format!("2\r\nok\r\n0\r\n{fields}x-sum: 7\r\n\r\n"),
     );
-    let wire = Wire::with(Scripted::answering(text).await, Setup::default()).await;
-    for speaks in [Speaks::Http1, Speaks::Http2] {
-        let mut caller = wire.stage.caller(speaks).await;
+    let wire = Wire::with(ScriptedUpstream::answering(text).await, Setup::default()).await;
+    for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
+        let mut caller = wire.stage.connect_http(speaks).await;
         let mut request = caller.request(Method::GET, "/v1", &wire.key, body::empty());
         request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
-        let (bytes, trailers) = drain(caller.send(request).await.unwrap()).await.unwrap();
+        let (bytes, trailers) = read_body(caller.send(request).await.unwrap()).await.unwrap();
         let expected =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
         assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
@@ -305,7 +308,7 @@ async fn response_trailers_are_cleaned_like_headers() {
 #[tokio::test]
 async fn no_content_response_has_no_content_length() {
     let none = "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n";
-    let wire = Wire::with(Scripted::closing_after(none).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::closing_after(none).await, Setup::default()).await;
     for method in ["GET", "HEAD", "POST"] {
         let all = wire.all(wire.head(&format!("{method} /v1"), "connection: close\r\n")).await;
         assert!(all.starts_with("HTTP/1.1 204 ") && !all.to_ascii_lowercase().contains("length"), "{all}");
@@ -315,17 +318,17 @@ async fn no_content_response_has_no_content_length() {
 #[tokio::test]
 async fn http_1_0_works_on_either_side() {
     let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
-    let wire = Wire::with(Scripted::closing_after(old).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::closing_after(old).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     for _ in 0..2 {
         client.send(wire.head("GET /v1", "")).await;
-        assert_eq!(client.reply().await.text(), "ok", "the caller's connection is kept");
+        assert_eq!(client.read_reply().await.text(), "ok", "the caller's connection is kept");
     }
     client.send(wire.head("GET /v1", "connection: close\r\n")).await;
     assert!(super::rest(&mut client).await.starts_with("HTTP/1.1 200 "));
 
     let chunks = answer("transfer-encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n");
-    let wire = Wire::with(Scripted::answering(chunks).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering(chunks).await, Setup::default()).await;
     let all = wire.all(wire.head("GET /v1", "").replace("HTTP/1.1", "HTTP/1.0")).await.to_ascii_lowercase();
     assert!(all.starts_with("http/1.0 200 ") && all.ends_with("\r\n\r\nok"), "{all}");
     assert_eq!(values(&all, "transfer-encoding"), [] as [&str; 0], "{all}");
