@@ -98,15 +98,15 @@ async fn http1_client_that_stops_reading_is_disconnected() {
 #[tokio::test]
 async fn http2_stream_that_is_not_read_is_reset() {
     let mut unread = Unread::start(String::new(), ON).await;
-    let mut caller = unread.stage.connect_http(HttpVersion::Http2).await;
-    let request = caller.request(Method::GET, "/public/long", "", body::empty());
-    let stalled = caller.send(request).await.unwrap();
+    let mut http_client = unread.stage.connect_http(HttpVersion::Http2).await;
+    let request = http_client.request(Method::GET, "/public/long", "", body::empty());
+    let stalled = http_client.send(request).await.unwrap();
     unread.released().await;
     wait_until(|| unread.cut()).await;
     let error = read_body(stalled).await.expect_err("it is reset");
     assert!(format!("{error:?}").contains("CANCEL"), "{error:?}");
-    let request = caller.request(Method::GET, "/public/long", "", body::empty());
-    let read = caller.send(request).await.unwrap();
+    let request = http_client.request(Method::GET, "/public/long", "", body::empty());
+    let read = http_client.send(request).await.unwrap();
     assert_eq!(read_body(read).await.unwrap().0, HUGE, "the connection goes on");
     assert_eq!(unread.stage.metrics.connections.get(), 1);
 }
@@ -116,10 +116,10 @@ async fn unread_http2_response_is_reset_until_last_byte() {
     // All of it has left the upstream, and even hyper's hands, as soon as its first byte has a place.
     for (window, bytes) in [(0, 1), (0, 3000), (1000, 1001), (1000, 3000), (65_535, 131_070)] {
         let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
-        let mut caller = windowed(&echo, window).await;
+        let mut http_client = windowed(&echo, window).await;
         let path = format!("/bytes/{bytes}");
-        let request = caller.request(Method::GET, &path, &echo.issue_key(), body::empty());
-        let stalled = caller.send(request).await.unwrap();
+        let request = http_client.request(Method::GET, &path, &echo.issue_key(), body::empty());
+        let stalled = http_client.send(request).await.unwrap();
         wait_until(|| echo.metrics.encode().contains("outcome=\"answer_unread\"")).await;
         read_body(stalled).await.expect_err("it is reset");
     }
@@ -129,8 +129,8 @@ async fn unread_http2_response_is_reset_until_last_byte() {
 async fn response_that_fills_window_exactly_completes() {
     let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
     for bytes in [1, 65_534, 65_535] {
-        let mut caller = windowed(&stage, 65_535).await;
-        let response = caller.get(&format!("/bytes/{bytes}"), &stage.issue_key()).await.unwrap();
+        let mut http_client = windowed(&stage, 65_535).await;
+        let response = http_client.get(&format!("/bytes/{bytes}"), &stage.issue_key()).await.unwrap();
         sleep(Duration::from_millis(600)).await;
         assert_eq!(read_body(response).await.unwrap().0, bytes);
     }
@@ -191,9 +191,9 @@ async fn quiet_event_stream_and_slow_upstream_continue() {
     let instead = Some(format!("http://{upstream}"));
     let stage = Stage::with(Setup { sections: ON, instead, ..Setup::default() }).await;
     for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        let mut caller = stage.connect_http(speaks).await;
-        let request = caller.request(Method::GET, "/public/x", "", body::empty());
-        let answer = tokio::spawn(async move { (caller.send(request).await.unwrap(), caller) });
+        let mut http_client = stage.connect_http(speaks).await;
+        let request = http_client.request(Method::GET, "/public/x", "", body::empty());
+        let answer = tokio::spawn(async move { (http_client.send(request).await.unwrap(), http_client) });
         let quiet = async || {
             sleep(Duration::from_millis(700)).await;
             again.notify_one();
@@ -215,8 +215,8 @@ async fn quiet_event_stream_and_slow_upstream_continue() {
 #[tokio::test]
 async fn trailers_follow_body_that_is_read() {
     let stage = Stage::with(Setup { sections: ON, upstream: "http = \"2\"", ..Setup::default() }).await;
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
-    let response = caller.get("/trailers", &stage.issue_key()).await.unwrap();
+    let mut http_client = stage.connect_http(HttpVersion::Http2).await;
+    let response = http_client.get("/trailers", &stage.issue_key()).await.unwrap();
     let (_, trailers) = read_body(response).await.unwrap();
     assert!(!trailers.is_empty());
 }
@@ -244,14 +244,14 @@ async fn without_answer_timeout_nobody_is_disconnected() {
     let mut unread = Unread::start(String::new(), "").await;
     let mut stream = TcpStream::connect(unread.stage.address).await.unwrap();
     stream.write_all(LONG.as_bytes()).await.unwrap();
-    let mut caller = unread.stage.connect_http(HttpVersion::Http2).await;
-    let request = caller.request(Method::GET, "/public/long", "", body::empty());
-    let stalled = caller.send(request).await.unwrap();
+    let mut http_client = unread.stage.connect_http(HttpVersion::Http2).await;
+    let request = http_client.request(Method::GET, "/public/long", "", body::empty());
+    let stalled = http_client.send(request).await.unwrap();
     timeout(Duration::from_millis(900), unread.released.recv()).await.expect_err("both go on");
     assert_eq!(read_body(stalled).await.unwrap().0, HUGE);
 }
 
-/// A caller over HTTP/2 whose windows grow only as it reads.
+/// A client over HTTP/2 whose windows grow only as it reads.
 async fn windowed(stage: &Stage, window: u32) -> HttpClient {
     let stream = TcpStream::connect(stage.address).await.unwrap();
     HttpClient::windowed(stream, window).await

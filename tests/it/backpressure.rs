@@ -60,10 +60,10 @@ async fn upstream_that_stops_reading_stops_upload() {
         [(HttpVersion::Http1, "http"), (HttpVersion::Http1, "h2c"), (HttpVersion::Http2, "http")]
     {
         let stage = stage(format!("{scheme}://{address}")).await;
-        let mut caller = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(speaks).await;
         let count = Arc::default();
-        let request = caller.request(Method::POST, "/public/x", "", offered(&count));
-        let sending = tokio::spawn(async move { caller.send(request).await.map(drop) });
+        let request = http_client.request(Method::POST, "/public/x", "", offered(&count));
+        let sending = tokio::spawn(async move { http_client.send(request).await.map(drop) });
         let stopped = settled(&count).await;
         assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
         sending.abort();
@@ -80,8 +80,8 @@ async fn client_that_stops_reading_stops_download() {
     {
         let stage = stage(format!("{scheme}://{address}")).await;
         count.store(0, Relaxed);
-        let mut caller = stage.connect_http(speaks).await;
-        let response = caller.get("/public/x", "").await.unwrap();
+        let mut http_client = stage.connect_http(speaks).await;
+        let response = http_client.get("/public/x", "").await.unwrap();
         let stopped = settled(&count).await;
         assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
         drop(response);
@@ -142,15 +142,15 @@ async fn stalled_uploads_do_not_block_their_http2_connection() {
     })
     .await;
     let stage = stage(format!("http://{address}")).await;
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
+    let mut http_client = stage.connect_http(HttpVersion::Http2).await;
     let count = Arc::default();
     for _ in 0..4 {
-        let request = caller.request(Method::POST, "/public/stalls", "", offered(&count));
-        let mut sender = caller.again();
+        let request = http_client.request(Method::POST, "/public/stalls", "", offered(&count));
+        let mut sender = http_client.again();
         tokio::spawn(async move { sender.send(request).await.map(drop) });
     }
     settled(&count).await;
-    let request = caller.request(Method::POST, "/public/x", "", body_of_size(4 * 1024 * 1024));
-    let (bytes, _) = read_body(caller.send(request).await.unwrap()).await.unwrap();
+    let request = http_client.request(Method::POST, "/public/x", "", body_of_size(4 * 1024 * 1024));
+    let (bytes, _) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
     assert_eq!(bytes, "4194304".len());
 }

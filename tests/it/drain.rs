@@ -144,7 +144,7 @@ async fn drain_completes_all_open_request_kinds() {
     tunnel.send(tunnel::masked(0x88, &[0x03, 0xE8])).await;
     assert_eq!(tunnel.read_to_end().await, tunnel::unmasked(0x88, &[0x03, 0xE8]));
     assert!(!stage.running.is_finished(), "event streams are open");
-    // Their callers leave.
+    // Their clients leave.
     drop((events, feed2, http2, tunnel));
     ended(&mut stage).await;
     assert_eq!(stage.echo.counts().broken_bodies, 0);

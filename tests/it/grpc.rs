@@ -11,8 +11,8 @@ use crate::support::{Setup, Stage};
 /// A message of three bytes, with the five of its head.
 const MESSAGE: &[u8] = b"\0\0\0\0\x03abc";
 
-fn call(caller: &HttpClient, path: &str, key: &str, body: Body) -> Request<Body> {
-    let mut request = caller.request(Method::POST, path, key, body);
+fn call(client: &HttpClient, path: &str, key: &str, body: Body) -> Request<Body> {
+    let mut request = client.request(Method::POST, path, key, body);
     request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc+proto"));
     request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
     request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("5S"));
@@ -23,7 +23,7 @@ fn call(caller: &HttpClient, path: &str, key: &str, body: Body) -> Request<Body>
 async fn refusal_is_grpc_status_in_trailers() {
     let stage = Stage::with(Setup { sections: "[negative_cache]\nttl = \"0s\"", ..Setup::default() }).await;
     let key = stage.issue_key();
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
+    let mut client = stage.connect_http(HttpVersion::Http2).await;
     for (path, key, status, code) in [
         ("/v1.Orders/List", "", "16", "missing_credential"),
         ("/v1.Orders/List", "0123456789ABCDEFGHIJabcdefghij", "16", "invalid_key"),
@@ -34,8 +34,8 @@ async fn refusal_is_grpc_status_in_trailers() {
         if status == "14" {
             stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
         }
-        let request = call(&caller, path, key, body::full(MESSAGE));
-        let response = caller.send(request).await.unwrap();
+        let request = call(&client, path, key, body::full(MESSAGE));
+        let response = client.send(request).await.unwrap();
         let headers = response.headers().clone();
         assert_eq!(
             (response.status().as_u16(), &headers["grpc-status"]),
@@ -73,10 +73,10 @@ async fn grpc_call_passes_with_deadline_and_status() {
     })
     .await;
     let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
+    let mut client = stage.connect_http(HttpVersion::Http2).await;
     let (feed, content) = channel_body();
-    let request = call(&caller, "/v1.Orders/Chat", &stage.issue_key(), content);
-    let mut response = caller.send(request).await.unwrap();
+    let request = call(&client, "/v1.Orders/Chat", &stage.issue_key(), content);
+    let mut response = client.send(request).await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/grpc");
     for _ in 0..3 {
         use http_body_util::BodyExt;

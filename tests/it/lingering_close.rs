@@ -1,4 +1,4 @@
-//! A caller who still sends when it is refused gets to read why: no reset overtakes the answer.
+//! A client who still sends when it is refused gets to read why: no reset overtakes the answer.
 
 use std::time::{Duration, Instant};
 

@@ -45,8 +45,8 @@ async fn unix_socket_replaces_stale_one_and_is_removed() {
     assert!(path.exists(), "a dead socket's file stays");
     let mut stage = stage(format!("listen = \"unix:{}\"", path.display())).await;
     for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        let mut caller = HttpClient::over(UnixStream::connect(&path).await.unwrap(), speaks).await;
-        assert_eq!(caller.get("/v1", &stage.issue_key()).await.unwrap().status(), 200);
+        let mut http_client = HttpClient::over(UnixStream::connect(&path).await.unwrap(), speaks).await;
+        assert_eq!(http_client.get("/v1", &stage.issue_key()).await.unwrap().status(), 200);
     }
     let received = stage.last_request();
     assert_eq!(
@@ -95,8 +95,8 @@ async fn tls_alpn_chooses_http_version() {
         let name = ServerName::try_from("api.test").unwrap();
         let stream = TlsConnector::from(authority.client(alpn)).connect(name, stream).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), chosen.map(str::as_bytes));
-        let mut caller = HttpClient::over(stream, speaks).await;
-        let response = caller.get("/bytes/100000", &stage.issue_key()).await.unwrap();
+        let mut http_client = HttpClient::over(stream, speaks).await;
+        let response = http_client.get("/bytes/100000", &stage.issue_key()).await.unwrap();
         assert_eq!(read_body(response).await.unwrap().0, 100_000);
         assert_eq!(stage.last_request().header("x-forwarded-proto"), Some("https"));
     }

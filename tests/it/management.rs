@@ -35,7 +35,7 @@ pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
 
 /// Keyward with key management, and what was seen of it.
-pub struct Desk {
+pub struct ManagementStage {
     pub stage: Stage,
     /// `METHOD path-template status` of every answer.
     pub seen: Mutex<BTreeSet<String>>,
@@ -43,14 +43,14 @@ pub struct Desk {
 
 /// A request for key management.
 #[derive(Clone, Default)]
-pub struct Ask {
+pub struct ApiRequest {
     method: String,
     path: String,
     headers: String,
     body: Option<String>,
 }
 
-impl Ask {
+impl ApiRequest {
     pub fn new(method: &str, path: impl Into<String>) -> Self {
         Self { method: method.to_owned(), path: path.into(), ..Self::default() }
     }
@@ -65,7 +65,7 @@ impl Ask {
         self
     }
 
-    pub fn named(self, idempotency_key: &str) -> Self {
+    pub fn with_idempotency_key(self, idempotency_key: &str) -> Self {
         self.header("idempotency-key", idempotency_key)
     }
 
@@ -78,8 +78,8 @@ impl Ask {
         self
     }
 
-    /// As bytes. A host of the caller's own stands instead of `localhost`.
-    pub fn bytes(&self) -> String {
+    /// As bytes. A host of the client's own stands instead of `localhost`.
+    pub fn to_bytes(&self) -> String {
         let host =
             if self.headers.to_ascii_lowercase().contains("host:") { "" } else { "host: localhost\r\n" };
         let length =
@@ -89,9 +89,9 @@ impl Ask {
     }
 }
 
-impl Desk {
+impl ManagementStage {
     /// On a loopback port.
-    pub async fn open() -> Self {
+    pub async fn start() -> Self {
         Self::with("").await
     }
 
@@ -122,16 +122,16 @@ impl Desk {
     }
 
     /// One request on a connection of its own.
-    pub async fn ask(&self, ask: &Ask) -> Reply {
+    pub async fn send(&self, request: &ApiRequest) -> Reply {
         let mut client = self.connect().await;
-        client.send(ask.bytes()).await;
+        client.send(request.to_bytes()).await;
         let reply = client.read_reply().await;
-        self.saw(&ask.method, &ask.path, &reply);
+        self.check_response(&request.method, &request.path, &reply);
         reply
     }
 
     /// Holds an answer to the document.
-    pub fn saw(&self, method: &str, path: &str, reply: &Reply) {
+    pub fn check_response(&self, method: &str, path: &str, reply: &Reply) {
         if let Some(seen) = schema::check(method, path, reply) {
             self.seen.lock().unwrap().insert(seen);
         }
@@ -139,24 +139,24 @@ impl Desk {
 
     /// A new key, as the answer tells of it.
     pub async fn create(&self, body: &Value) -> Value {
-        let reply = self.ask(&Ask::create(body)).await;
+        let reply = self.send(&ApiRequest::create(body)).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
         reply.json()
     }
 
-    pub async fn show(&self, id: &str) -> Value {
-        let reply = self.ask(&Ask::new("GET", format!("{KEYS}/{id}"))).await;
+    pub async fn get_key(&self, id: &str) -> Value {
+        let reply = self.send(&ApiRequest::new("GET", format!("{KEYS}/{id}"))).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         reply.json()
     }
 
     pub async fn patch(&self, id: &str, body: &Value) -> Reply {
-        self.ask(&Ask::new("PATCH", format!("{KEYS}/{id}")).json(body)).await
+        self.send(&ApiRequest::new("PATCH", format!("{KEYS}/{id}")).json(body)).await
     }
 
     /// Status and code of the answer.
-    pub async fn code(&self, ask: &Ask) -> (u16, String) {
-        let reply = self.ask(ask).await;
+    pub async fn code(&self, request: &ApiRequest) -> (u16, String) {
+        let reply = self.send(request).await;
         (reply.status, reply.code().unwrap_or_default().to_owned())
     }
 
@@ -172,22 +172,22 @@ impl Desk {
     }
 
     /// What the public port says to this key.
-    pub async fn calls(&self, key: &str) -> u16 {
+    pub async fn proxied_status(&self, key: &str) -> u16 {
         self.stage.get("/v1/orders", key).await.status
     }
 
     /// How many live keys `org_1` has.
-    pub async fn count(&self) -> u64 {
-        self.ask(&Ask::new("GET", KEYS)).await.json()["total_count"].as_u64().unwrap()
+    pub async fn count_keys(&self) -> u64 {
+        self.send(&ApiRequest::new("GET", KEYS)).await.json()["total_count"].as_u64().unwrap()
     }
 
-    pub fn counted(&self, operation: &'static str, outcome: &'static str) -> u64 {
+    pub fn metric(&self, operation: &'static str, outcome: &'static str) -> u64 {
         self.stage.metrics.management.get_or_create(&metrics::Management { operation, outcome }).get()
     }
 }
 
 /// A body that makes an ordinary key.
-pub fn ordinary() -> Value {
+pub fn ordinary_body() -> Value {
     json!({"user_id": "usr_1", "custom_claims": {"team": "a"}, "description": "CI"})
 }
 

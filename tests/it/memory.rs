@@ -50,7 +50,7 @@ async fn long_and_stalled_bodies_use_bounded_memory() {
         client.send(vec![b'.'; MIB]).await;
     }
     assert_eq!(client.read_reply().await.json()["body_bytes"], LENGTH);
-    // Some callers ask for as much and do not read it.
+    // Some clients ask for as much and do not read it.
     let mut stalled = Vec::new();
     for _ in 0..8 {
         let mut stream = TcpStream::connect(address).await.unwrap();

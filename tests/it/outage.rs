@@ -70,8 +70,8 @@ async fn breaker_limits_calls_and_recovers_after_outage() {
     stage.emulator.clear_faults();
     let cleared = Instant::now();
     recovered.subscribe().wait_for(|recovered| *recovered).await.unwrap();
-    while let Some(caller) = callers.join_next().await {
-        caller.unwrap();
+    while let Some(http_client) = callers.join_next().await {
+        http_client.unwrap();
     }
     assert!(cleared.elapsed() < 2 * SECOND, "{:?}", cleared.elapsed());
     assert_eq!(stage.metrics.breaker_open.get(), 0);

@@ -1,4 +1,4 @@
-//! Behind a load balancer that passes TCP on: its PROXY header says who the caller is, and nobody else's does.
+//! Behind a load balancer that passes TCP on: its PROXY header says who the client is, and nobody else's does.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -201,16 +201,16 @@ async fn tls_and_http2_work_after_header() {
             stream.write_all(&header).await.unwrap();
             let connector = TlsConnector::from(authority.client(&[alpn]));
             let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
-            let mut caller = HttpClient::over(stream, speaks).await;
-            assert_eq!(caller.get("/v1", &secure.issue_key()).await.unwrap().status(), 200);
+            let mut http_client = HttpClient::over(stream, speaks).await;
+            assert_eq!(http_client.get("/v1", &secure.issue_key()).await.unwrap().status(), 200);
             let received = secure.last_request();
             assert_eq!(received.header_values("x-forwarded-for"), ["203.0.113.7"]);
             assert_eq!(received.header_values("x-forwarded-proto"), ["https"]);
 
             let mut stream = TcpStream::connect(plain.address).await.unwrap();
             stream.write_all(&header).await.unwrap();
-            let mut caller = HttpClient::over(stream, speaks).await;
-            assert_eq!(caller.get("/v1", &plain.issue_key()).await.unwrap().status(), 200);
+            let mut http_client = HttpClient::over(stream, speaks).await;
+            assert_eq!(http_client.get("/v1", &plain.issue_key()).await.unwrap().status(), 200);
             assert_eq!(plain.last_request().header_values("x-forwarded-for"), ["203.0.113.7"]);
         }
     }
@@ -257,8 +257,8 @@ async fn unix_socket_accepts_proxy_header() {
     let stage = Stage::with(Setup { server, ..Setup::default() }).await;
     let mut stream = UnixStream::connect(&path).await.unwrap();
     stream.write_all(V1).await.unwrap();
-    let mut caller = HttpClient::over(stream, HttpVersion::Http1).await;
-    assert_eq!(caller.get("/public/x", "").await.unwrap().status(), 200);
+    let mut http_client = HttpClient::over(stream, HttpVersion::Http1).await;
+    assert_eq!(http_client.get("/public/x", "").await.unwrap().status(), 200);
     assert_eq!(stage.last_request().header_values("x-forwarded-for"), ["203.0.113.7"]);
 }
 

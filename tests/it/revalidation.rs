@@ -114,11 +114,11 @@ async fn upload_of_revoked_key_ends_with_unread_response() {
         let instead = Some(format!("{upstream_speaks}://{address}"));
         let sections = "[streams]\nrevalidate_every = \"1s\"";
         let stage = Stage::with(Setup { sections, instead, ..Setup::default() }).await;
-        let (key, mut caller) = (stage.issue_key(), stage.connect_http(speaks).await);
+        let (key, mut http_client) = (stage.issue_key(), stage.connect_http(speaks).await);
         let (feed, content) = channel_body();
-        let request = caller.request(Method::POST, "/v1", &key, content);
+        let request = http_client.request(Method::POST, "/v1", &key, content);
         feed.send(data_frame("abc")).await.unwrap();
-        let _unread = caller.send(request).await.unwrap();
+        let _unread = http_client.send(request).await.unwrap();
         stage.emulator.revoke(&key);
         let began = Instant::now();
         assert_eq!(

@@ -29,11 +29,11 @@ async fn long_bodies_pass_both_ways() {
     for (speaks, line) in VERSION_PAIRS {
         let size = if (speaks, line) == VERSION_PAIRS[0] { 96 * MIB } else { 16 * MIB };
         let (stage, key) = stage(line).await;
-        let mut caller = stage.connect_http(speaks).await;
-        let request = caller.request(Method::POST, "/v1", &key, body_of_size(size));
-        assert_eq!(caller.send(request).await.unwrap().status(), 200);
+        let mut http_client = stage.connect_http(speaks).await;
+        let request = http_client.request(Method::POST, "/v1", &key, body_of_size(size));
+        assert_eq!(http_client.send(request).await.unwrap().status(), 200);
         assert_eq!(stage.last_request().body_bytes, size as u64, "{speaks:?} {line}");
-        let response = caller.get(&format!("/bytes/{size}"), &key).await.unwrap();
+        let response = http_client.get(&format!("/bytes/{size}"), &key).await.unwrap();
         assert_eq!(read_body(response).await.unwrap().0, size, "{speaks:?} {line}");
     }
 }
@@ -42,8 +42,8 @@ async fn long_bodies_pass_both_ways() {
 async fn protocol_pairs_keep_method_authority_and_identity() {
     for (speaks, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut caller = stage.connect_http(speaks).await;
-        let response = caller.get("/v1/a?b=c", &key).await.unwrap();
+        let mut http_client = stage.connect_http(speaks).await;
+        let response = http_client.get("/v1/a?b=c", &key).await.unwrap();
         assert_eq!(response.status(), 200);
         let received = response.into_body().collect().await.unwrap().to_bytes();
         let received: serde_json::Value = serde_json::from_slice(&received).unwrap();
@@ -73,14 +73,14 @@ async fn http2_authority_is_host_of_client() {
 async fn first_event_is_immediate_and_disconnect_reaches_upstream() {
     for (speaks, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut caller = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(speaks).await;
         let began = Instant::now();
-        let mut response = caller.get("/events?every=1h", &key).await.unwrap();
+        let mut response = http_client.get("/events?every=1h", &key).await.unwrap();
         let event = timeout(TEST_TIMEOUT, response.frame()).await.unwrap().unwrap().unwrap();
         assert!(event.data_ref().unwrap().starts_with(b"id: 0"));
         assert!(began.elapsed() < Duration::from_secs(1), "{speaks:?} {line}: {:?}", began.elapsed());
         assert_eq!(stage.echo.counts().open, 1);
-        drop((response, caller));
+        drop((response, http_client));
         wait_until(|| stage.echo.counts().open == 0).await;
     }
 }
@@ -88,22 +88,22 @@ async fn first_event_is_immediate_and_disconnect_reaches_upstream() {
 #[tokio::test]
 async fn cancelled_http2_stream_cancels_only_its_request() {
     let (stage, key) = stage("http = \"2\"").await;
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
-    let cancelled = caller.get("/events?every=1h", &key).await.unwrap();
-    let _open = caller.get("/events?every=1h", &key).await.unwrap();
+    let mut http_client = stage.connect_http(HttpVersion::Http2).await;
+    let cancelled = http_client.get("/events?every=1h", &key).await.unwrap();
+    let _open = http_client.get("/events?every=1h", &key).await.unwrap();
     assert_eq!(stage.echo.counts().open, 2);
     drop(cancelled);
     wait_until(|| stage.echo.counts().open == 1).await;
-    assert_eq!(caller.get("/v1", &key).await.unwrap().status(), 200);
+    assert_eq!(http_client.get("/v1", &key).await.unwrap().status(), 200);
 }
 
 #[tokio::test]
 async fn trailers_pass_both_ways() {
     for (speaks, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut caller = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(speaks).await;
         let (feed, content) = channel_body();
-        let mut request = caller.request(Method::POST, "/trailers", &key, content);
+        let mut request = http_client.request(Method::POST, "/trailers", &key, content);
         request.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
         request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
         let trailers =
@@ -112,7 +112,7 @@ async fn trailers_pass_both_ways() {
             feed.send(data_frame("abc")).await.unwrap();
             feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
         });
-        let (_, trailers) = read_body(caller.send(request).await.unwrap()).await.unwrap();
+        let (_, trailers) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
         assert_eq!(stage.last_request().trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
         assert_eq!(trailers.get("x-echo").unwrap(), "done", "{speaks:?} {line}");
         assert_eq!(trailers.get("grpc-status").unwrap(), "0", "{speaks:?} {line}");
@@ -131,11 +131,11 @@ async fn early_response_to_upload_is_forwarded_at_once() {
         let stage =
             Stage::with(Setup { instead: Some(format!("{scheme}://{address}")), ..Setup::default() }).await;
         for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-            let mut caller = stage.connect_http(speaks).await;
+            let mut http_client = stage.connect_http(speaks).await;
             let (feed, content) = channel_body();
-            let request = caller.request(Method::POST, "/public/x", "", content);
+            let request = http_client.request(Method::POST, "/public/x", "", content);
             feed.try_send(data_frame("the beginning")).unwrap();
-            let response = caller.send(request).await.unwrap();
+            let response = http_client.send(request).await.unwrap();
             assert_eq!(response.status(), 413, "{scheme} {speaks:?}");
             assert_eq!(read_body(response).await.unwrap().0, 8, "{scheme} {speaks:?}");
             drop(feed);
@@ -167,10 +167,10 @@ async fn upload_continues_after_early_response() {
 async fn aborted_upload_reaches_upstream_as_incomplete() {
     for (speaks, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut caller = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(speaks).await;
         let (feed, content) = channel_body();
-        let request = caller.request(Method::POST, "/v1", &key, content);
-        let sending = tokio::spawn(async move { caller.send(request).await.map(drop) });
+        let request = http_client.request(Method::POST, "/v1", &key, content);
+        let sending = tokio::spawn(async move { http_client.send(request).await.map(drop) });
         feed.send(data_frame("abc")).await.unwrap();
         wait_until(|| stage.echo.counts().body_bytes == 3).await;
         feed.send(Err("gone".into())).await.unwrap();
@@ -226,20 +226,20 @@ async fn response_timeout_spares_paused_uploads_and_bodies() {
         (HttpVersion::Http2, "response_timeout = \"150ms\"\nhttp = \"2\""),
     ] {
         let (stage, key) = stage(line).await;
-        let mut caller = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(speaks).await;
         let (feed, content) = channel_body();
-        let request = caller.request(Method::POST, "/v1", &key, content);
+        let request = http_client.request(Method::POST, "/v1", &key, content);
         tokio::spawn(async move {
             for part in ["abc", "def"] {
                 feed.send(data_frame(part)).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(400)).await;
             }
         });
-        assert_eq!(caller.send(request).await.unwrap().status(), 200, "{line}");
+        assert_eq!(http_client.send(request).await.unwrap().status(), 200, "{line}");
         assert_eq!(stage.last_request().body.as_deref(), Some("abcdef"));
-        let response = caller.get("/stream/4", &key).await.unwrap();
+        let response = http_client.get("/stream/4", &key).await.unwrap();
         assert_eq!(read_body(response).await.unwrap().0, 4 * "line 0\n".len());
-        let response = caller.get("/slow/60000", &key).await.unwrap();
+        let response = http_client.get("/slow/60000", &key).await.unwrap();
         assert_eq!(response.status(), 504);
         assert_eq!(response.headers()["keyward-error"], "upstream_timeout");
         wait_until(|| stage.echo.counts().open == 0).await;
@@ -249,11 +249,11 @@ async fn response_timeout_spares_paused_uploads_and_bodies() {
 #[tokio::test]
 async fn split_http2_cookies_become_one_http1_header() {
     let (stage, key) = stage("").await;
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
-    let mut request = caller.request(Method::GET, "/v1", &key, body::empty());
+    let mut http_client = stage.connect_http(HttpVersion::Http2).await;
+    let mut request = http_client.request(Method::GET, "/v1", &key, body::empty());
     for crumb in ["a=1", "b=2"] {
         request.headers_mut().append("cookie", HeaderValue::from_static(crumb));
     }
-    caller.send(request).await.unwrap();
+    http_client.send(request).await.unwrap();
     assert_eq!(stage.last_request().header_values("cookie"), ["a=1; b=2"]);
 }

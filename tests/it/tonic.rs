@@ -148,7 +148,7 @@ async fn deadline_reaches_service_unchanged() {
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "Upstream timeout"));
     assert_eq!(status.metadata().get("keyward-error").unwrap(), "upstream_timeout");
     wait_until(|| desk.open() == 0).await;
-    // The caller's: the service hears of it.
+    // The client's: the service hears of it.
     let mut request = client.request(note("wait"));
     request.set_timeout(Duration::from_millis(100));
     let began = Instant::now();

@@ -270,10 +270,10 @@ async fn streams_over_http2_limit_open_second_connection() {
     });
     let stage = stage(format!("h2c://{address}"), String::new()).await;
     assert_eq!(stage.send(GET).await.text(), "ok");
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
+    let mut client = stage.connect_http(HttpVersion::Http2).await;
     let mut held = Vec::new();
     for _ in 0..7 {
-        held.push(caller.get("/public/holds", "").await.unwrap());
+        held.push(client.get("/public/holds", "").await.unwrap());
     }
     assert_eq!(stage.send(GET).await.text(), "ok");
     assert_eq!(connections.load(Relaxed), 3);
@@ -284,13 +284,13 @@ async fn hundred_streams_share_one_connection() {
     let sections = "[limits]\nstreams = 128";
     let stage = Stage::with(Setup { upstream: "http = \"2\"", sections, ..Setup::default() }).await;
     let routes = stage.issue_key();
-    let mut caller = stage.connect_http(HttpVersion::Http2).await;
+    let mut client = stage.connect_http(HttpVersion::Http2).await;
     let mut held = Vec::new();
     for _ in 0..101 {
-        held.push(caller.get("/events?every=1h", &routes).await.unwrap());
+        held.push(client.get("/events?every=1h", &routes).await.unwrap());
     }
     assert_eq!(stage.echo.counts().connections, 2);
-    drop((held, caller));
+    drop((held, client));
     wait_until(|| stage.echo.counts().open == 0).await;
     assert_eq!(timeout(TEST_TIMEOUT, stage.get("/v1", &routes)).await.unwrap().status, 200);
 }

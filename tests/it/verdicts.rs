@@ -1,4 +1,4 @@
-//! Whose fault it is: every row of contract section 5, what the caller is told, and that nothing is remembered of a key but
+//! Whose fault it is: every row of contract section 5, what the client is told, and that nothing is remembered of a key but
 //! a definite "invalid".
 
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the caller got.
+//! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the client got.
 
 mod bodies;
 mod http2_floods;

@@ -92,8 +92,8 @@ async fn drain_under_load_loses_no_http2_request() {
         wait_until(|| stage.forwarded_count() > 50).await;
         stage.stop.cancel();
         let mut counts = Counts::default();
-        while let Some(caller) = timeout(TEST_TIMEOUT, callers.join_next()).await.unwrap() {
-            counts += caller.unwrap();
+        while let Some(http_client) = timeout(TEST_TIMEOUT, callers.join_next()).await.unwrap() {
+            counts += http_client.unwrap();
         }
         assert_eq!(counts.lost, 0, "{counts:?}");
         // What a GOAWAY turned away was not processed.

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Ask, Desk, KEYS, SECRET};
+use super::{ApiRequest, KEYS, ManagementStage, SECRET};
 use crate::support::tls::{Folder, toml};
 use crate::support::{Setup, TEST_TIMEOUT};
 
@@ -24,12 +24,18 @@ fn is_here(program: &str) -> bool {
     here
 }
 
-async fn run(interpreter: &str, example: &str, socket: &Path, desk: &Desk, secret: &str) -> Output {
+async fn run(
+    interpreter: &str,
+    example: &str,
+    socket: &Path,
+    management: &ManagementStage,
+    secret: &str,
+) -> Output {
     let mut command = Command::new(interpreter);
     command
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(example))
         .arg(socket)
-        .arg(format!("http://{}/v1/orders", desk.stage.address))
+        .arg(format!("http://{}/v1/orders", management.stage.address))
         .arg("org_1")
         .env("MANAGEMENT_SECRET", secret)
         .env("no_proxy", "*")
@@ -45,23 +51,23 @@ async fn whole_life(interpreter: &str, example: &str) {
         if let Some(secret) = secret {
             lines.push_str(&format!("secret_file = {}", toml(&folder.write("secret", secret))));
         }
-        let desk = Desk::of(&lines, Setup::default()).await;
-        let output = run(interpreter, example, &socket, &desk, secret.unwrap_or_default()).await;
+        let management = ManagementStage::of(&lines, Setup::default()).await;
+        let output = run(interpreter, example, &socket, &management, secret.unwrap_or_default()).await;
         let (out, err) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert_eq!((output.status.code(), &*out), (Some(0), STEPS), "{err}");
         assert_eq!(err, "");
-        let counts = desk.stage.emulator.counts();
+        let counts = management.stage.emulator.counts();
         assert_eq!((counts.creations, counts.updates, counts.invalidations), (2, 1, 2));
         if let Some(secret) = secret {
-            let list = Ask::new("GET", KEYS).header("authorization", &format!("Bearer {secret}"));
-            assert_eq!(desk.ask(&list).await.json()["total_count"], 0, "nothing is left");
-            let output = run(interpreter, example, &socket, &desk, "wrong").await;
+            let list = ApiRequest::new("GET", KEYS).header("authorization", &format!("Bearer {secret}"));
+            assert_eq!(management.send(&list).await.json()["total_count"], 0, "nothing is left");
+            let output = run(interpreter, example, &socket, &management, "wrong").await;
             let err = String::from_utf8(output.stderr).unwrap();
             assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{err}");
             assert!(err.contains("unauthorized"), "{err}");
         } else {
-            assert_eq!(desk.count().await, 0, "nothing is left");
+            assert_eq!(management.count_keys().await, 0, "nothing is left");
         }
     }
 }
@@ -109,8 +115,9 @@ async fn documented_commands_do_what_they_say() {
     }
     let folder = Folder::new();
     let socket = folder.file("management.sock");
-    let desk = Desk::of(&format!("listen = \"unix:{}\"", socket.display()), Setup::default()).await;
-    let (key, id) = desk.issue("org_1001");
+    let management =
+        ManagementStage::of(&format!("listen = \"unix:{}\"", socket.display()), Setup::default()).await;
+    let (key, id) = management.issue("org_1001");
     let lines = of_the_page("sh")
         .replace("/run/keyward/management.sock", socket.to_str().unwrap())
         .replace("apit_123456789012345", &id)
@@ -134,5 +141,5 @@ async fn documented_commands_do_what_they_say() {
         (&rotated["replaced_token_id"], &rotated["replaced_token_revoked"]),
         (&json!(id), &json!(true))
     );
-    assert_eq!(desk.calls(&key).await, 401);
+    assert_eq!(management.proxied_status(&key).await, 401);
 }

@@ -1,4 +1,4 @@
-//! Floods from many connections at once, against the program with 128 MiB: it stays within them, and a good caller beside the
+//! Floods from many connections at once, against the program with 128 MiB: it stays within them, and a good client beside the
 //! flood is served. `cargo test --release --test it memory::floods -- --nocapture` prints the figures.
 
 use std::net::SocketAddr;
@@ -34,7 +34,7 @@ struct Flooded {
     _folder: Folder,
 }
 
-/// What a good caller saw, and what the program held.
+/// What a good client saw, and what the program held.
 struct Seen {
     times: Vec<Duration>,
     failed: Vec<(u16, String)>,
@@ -68,7 +68,7 @@ impl Flooded {
         Self { running, address, key, ends, _folder: folder }
     }
 
-    /// Runs an attack with a good caller beside it, who asks one thing after the other.
+    /// Runs an attack with a good client beside it, who asks one thing after the other.
     async fn beside(&self, attack: impl Future<Output = ()>) -> Seen {
         let mut seen = Seen { times: Vec::new(), failed: Vec::new(), peak: 0 };
         let is_over = std::cell::Cell::new(false);

@@ -20,12 +20,12 @@ async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
     let (key, other) = (stage.issue_key(), stage.issue_key());
     let mut strangers = Vec::new();
     for requests in std::iter::once(90).chain(std::iter::repeat_n(1, 50)) {
-        let caller = stage.connect_http(HttpVersion::Http2).await;
+        let http_client = stage.connect_http(HttpVersion::Http2).await;
         for _ in 0..requests {
             let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
-            let request = caller.request(Method::POST, "/v1", &other, body);
-            let mut caller = caller.again();
-            strangers.push(tokio::spawn(async move { caller.send(request).await.map(drop) }));
+            let request = http_client.request(Method::POST, "/v1", &other, body);
+            let mut http_client = http_client.again();
+            strangers.push(tokio::spawn(async move { http_client.send(request).await.map(drop) }));
         }
     }
     wait_until(|| stage.metrics.requests_in_flight.get() >= 115).await;
@@ -77,15 +77,15 @@ async fn download_resumes_after_flood() {
         Stage::with(Setup { sections: SMALL, instead: Some(format!("h2c://{address}")), ..Setup::default() })
             .await;
     let (key, other, mut strangers) = (stage.issue_key(), stage.issue_key(), Vec::new());
-    let stranger = |strangers: &mut Vec<_>, caller: &HttpClient| {
+    let stranger = |strangers: &mut Vec<_>, http_client: &HttpClient| {
         let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
-        let request = caller.request(Method::POST, "/v1", &other, body);
-        let mut caller = caller.again();
-        strangers.push(tokio::spawn(async move { caller.send(request).await.map(drop) }));
+        let request = http_client.request(Method::POST, "/v1", &other, body);
+        let mut http_client = http_client.again();
+        strangers.push(tokio::spawn(async move { http_client.send(request).await.map(drop) }));
     };
     for requests in std::iter::once(90).chain(std::iter::repeat_n(1, 50)) {
-        let caller = stage.connect_http(HttpVersion::Http2).await;
-        (0..requests).for_each(|_| stranger(&mut strangers, &caller));
+        let http_client = stage.connect_http(HttpVersion::Http2).await;
+        (0..requests).for_each(|_| stranger(&mut strangers, &http_client));
     }
     wait_until(|| stage.metrics.requests_in_flight.get() >= 115).await;
     // An upload that the service does not read, and a download on the same connection.

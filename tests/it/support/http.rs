@@ -21,14 +21,14 @@ use tokio::time::timeout;
 
 use super::{TEST_TIMEOUT, bind_loopback};
 
-/// Which HTTP a caller speaks.
+/// Which HTTP a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpVersion {
     Http1,
     Http2,
 }
 
-/// Every pair of what the caller speaks and a line for `[upstreams.echo]` that says what the upstream does.
+/// Every pair of what the client speaks and a line for `[upstreams.echo]` that says what the upstream does.
 pub const VERSION_PAIRS: [(HttpVersion, &str); 4] = [
     (HttpVersion::Http1, ""),
     (HttpVersion::Http1, "http = \"2\""),
@@ -36,7 +36,7 @@ pub const VERSION_PAIRS: [(HttpVersion, &str); 4] = [
     (HttpVersion::Http2, "http = \"2\""),
 ];
 
-/// A caller with one connection.
+/// A client with one connection.
 pub enum HttpClient {
     Http1(http1::SendRequest<Body>),
     Http2(http2::SendRequest<Body>),

@@ -75,13 +75,13 @@ async fn misspelled_framing_headers_are_not_forwarded() {
         let wire = before(server).await;
         let mut seen = 0;
         for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-            let mut caller = HttpClient::connect(wire.stage.address, speaks).await;
-            let mut request = caller.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
+            let mut client = HttpClient::connect(wire.stage.address, speaks).await;
+            let mut request = client.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
             for name in ["Transfer_Encoding", "transfer.encoding", "Content_Length", "content~length"] {
                 let name = hyper::header::HeaderName::try_from(name).unwrap();
                 request.headers_mut().insert(name, "forged".parse().unwrap());
             }
-            assert_eq!(caller.send(request).await.unwrap().status(), 200);
+            assert_eq!(client.send(request).await.unwrap().status(), 200);
             let received = wire.fresh(&mut seen);
             assert!(!received.contains("forged"), "{speaks:?}: {received}");
             assert_eq!(received.matches("content-length: 3").count(), 1, "{speaks:?}: {received}");

@@ -1,4 +1,4 @@
-//! Nobody but Scalekit says who a caller is: not in headers, aliases, trailers, or by `Connection`; and no value of Scalekit's
+//! Nobody but Scalekit says who a client is: not in headers, aliases, trailers, or by `Connection`; and no value of Scalekit's
 //! becomes more than a value.
 
 use std::collections::BTreeMap;
@@ -130,9 +130,9 @@ async fn trailers_carry_no_identity_key_or_framing() {
     }
     for (speaks, line) in VERSION_PAIRS {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let mut caller = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(speaks).await;
         let (feed, content) = channel_body();
-        let mut request = caller.request(Method::POST, "/v1", &stage.issue_key(), content);
+        let mut request = http_client.request(Method::POST, "/v1", &stage.issue_key(), content);
         request.headers_mut().insert("trailer", HeaderValue::try_from(format!("{names}, x-sum")).unwrap());
         let mut trailers =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
@@ -144,7 +144,7 @@ async fn trailers_carry_no_identity_key_or_framing() {
             feed.send(data_frame("abc")).await.unwrap();
             feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
         });
-        let status = caller.send(request).await.unwrap().status();
+        let status = http_client.send(request).await.unwrap().status();
         assert_eq!(status, 200, "{speaks:?} {line}");
         let received = stage.last_request();
         assert_eq!(received.trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
@@ -264,14 +264,14 @@ async fn requests_on_one_connection_never_share_identity() {
 async fn streams_of_one_connection_never_share_identity() {
     for line in ["", "http = \"2\""] {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let caller = &stage.connect_http(HttpVersion::Http2).await;
-        let crate::support::http::HttpClient::Http2(sender) = caller else { unreachable!() };
+        let http_client = &stage.connect_http(HttpVersion::Http2).await;
+        let crate::support::http::HttpClient::Http2(sender) = http_client else { unreachable!() };
         let asks = (0..64).map(|number| {
             let org = format!("org_{}", number % 9);
             let issued = stage.issue(Issue { organization_id: org.clone(), ..Issue::default() });
             let path = if number % 9 == 8 { "/public/none".to_owned() } else { format!("/v1/{org}") };
             let (mut sender, request) =
-                (sender.clone(), caller.request(Method::GET, &path, &issued.key, body::empty()));
+                (sender.clone(), http_client.request(Method::GET, &path, &issued.key, body::empty()));
             async move { sender.send_request(request).await.unwrap().into_body().collect().await.unwrap() }
         });
         futures_util::future::join_all(asks).await;

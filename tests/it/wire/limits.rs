@@ -1,4 +1,4 @@
-//! Everything that a caller can make long, many or slow has a limit, and a clear end when it is reached.
+//! Everything that a client can make long, many or slow has a limit, and a clear end when it is reached.
 
 use std::time::Duration;
 

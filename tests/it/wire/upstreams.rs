@@ -1,4 +1,4 @@
-//! An upstream that misbehaves costs its own request alone: the caller sees a 5xx or a cut, never a made-up end, nothing is
+//! An upstream that misbehaves costs its own request alone: the client sees a 5xx or a cut, never a made-up end, nothing is
 //! sent twice, and no dirty connection is used again.
 
 use std::sync::Arc;
@@ -295,10 +295,10 @@ async fn response_trailers_are_cleaned_like_headers() {
     );
     let wire = Wire::with(ScriptedUpstream::answering(text).await, Setup::default()).await;
     for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        let mut caller = wire.stage.connect_http(speaks).await;
-        let mut request = caller.request(Method::GET, "/v1", &wire.key, body::empty());
+        let mut http_client = wire.stage.connect_http(speaks).await;
+        let mut request = http_client.request(Method::GET, "/v1", &wire.key, body::empty());
         request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
-        let (bytes, trailers) = read_body(caller.send(request).await.unwrap()).await.unwrap();
+        let (bytes, trailers) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
         let expected =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
         assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
@@ -322,7 +322,7 @@ async fn http_1_0_works_on_either_side() {
     let mut client = wire.stage.connect().await;
     for _ in 0..2 {
         client.send(wire.head("GET /v1", "")).await;
-        assert_eq!(client.read_reply().await.text(), "ok", "the caller's connection is kept");
+        assert_eq!(client.read_reply().await.text(), "ok", "the client's connection is kept");
     }
     client.send(wire.head("GET /v1", "connection: close\r\n")).await;
     assert!(super::rest(&mut client).await.starts_with("HTTP/1.1 200 "));
