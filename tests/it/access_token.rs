@@ -1,5 +1,5 @@
-//! Keyward's own access token: fetched once, renewed before it is missed, never waited for while it is good; and what is said
-//! of it when there is none.
+//! Keyward's own access token: fetched once, renewed before it expires without delaying requests, and reported when it
+//! cannot be had.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ async fn ten_thousand_requests_at_start_cause_one_fetch() {
     for request in requests {
         request.await.unwrap().unwrap();
     }
-    // Those who asked for it while it was under way are no reason for another one.
+    // Requests that waited for the renewal cause no second one.
     sleep(SECOND * 6 / 5).await;
     assert_eq!(rig.emulator.counts().token_fetches, 1);
 }
@@ -93,14 +93,14 @@ async fn short_lived_token_is_renewed_before_expiry() {
     wait_until(|| rig.emulator.counts().token_fetches == 2).await;
     let after = fetched.elapsed();
     assert!((2 * SECOND..SECOND * 5 / 2).contains(&after), "renewed at 72 to 80 % of its life: {after:?}");
-    // The renewal hangs; the old token is good.
+    // The renewal hangs; the old token is valid.
     let began = Instant::now();
     for _ in 0..5 {
         rig.validate(&key).await.unwrap();
     }
     assert!(began.elapsed() < SECOND / 4, "{:?}", began.elapsed());
     rig.emulator.clear_faults();
-    // Beyond the end of the first one.
+    // After the first token has expired.
     sleep((3 * SECOND).saturating_sub(fetched.elapsed())).await;
     rig.validate(&key).await.unwrap();
     let counts = rig.emulator.counts();
@@ -118,7 +118,7 @@ async fn rotated_secret_file_is_used_without_restart() {
     std::fs::write(&file, "second\n").unwrap();
     rig.emulator.expire_access_tokens();
     rig.validate(&key).await.expect("the new secret gave a new token");
-    // What a rotation gone wrong looks like, and that it heals by itself.
+    // A failed rotation is reported, and recovers without a restart.
     std::fs::write(&file, "").unwrap();
     rig.emulator.expire_access_tokens();
     assert_eq!(rig.validate(&key).await.unwrap_err(), unavailable());
@@ -183,7 +183,7 @@ async fn broken_token_endpoint_is_503_and_recovers() {
             assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")), "{effect:?}");
             own.clear_faults();
             keyward.wait_until_ready().await;
-            // The key is good; that there is no upstream is another matter.
+            // The key is valid; the upstream does not exist.
             assert_eq!(keyward.get(&key.key).await.code(), Some("upstream_unreachable"), "{effect:?}");
         })
         .collect();
@@ -204,7 +204,7 @@ async fn first_probe_distinguishes_failures() {
     emulator.set_permissions(&[Permission::Read]);
     timeout(TEST_TIMEOUT, keyward.wait_until_ready()).await.unwrap();
 
-    // Another service altogether.
+    // A service that is not Scalekit.
     let (listener, address) = bind_loopback().await;
     let stop = CancellationToken::new();
     let _echo = stop.clone().drop_guard();
@@ -214,7 +214,7 @@ async fn first_probe_distinguishes_failures() {
     assert!(reason.contains("no Scalekit token API answers there"), "{reason}");
     assert!(reason.contains("check SCALEKIT_ENVIRONMENT_URL"), "{reason}");
 
-    // An environment without the REST token API: its gateway does not know the path.
+    // An environment without the REST token API: its gateway returns 404 for the path.
     let (emulator, url, _ends) = self::emulator().await;
     let body = r#"{"code":5,"message":"Not Found","details":[]}"#;
     let answer = Answer { body: Some(body.into()), ..Answer::status(404) };
@@ -223,7 +223,7 @@ async fn first_probe_distinguishes_failures() {
     let reason = keyward.wait_for_reason().await;
     assert!(reason.contains("no Scalekit token API answers there (HTTP 404)"), "{reason}");
 
-    // Nobody there at all.
+    // Nothing listens there.
     let (listener, address) = bind_loopback().await;
     drop(listener);
     let keyward = Probing::start(&format!("http://{address}"), "dev", "");
@@ -262,7 +262,7 @@ async fn untrusted_certificate_is_distinguished_from_outage() {
     assert!(reason.contains("scalekit.ca_file"), "{reason}");
     timeout(TEST_TIMEOUT, Probing::start(&url, "dev", &ca(&right)).wait_until_ready()).await.unwrap();
 
-    // TLS to a port that speaks none.
+    // TLS to a port without TLS.
     let (_clear, clear, _ends) = self::emulator().await;
     let url = clear.replace("http://127.0.0.1", "https://localhost");
     let reason = Probing::start(&url, "dev", &ca(&right)).wait_for_reason().await;

@@ -1,4 +1,4 @@
-//! The admin port: whether Keyward lives and is ready, and what it counts.
+//! The admin port: liveness, readiness and metrics.
 
 use keyward_emulator as emulator;
 
@@ -14,7 +14,7 @@ async fn metrics(stage: &Stage) -> String {
     reply.text()
 }
 
-/// The value of a series, 0 where there is none.
+/// The value of a series, 0 if it does not exist.
 fn value(text: &str, series: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.map_or(0.0, |value| value.parse().unwrap())
@@ -140,7 +140,7 @@ async fn admin_port_is_read_only() {
     client.send("HEAD /livez HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
     let all = String::from_utf8(client.read_to_end().await).unwrap();
     assert!(all.starts_with("HTTP/1.1 200 ") && all.ends_with("\r\n\r\n"), "{all}");
-    // The public port has none of it.
+    // The public port does not serve it.
     for path in ["/livez", "/readyz", "/metrics", "/routes", "/version"] {
         assert_eq!(stage.get(path, "").await.status, 401, "{path}");
     }
@@ -156,7 +156,7 @@ async fn web_pages_cannot_read_admin_port() {
     };
     for path in ["/routes", "/metrics", "/version"] {
         for headers in [
-            // By rebinding: a name of the page's own that leads to loopback.
+            // DNS rebinding: a name of the web page that resolves to loopback.
             "host: evil.example:4481\r\n",
             "host: localhost.evil.example\r\n",
             "host: localhost\r\norigin: http://evil.example\r\n",
@@ -172,7 +172,7 @@ async fn web_pages_cannot_read_admin_port() {
         let typed = "host: localhost\r\nsec-fetch-site: none\r\nuser-agent: Mozilla/5.0\r\n";
         assert_eq!(ask(path, typed).await.status, 200);
     }
-    // Probes have a host of their own, or none.
+    // Probes send another host, or none.
     for path in ["/livez", "/readyz"] {
         assert_eq!(ask(path, "host: probe.internal\r\n").await.status, 200, "{path}");
         assert_eq!(ask(path, "host: localhost\r\norigin: null\r\n").await.status, 403, "{path}");

@@ -1,4 +1,4 @@
-//! Who gets in: keys, routes, policy, and who is told what.
+//! Admission: keys, routes, policy and rejections.
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Callers who do not read what they asked for are let go of, and nobody else is.
+//! `limits.answer_timeout`: clients that do not read their responses are disconnected; slow readers are not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,10 +19,10 @@ use crate::tunnel;
 
 const ON: &str = "[limits]\nanswer_timeout = \"300ms\"";
 const LONG: &str = "GET /public/long HTTP/1.1\r\nhost: a\r\n\r\n";
-/// More than all buffers on the way hold.
+/// More than the buffers on the way can hold, in bytes.
 const HUGE: usize = 64 << 20;
 
-/// Keyward before an upstream with endless answers, and a signal for each of them that was dropped before its end.
+/// Keyward in front of an upstream with long responses, and a signal for each response that was dropped before its end.
 struct Unread {
     stage: Stage,
     released: mpsc::UnboundedReceiver<()>,
@@ -83,7 +83,7 @@ async fn http1_client_that_stops_reading_is_disconnected() {
         } else {
             stream.write_all(LONG.as_bytes()).await.unwrap();
             unread.released().await;
-            // What the system had taken comes, and then the end; how it ends is the system's choice.
+            // The kernel delivers what it had buffered; whether a reset or an end follows depends on it.
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
             assert!(rest.starts_with(b"HTTP/1.1 200 ") && rest.len() < HUGE);
@@ -113,7 +113,7 @@ async fn http2_stream_that_is_not_read_is_reset() {
 
 #[tokio::test]
 async fn unread_http2_response_is_reset_until_last_byte() {
-    // All of it has left the upstream, and even hyper's hands, as soon as its first byte has a place.
+    // hyper has taken the whole body as soon as there is window for its first byte.
     for (window, bytes) in [(0, 1), (0, 3000), (1000, 1001), (1000, 3000), (65_535, 131_070)] {
         let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
         let mut http_client = windowed(&echo, window).await;
@@ -175,7 +175,7 @@ async fn quiet_event_stream_and_slow_upstream_continue() {
     let upstream = http::start_upstream(move |_| {
         let again = Arc::clone(&waits);
         async move {
-            // Slow to begin, and then quiet.
+            // A late response head, and then pauses.
             again.notified().await;
             let (feed, body) = channel_body();
             tokio::spawn(async move {
@@ -225,7 +225,7 @@ async fn trailers_follow_body_that_is_read() {
 async fn tunnel_has_no_answer_timeout() {
     let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
     let mut tunnel = tunnel::open(&stage, &stage.issue_key()).await;
-    // The echo sends all of it back, and nobody reads for longer than the limit.
+    // The echo sends it back, and the client does not read for longer than the limit.
     let message = vec![b'x'; 60_000];
     let writing = &mut tunnel.stream;
     let send = async {
@@ -251,7 +251,7 @@ async fn without_answer_timeout_nobody_is_disconnected() {
     assert_eq!(read_body(stalled).await.unwrap().0, HUGE);
 }
 
-/// A client over HTTP/2 whose windows grow only as it reads.
+/// An HTTP/2 client whose windows grow only as it reads.
 async fn windowed(stage: &Stage, window: u32) -> HttpClient {
     let stream = TcpStream::connect(stage.address).await.unwrap();
     HttpClient::windowed(stream, window).await

@@ -1,4 +1,4 @@
-//! What keeps the source in order.
+//! The order of modules, the documents that list them, and the tests that docs/security.md names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The names that follow `crate::`, those in `crate::{…}` included.
+/// The names after `crate::`, including those in `crate::{…}`.
 fn used(source: &str) -> Vec<String> {
     let word = |text: &str| -> String {
         text.trim_start().chars().take_while(|char| char.is_ascii_alphanumeric() || *char == '_').collect()
@@ -78,7 +78,7 @@ fn module_uses_only_modules_above_it() {
             files.extend(rust_files(&folder));
         }
         for file in files {
-            // Tests may use what they like.
+            // Tests may use any module.
             let source = fs::read_to_string(&file).unwrap();
             let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
             for name in used(source) {

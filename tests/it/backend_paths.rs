@@ -1,5 +1,5 @@
-//! Real runtimes behind Keyward, in programs of their own: whatever a path looks like, none serves it without right, and sound
-//! paths pass.
+//! Node and Python services behind Keyward: no spelling of a path is served without the required key, and ordinary paths
+//! pass.
 
 mod spellings;
 
@@ -33,10 +33,10 @@ const ROUTES: &str = r#"
     require = { roles = ["admin"] }
 "#;
 
-/// How many paths are tried.
+/// The number of generated paths.
 const PATHS: u64 = 2_000;
 
-/// A service in a program of its own, on a port that it chose and printed. `None`, said on the terminal, without its runtime.
+/// A service in its own process, on the port that it printed. `None`, with a message, if its runtime is not installed.
 async fn start(runtime: &str, option: &str, program: &str) -> Option<(Child, std::net::SocketAddr)> {
     let mut command = Command::new(runtime);
     command.args([option, program]).stdout(Stdio::piped()).kill_on_drop(true);
@@ -50,7 +50,7 @@ async fn start(runtime: &str, option: &str, program: &str) -> Option<(Child, std
     Some((child, ([127, 0, 0, 1], line.trim().parse().unwrap()).into()))
 }
 
-/// One request on a connection that is kept as long as it goes.
+/// One request on a connection that is reused while it is open.
 async fn ask(client: &mut Client, address: std::net::SocketAddr, target: &str, key: Option<&str>) -> Reply {
     let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
     let request = format!("GET {target} HTTP/1.1\r\nhost: api.test\r\n{key}\r\n");
@@ -107,10 +107,10 @@ async fn python_serves_no_unauthorized_path_spelling() {
     serve_nothing_without_right("python3", "-c", include_str!("backend_paths/service.py")).await;
 }
 
-/// Requests as clients of well-known interfaces send them.
+/// Requests of clients of well-known APIs.
 const SOUND: &str = include_str!("backend_paths/sound_paths.txt");
 
-/// The shapes of a route file that such interfaces have.
+/// Routes for such APIs.
 const SOUND_ROUTES: &str = r#"
     [[routes]]
     path = "/healthz"

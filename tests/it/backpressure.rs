@@ -1,4 +1,4 @@
-//! Who does not read is not sent more: back-pressure passes through Keyward both ways, and stays with whom it concerns.
+//! Backpressure: Keyward stops reading from one side when the other does not read, and delays nobody else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,12 +15,12 @@ use tokio::time::{sleep, timeout};
 use crate::support::http::{HttpVersion, body_of_size, data_frame, read_body, start_upstream};
 use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback};
 
-/// What the sockets on the way hold, and much less than what is offered.
+/// More than the socket buffers hold, and much less than what is offered, in bytes.
 const BOUND: u64 = 48 * 1024 * 1024;
 const OFFERED: u64 = 256 * 1024 * 1024;
 const PIECE: Bytes = Bytes::from_static(&[b'.'; 64 * 1024]);
 
-/// Waits until a count has stood still for a while.
+/// Waits until a count stops changing.
 async fn settled(count: &AtomicU64) -> u64 {
     let wait = async {
         let (mut last, mut still) = (count.load(Relaxed), 0);
@@ -35,7 +35,7 @@ async fn settled(count: &AtomicU64) -> u64 {
     timeout(TEST_TIMEOUT, wait).await.expect("the transfer stops")
 }
 
-/// Bytes as fast as they are taken, counted as they are.
+/// A body that produces bytes as fast as they are read, and counts them.
 fn offered(count: &Arc<AtomicU64>) -> body::Body {
     let count = Arc::clone(count);
     let frames = (0..OFFERED / PIECE.len() as u64).map(move |_| {

@@ -1,5 +1,4 @@
-//! Bad keys in numbers: remembered shortly and in bounded memory, throttled by address, and never at the cost of who has a
-//! good one.
+//! Bad keys: remembered for a short time in bounded memory, and throttled by address, without affecting good keys.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -47,7 +46,7 @@ async fn key_that_becomes_valid_is_accepted_after_ttl() {
     let ttl = Duration::from_millis(300);
     let rig = Rig::start(Settings { negative_ttl: ttl, ..Settings::default() }).await;
     let key = rig.issue_key();
-    // A replica that lags behind the creation.
+    // A lagging replica does not know the new key yet.
     rig.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(404))).times(1));
     assert_eq!(rig.validate(&key).await.unwrap_err(), Rejection::InvalidKey);
     let until = Instant::now() + ttl;
@@ -102,7 +101,7 @@ async fn bad_key_flood_of_one_address_is_429() {
     let (calls, refilled) = (rig.emulator.counts().validations - 1, began.elapsed().as_secs() + 1);
     assert!((60..=60 + refilled).contains(&calls), "{calls}");
     assert_eq!((rig.metrics.throttled.get(), refused + calls), (refused, 2000));
-    // A key that was good gets through, and is asked about as ever; a key that never was waits its turn.
+    // A key that was good is validated at once; an unknown key is throttled.
     rig.validate_from(&good, flood).await.expect("it was good a moment ago");
     let never = rig.issue_key();
     assert!(matches!(rig.validate_from(&never, flood).await, Err(Rejection::Throttled(_))));
@@ -119,7 +118,7 @@ async fn bad_key_flood_of_one_address_is_429() {
 async fn only_keys_scalekit_calls_bad_are_throttled() {
     let rig = Rig::start(throttled(6)).await;
     let client = address("192.0.2.1");
-    // One key in many requests at once is one bad key for each call.
+    // Concurrent requests of one key count one bad key for each call.
     rig.set_fault(Target::Validate, Effect::Hang);
     let requests: Vec<_> = (0..40).map(|_| rig.validate_from("00000000000000000000one", client)).collect();
     let release = async {
@@ -185,11 +184,11 @@ async fn throttle_uses_client_address_of_trusted_proxies() {
         ("203.0.113.1", 401),
         ("203.0.113.1", 401),
         ("203.0.113.1", 429),
-        // What the client wrote itself changes nothing.
+        // A header that the client wrote itself has no effect.
         ("198.51.100.9, 203.0.113.1", 429),
         ("203.0.113.1, 127.0.0.9", 429),
         ("203.0.113.2", 401),
-        // One IPv6 subscriber has a /64.
+        // An IPv6 subscriber has a /64.
         ("2001:db8::1", 401),
         ("2001:db8::2", 401),
         ("2001:db8:0:0:ffff::3", 429),
@@ -231,7 +230,7 @@ async fn headroom(stage: &Stage) -> f64 {
     line.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
-/// One request from a loopback address of choice: the status and all of the answer.
+/// One request from the given loopback address: the status, and the whole response.
 async fn ask_from(from: &str, to: SocketAddr, key: &str, forwarded: &str) -> (u16, String) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind(SocketAddr::new(from.parse().unwrap(), 0)).unwrap();

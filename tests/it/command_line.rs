@@ -1,4 +1,4 @@
-//! The commands around the proxy: what they take, and what they say when something is wrong.
+//! The commands other than `keys`: their arguments and error messages.
 
 use std::process::Stdio;
 
@@ -55,7 +55,7 @@ async fn healthcheck_error_is_printed_once_with_address() {
     assert_eq!(code, 1);
     assert!(error.contains(&format!("the admin port at {address}: ")), "{error}");
     assert_eq!(error.matches("Connection refused").count(), 1, "{error}");
-    // A running Keyward goes on with what it read before the file was broken.
+    // A running Keyward keeps the configuration that it read before the file became invalid.
     let broken = folder.write("keyward.toml", "[admin");
     let (_, _, error) = run(keyward(&["healthcheck", "--config", &broken])).await;
     assert!(error.contains("127.0.0.1:4481") && error.contains("is not TOML"), "{error}");
@@ -76,7 +76,7 @@ async fn check_accepts_positional_file() {
     assert!(error.contains("--config"), "{error}");
 }
 
-/// As `run`, with this on standard input.
+/// As `run`, with this standard input.
 async fn run_with_stdin(arguments: &[&str], text: &str) -> (i32, String, String) {
     let mut command = keyward(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -190,7 +190,7 @@ async fn man_pages_need_an_existing_directory() {
     assert_eq!(run(keyward(&["man", &below])).await.0, 0);
 }
 
-/// Runs Keyward before one upstream, without access lines unless `access`.
+/// Runs Keyward in front of one upstream; with access log lines if `access`.
 async fn before(folder: &Folder, upstream: &str, access: bool) -> Running {
     let secret = folder.write("secret", "dev");
     let text = route_file("127.0.0.1:9".parse().unwrap(), "drain_delay = \"0s\"")
@@ -200,7 +200,7 @@ async fn before(folder: &Folder, upstream: &str, access: bool) -> Running {
     Running::start(keyward_run(&file, "127.0.0.1:1".parse().unwrap(), &secret))
 }
 
-/// HttpVersion HTTP/2 alone, as gRPC servers do: begins with SETTINGS.
+/// A server that speaks only HTTP/2, as gRPC servers do: it sends SETTINGS first.
 async fn http2_alone() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -1,4 +1,4 @@
-//! What `deploy/` and the image say is what Keyward does.
+//! `deploy/` and the image agree with Keyward's settings.
 
 use std::fs;
 use std::time::Duration;
@@ -11,7 +11,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// A route file, and what `keyward check` says of it.
+/// A route file, and the output of `keyward check`.
 fn parsed(text: &str, name: &str) -> Config {
     assert!(text.contains("[[routes]]"), "{text}");
     let environment = Environment::default().without_scalekit();
@@ -77,7 +77,7 @@ fn manifest_connections_fit_its_memory() {
     let (mut config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     let memory = mebibytes(&manifest, "limits: {memory: ");
     assert!(manifest.contains("59 MiB / 480 KiB = 126."));
-    // 70 % of the memory, less the process and the bad keys that are remembered.
+    // 70 % of the memory, less the process and the remembered bad keys.
     let free = memory / 100 * 70 - (18 << 20) - 256 * config.validator.negative_entries as usize;
     let each = memory_plan::CONNECTION + config.listener.max_head + 2 * memory_plan::SHARE;
     assert_eq!((free >> 20, each >> 10, free / each), (59, 480, 126));

@@ -1,4 +1,5 @@
-//! The end: not ready, then nothing new, then nothing at all; what can end ends well, and what cannot is seen to be cut.
+//! The drain: not ready, then no new connections, then the end. Requests that can end in time complete; others are visibly
+//! truncated.
 
 mod http2;
 
@@ -29,12 +30,12 @@ async fn stage(server: &'static str) -> (Stage, String) {
     (stage, key)
 }
 
-/// Waits for Keyward to end.
+/// Waits until Keyward has stopped.
 async fn ended(stage: &mut Stage) {
     timeout(TEST_TIMEOUT, &mut stage.running).await.expect("it ends in time").unwrap();
 }
 
-/// Waits until nothing new is accepted.
+/// Waits until no connection is accepted.
 async fn closed(stage: &Stage) {
     let wait = async { while TcpStream::connect(stage.address).await.is_ok() {} };
     timeout(TEST_TIMEOUT, wait).await.expect("it stops accepting");
@@ -119,7 +120,7 @@ async fn drain_completes_all_open_request_kinds() {
     feed.send(data_frame("abc")).await.unwrap();
     wait_until(|| stage.echo.counts().body_bytes == 6 && stage.echo.counts().open == 6).await;
     stage.stop.cancel();
-    // While it still accepts: on a connection that was idle, and on one that carries streams.
+    // While it accepts connections: on an idle connection, and on one with streams.
     sleep(Duration::from_millis(50)).await;
     idle.send(get("/v1", &key)).await;
     let reply = idle.read_reply().await;
@@ -127,7 +128,7 @@ async fn drain_completes_all_open_request_kinds() {
     assert_eq!(idle.read_to_end().await, [0_u8; 0]);
     assert_eq!(http2.get("/v1", &key).await.unwrap().status(), 200);
     closed(&stage).await;
-    // After it: everything goes on to its own end.
+    // After that: open requests continue to their end.
     upload.send("def").await;
     let reply = upload.read_reply().await;
     assert_eq!((reply.json()["body"].as_str(), reply.header("connection")), (Some("abcdef"), Some("close")));
@@ -144,7 +145,7 @@ async fn drain_completes_all_open_request_kinds() {
     tunnel.send(tunnel::masked(0x88, &[0x03, 0xE8])).await;
     assert_eq!(tunnel.read_to_end().await, tunnel::unmasked(0x88, &[0x03, 0xE8]));
     assert!(!stage.running.is_finished(), "event streams are open");
-    // Their clients leave.
+    // Their clients disconnect.
     drop((events, feed2, http2, tunnel));
     ended(&mut stage).await;
     assert_eq!(stage.echo.counts().broken_bodies, 0);
@@ -183,12 +184,12 @@ async fn requests_beyond_drain_timeout_are_visibly_truncated() {
 async fn http2_clients_get_goaway() {
     let (mut stage, _) = stage("drain_timeout = \"300ms\"").await;
     let mut client = stage.connect().await;
-    // The preface and an empty SETTINGS.
+    // The client preface and an empty SETTINGS frame.
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     client.read_bytes(9).await;
     stage.stop.cancel();
     let mut rest = client.read_to_end().await;
-    // The rest of Keyward's SETTINGS, then frames; GOAWAY is of type 7 and concerns stream 0.
+    // The rest of Keyward's SETTINGS, then frames; GOAWAY has type 7 and stream 0.
     let mut kinds = Vec::new();
     let at =
         rest.windows(9).position(|head| head == [0, 0, 0, 4, 1, 0, 0, 0, 0]).expect("an acknowledgement");
@@ -240,7 +241,7 @@ async fn request_arriving_with_signal_is_served() {
     let (first, second) = request.split_at(20);
     parted.send(first).await;
     wait_until(|| stage.metrics.connections.get() == 3).await;
-    // Known to the system, and not yet to Keyward.
+    // In the kernel's queue, not accepted by Keyward yet.
     let mut fresh = stage.connect().await;
     fresh.send(get("/v1", &key)).await;
     kept.send(get("/v1", &key)).await;
@@ -275,7 +276,7 @@ async fn request_awaiting_verdict_completes_during_drain() {
     ended(&mut stage).await;
 }
 
-/// Asks again and again until nothing is accepted any more, and gives how many answers came, and how many did not.
+/// Sends requests until no connection is accepted; returns the numbers of responses and of failures.
 async fn asking(address: std::net::SocketAddr, request: String) -> (usize, usize) {
     let (mut answered, mut lost) = (0, 0);
     while let Ok(stream) = TcpStream::connect(address).await {

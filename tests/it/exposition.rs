@@ -1,4 +1,4 @@
-//! `/metrics` is what Prometheus reads: the text format 0.0.4, or OpenMetrics for who asks for it.
+//! `/metrics` in Prometheus's text format 0.0.4, or in OpenMetrics if the client accepts it.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -9,7 +9,7 @@ use crate::support::raw::Client;
 
 const BAD_KEY: &str = "0123456789ABCDEFGHIJabcdefghij";
 
-/// Has counted something of most kinds.
+/// A stage in which most metrics have been counted.
 async fn stage() -> Stage {
     let stage = Stage::start().await;
     stage.get("/v1", &stage.issue_key()).await;
@@ -26,8 +26,8 @@ async fn metrics(stage: &Stage, accept: &str) -> (String, String) {
     (reply.header("content-type").unwrap().to_owned(), reply.text())
 }
 
-/// Reads an exposition strictly: every family has HELP and TYPE once, and its samples, named as their type asks, behind them.
-/// `suffix` is what the name of a counter's sample has beyond the family's.
+/// Checks an exposition strictly: every family has HELP and TYPE once, followed by its samples, with the names that their
+/// type requires. `suffix` is appended to the family's name in a counter's samples.
 #[track_caller]
 fn check(text: &str, counter_suffix: &str) {
     let mut families = BTreeSet::new();

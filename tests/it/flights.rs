@@ -1,5 +1,5 @@
-//! Sharing: no request is ever answered by a validation that began before it arrived, over all interleavings of the
-//! bookkeeping, and at random over the whole.
+//! Shared validations: no request uses a validation that began before it arrived, in every interleaving of the bookkeeping
+//! and in random schedules of the validator.
 
 mod model;
 
@@ -81,7 +81,7 @@ async fn abandoned_flight_is_not_sent() {
     rig.set_fault(Target::Validate, Effect::Hang);
     let stays = rig.spawn_validation(&key);
     rig.emulator.validations_begun(1).await;
-    // One boards the next flight of this key, one waits with its own for a place.
+    // One boards the next flight of this key, one waits for a place with a flight of its own.
     let leave = [rig.spawn_validation(&key), rig.spawn_validation(&other)];
     rig.wait_for_waiting(3).await;
     leave.iter().for_each(tokio::task::JoinHandle::abort);
@@ -106,7 +106,7 @@ async fn failed_flight_fails_all_aboard() {
     assert_eq!(rig.emulator.counts().validations, 2);
 }
 
-/// Panics where a flight reports a fault.
+/// A subscriber that panics when a flight logs an error.
 struct Panicking(AtomicBool);
 
 impl tracing::Subscriber for Panicking {
@@ -137,12 +137,12 @@ async fn panicked_flight_wakes_all_and_frees_key() {
     let key = rig.issue_key();
     rig.set_fault(Target::Validate, Effect::Latency(Duration::from_millis(500)));
     rig.set_fault(Target::Validate, Effect::Answer(Answer::status(403)));
-    // While there is one subscriber alone, tracing asks that of the thread which reaches a call site first, and another
-    // test's thread has none: the event would be off for good. With two it asks both.
+    // With one subscriber, tracing asks only that of the thread which reaches a call site first. Another test's thread has
+    // none, which would disable the event for good. With two, it asks both.
     let _second = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
     let _panicking = tracing::subscriber::set_default(Panicking(AtomicBool::new(false)));
     let requests: Vec<_> = (0..3).map(|_| rig.spawn_validation(&key)).collect();
-    // All are there before the answer, or one that comes late begins a flight of its own.
+    // All must wait before the response comes, as a later one would begin a flight of its own.
     rig.wait_for_waiting(3).await;
     for request in requests {
         let answer = timeout(TEST_TIMEOUT, request).await.expect("nobody waits in vain").unwrap();

@@ -1,4 +1,4 @@
-//! gRPC as the wire has it: refusals in trailers alone, and answers whose outcome comes after the body.
+//! gRPC on the wire: trailers-only refusals, and responses with their status after the body.
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
@@ -8,7 +8,7 @@ use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use crate::support::http::{HttpClient, HttpVersion, channel_body, data_frame, read_body, start_upstream};
 use crate::support::{Setup, Stage};
 
-/// A message of three bytes, with the five of its head.
+/// A message of three bytes with its five-byte prefix.
 const MESSAGE: &[u8] = b"\0\0\0\0\x03abc";
 
 fn call(client: &HttpClient, path: &str, key: &str, body: Body) -> Request<Body> {
@@ -57,7 +57,7 @@ async fn grpc_call_passes_with_deadline_and_status() {
         assert_eq!(headers["grpc-timeout"], "5S");
         assert_eq!(headers["x-org-id"], "org_1");
         let (mut incoming, (feed, content)) = (request.into_body(), channel_body());
-        // Each message goes back as it comes: a stream both ways.
+        // A bidirectional stream: each message is returned as it arrives.
         tokio::spawn(async move {
             use http_body_util::BodyExt;
             while let Some(Ok(frame)) = incoming.frame().await {

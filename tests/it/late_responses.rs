@@ -1,6 +1,5 @@
-//! A key is asked about again from its verdict on, also while the service has not begun its answer: a late head or 101
-//! opens nothing for a key that was revoked meanwhile. And nothing that lasts outlives `streams.unconfirmed_for` without a
-//! confirmation.
+//! Re-validation starts with the verdict, before the upstream responds: a late response head or 101 is not forwarded for a
+//! key that was revoked meanwhile. No request outlives `streams.unconfirmed_for` without a confirmation.
 
 use std::time::Duration;
 
@@ -15,18 +14,18 @@ use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback, wait_until};
 use crate::tunnel::handshake;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// One interval of a second, and what a busy machine adds.
+/// One interval of a second, with a margin for a busy machine.
 const SOON: Duration = Duration::from_millis(1400);
 const EVERY_SECOND: &str = "[streams]\nrevalidate_every = \"1s\"";
 
-/// Keyward before a service that answers when the test says so.
+/// Keyward in front of an upstream that responds when the test says so.
 async fn before_slow_service(sections: &'static str) -> (Stage, TcpListener) {
     let (listener, address) = bind_loopback().await;
     let instead = Some(format!("http://{address}"));
     (Stage::with(Setup { sections, instead, ..Setup::default() }).await, listener)
 }
 
-/// The request that reached the service, by its connection.
+/// The connection of the request that reached the upstream.
 async fn accept(listener: &TcpListener) -> TcpStream {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut head = Vec::new();
@@ -53,7 +52,7 @@ fn fail(stage: &Stage) {
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
 }
 
-/// Waits until Scalekit was asked so many times.
+/// Waits for this number of validations.
 async fn asked(stage: &Stage, times: u64) {
     timeout(TEST_TIMEOUT, stage.emulator.validations_begun(times))
         .await
@@ -88,7 +87,7 @@ async fn late_101_opens_no_tunnel_for_revoked_key() {
     client.send(handshake("/ws", &key)).await;
     let mut service = accept(&listener).await;
     let before = stage.emulator.counts().validations;
-    // Of the question about the key nothing is known when the 101 comes.
+    // The validation has no result yet when the 101 comes.
     hang(&stage);
     asked(&stage, before + 1).await;
     tokio::time::sleep(SECOND / 2).await;
@@ -160,7 +159,7 @@ async fn outage_longer_than_unconfirmed_for_closes_streams() {
     wait_until(|| stage.echo.counts().open == 3).await;
     fail(&stage);
     let began = Instant::now();
-    // 1013, try again later.
+    // Close code 1013: try again later.
     assert_eq!(socket.read_bytes(4).await, [0x88, 2, 0x03, 0xF5]);
     let after = began.elapsed();
     assert!((SECOND..3 * SECOND).contains(&after), "twice the interval: {after:?}");

@@ -1,4 +1,4 @@
-//! Bodies within their limits pass, others get an answer that says so, and nobody else notices.
+//! Limits on bodies, connections and memory: their responses, and that other clients are not affected.
 
 use std::time::Duration;
 
@@ -64,11 +64,11 @@ async fn quiet_grpc_stream_has_no_body_timeout() {
     let key = stage.issue_key();
     let mut client = stage.connect().await;
     client.send(format!("POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n{grpc}")).await;
-    // Longer than the limit, in which nothing may come.
+    // For longer than the limit, no response may come.
     timeout(Duration::from_millis(250), client.read_bytes(1)).await.unwrap_err();
     client.send("5678").await;
     assert_eq!(client.read_reply().await.status, 200);
-    // The content type of a stranger is no reason to hold a place without end: told in gRPC's way, a status of 408 is OK.
+    // A gRPC content type on a public route does not lift the limit. As a gRPC error, the 408 has HTTP status 200.
     let reply = stage.send(format!("{POST}{grpc}")).await;
     assert_eq!(reply.header("keyward-error"), Some("body_timeout"));
 }
@@ -92,7 +92,7 @@ async fn stalled_public_uploads_leave_upstream_to_good_keys() {
     soon_ok(&stage).await;
 }
 
-/// A place is free once the answer has ended, which may be a moment after it was read.
+/// A place is free once the response has ended, which may be shortly after it was read.
 async fn soon_ok(stage: &Stage) {
     let wait = async { while stage.get("/public/x", "none").await.status != 200 {} };
     timeout(TEST_TIMEOUT, wait).await.expect("the place is given back");
@@ -116,7 +116,7 @@ async fn silent_connections_are_evicted_for_new_client() {
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     // Much less than server.header_timeout.
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-    // Who has shown a good key keeps the connection.
+    // A connection with a good key stays open.
     good.send(&request).await;
     assert_eq!(good.read_reply().await.status, 200);
 }
@@ -155,7 +155,7 @@ async fn http2_settings_announce_max_concurrent_streams() {
         let stage = stage(sections).await;
         let mut client = stage.connect().await;
         client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-        // The first frame is the settings, six bytes each (RFC 9113 section 6.5).
+        // The first frame is SETTINGS, with six bytes for each setting (RFC 9113 section 6.5).
         let head = client.read_bytes(9).await;
         assert_eq!(head[3], 4, "SETTINGS");
         let settings = client.read_bytes(usize::from(head[2])).await;
@@ -192,7 +192,7 @@ async fn public_requests_leave_connections_to_good_keys() {
         held.push(client);
     }
     assert_eq!(stage.get("/v1", &key).await.status, 200);
-    // What was under way goes on.
+    // Open requests continue.
     held[1].send("234567890").await;
     assert_eq!(held[1].read_reply().await.status, 200);
 }

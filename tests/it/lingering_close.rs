@@ -1,4 +1,4 @@
-//! A client who still sends when it is refused gets to read why: no reset overtakes the answer.
+//! Lingering close: a client that is still sending when it is refused can read the response before a reset.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::support::tls::{Authority, toml};
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const MIB: usize = 1024 * 1024;
-/// Whoever lingers does so for two seconds.
+/// The linger time is two seconds.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Sends all of a body before it reads anything, as simple clients do.
@@ -20,7 +20,7 @@ async fn upload(mut stream: TcpStream, head: String, bytes: usize) -> String {
     stream.write_all(head.as_bytes()).await.unwrap();
     let piece = vec![b'x'; 64 * 1024];
     for _ in 0..bytes / piece.len() {
-        // A reset breaks it off. What had come by then could still be read on this system, and not on every one.
+        // A reset ends it. Whether earlier bytes can still be read depends on the operating system.
         stream.write_all(&piece).await.expect("no reset");
     }
     let mut answer = Vec::new();
@@ -132,7 +132,7 @@ async fn refusal_without_further_bytes_closes_at_once() {
         let began = Instant::now();
         client.send(request).await;
         client.read_to_end().await;
-        // The client does not close, and is not waited for.
+        // The client does not close; Keyward does not wait for it.
         wait_until(|| stage.metrics.connections.get() == 0).await;
         assert!(began.elapsed() < Duration::from_secs(1), "{request}");
     }

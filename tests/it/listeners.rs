@@ -1,4 +1,4 @@
-//! Where callers come in: TCP, unix sockets, TLS, and whose word about them is believed.
+//! Listeners: TCP, unix sockets, TLS, and trusted proxies.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn stage(server: String) -> Stage {
     Stage::with(Setup { server: server.leak(), ..Setup::default() }).await
 }
 
-/// What is wrong with listening so.
+/// The error for these settings.
 async fn refusal(listen: &str, admin: &str) -> String {
     let file = format!(
         "version = 1\n[server]\nlisten = \"{listen}\"\n[admin]\nlisten = \"{admin}\"\n\
@@ -100,7 +100,7 @@ async fn tls_alpn_chooses_http_version() {
         assert_eq!(read_body(response).await.unwrap().0, 100_000);
         assert_eq!(stage.last_request().header("x-forwarded-proto"), Some("https"));
     }
-    // Clear text on it is not answered.
+    // Cleartext HTTP on it gets no response.
     let mut plain = stage.connect().await;
     plain.send(format!("{GET}\r\n")).await;
     assert!(!plain.read_to_end().await.starts_with(b"HTTP/"));

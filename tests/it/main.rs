@@ -1,4 +1,4 @@
-//! Keyward over real sockets: the emulator is the Scalekit, the echo or a scripted socket is the upstream.
+//! Keyward over real sockets, with the emulator as Scalekit and the echo or a scripted socket as upstream.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod rig;

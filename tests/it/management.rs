@@ -1,4 +1,4 @@
-//! Key management over HTTP. Whatever a test asks, the answer is held to the OpenAPI document that is served.
+//! Key management over HTTP. Every response in these tests is checked against the OpenAPI document.
 
 mod auth;
 mod examples;
@@ -26,18 +26,18 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::support::raw::{Client, Reply};
 use crate::support::{Setup, Stage};
 
-/// Where most tests ask.
+/// The path that most tests use.
 pub const KEYS: &str = "/v1/organizations/org_1/keys";
-/// Made up for tests.
+/// A fictitious secret.
 pub const SECRET: &str = "made-up-secret-of-management";
 
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
 
-/// Keyward with key management, and what was seen of it.
+/// Keyward with key management, and the responses seen so far.
 pub struct ManagementStage {
     pub stage: Stage,
-    /// `METHOD path-template status` of every answer.
+    /// `METHOD path-template status` of every response.
     pub seen: Mutex<BTreeSet<String>>,
 }
 
@@ -59,7 +59,7 @@ impl ApiRequest {
         Self::new("POST", KEYS).json(body)
     }
 
-    /// Another header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push_str(&format!("{name}: {value}\r\n"));
         self
@@ -78,7 +78,7 @@ impl ApiRequest {
         self
     }
 
-    /// As bytes. A host of the client's own stands instead of `localhost`.
+    /// The request as text. A `host` header that was set replaces `localhost`.
     pub fn to_bytes(&self) -> String {
         let host =
             if self.headers.to_ascii_lowercase().contains("host:") { "" } else { "host: localhost\r\n" };
@@ -106,7 +106,7 @@ impl ManagementStage {
         Self { stage: Stage::with(Setup { sections, ..setup }).await, seen: Mutex::default() }
     }
 
-    /// Where only these organizations and users are.
+    /// With an emulator that knows only these organizations and users.
     pub async fn only(only: &[&str]) -> Self {
         let only = only.iter().map(|only| only.parse().unwrap()).collect();
         let emulator = emulator::Settings { only, ..emulator::Settings::default() };
@@ -130,14 +130,14 @@ impl ManagementStage {
         reply
     }
 
-    /// Holds an answer to the document.
+    /// Checks a response against the document.
     pub fn check_response(&self, method: &str, path: &str, reply: &Reply) {
         if let Some(seen) = schema::check(method, path, reply) {
             self.seen.lock().unwrap().insert(seen);
         }
     }
 
-    /// A new key, as the answer tells of it.
+    /// Creates a key; returns the response.
     pub async fn create(&self, body: &Value) -> Value {
         let reply = self.send(&ApiRequest::create(body)).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
@@ -154,13 +154,13 @@ impl ManagementStage {
         self.send(&ApiRequest::new("PATCH", format!("{KEYS}/{id}")).json(body)).await
     }
 
-    /// Status and code of the answer.
+    /// Status and code of the response.
     pub async fn code(&self, request: &ApiRequest) -> (u16, String) {
         let reply = self.send(request).await;
         (reply.status, reply.code().unwrap_or_default().to_owned())
     }
 
-    /// A key of an organization that Keyward did not make.
+    /// A key of this organization, created without Keyward.
     pub fn issue(&self, organization: &str) -> (String, String) {
         let issue = Issue {
             organization_id: organization.to_owned(),
@@ -171,7 +171,7 @@ impl ManagementStage {
         (issued.key, issued.token_id)
     }
 
-    /// What the public port says to this key.
+    /// The status that this key gets on the public port.
     pub async fn proxied_status(&self, key: &str) -> u16 {
         self.stage.get("/v1/orders", key).await.status
     }
@@ -186,7 +186,7 @@ impl ManagementStage {
     }
 }
 
-/// A body that makes an ordinary key.
+/// The body of an ordinary creation.
 pub fn ordinary_body() -> Value {
     json!({"user_id": "usr_1", "custom_claims": {"team": "a"}, "description": "CI"})
 }

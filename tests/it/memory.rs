@@ -1,4 +1,4 @@
-//! The program under long bodies: how much memory they take, and what it prints meanwhile.
+//! The process: the memory that bodies take, and its log.
 
 mod floods;
 mod uploads;
@@ -24,7 +24,7 @@ fn memory(running: &Running, name: &str) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// The most memory that the process ever had, in bytes.
+/// The process's peak memory, in bytes.
 fn peak(running: &Running) -> usize {
     memory(running, "VmHWM:")
 }
@@ -50,7 +50,7 @@ async fn long_and_stalled_bodies_use_bounded_memory() {
         client.send(vec![b'.'; MIB]).await;
     }
     assert_eq!(client.read_reply().await.json()["body_bytes"], LENGTH);
-    // Some clients ask for as much and do not read it.
+    // Some clients request as much and do not read it.
     let mut stalled = Vec::new();
     for _ in 0..8 {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -120,7 +120,7 @@ async fn clients_cannot_make_libraries_fill_the_log() {
     running.until("\"ready\"").await;
     let mut client = Client::connect(address).await;
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-    // Acknowledgements of a PING that nobody sent, and one PING that is answered when all of them were read.
+    // Acknowledgements of a PING that was not sent, and one PING whose response shows that all were read.
     let stray = b"\0\0\x08\x06\x01\0\0\0\0strayack";
     client.send([&stray.repeat(1000)[..], b"\0\0\x08\x06\0\0\0\0\0lastlast"].concat()).await;
     let mut seen = Vec::new();
@@ -240,14 +240,14 @@ async fn refused_connections_are_logged_with_sampling() {
     let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
-    // Broken off, which is no attack.
+    // An aborted head, which is not logged.
     let mut client = Client::connect(address).await;
     client.send("GET /public/x HTTP/1.1\r\nhost:").await;
     drop(client);
     let probes: [&[u8]; 4] = [
         b"GET /canary HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /canary HTTP/1.1\r\nhost: a\r\nbad name: 1\r\n\r\n",
-        // HTTP/2: a SETTINGS frame of a length that there is not.
+        // HTTP/2: a SETTINGS frame of an invalid length.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x05\x04\0\0\0\0\0canar",
         b"\x1b]0;canary\x07\r\n\r\n",
     ];
@@ -258,7 +258,7 @@ async fn refused_connections_are_logged_with_sampling() {
             client.read_to_end().await;
         }
     }
-    // The next one admitted says how many were not.
+    // The next line has the number of suppressed ones.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let mut client = Client::connect(address).await;
     client.send(probes[0]).await;
@@ -295,7 +295,7 @@ async fn control_characters_are_escaped_in_log() {
         let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
         let file = folder.write("keyward.toml", &format!("{routes}[log]\nformat = \"{format}\"\n"));
         let (_scalekit, scalekit) = bind_loopback().await;
-        // The address is told as JSON alone, so a free port is taken beforehand.
+        // The address is only logged as JSON, so a free port is chosen beforehand.
         let (listener, address) = bind_loopback().await;
         drop(listener);
         let text = std::fs::read_to_string(&file).unwrap();

@@ -1,4 +1,4 @@
-//! Scalekit slow, dead, restarting or overrun: who waits how long, what is tried again, and how soon it is used again.
+//! Scalekit slow, down, restarting or overloaded: waiting times, retries and recovery.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ async fn breaker_limits_calls_and_recovers_after_outage() {
     assert_eq!(stage.get_admin("/readyz").await.status, 200, "an outage takes no replica out");
     assert_eq!(stage.metrics.breaker_open.get(), 1);
     let (calls, requests) = (stage.emulator.counts().validations - before, down.load(Ordering::Relaxed));
-    // Eight at once, four more before the fifth has failed, three probes, and what the budget pays in tries.
+    // Eight concurrent calls, four more before the fifth failure, three probes, and the retries in the budget.
     assert!(calls <= 8 + 4 + 3 + 12, "{calls} calls for {requests} requests");
     assert!(requests > 500, "refused at once: {requests}");
     stage.emulator.clear_faults();
@@ -98,7 +98,7 @@ async fn breaker_opens_after_five_timeouts() {
 
 #[tokio::test]
 async fn call_refused_by_budget_takes_no_breaker_probe() {
-    // Two of the eight are kept for keys that were good.
+    // Two of the eight are reserved for keys that were good.
     let rig = Rig::start(Settings { max_per_minute: Some(8), ..Settings::default() }).await;
     let good = rig.issue_key();
     rig.validate(&good).await.unwrap();
@@ -186,7 +186,7 @@ async fn only_transient_errors_are_retried() {
         (status(403), 1),
         (status(404), 1),
         (Effect::Garbage, 1),
-        // The last one, as unknown keys are held for a second after it.
+        // This one last, as unknown keys are held for a second after it.
         (status(429), 1),
     ] {
         let before = rig.emulator.counts().validations;
@@ -264,7 +264,7 @@ async fn connections_closed_by_scalekit_are_replaced() {
                 request.await.unwrap().expect("good");
             }
             rig.emulator.close_connections();
-            // Until the ends of the connections are seen; what crosses them is tried again, within the budget.
+            // Until the closed connections are noticed; calls sent meanwhile are retried within the budget.
             sleep(Duration::from_millis(3)).await;
         }
         let failed = rig.metrics.validations.get_or_create(&Outcome { outcome: "unreachable" }).get();
@@ -293,8 +293,8 @@ async fn timed_out_call_closes_its_connection_once() {
     assert_eq!(rig.emulator.counts().connections, connections + 1);
 }
 
-/// A Scalekit that finds every key good, over HTTP/2; `going` makes its first connection say GOAWAY. Connections over
-/// HTTP/1.1, where access tokens are fetched, are served and not counted.
+/// A Scalekit over HTTP/2 that calls every key valid; `going` makes its first connection send GOAWAY. HTTP/1.1 connections,
+/// for access tokens, are not counted.
 async fn going_away(
     going: watch::Receiver<bool>,
     release: Arc<Notify>,
@@ -336,7 +336,7 @@ async fn going_away(
                     .serve_connection(TokioIo::new(stream), answer);
                 let mut connection = std::pin::pin!(connection);
                 let told = async {
-                    // Only the first connection goes away.
+                    // Only the first connection sends GOAWAY.
                     if number > 0 {
                         std::future::pending::<()>().await;
                     }

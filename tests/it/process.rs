@@ -1,4 +1,4 @@
-//! The program itself: what it prints, what it exits with, what signals do.
+//! The program: output, exit codes and signals.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ async fn run(arguments: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// A program that runs, and what it has printed.
+/// A running program, and its output so far.
 pub struct Running {
     pub child: Child,
     printed: Arc<(Mutex<String>, Notify)>,
@@ -49,7 +49,7 @@ impl Running {
         Self { child, printed, paused }
     }
 
-    /// Stops reading what it prints, or goes on.
+    /// Stops or resumes reading the output.
     pub fn pause(&self, paused: bool) {
         self.paused.send_replace(paused);
     }
@@ -62,7 +62,7 @@ impl Running {
         tokio::spawn(async move {
             let mut lines = BufReader::new(stream).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                // Once the test has dropped the program, the rest is read.
+                // After the test has dropped the program, the rest is read.
                 let _ = paused.wait_for(|paused| !paused).await;
                 let mut all = printed.0.lock().unwrap();
                 all.push_str(&line);

@@ -1,5 +1,5 @@
-//! What the fuzz targets hold, on stable and in seconds: the same invariants over the committed seeds and over texts made
-//! of them. The texts are the same in every run. docs/fuzzing.md says how to search for longer.
+//! The invariants of the fuzz targets, on stable Rust and in seconds, over the committed seeds and texts generated from
+//! them, which are the same in every run. docs/fuzzing.md tells how to search for longer.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use fastrand::Rng;
 #[path = "../../fuzz/invariants/lib.rs"]
 mod invariants;
 
-/// Tries the seeds of a target, and then `texts` made of them and of its dictionary. Every one of `ways` must be taken.
+/// Checks the seeds of a target, and then `texts` generated from them and its dictionary. Each of `ways` must be reached.
 #[track_caller]
 fn hold(target: &str, texts: u64, ways: &[&str], invariant: fn(&[u8]) -> &'static str) {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
@@ -37,7 +37,7 @@ fn hold(target: &str, texts: u64, ways: &[&str], invariant: fn(&[u8]) -> &'stati
     assert_eq!(taken, all, "the ways that the texts went");
 }
 
-/// Shows the text that broke an invariant.
+/// Prints the text that violated an invariant.
 struct Shown<'t>(&'t [u8]);
 
 impl Drop for Shown<'_> {
@@ -48,7 +48,7 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// A seed after some accidents.
+/// A seed with some mutations.
 fn made_of(seeds: &[Vec<u8>], words: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
     let mut text = seeds[rng.usize(..seeds.len())].clone();
     for _ in 0..rng.usize(1..6) {

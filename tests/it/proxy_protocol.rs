@@ -1,4 +1,4 @@
-//! Behind a load balancer that passes TCP on: its PROXY header says who the client is, and nobody else's does.
+//! Behind a TCP load balancer: only its PROXY header sets the client address.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &length, rest].concat()
 }
 
-/// 203.0.113.7, with a record behind it.
+/// 203.0.113.7, followed by a TLV.
 fn v2_four() -> Vec<u8> {
     v2(0x21, 0x11, &[203, 0, 113, 7, 10, 0, 0, 1, 1, 2, 3, 4, 0x04, 0, 2, 9, 9])
 }
@@ -40,7 +40,7 @@ fn v2_six() -> Vec<u8> {
     v2(0x21, 0x21, &addresses)
 }
 
-/// A connection from another address of this machine's.
+/// A connection from another loopback address.
 async fn stranger(to: SocketAddr) -> Client {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
@@ -60,7 +60,7 @@ async fn header_sets_client_address() {
         (b"PROXY TCP6 ::ffff:203.0.113.7 ::1 1 2\r\n".to_vec(), "203.0.113.7"),
         (v2_four(), "203.0.113.7"),
         (v2_six(), "2001:db8::1"),
-        // Who cannot be named is the load balancer itself.
+        // Without an address in the header, the client is the load balancer itself.
         (b"PROXY UNKNOWN\r\n".to_vec(), "127.0.0.1"),
         (v2(0x20, 0, &[]), "127.0.0.1"),
         (v2(0x21, 0, &[]), "127.0.0.1"),
@@ -70,7 +70,7 @@ async fn header_sets_client_address() {
         client.send([&header, GET.as_bytes()].concat()).await;
         assert_eq!(client.read_reply().await.status, 200, "{address}");
         assert_eq!(stage.last_request().header_values("x-forwarded-for"), [address]);
-        // It holds for the whole connection.
+        // It applies to the whole connection.
         client.send("GET /public/x HTTP/1.1\r\nhost: a\r\nx-forwarded-for: 198.51.100.1\r\n\r\n").await;
         assert_eq!(client.read_reply().await.status, 200, "{address}");
         assert_eq!(stage.last_request().header_values("x-forwarded-for"), [address]);
@@ -174,7 +174,7 @@ async fn one_timeout_covers_header_tls_and_head() {
         assert!(refused(stage, outcome), "{outcome}");
         assert!(began.elapsed().as_millis() >= 390, "{outcome}");
     }
-    // The header took most of the time, and what comes behind gets what is left.
+    // The header used most of the time; the rest is left for what follows.
     for tls in ["", &tls] {
         let slow = stage(&format!("header_timeout = \"1s\"\n{tls}")).await;
         let began = Instant::now();
@@ -183,7 +183,7 @@ async fn one_timeout_covers_header_tls_and_head() {
         tokio::time::sleep(Duration::from_millis(800)).await;
         client.send(&V1[6..]).await;
         client.read_to_end().await;
-        // A tick is a quarter of the limit.
+        // A step is a quarter of the limit.
         assert!(began.elapsed().as_millis() < 1700, "{:?}", began.elapsed());
     }
 }
@@ -241,7 +241,7 @@ async fn trusted_proxies_and_throttle_use_header_address() {
         ("198.51.100.1", "192.0.2.1", 401),
         ("198.51.100.1", "192.0.2.2", 429),
         ("198.51.100.2", "192.0.2.1", 401),
-        // A trusted proxy behind the load balancer is believed.
+        // A proxy in front of the load balancer is trusted.
         ("203.0.113.7", "192.0.2.1", 401),
         ("203.0.113.8", "192.0.2.1", 429),
     ] {

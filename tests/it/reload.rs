@@ -1,4 +1,4 @@
-//! A changed configuration takes effect without losing a request, and a bad one not at all.
+//! Reload: a changed configuration takes effect without losing a request, an invalid one not at all.
 
 mod half_written;
 mod limits;
@@ -29,7 +29,7 @@ use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
 use crate::support::{TEST_TIMEOUT, bind_loopback};
 
-/// Of tests that do not look at what the watcher waits for.
+/// For tests that do not check the watcher's delays.
 const FAST: Pace = Pace {
     look_every: Duration::from_millis(10),
     settle: Duration::from_millis(10),
@@ -46,7 +46,7 @@ struct Reloading {
     management: Option<Listen>,
     hup: Arc<Notify>,
     metrics: Arc<Metrics>,
-    /// What SIGTERM would cancel.
+    /// Cancelled as by SIGTERM.
     stop: CancellationToken,
     running: JoinHandle<()>,
     ends: CancellationToken,
@@ -127,7 +127,7 @@ impl Reloading {
         self.write_text(&text(self.echo_address, routes, more));
     }
 
-    /// As careful editors do: whole or not at all.
+    /// Replaces the file atomically, as careful editors do.
     fn write_text(&self, text: &str) {
         let new = self.folder.join("new");
         std::fs::write(&new, text).unwrap();
@@ -151,13 +151,13 @@ impl Reloading {
         client.read_reply().await.status
     }
 
-    /// Asks again with a key until a path has a status.
+    /// Repeats a request with this key until the path has this status.
     async fn until_with(&self, path: &str, key: &str, status: u16) {
         let wait = async { while self.status_with(path, key).await != status {} };
         timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
     }
 
-    /// Asks again until a path has a status.
+    /// Repeats a request until the path has this status.
     async fn until(&self, path: &str, status: u16) {
         let wait = async { while self.status(path).await != status {} };
         timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
@@ -195,7 +195,7 @@ async fn changed_file_and_swapped_symlink_are_noticed() {
     let keyward = Reloading::start("watch").await;
     keyward.write(&["/b"], "");
     keyward.until("/b", 200).await;
-    // As Kubernetes does it: the file is a link into a folder, and the folder's link is swapped.
+    // As in a Kubernetes volume: the file is a symlink into a folder whose own symlink is swapped.
     let link = |generation: &str, path: &str| {
         let folder = keyward.folder.join(generation);
         std::fs::create_dir_all(&folder).unwrap();
@@ -246,7 +246,7 @@ async fn change_that_needs_restart_is_refused_whole() {
         ("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"127.0.0.2:0\""),
         ("[limits]", "[scalekit]\ntimeout = \"1500ms\"\n[limits]"),
         ("[log]", "[log]\nformat = \"json\""),
-        // Good as TOML, and for nothing else.
+        // Valid TOML, but not a valid route file.
         ("[limits]", "[upstreams.broken]\nurl = \"https://a\"\nca_file = \"/dev/null\"\n[limits]"),
     ] {
         assert!(good.contains(from));
@@ -343,7 +343,7 @@ async fn rotated_certificate_is_used_for_new_connections() {
     keyward.hup.notify_one();
     keyward.until_reload_fails().await;
     assert_eq!([shown_at(keyward.address).await, shown_at(management).await], first);
-    // Noticed by itself: the files are written anew under the same names.
+    // Noticed without a signal: the files are rewritten under the same names.
     authority.issue("api.test");
     for address in [keyward.address, management] {
         let wait = async { while shown_at(address).await == first[0] {} };

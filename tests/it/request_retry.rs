@@ -1,5 +1,4 @@
-//! An HTTP/2 upstream that ends a connection or turns a stream away, frame by frame: what it did not process is sent again,
-//! what it may have processed is not.
+//! An HTTP/2 upstream that sends GOAWAY or REFUSED_STREAM: unprocessed requests are sent again, others are not.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,11 +18,11 @@ const END_STREAM: u8 = 1;
 /// What the upstream does with the second stream of its first connection.
 #[derive(Clone, Copy, Debug)]
 enum Does {
-    /// Goes away without having processed it.
+    /// GOAWAY without having processed it.
     GoesAwayBefore,
-    /// Turns it away.
+    /// REFUSED_STREAM.
     Refuses,
-    /// Goes away after it, and breaks off.
+    /// GOAWAY after it, and closes the connection.
     GoesAwayAfter,
 }
 
@@ -54,7 +53,7 @@ async fn upstream(does: Does) -> (String, Bodies) {
 
 async fn connection(mut stream: TcpStream, does: Option<Does>, bodies: Bodies) -> Option<()> {
     stream.read_exact(&mut [0; 24]).await.ok()?;
-    // INITIAL_WINDOW_SIZE and the connection's window: 1 MiB and more, so that long bodies come whole.
+    // INITIAL_WINDOW_SIZE and the connection's window: at least 1 MiB, so that long bodies arrive completely.
     stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0x10, 0, 0])).await.ok()?;
     stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &[0, 0x10, 0, 0])).await.ok()?;
     let mut body = String::new();

@@ -1,5 +1,5 @@
-//! Streams outlive the request that opened them: closed within one interval of revocation and at expiry, so that the client
-//! can tell; by an outage only when nobody could confirm their key for `unconfirmed_for`.
+//! Streams are closed within one interval of revocation and at expiry, visibly for the client; in an outage, only after
+//! `unconfirmed_for` without a confirmation.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::support::raw::Client;
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// One interval, and what a busy machine adds.
+/// One interval, with a margin for a busy machine.
 const SOON: Duration = Duration::from_millis(1400);
 
 async fn every_second() -> Stage {
@@ -30,7 +30,7 @@ fn closed(stage: &Stage, outcome: &'static str) -> u64 {
     stage.metrics.streams_closed.get_or_create(&Outcome { outcome }).get()
 }
 
-/// A request whose answer has begun.
+/// A request whose response has begun.
 async fn open(stage: &Stage, path: &str, key: &str) -> Client {
     let mut client = stage.connect().await;
     client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
@@ -47,7 +47,7 @@ async fn revoked_stream_is_visibly_truncated_within_interval() {
         streams.push((path, open(&stage, path, &key).await));
     }
     let mut stays = open(&stage, "/events?every=50ms", &other).await;
-    // Read all along: who does not read is told at the next byte.
+    // Read continuously: a client that does not read notices at its next read.
     let reading = streams.into_iter().map(async |(path, mut client)| {
         let (mut last, began) = (Vec::new(), Instant::now());
         loop {
@@ -59,7 +59,7 @@ async fn revoked_stream_is_visibly_truncated_within_interval() {
             let more = last.len().saturating_sub(16);
             last.drain(..more);
             if path.starts_with("/bytes") {
-                // Slower than it could: a bulk transfer takes the machine from the others.
+                // Paced, as a bulk transfer would slow down the other tests.
                 client.read_bytes(256 * 1024).await;
                 sleep(Duration::from_millis(1)).await;
             }
@@ -224,7 +224,7 @@ async fn websocket(stage: &Stage, key: &str) -> Client {
     );
     client.send(request).await;
     assert_eq!(client.read_head().await.status, 101);
-    // A message there and back; its mask is zero.
+    // Sends a message and reads its echo; the mask is zero.
     client.send([&[0x81, 0x80 | 5, 0, 0, 0, 0][..], b"hello"].concat()).await;
     assert_eq!(client.read_bytes(7).await, [&[0x81, 5][..], b"hello"].concat());
     client
@@ -235,7 +235,7 @@ async fn revoked_websocket_closes_with_1008_between_frames() {
     let stage = every_second().await;
     let key = stage.issue_key();
     let (mut between, mut within) = (websocket(&stage, &key).await, websocket(&stage, &key).await);
-    // A hundred bytes announced, of which none comes.
+    // A frame that announces a hundred bytes and has none.
     within.send([0x82, 0x80 | 100, 0, 0, 0, 0]).await;
     assert_eq!(within.read_bytes(2).await, [0x82, 100]);
     stage.emulator.revoke(&key);
@@ -243,7 +243,7 @@ async fn revoked_websocket_closes_with_1008_between_frames() {
     assert_eq!(between.read_bytes(4).await, [0x88, 2, 0x03, 0xF0]);
     assert_eq!(within.read_to_end().await, [0_u8; 0]);
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    // What the client still says hurts nothing; its own Close ends it.
+    // Further frames of the client are ignored; its Close ends the connection.
     between.send([0x88, 0x80 | 2, 0, 0, 0, 0, 0x03, 0xF0]).await;
     assert_eq!(between.read_to_end().await, [0_u8; 0]);
     drop((between, within));

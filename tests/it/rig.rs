@@ -1,4 +1,4 @@
-//! The validator alone before an emulator, for what needs thousands of requests or an exact order of events.
+//! The validator with an emulator and no listener, for tests with thousands of requests or an exact order of events.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -34,16 +34,16 @@ pub struct Rig {
     _ends: DropGuard,
 }
 
-/// What a rig is made from.
+/// The settings of a rig.
 pub struct Plan {
     pub validator: validator::Settings,
     pub emulator: emulator::Settings,
     pub client_secret: SecretSource,
-    /// Faults from before the first call.
+    /// Faults that are set before the first call.
     pub faults: Vec<Fault>,
-    /// HTTP/2, as over TLS with a real Scalekit.
+    /// Whether to use HTTP/2, as over TLS with a real Scalekit.
     pub http2: bool,
-    /// Where Scalekit is, if it is not the emulator.
+    /// Scalekit's address, if not the emulator's.
     pub instead: Option<SocketAddr>,
 }
 
@@ -110,13 +110,13 @@ impl Rig {
             .expect("a verdict in time")
     }
 
-    /// A request that goes on by itself.
+    /// Starts a validation in the background.
     pub fn spawn_validation(&self, key: &str) -> tokio::task::JoinHandle<Result<Arc<Identity>, Rejection>> {
         let (validator, key) = (Arc::clone(&self.validator), parse_key(key));
         tokio::spawn(async move { validator.validate(&key, None).await })
     }
 
-    /// Waits until so many requests are without a verdict.
+    /// Waits until this number of requests is without a verdict.
     pub async fn wait_for_waiting(&self, count: i64) {
         wait_until(|| self.metrics.validations_waiting.get() == count).await;
     }
@@ -134,19 +134,19 @@ pub fn parse_key(key: &str) -> ApiKey {
     ApiKey::parse(key, &credential::Settings::default()).unwrap()
 }
 
-/// A key that nobody has.
+/// A key that Scalekit does not know.
 pub fn unknown_key(number: usize) -> String {
     format!("0000000000000000000000{number:08}")
 }
 
-/// A file of a test's own.
+/// Writes a file in the temporary folder.
 pub fn write_scratch_file(name: &str, content: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("keyward-{name}-{}", std::process::id()));
     std::fs::write(&path, content).unwrap();
     path
 }
 
-/// Keyward before any Scalekit at all, right or wrong; what matters is what it says of it.
+/// Keyward with any Scalekit, working or not, for tests of its readiness.
 pub struct Probing {
     pub admin: SocketAddr,
     pub address: SocketAddr,
@@ -183,7 +183,7 @@ impl Probing {
         (reply.status, reply.text())
     }
 
-    /// What is said once there is something to say.
+    /// Waits for the first result of the probe: the reason, or "ready".
     pub async fn wait_for_reason(&self) -> String {
         loop {
             match self.get_readyz().await {

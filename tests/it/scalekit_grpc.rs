@@ -1,4 +1,4 @@
-//! Scalekit over gRPC: the same verdicts as over REST, for the same reasons.
+//! Scalekit over gRPC: the same verdicts as over REST.
 
 use keyward::keys::{KeyError, Keys};
 use keyward::scalekit::{Settings, build_client, origin_settings};
@@ -77,7 +77,7 @@ async fn revoked_expired_and_unknown_keys_are_401() {
 async fn grpc_error_without_verdict_is_503_not_remembered() {
     let stage = stage().await;
     for effect in [
-        // UNAUTHENTICATED and PERMISSION_DENIED speak of Keyward's own client, not of the key.
+        // UNAUTHENTICATED and PERMISSION_DENIED concern Keyward's own credentials, not the key.
         status(401),
         status(403),
         status(429),
@@ -100,7 +100,7 @@ async fn grpc_error_without_verdict_is_503_not_remembered() {
         stage.emulator.clear_faults();
         assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")), "{row}");
         assert_eq!(stage.forwarded_count(), forwarded, "{row}");
-        // A breaker that has opened asks again within a second.
+        // An open breaker probes within a second.
         let again = async {
             loop {
                 let reply = stage.get("/v1", &key).await;
@@ -117,7 +117,7 @@ async fn grpc_error_without_verdict_is_503_not_remembered() {
 
 #[tokio::test]
 async fn refused_access_token_is_renewed_and_call_repeated() {
-    // A forced renewal waits for a second from the one before.
+    // Forced renewals are at least a second apart.
     let stage = Stage::with(Setup { scalekit: "transport = \"grpc\"", ..Setup::default() }).await;
     let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);

@@ -68,7 +68,7 @@ impl ConnectProxy {
         Self::refusing_after(0, refusal).await
     }
 
-    /// The first tunnels are opened in any case.
+    /// The number of tunnels to open before it refuses.
     async fn refusing_after(opened: usize, refusal: Option<&'static str>) -> Self {
         let (listener, address) = bind_loopback().await;
         let heads = Arc::<Mutex<Vec<String>>>::default();
@@ -85,7 +85,7 @@ impl ConnectProxy {
         format!("http://user:pa%3Ass@{}", self.address)
     }
 
-    /// All were requests for a tunnel to this target, with the credentials of the URL.
+    /// Checks that all requests were CONNECT to this target with the URL's credentials.
     #[track_caller]
     fn opened_tunnels_to(&self, target: &str, least: usize) {
         let heads = self.heads.lock().unwrap().clone();
@@ -121,7 +121,7 @@ async fn tunnel(
     };
     if let Some(refusal) = refusal.filter(|_| number > opened) {
         stream.write_all(refusal.as_bytes()).await?;
-        // Until the client has read it and ends the connection.
+        // Open until the client has read it and closes the connection.
         while stream.read(&mut [0; 64]).await? > 0 {}
         return Ok(());
     }
@@ -139,7 +139,7 @@ async fn validations_and_access_tokens_use_proxy() {
             format!("ca_file = {:?}\nproxy = \"{}\"\ntransport = \"{transport}\"", site.ca_file, proxy.url());
         let keyward = Probing::start(&site.url, "dev", &lines);
         timeout(TEST_TIMEOUT, keyward.wait_until_ready()).await.expect("ready in time");
-        // The key is good; that there is no upstream is another matter.
+        // The key is valid; the upstream does not exist.
         assert_eq!(keyward.get(&site.issue_key()).await.code(), Some("upstream_unreachable"));
         assert_eq!(keyward.get(&"0".repeat(30)).await.code(), Some("invalid_key"));
         // One for the access token, one for validations.
@@ -161,14 +161,14 @@ async fn readyz_distinguishes_refusing_proxy_from_scalekit() {
         assert!(!reason.contains("pa:ss") && !reason.contains("pa%3A"), "{reason}");
         assert_eq!(keyward.get(&site.issue_key()).await.code(), Some("validation_unavailable"));
     }
-    // An access token came through, and validations do not: their pool opens tunnels of its own.
+    // The access token arrived, but validations fail: their pool opens its own tunnels.
     let proxy = ConnectProxy::refusing_after(1, Some(STATUS_407)).await;
     let lines = format!("{ca_file}\nproxy = \"{}\"", proxy.url());
     let reason =
         timeout(TEST_TIMEOUT, Probing::start(&site.url, "dev", &lines).wait_for_reason()).await.unwrap();
     let refused = format!("the proxy {} refuses a connection to Scalekit", proxy.address);
     assert!(reason.contains(&refused) && reason.contains("(HTTP 407)"), "{reason}");
-    // Nobody there at all.
+    // Nothing listens there.
     let (listener, address) = bind_loopback().await;
     drop(listener);
     let lines = format!("{ca_file}\nproxy = \"http://{address}\"");
@@ -209,7 +209,7 @@ async fn environment_proxy_is_never_used_for_upstreams() {
     proxy.opened_tunnels_to(site.target(), 2);
     assert!(!running.text().contains("pa%3Ass"), "{}", running.text());
 
-    // NO_PROXY, and a proxy that refuses: which way it went can be seen.
+    // With a proxy that refuses, success shows that NO_PROXY was used.
     let refusing = ConnectProxy::start(Some(STATUS_407)).await;
     let mut direct = run();
     direct.env("HTTPS_PROXY", refusing.url()).env("NO_PROXY", "example.com,localhost");

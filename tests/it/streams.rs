@@ -1,4 +1,4 @@
-//! Bodies stream both ways, whatever HTTP either side speaks, and how they end is seen at the other side.
+//! Bodies stream in both directions over every pair of HTTP versions, and the other side sees how they end.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A stage: emulator, echo upstream and Keyward between them, each on a port of its own.
+//! A stage: emulator, echo upstream and Keyward, each on its own port.
 
 pub mod http;
 pub mod raw;
@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use raw::{Client, Reply};
 
-/// Longer than anything here may take; what takes longer has failed.
+/// A step that takes longer has failed.
 pub const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a stage is made from. The parts are TOML; `{upstream}` stands for the upstream's address.
+/// The settings of a stage. The texts are TOML.
 pub struct Setup {
     /// More lines for `[server]`.
     pub server: &'static str,
@@ -37,7 +37,7 @@ pub struct Setup {
     pub sections: &'static str,
     /// The routes.
     pub routes: &'static str,
-    /// Where the upstream is, if it is not the echo.
+    /// The upstream's URL, if it is not the echo.
     pub instead: Option<String>,
     /// The emulator's settings.
     pub emulator: emulator::Settings,
@@ -45,7 +45,7 @@ pub struct Setup {
     pub ready: bool,
 }
 
-/// `/public/*` open, `/v1/admin/*` for admins, the rest for any key.
+/// `/public/*` is public, `/v1/admin/*` is for admins, other paths are for any key.
 pub const ROUTES: &str = r#"
     [[routes]]
     path = "/public/*"
@@ -78,18 +78,18 @@ impl Default for Setup {
     }
 }
 
-/// Everything running. Dropped, it ends.
+/// The running parts. They stop when this is dropped.
 pub struct Stage {
     pub emulator: Emulator,
     pub echo: Echo,
     pub address: SocketAddr,
     pub admin: SocketAddr,
-    /// Where keys are managed, if they are.
+    /// The address of key management, if it is on.
     pub management: Option<Listen>,
     pub metrics: Arc<Metrics>,
-    /// What SIGTERM would cancel.
+    /// Cancelled as by SIGTERM.
     pub stop: CancellationToken,
-    /// What a second signal would.
+    /// Cancelled as by a second signal.
     pub kill: CancellationToken,
     pub running: JoinHandle<()>,
     ends: CancellationToken,
@@ -102,7 +102,7 @@ impl Drop for Stage {
     }
 }
 
-/// Waits until a condition holds that nothing signals.
+/// Waits until a condition holds, by polling.
 pub async fn wait_until(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
@@ -156,13 +156,13 @@ impl Stage {
         ]);
         let mut config =
             config::parse(&file, "test.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
-        // `limits.memory`, as `run` takes it into force.
+        // Applies `limits.memory`, as `run` does.
         config.fit(config::Resources::default());
         let metrics = Arc::new(Metrics::default());
         let server = Server::bind(config, Arc::clone(&metrics)).unwrap();
         let address = |listen| match listen {
             Listen::Tcp(address) => address,
-            // Whoever listens there knows where.
+            // The test knows the path.
             Listen::Unix(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let (public, admin) = (address(server.address()), address(server.admin_address()));
@@ -176,12 +176,12 @@ impl Stage {
         Self { emulator, echo, address: public, admin, management, metrics, stop, kill, running, ends }
     }
 
-    /// A new key of an organization, without anything else.
+    /// A new key of `org_1` without user, roles and claims.
     pub fn issue_key(&self) -> String {
         self.issue(Issue::default()).key
     }
 
-    /// A new key; `org_1` where nothing is said.
+    /// A new key, of `org_1` by default.
     pub fn issue(&self, issue: Issue) -> Issued {
         let organization_id =
             if issue.organization_id.is_empty() { "org_1".into() } else { issue.organization_id };
@@ -193,7 +193,7 @@ impl Stage {
         Client::connect(self.address).await
     }
 
-    /// A new connection to Keyward, by hyper.
+    /// A new connection to Keyward with hyper's client.
     pub async fn connect_http(&self, version: http::HttpVersion) -> http::HttpClient {
         http::HttpClient::connect(self.address, version).await
     }
@@ -223,7 +223,7 @@ impl Stage {
         self.echo.received().pop().expect("a request reached the upstream")
     }
 
-    /// How many requests reached the echo.
+    /// The number of requests that reached the echo.
     pub fn forwarded_count(&self) -> u64 {
         self.echo.counts().requests
     }

@@ -1,4 +1,4 @@
-//! gRPC through Keyward with a real implementation on either side: tonic calls, tonic serves.
+//! gRPC through Keyward with tonic as client and as service.
 
 mod service;
 
@@ -16,7 +16,7 @@ use crate::support::tls::{Authority, toml};
 use crate::support::{self, Setup, Stage, TEST_TIMEOUT, bind_loopback, wait_until};
 use service::{Client, Desk, next, note};
 
-/// One interval, and what a busy machine adds.
+/// One interval, with a margin for a busy machine.
 const SOON: Duration = Duration::from_millis(1400);
 
 const ROUTES: &str = r#"
@@ -30,7 +30,7 @@ const ROUTES: &str = r#"
     require = { roles = ["admin"] }
 "#;
 
-/// Keyward before the service, in clear text.
+/// Keyward in front of the service, in cleartext.
 async fn stage(setup: Setup) -> (Stage, Desk, Client) {
     let desk = Desk::default();
     let port = desk.serve(None).await;
@@ -69,7 +69,7 @@ async fn secure(authority: &Authority) -> (Stage, Desk, Client) {
     (stage, desk, client)
 }
 
-/// A call, a stream up, and a stream both ways, where each note is sent after the answer to the one before.
+/// A unary call, a client stream, and a bidirectional stream in which each note follows the response to the previous one.
 async fn converse(desk: &Desk, client: &mut Client) {
     let answer = client.get("a").await.unwrap();
     assert_eq!((answer.metadata().get("x-desk").unwrap(), answer.get_ref()), (&7.into(), &note("got a")));
@@ -121,7 +121,7 @@ async fn status_keeps_message_details_and_metadata() {
         assert_eq!(metadata.get_bin("x-trace-bin"), expected.metadata().get_bin("x-trace-bin"));
         assert!(metadata.get("keyward-error").is_none());
     };
-    // In the head, as there is nothing else; and after a note.
+    // A status in the response head, and one after a note.
     whole(client.get("fail").await.unwrap_err());
     let (pen, mut notes) = client.chat().await.unwrap();
     for text in ["first", "fail"] {
@@ -137,18 +137,18 @@ async fn status_keeps_message_details_and_metadata() {
 async fn deadline_reaches_service_unchanged() {
     let (_stage, desk, mut client) =
         stage(Setup { upstream: "response_timeout = \"300ms\"", ..Setup::default() }).await;
-    // The service's word.
+    // A status of the service.
     let mut request = client.request(note("give up"));
     request.metadata_mut().insert("grpc-timeout", MetadataValue::from_static("1234567u"));
     let status = client.call("/desk.v1.Desk/Get", request).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "not in time"));
     assert_eq!(desk.last().get("grpc-timeout").unwrap(), "1234567u");
-    // Keyward's own.
+    // Keyward's own status.
     let status = client.get("wait").await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "Upstream timeout"));
     assert_eq!(status.metadata().get("keyward-error").unwrap(), "upstream_timeout");
     wait_until(|| desk.open() == 0).await;
-    // The client's: the service hears of it.
+    // The client's deadline, which the service sees.
     let mut request = client.request(note("wait"));
     request.set_timeout(Duration::from_millis(100));
     let began = Instant::now();
@@ -167,7 +167,7 @@ async fn refusals_are_statuses_with_message() {
         assert_eq!(status.metadata().get("keyward-error").unwrap(), error);
         assert!(!status.message().is_empty(), "{status:?}");
     };
-    // Made up.
+    // A fictitious key.
     let unknown = "0123456789ABCDEFGHIJabcdefghij";
     for (key, error) in [("", "missing_credential"), (unknown, "invalid_key"), ("short", "invalid_key")] {
         let mut other = client.with_key(key);
@@ -209,7 +209,7 @@ async fn cancellation_reaches_service_and_connection_stays() {
     for text in ["a", "wait"] {
         pen.send(note(text)).await.unwrap();
     }
-    // tonic cancels a stream both ways only once it has sent all.
+    // tonic cancels a bidirectional stream only after it has sent everything.
     drop(pen);
     next(&mut notes).await.unwrap().unwrap();
     let (up, put) = client.put();
@@ -234,7 +234,7 @@ async fn revoked_grpc_stream_ends_with_status_within_interval() {
     let (pen, mut notes) = client.chat().await.unwrap();
     pen.send(note("a")).await.unwrap();
     assert_eq!(next(&mut notes).await.unwrap(), Some(note("re: a")));
-    // Of this one no answer has begun.
+    // The response to this one has not begun.
     let (up, put) = client.put();
     let put = tokio::spawn(put);
     up.send(note("a")).await.unwrap();

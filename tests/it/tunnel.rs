@@ -1,4 +1,4 @@
-//! WebSockets: with whose identity they open, what passes, and how they end.
+//! WebSocket tunnels: their identity headers, their bytes, and their end.
 
 use keyward_emulator::store::Issue;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +24,7 @@ pub fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// The same as it comes back.
+/// The same frame as a server sends it.
 pub fn unmasked(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![first];
     match payload.len() {
@@ -176,7 +176,7 @@ async fn tunnel_whose_client_stops_reading_is_closed() {
     client.send(handshake("/public/ws", "")).await;
     let mut upstream = accept(&listener).await;
     assert_eq!(client.read_head().await.status, 101);
-    // Until the connection breaks, which it does only if Keyward closes it: the client stays and reads nothing.
+    // Until the connection fails, which only Keyward can cause: the client stays connected and reads nothing.
     let flood = async { while upstream.write_all(&[0; 65_536]).await.is_ok() {} };
     tokio::time::timeout(TEST_TIMEOUT, flood).await.expect("Keyward closes the connection");
     wait_until(|| stage.metrics.connections.get() == 0).await;
@@ -212,7 +212,7 @@ async fn declined_or_invalid_upgrade_opens_no_tunnel() {
         client.send(handshake("/ws", &stage.issue_key())).await;
         let reply = client.read_reply().await;
         assert_eq!(reply.status, status, "{answer}");
-        // What follows is a request like any other, and not bytes for the upstream.
+        // The following bytes are an ordinary request, not tunnel bytes.
         client.send("GET /v1/smuggled HTTP/1.1\r\nhost: a\r\n\r\n").await;
         client.read_reply().await;
         assert!(!upstream.text().contains("smuggled"), "{}", upstream.text());

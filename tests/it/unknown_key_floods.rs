@@ -1,5 +1,4 @@
-//! Floods of made-up keys: they cost whoever sends them, and neither keys that were good lately nor the end of a revoked
-//! key's stream.
+//! Floods of unknown keys affect neither recently good keys nor the end of a revoked key's stream.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -13,17 +12,17 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::support::raw::Client;
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
-/// One interval of a second, and what a busy machine adds.
+/// One interval of a second, with a margin for a busy machine.
 const SOON: Duration = Duration::from_millis(1400);
 
-/// Connections that send made-up keys until this is dropped.
+/// Connections that send unknown keys until this is dropped.
 struct Flood {
     _senders: JoinSet<()>,
     unavailable: Arc<AtomicU64>,
 }
 
 impl Flood {
-    /// Each of the connections sends a key after each pause, or as soon as the last one was answered.
+    /// Each connection sends a key after each pause, or as soon as it has the last response.
     fn start(address: SocketAddr, connections: usize, pause: Duration) -> Self {
         let (mut senders, unavailable) = (JoinSet::new(), Arc::<AtomicU64>::default());
         for _ in 0..connections {
@@ -49,7 +48,7 @@ impl Flood {
         Self::start(stage.address, 10, Duration::from_millis(50))
     }
 
-    /// Waits until Keyward or Scalekit has had enough of it.
+    /// Waits until Keyward or Scalekit refuses keys of the flood.
     async fn is_refused(&self) {
         wait_until(|| self.unavailable.load(Ordering::Relaxed) > 20).await;
     }
@@ -69,7 +68,7 @@ fn throttling(stage: &Stage) {
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Quota(quota)));
 }
 
-/// How long an event stream goes on after its key was revoked.
+/// The time that an event stream continues after its key was revoked.
 async fn stream_outlives_revocation(stage: &Stage, flood: impl FnOnce() -> Flood) -> Duration {
     let key = stage.issue_key();
     let mut client = stage.connect().await;
@@ -132,7 +131,7 @@ async fn good_key_passes_when_scalekit_throttles() {
     flood.is_refused().await;
     assert_eq!(statuses(&stage, &key, 25).await, [200; 25]);
     let calls = stage.emulator.counts().validations;
-    // A burst of the quota, the calls under way when the first 429 came, and the good ones with a few tries more.
+    // A burst of the quota, the calls in progress when the first 429 came, and those of good keys with a few retries.
     assert!(calls < 40 + 20 + 25 + 25, "{calls}");
 }
 
@@ -160,7 +159,7 @@ async fn good_keys_call_throttling_scalekit_at_bounded_rate() {
     let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     let before = stage.emulator.counts().validations;
-    // Nothing passes at all.
+    // No request passes.
     let quota = Quota::new(0, Duration::from_secs(1), Some(1));
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Quota(quota)));
     let until = Instant::now() + Duration::from_secs(2);
@@ -176,7 +175,7 @@ async fn good_keys_call_throttling_scalekit_at_bounded_rate() {
     futures_util::future::join_all((0..20).map(|_| ask())).await;
     let calls = stage.emulator.counts().validations - before;
     assert!((3..=14).contains(&calls), "{calls}");
-    // What was junk's fault is over as soon as Scalekit answers.
+    // The effect of the flood ends as soon as Scalekit responds.
     stage.emulator.clear_faults();
     assert_eq!(statuses(&stage, &key, 5).await, [200; 5]);
 }

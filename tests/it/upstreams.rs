@@ -1,4 +1,4 @@
-//! Where requests go: TLS, unix sockets, connections that are kept, and those that end.
+//! Upstreams: TLS, unix sockets, and the reuse and end of their connections.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -28,8 +28,8 @@ async fn stage(url: String, upstream: String) -> Stage {
     Stage::with(Setup { instead: Some(url), upstream: upstream.leak(), ..Setup::default() }).await
 }
 
-/// An https upstream on a port of `localhost`, that tells its HTTP version, the name asked for, and whether the client
-/// showed a certificate.
+/// An https upstream on `localhost` that responds with its HTTP version, the SNI name, and whether the client sent a
+/// certificate.
 async fn https(config: Arc<ServerConfig>) -> String {
     let (listener, address) = bind_loopback().await;
     tokio::spawn(async move {
@@ -75,7 +75,7 @@ async fn wrong_upstream_certificate_is_never_accepted() {
     for config in [other.server("localhost", &[], false), authority.server("other.test", &[], false)] {
         assert_unreachable(&stage(https(config).await, ca.clone()).await.send(GET).await);
     }
-    // Without ca_file the system's roots count, which know neither.
+    // Without ca_file the system's roots apply, which trust neither.
     let url = https(authority.server("localhost", &[], false)).await;
     assert_unreachable(&stage(url, String::new()).await.send(GET).await);
 }
@@ -146,7 +146,7 @@ async fn connect_timeout_covers_tls_handshake() {
 
 #[tokio::test]
 async fn connect_timeout_covers_unanswered_syn() {
-    // A listener that accepts nothing: once its queue is full, the system lets further connections wait.
+    // A listener that accepts nothing: once its queue is full, the kernel leaves further connections unanswered.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
@@ -160,7 +160,7 @@ async fn connect_timeout_covers_unanswered_syn() {
     let began = Instant::now();
     assert_unreachable(&stage.send(GET).await);
     let took = began.elapsed();
-    // The system itself would try for minutes.
+    // The kernel itself would try for minutes.
     assert!((300..3000).contains(&took.as_millis()), "{took:?}");
 }
 
@@ -191,7 +191,7 @@ async fn idle_upstream_connection_is_closed_after_idle_timeout() {
         if preface.is_empty() {
             stream.write_all(OK.as_bytes()).await.unwrap();
         } else {
-            // SETTINGS, and HEADERS of stream 1: `:status: 200`, the end.
+            // SETTINGS, and HEADERS of stream 1: `:status: 200` with END_STREAM.
             stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 1, 1, 5, 0, 0, 0, 1, 0x88]).await.unwrap();
         }
         let (_stage, reply) = asked.await.unwrap();
@@ -203,7 +203,7 @@ async fn idle_upstream_connection_is_closed_after_idle_timeout() {
 
 #[tokio::test]
 async fn dead_pooled_connection_retries_get_not_post() {
-    // Each connection answers once, and closes when a second request has come.
+    // Each connection responds once, and closes on a second request.
     let (listener, address) = bind_loopback().await;
     let posts = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&posts);
@@ -259,7 +259,7 @@ async fn streams_over_http2_limit_open_second_connection() {
                 } else {
                     return Ok(Response::new(body::full("ok")));
                 };
-                // Whoever drops the feed ends the body.
+                // Dropping the sender ends the body.
                 std::mem::forget(body.0);
                 Ok::<_, BodyError>(Response::new(body.1))
             });

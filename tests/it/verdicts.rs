@@ -1,5 +1,5 @@
-//! Whose fault it is: every row of contract section 5, what the client is told, and that nothing is remembered of a key but
-//! a definite "invalid".
+//! Verdicts and errors: every row of contract section 5, the client's response, and that only a definite "invalid" is
+//! remembered.
 
 use bytes::Bytes;
 use keyward_emulator::access::Permission;
@@ -16,7 +16,7 @@ fn validate(effect: Effect) -> Fault {
     Fault::new(Target::Validate, effect)
 }
 
-/// The answer to a good key under this fault; after it the key must be good at once, as nothing is remembered.
+/// The response to a good key under this fault. Afterwards the key must pass at once, as nothing is remembered.
 #[track_caller]
 fn our_fault(reply: &Reply, after: &Reply, row: &str) {
     assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")), "{row}");
@@ -107,7 +107,7 @@ async fn only_not_found_and_invalid_argument_are_401() {
         instead(400, r#"{"code":9,"message":"x"}"#),
         Effect::Answer(html(404)),
         Effect::Answer(html(400)),
-        // Whatever else has no meaning for a key.
+        // Other responses are no verdict.
         instead(204, ""),
         instead(302, ""),
         instead(409, r#"{"code":6,"message":"x"}"#),

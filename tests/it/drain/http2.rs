@@ -1,4 +1,4 @@
-//! Callers over HTTP/2 through a drain, by the `h2` crate: it tells a GOAWAY from every other end.
+//! HTTP/2 clients during a drain, with the `h2` crate, which distinguishes GOAWAY from other ends.
 
 use std::net::SocketAddr;
 use std::ops::AddAssign;
@@ -19,7 +19,7 @@ const STREAMS: usize = 8;
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     answered: u64,
-    /// Turned away by a GOAWAY: to be sent again elsewhere.
+    /// Requests that GOAWAY left unprocessed: to be sent again elsewhere.
     told: u64,
     lost: u64,
 }
@@ -44,7 +44,7 @@ async fn connect(address: SocketAddr) -> Option<Sender> {
     Some(sender)
 }
 
-/// One answer to its end.
+/// Reads one response to its end.
 async fn answer(response: client::ResponseFuture) -> Result<u16, h2::Error> {
     let response = response.await?;
     let (status, mut body) = (response.status().as_u16(), response.into_body());
@@ -55,10 +55,10 @@ async fn answer(response: client::ResponseFuture) -> Result<u16, h2::Error> {
     Ok(status)
 }
 
-/// Asks again and again on one of a connection's streams until the connection takes no more.
+/// Sends one request after the other until the connection accepts no more.
 async fn stream(sender: Sender, key: String) -> Counts {
     let mut counts = Counts::default();
-    // What cannot be sent is not lost.
+    // A request that cannot be sent is not lost.
     while let Ok(mut ready) = sender.clone().ready().await
         && let Ok((response, _)) = ready.send_request(request("/v1", &key), true)
     {
@@ -71,7 +71,7 @@ async fn stream(sender: Sender, key: String) -> Counts {
     counts
 }
 
-/// Eight streams at once on one connection after another, until nothing is accepted any more.
+/// Eight concurrent streams on one connection after another, until no connection is accepted.
 async fn asking(address: SocketAddr, key: String) -> Counts {
     let mut counts = Counts::default();
     while let Some(sender) = connect(address).await {
@@ -96,7 +96,7 @@ async fn drain_under_load_loses_no_http2_request() {
             counts += http_client.unwrap();
         }
         assert_eq!(counts.lost, 0, "{counts:?}");
-        // What a GOAWAY turned away was not processed.
+        // Requests beyond GOAWAY's last stream were not processed.
         assert_eq!(stage.forwarded_count(), counts.answered, "{counts:?}");
         ended(&mut stage).await;
     }
@@ -110,7 +110,7 @@ async fn goaway_names_last_processed_stream() {
     let slow = tokio::spawn(answer(slow));
     wait_until(|| stage.forwarded_count() == 1).await;
     stage.stop.cancel();
-    // The connection takes no more once it was told.
+    // The connection accepts no request after GOAWAY.
     let told = async {
         let mut before = 0;
         loop {

@@ -1,4 +1,4 @@
-//! The command line and a whole Keyward before one Scalekit.
+//! The command line and a running Keyward with one Scalekit.
 
 use super::{Kit, shown};
 use crate::support::Stage;

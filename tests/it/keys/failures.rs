@@ -1,4 +1,4 @@
-//! What is wrong with the environment or with Scalekit: one line, exit 1, nothing half done.
+//! Errors of the environment or Scalekit: one line, exit code 1, no partial result.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,7 @@ async fn unreachable_scalekit_is_reported_at_once() {
         done(command(&url, arguments)).await.refused("Scalekit cannot be reached");
     }
     fed(command(&url, &["inspect"]), "ThisKeyIsMadeUp000000aB3d").await.refused("Scalekit cannot be reached");
-    // What is wrong with the arguments is told first, and nobody asked.
+    // Errors of the arguments are reported before any call.
     for (arguments, expected) in [
         (&["revoke", "notanid"][..], "not the id of a key"),
         (&["create", "--org", "org_1", "--expires", "2020-01-01"], "has passed"),

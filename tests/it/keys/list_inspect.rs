@@ -48,7 +48,7 @@ async fn list_prints_page_before_fetching_next() {
         let mut child = kit.command(&["list", "--org", "org_1", "--all"]).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         wait_until(|| kit.emulator.counts().lists == before + 1).await;
-        // Nothing else runs between these two: the first page is let go, and the second meets the fault.
+        // The runtime does nothing between these two: the first page is released, and the second meets the fault.
         kit.emulator.clear_faults();
         kit.fault(second);
         for _ in 0..31 {

@@ -1,4 +1,4 @@
-//! A key that was made and that nobody has seen is named, so that it can be revoked.
+//! A key that was created but not shown is named, so that it can be revoked.
 
 use std::process::Stdio;
 
@@ -10,7 +10,7 @@ use crate::process::Running;
 use crate::support::raw::{Act, ScriptedUpstream};
 use crate::support::{TEST_TIMEOUT, wait_until};
 
-/// The one key of `org_1` is named in this, and the command that revokes it works.
+/// Checks that the only key of `org_1` is named in this text, and that the printed command revokes it.
 async fn assert_key_is_named_and_revocable(kit: &Kit, said: &str) {
     kit.emulator.clear_faults();
     let [id] = &kit.live("org_1").await[..] else { panic!("one key: {said}") };
@@ -48,7 +48,7 @@ async fn lost_connection_during_creation_names_key() {
 async fn failed_creation_names_no_key() {
     for fault in ["create:reset", "create:status=502"] {
         let kit = Kit::start().await;
-        // Another's, which does not look like it.
+        // Another key, which differs.
         kit.create(&["--org", "org_1", "--claim", "team=other"]).await;
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng"]).await;

@@ -114,7 +114,7 @@ async fn one_bad_id_revokes_nothing() {
     refused.refused("number 3 of the list");
     assert!(!refused.err.contains(&key));
     kit.run_with(&["revoke", "-"], "\n \n").await.refused("there are no ids on standard input");
-    // However much of it there is.
+    // Input without end.
     kit.run_with(&["revoke", "-"], "y\n".repeat(2_000_000)).await.refused("number 1 of the list");
     kit.run_with(&["revoke", "-"], vec![0xfe; 1_000_000]).await.refused("standard input cannot be read");
     assert_eq!((kit.live("org_1").await.len(), kit.emulator.counts().invalidations), (2, 0));

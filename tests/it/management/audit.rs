@@ -1,4 +1,4 @@
-//! The audit line: who, what, which key, what became of it, and never the key. From a process of its own, as its log is.
+//! Audit lines: client, action, ids and outcome, never the key. Read from the log of a process.
 
 use keyward_emulator::faults::{Effect, Fault, Target};
 use keyward_emulator::{self as emulator, Emulator};
@@ -17,7 +17,7 @@ fn lines(text: &str) -> Vec<Value> {
     lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A process with key management on a unix socket, behind a secret.
+/// A process with key management on a unix socket, with a secret.
 struct AuditedProcess {
     folder: Folder,
     sockets: Sockets,
@@ -83,7 +83,7 @@ async fn audit_line_has_client_action_and_key_ids() {
     // A key where an id should be, and one as a secret.
     assert_eq!(ask(ApiRequest::new("DELETE", format!("{KEYS}/{}", key(&made)))).await.status, 404);
     let mut stranger = audited.connect().await;
-    // Those who are not let in share a line every tenth of a second.
+    // Refusals without authentication share one line per 100 ms.
     tokio::time::sleep(std::time::Duration::from_millis(110)).await;
     for _ in 0..40 {
         stranger
@@ -184,7 +184,7 @@ async fn management_requests_are_counted_by_outcome() {
     }
 }
 
-/// Requests without a key, by connections that go on together; each is an access line.
+/// Concurrent requests without a key; each writes an access log line.
 async fn flood(address: std::net::SocketAddr, connections: usize, requests: usize) {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..connections {

@@ -1,4 +1,4 @@
-//! Who may manage keys: whoever reaches it and, where there is one, has the secret; no browser.
+//! Authentication of key management: the secret, where there is one, and no browsers.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
@@ -48,7 +48,7 @@ async fn secret_is_required_once_and_reread_per_request() {
         assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"management\""));
         assert!(!reply.text().contains(SECRET));
     }
-    // Not even whether a path is there is told, and no body is read. The document is no secret.
+    // Neither the existence of a path is revealed nor a body read. The document is public.
     for ask in
         [ApiRequest::new("GET", "/x"), ApiRequest::new("PUT", KEYS), ApiRequest::create(&json!("junk"))]
     {
@@ -81,10 +81,10 @@ async fn browser_requests_are_refused() {
         ("origin", "http://localhost:3000"),
         ("origin", "null"),
         ("origin", ""),
-        // As a browser fetches an image.
+        // As a browser requests an image.
         ("sec-fetch-site", "cross-site"),
         ("sec-fetch-site", "same-site"),
-        // A name of the page's own that leads to 127.0.0.1.
+        // A name of the web page that resolves to 127.0.0.1.
         ("host", "evil.example"),
         ("host", "evil.example:4482"),
         ("host", "localhost.evil.example"),
@@ -126,7 +126,7 @@ async fn unix_socket_has_configured_mode_and_is_removed() {
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{line}");
         assert_eq!(metadata.uid(), rustix::process::getuid().as_raw());
-        // A name is no matter there: browsers do not get to it.
+        // Any host is accepted there: browsers cannot reach it.
         assert_eq!(management.send(&list().header("host", "keyward")).await.status, 200);
         assert_eq!(management.send(&list().header("origin", "null")).await.status, 403);
         management.stage.stop.cancel();
@@ -141,7 +141,7 @@ async fn other_ports_do_not_manage_keys() {
     let reply = management.stage.get_admin(KEYS).await;
     assert_eq!(reply.status, 404);
     assert_eq!(management.stage.get_admin("/openapi.json").await.status, 404);
-    // The public port takes these paths for what they are: the service's own.
+    // On the public port these paths belong to the upstream.
     let (key, _) = management.issue("org_1");
     for path in [KEYS, "/openapi.json"] {
         let before = management.stage.forwarded_count();
@@ -153,7 +153,7 @@ async fn other_ports_do_not_manage_keys() {
         );
     }
     assert_eq!(management.stage.emulator.counts().lists, 0);
-    // And where nothing is said of it, nothing listens.
+    // Without `[management]` nothing listens.
     assert!(crate::support::Stage::start().await.management.is_none());
 }
 

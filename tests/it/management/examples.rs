@@ -1,4 +1,5 @@
-//! The examples for users, run as they stand: a backend in Python, a shell script with curl, and the lines of the page.
+//! The examples for users, run unchanged: a backend in Python, a shell script with curl, and the commands of
+//! docs/management.md.
 
 use std::path::Path;
 use std::process::Output;
@@ -15,7 +16,7 @@ use crate::support::{Setup, TEST_TIMEOUT};
 const STEPS: &str = "created\nnot created twice\ngood for the service\nlisted\nshown\nchanged\nrotated\nthe old key is refused\n\
                      the new key is good\nrevoked\nrefused on the very next request\n";
 
-/// Whether this program is here; where not, the test says that it was skipped.
+/// Whether this program is installed; if not, the test prints that it is skipped.
 fn is_here(program: &str) -> bool {
     let here = std::process::Command::new(program).arg("--version").output().is_ok();
     if !here {
@@ -121,7 +122,7 @@ async fn documented_commands_do_what_they_say() {
     let lines = of_the_page("sh")
         .replace("/run/keyward/management.sock", socket.to_str().unwrap())
         .replace("apit_123456789012345", &id)
-        // The day on the page will have passed.
+        // The date on the page may be in the past.
         .replace("2027-", "2099-");
     let lines = format!("uuidgen() {{ date +%s%N; }}\nset -e\n{lines}");
     let output =

@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: one key for each, whatever happens to the first answer.
+//! `Idempotency-Key`: one key for each value, even if the first response is lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ async fn repeated_creation_returns_id_but_never_key() {
     assert!(!format!("{:?}{}", reply.headers, reply.text()).contains(key(&made)));
     let other = ApiRequest::create(&json!({"description": "other"})).with_idempotency_key("one");
     assert_eq!(management.code(&other).await, (422, "idempotency_key_reused".to_owned()));
-    // Another organization's, another name's, and those without a name are others.
+    // Requests of another organization, with another value, or without the header, are separate.
     let theirs = ApiRequest::new("POST", "/v1/organizations/org_2/keys")
         .json(&ordinary_body())
         .with_idempotency_key("one");
@@ -81,7 +81,7 @@ async fn creation_can_be_retried_after_definite_refusal() {
     let emulator = &management.stage.emulator;
     let unknown_user = ApiRequest::create(&json!({"user_id": "usr_9"})).with_idempotency_key("one");
     assert_eq!(management.send(&unknown_user).await.status, 404);
-    // What comes next may even be another request.
+    // The next request on the connection may be another one.
     for (status, expected) in [(400, 400), (403, 502), (404, 404), (409, 409), (429, 503)] {
         emulator.set_fault(Fault::new(Target::Create, Effect::Answer(Answer::status(status))).times(1));
         let reply = management.send(&named("one")).await;
@@ -96,7 +96,7 @@ async fn creation_can_be_retried_after_definite_refusal() {
     assert_eq!(management.code(&named("one")).await.1, "already_created");
 }
 
-/// One creation whose answer is lost in this way.
+/// One creation whose response is lost in this way.
 async fn lost(effect: Effect) -> (ManagementStage, Value) {
     let management = ManagementStage::start().await;
     management.stage.emulator.set_fault(Fault::new(Target::Create, effect).times(1));
@@ -126,7 +126,7 @@ async fn lost_response_names_key_and_retry_creates_none() {
         assert_eq!((again.status, again.code()), (409, Some("outcome_unknown")));
         assert_eq!(again.json()["possible_token_ids"], suspects);
         assert_eq!(management.count_keys().await, 1);
-        // It can be revoked by what was said.
+        // The response names what to revoke.
         let revoke = ApiRequest::new("DELETE", format!("{KEYS}/{}", suspects[0].as_str().unwrap()));
         assert_eq!(management.send(&revoke).await.status, 204);
         assert_eq!(management.send(&named("two")).await.status, 201);

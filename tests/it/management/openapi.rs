@@ -1,4 +1,4 @@
-//! `/openapi.json` says what is so: it holds together, every answer in it is given, and no other.
+//! `/openapi.json` is consistent, and its responses are exactly those that occur.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -41,7 +41,7 @@ fn openapi_document_is_consistent() {
             assert!(names.insert(name), "{name} twice");
             assert!(value["summary"].is_string(), "{place}");
         }
-        // Examples are of their schema.
+        // Examples match their schema.
         if let Some(examples) =
             value["examples"].as_array().filter(|_| place.starts_with("/components/schemas/Key"))
         {

@@ -1,4 +1,4 @@
-//! What the operations do, and that it holds on the next request through Keyward.
+//! The operations, and their effect on the next request through Keyward.
 
 use std::time::Duration;
 
@@ -118,7 +118,7 @@ async fn list_pages_both_ways_and_by_user() {
     assert_eq!(back["tokens"], first["tokens"]);
     assert_ne!(second["tokens"], first["tokens"]);
     assert_eq!(list("user_id=usr_0").await["total_count"], 3);
-    // An empty variable must not make it a matter of the whole organization.
+    // An empty variable must not widen the command to the whole organization.
     assert_eq!(management.send(&ApiRequest::new("GET", format!("{KEYS}?user_id="))).await.status, 400);
     assert_eq!(list("").await["total_count"], 5);
 }
@@ -165,7 +165,7 @@ async fn patch_sets_removes_and_keeps_claims() {
     let merge = ApiRequest::new("PATCH", format!("{KEYS}/{id}"))
         .header("content-type", "application/merge-patch+json; charset=utf-8");
     assert_eq!(management.send(&merge.body(r#"{"custom_claims":{"a":"y"}}"#)).await.status, 200);
-    // The last claims together, and one after the other.
+    // The last claims, removed together and one after the other.
     let all = json!({"custom_claims": {"a": null, "c": null, "d": null}});
     for refused in [all, json!({"custom_claims": null}), json!({})] {
         assert_eq!(management.patch(id, &refused).await.code(), Some("invalid_request"), "{refused}");
@@ -181,7 +181,7 @@ async fn patch_sets_removes_and_keeps_claims() {
 async fn concurrent_patches_of_one_key_lose_nothing() {
     let management = ManagementStage::start().await;
     let made = management.create(&json!({"custom_claims": {"a": "1"}})).await;
-    // Each reads before either writes, unless they wait for each other.
+    // Without a lock, each would read before either writes.
     management
         .stage
         .emulator
@@ -205,7 +205,7 @@ async fn hanging_change_blocks_no_other_key() {
     let mut client = management.connect().await;
     client.send(ApiRequest::new("PATCH", format!("{KEYS}/{}", id(&slow))).json(&body).to_bytes()).await;
     crate::support::wait_until(|| management.stage.emulator.counts().updates == 1).await;
-    // Of 64 places one is taken: one of these may wait, not all.
+    // One of 64 locks is taken: at most one of these may wait.
     let others = (0..3).map(async |_| {
         let made = management.create(&ordinary_body()).await;
         management.patch(id(&made), &body).await.status
@@ -250,7 +250,7 @@ async fn key_of_other_organization_is_not_found() {
     assert_eq!(management.proxied_status(&theirs).await, 200);
     let own = ApiRequest::new("GET", format!("/v1/organizations/org_2/keys/{token_id}"));
     assert_eq!(management.send(&own).await.json()["custom_claims"], json!({"team": "a"}));
-    // Revoked by its own organization, it is still not this one's.
+    // Revoked by its own organization, it is still not found in this one.
     management.send(&ApiRequest::new("DELETE", format!("/v1/organizations/org_2/keys/{token_id}"))).await;
     assert_eq!(management.code(&ApiRequest::new("DELETE", &*path)).await.0, 404);
 }
@@ -276,7 +276,7 @@ async fn rules_apply_to_creation_update_and_rotation() {
     management.create(&json!({"expiry": in_days(89), "custom_claims": {"team": "a"}})).await;
     ends_within_90_days(&management.create(&json!({})).await["token_info"]);
 
-    // Made elsewhere: it never ends, and has a claim that may not be touched.
+    // Created without Keyward: it never expires, and has a claim that is not allowed.
     let issued = management.stage.issue(Issue {
         custom_claims: [("team", "a"), ("plan", "free")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))

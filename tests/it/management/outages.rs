@@ -1,4 +1,4 @@
-//! Scalekit down, slow, strange, or unwilling: whose fault it is, what was done, and what is known of it.
+//! Scalekit unavailable, slow, malformed or refusing: the response names the cause and what may have been done.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn missing_scalekit_permission_is_named() {
             );
         }
     }
-    // A rotation that may not revoke has made a key all the same.
+    // A rotation that must not revoke has still created a key.
     management.stage.emulator.set_permissions(&[Read, Write]);
     let next = management.send(&operations(id(&made))[5].1).await.json();
     assert_eq!(next["replaced_token_revoked"], false);
@@ -68,7 +68,7 @@ async fn scalekit_outage_is_503_and_nothing_is_begun() {
     for (operation, ask) in operations(id(&made)) {
         let reply = management.send(&ask).await;
         assert_eq!(reply.status, 503, "{operation}: {}", reply.text());
-        // A connection that is taken and closed may have taken the request with it.
+        // A connection that is accepted and closed may have delivered the request.
         assert!(matches!(reply.code(), Some("scalekit_unavailable" | "outcome_unknown")), "{operation}");
         assert!(reply.header("retry-after").is_some());
     }
@@ -102,7 +102,7 @@ async fn revocation_with_lost_response_is_looked_up() {
     for effect in [Effect::Truncated, Effect::Reset] {
         let made = management.create(&ordinary_body()).await;
         let done = effect == Effect::Truncated;
-        // An answer cut before its head is a reset; of two bytes there is no half to read.
+        // A response truncated before its head is a reset; two bytes have no readable half.
         management.stage.emulator.set_fault(Fault::new(Target::Invalidate, effect).times(1));
         let revoke = ApiRequest::new("DELETE", format!("{KEYS}/{}", id(&made)));
         let reply = management.send(&revoke).await;
@@ -126,7 +126,7 @@ async fn update_with_lost_response_can_be_repeated() {
     assert_eq!(management.patch(id(&made), &body).await.json()["custom_claims"], json!({"team": "b"}));
 }
 
-/// Ten seconds: Keyward's limit for a call. Side by side, so that they take ten seconds together.
+/// Keyward's limit for a call is ten seconds. The operations run concurrently, so that all take ten seconds.
 #[tokio::test]
 async fn unresponsive_scalekit_is_given_up_within_ten_seconds() {
     let long = Duration::from_secs(20);
@@ -136,7 +136,7 @@ async fn unresponsive_scalekit_is_given_up_within_ten_seconds() {
         let mut client = management.connect().await;
         client.send(ApiRequest::create(&ordinary_body()).with_idempotency_key("one").to_bytes()).await;
         let reply = client.read_reply_within(long).await;
-        // Nothing is there; that it will not come yet, nobody knows.
+        // Nothing was created; whether it will be is unknown.
         assert_eq!(reply.code(), Some("outcome_unknown"), "{}", reply.text());
         assert!(reply.json().get("possible_token_ids").is_none());
         management.stage.emulator.clear_faults();
@@ -220,14 +220,14 @@ async fn hostile_scalekit_responses_are_escaped() {
     assert_eq!(reply.status, 400);
     let detail = reply.json()["detail"].as_str().unwrap().to_owned();
     assert!(detail.len() < 500 && !detail.contains(|char: char| char.is_control()), "{detail}");
-    // What is said of another key is not this one's.
+    // A response about another key does not apply to this one.
     let (_, own) = management.issue("org_1");
     let other = json!({"token_info": {"token_id": "apit_other", "organization_id": "org_1"}});
     management.stage.emulator.set_fault(Fault::new(Target::Validate, answer(200, &other)));
     for (operation, ask) in operations(&own).into_iter().skip(2) {
         assert_eq!(management.code(&ask).await, (503, "scalekit_unavailable".to_owned()), "{operation}");
     }
-    // And what is no answer at all is none.
+    // A malformed response is none.
     for body in [
         "",
         "null",

@@ -1,4 +1,4 @@
-//! What is not understood is refused, says what would be right, does nothing, and is not repeated.
+//! Malformed requests are refused with advice, without effect, and without repeating their content.
 
 use serde_json::json;
 
@@ -58,7 +58,7 @@ async fn invalid_bodies_create_no_key() {
         refused(&management, ask, 400, "invalid_request", "").await;
     }
     assert_eq!(management.stage.emulator.counts().creations, 0);
-    // Empty and null are as if absent.
+    // Empty and null mean absent.
     let made = management
         .create(&json!({"user_id": null, "custom_claims": null, "expiry": null, "description": ""}))
         .await;
@@ -181,7 +181,7 @@ async fn path_variants_do_not_reach_other_keys() {
         assert!(matches!(management.send(&ApiRequest::new("DELETE", path)).await.status, 400 | 404));
     }
     assert_eq!(management.stage.emulator.counts().invalidations, 0);
-    // A listing is of an organization as Scalekit names them.
+    // A list needs an organization id in Scalekit's form.
     let other = ApiRequest::new("GET", "/v1/organizations/acme/keys");
     refused(&management, other, 400, "invalid_request", "begin with org_").await;
 }

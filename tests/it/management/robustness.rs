@@ -1,4 +1,4 @@
-//! Raw bytes at the management listener: it stays up, stays bounded, and does nothing that was not asked for plainly.
+//! Raw bytes at the management listener: it stays available and bounded, and acts only on well-formed requests.
 
 use keyward_emulator::faults::{Effect, Fault, Target};
 use serde_json::json;
@@ -107,7 +107,7 @@ async fn incomplete_body_creates_no_key() {
             "POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{end}"
         );
         client.send(head).await;
-        // Half of it is closed: hyper takes that for the end.
+        // The client closes its half: hyper takes that for the end.
         tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
         let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert!(!answer.contains("201"), "{answer}");
@@ -132,7 +132,7 @@ async fn client_that_writes_first_receives_refusal_of_body() {
                 "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{origin}content-length: {length}\r\n\r\n"
             ))
             .await;
-        // What was refused is there long before the body is.
+        // The refusal arrives long before the body ends.
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         for _ in 0..length / 100 {
             tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[b'x'; 100]).await.expect("it is taken");
@@ -158,7 +158,7 @@ async fn idle_connections_do_not_lock_out_new_client() {
         client.send(if number % 2 == 0 { "GET / HT" } else { "" }).await;
         waiting.push(client);
     }
-    // Within the time that a head may take, their places are free again.
+    // Their places are free again after `header_timeout`.
     assert_eq!(management.send(&ApiRequest::new("GET", KEYS)).await.status, 200);
     for client in &mut waiting[..256] {
         client.read_to_end().await;
@@ -183,7 +183,7 @@ async fn concurrent_requests_are_bounded_over_http2() {
             });
         }
     }
-    // 300 ask, 256 have a place, 32 of these ask Scalekit, and the others are told.
+    // Of 300 requests 256 have a place, 32 of these call Scalekit, and the others get 503.
     for _ in 0..268 {
         assert_eq!(asking.join_next().await.unwrap().unwrap(), 503);
     }

@@ -1,4 +1,4 @@
-//! The end of the process: what was begun is finished and recorded.
+//! Shutdown: operations that have begun are finished and audited.
 
 use keyward_emulator::faults::{Effect, Fault, Target};
 use tokio::time::timeout;

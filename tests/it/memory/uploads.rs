@@ -1,4 +1,4 @@
-//! Good callers' uploads and downloads while somebody else holds the memory there is for requests.
+//! Uploads and downloads with good keys while another client holds the memory for requests.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::support::http::{HttpClient, HttpVersion, start_upstream};
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
-/// In 64 MiB, 15 MiB are for all requests. Somebody else's key, with uploads that only begin, holds more than half of that.
+/// Of 64 MiB, 15 MiB are for requests. Stalled uploads with another key hold more than half of that.
 const SMALL: &str =
     "[limits]\nmemory = \"64MiB\"\nbody_timeout = \"1h\"\n[negative_cache]\nmax_entries = 1000";
 
@@ -41,7 +41,7 @@ async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
     let reply = timeout(Duration::from_secs(3), client.read_reply_within(TEST_TIMEOUT)).await;
     let status = reply.ok().map(|reply| reply.status);
     if status.is_none() {
-        // The flood is over, and memory is there again.
+        // The flood has ended, and memory is available again.
         strangers.iter().for_each(tokio::task::JoinHandle::abort);
         wait_until(|| stage.metrics.requests_in_flight.get() <= 1).await;
         let late = timeout(Duration::from_secs(5), client.read_reply_within(TEST_TIMEOUT)).await;
@@ -88,7 +88,7 @@ async fn download_resumes_after_flood() {
         (0..requests).for_each(|_| stranger(&mut strangers, &http_client));
     }
     wait_until(|| stage.metrics.requests_in_flight.get() >= 115).await;
-    // An upload that the service does not read, and a download on the same connection.
+    // An upload that the upstream does not read, and a download on the same connection.
     let good = stage.connect_http(HttpVersion::Http2).await;
     let pieces = (0..20).map(|_| piece(10_000));
     let upload = StreamBody::new(futures_util::stream::iter(pieces)).boxed_unsync();

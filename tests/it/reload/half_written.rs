@@ -1,4 +1,4 @@
-//! A route file that is written in several steps does not take effect between them.
+//! A route file that is written in several steps does not take effect before the last.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,12 +9,12 @@ use super::{FAST, Reloading, text};
 
 const FOREVER: Duration = Duration::from_secs(3600);
 
-/// Many looks of the watcher.
+/// Long enough for many checks of the watcher.
 async fn many_looks() {
     sleep(FAST.look_every * 25).await;
 }
 
-/// The route file without and with its last route, the one that asks for a key.
+/// The route file without and with its last route, which requires a key.
 fn halves(keyward: &Reloading) -> (String, String) {
     let half = text(keyward.echo_address, &["/*"], "");
     let whole = format!("{half}[[routes]]\npath = \"/admin/*\"\nupstream = \"echo\"\n");
@@ -54,11 +54,11 @@ async fn half_written_route_file_opens_no_route() {
         assert!(!keyward.is_open().await);
     }
     assert_eq!(keyward.metrics.reload_successful.get(), 1);
-    // A file that only asks for more need not be held.
+    // A file that only tightens requirements is not held.
     let stricter = whole.replacen("auth = \"none\"", "auth = \"key\"", 1);
     keyward.write_in_place(&stricter);
     keyward.until("/x", 401).await;
-    // The operator says that it is whole.
+    // The operator confirms it by SIGHUP.
     keyward.write_in_place(&half);
     many_looks().await;
     assert!(!keyward.is_open().await);

@@ -1,4 +1,4 @@
-//! Changed limits hold for what comes after the change, and what is open keeps its own.
+//! Changed limits apply to new connections and requests; open ones keep theirs.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::support::{TEST_TIMEOUT, wait_until};
 use tokio::time::timeout;
 
 impl Reloading {
-    /// Takes this into force, with the routes /a and a new one that tells.
+    /// Reloads with these limits, the route /a, and a new route that shows when the reload is done.
     async fn take(&self, new: &str, change: impl Fn(&str) -> String) {
         self.write_text(&change(&text(self.echo_address, &["/a", new], "[limits]")));
         self.hup.notify_one();
@@ -34,7 +34,7 @@ async fn get(client: &mut Client, lines: &str) -> Reply {
     client.read_reply().await
 }
 
-/// Begins an upload and stops: a silent connection would make room for the next one.
+/// Begins an upload and stalls: an idle connection would be evicted for the next one.
 async fn stall(client: &mut Client) {
     client.send("POST /a HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1").await;
 }
@@ -89,7 +89,7 @@ async fn body_limit_applies_to_next_request() {
 #[tokio::test]
 async fn connection_limit_can_be_raised_and_lowered() {
     let keyward = Reloading::start("connections").await;
-    // Each look at /b is a connection that ends.
+    // Each request to /b is a connection that closes.
     keyward.limits("/b", "connections = 2").await;
     let (mut first, mut second) = (keyward.open().await, keyward.open().await);
     stall(&mut first).await;
@@ -102,7 +102,7 @@ async fn connection_limit_can_be_raised_and_lowered() {
     let mut fourth = keyward.open().await;
     keyward.write_text(&text(keyward.echo_address, &["/a", "/d"], "[limits]\nconnections = 1"));
     keyward.hup.notify_one();
-    // No other connection would be served, and this one sees the new routes: three more have requests than may have.
+    // No other connection would be served, as three more are busy than the limit allows. This one sees the new routes.
     let lowered = async {
         loop {
             fourth.send("GET /d HTTP/1.1\r\nhost: a\r\n\r\n").await;

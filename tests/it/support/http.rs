@@ -1,4 +1,4 @@
-//! Clients and upstreams by hyper, for what raw bytes say badly: HTTP/2, TLS, and bodies that come when the test wants.
+//! Clients and upstreams with hyper, for HTTP/2, TLS and bodies that the test controls.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -21,14 +21,13 @@ use tokio::time::timeout;
 
 use super::{TEST_TIMEOUT, bind_loopback};
 
-/// Which HTTP a client speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HttpVersion {
     Http1,
     Http2,
 }
 
-/// Every pair of what the client speaks and a line for `[upstreams.echo]` that says what the upstream does.
+/// Every pair of the client's version and a line for `[upstreams.echo]` that sets the upstream's.
 pub const VERSION_PAIRS: [(HttpVersion, &str); 4] = [
     (HttpVersion::Http1, ""),
     (HttpVersion::Http1, "http = \"2\""),
@@ -63,7 +62,7 @@ impl HttpClient {
         }
     }
 
-    /// Over HTTP/2, with a window of this size for each stream, and the least that there can be for all of them.
+    /// Over HTTP/2, with a window of this size for each stream and the minimum for the connection.
     pub async fn windowed(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, window: u32) -> Self {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.initial_stream_window_size(window).initial_connection_window_size(65_535);
@@ -115,10 +114,10 @@ impl HttpClient {
     }
 }
 
-/// Puts frames into a body. Dropped, the body has come to its end.
+/// Sends frames of a body. The body ends when this is dropped.
 pub type BodySender = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
 
-/// A body that is what is fed to it, frame by frame.
+/// A body with the frames that are sent to it.
 pub fn channel_body() -> (BodySender, Body) {
     let (feed, frames) = mpsc::channel(1);
     let frames = stream::unfold(frames, |mut frames: mpsc::Receiver<_>| async {
@@ -131,7 +130,7 @@ pub fn data_frame(bytes: impl Into<Bytes>) -> Result<Frame<Bytes>, BodyError> {
     Ok(Frame::data(bytes.into()))
 }
 
-/// A body of so many bytes, in pieces.
+/// A body of this size, in pieces.
 pub fn body_of_size(bytes: usize) -> Body {
     const PIECE: usize = 64 * 1024;
     let frames = stream::iter((0..bytes.div_ceil(PIECE)).map(move |piece| {
@@ -141,7 +140,7 @@ pub fn body_of_size(bytes: usize) -> Body {
     StreamBody::new(frames).boxed_unsync()
 }
 
-/// Reads to the end: how many bytes, and the trailers.
+/// Reads to the end; returns the number of bytes, and the trailers.
 pub async fn read_body(response: Response<Incoming>) -> Result<(usize, HeaderMap), hyper::Error> {
     let (mut body, mut bytes, mut trailers) = (response.into_body(), 0, HeaderMap::new());
     while let Some(frame) = timeout(TEST_TIMEOUT, body.frame()).await.expect("the body in time") {
@@ -153,7 +152,7 @@ pub async fn read_body(response: Response<Incoming>) -> Result<(usize, HeaderMap
     Ok((bytes, trailers))
 }
 
-/// An upstream that does what a test wants, over HTTP/1.1 and h2c.
+/// An upstream that responds with `answer`, over HTTP/1.1 and h2c.
 pub async fn start_upstream<F, R>(answer: F) -> SocketAddr
 where
     F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
@@ -180,7 +179,7 @@ where
 {
     Box::pin(async move {
         let service = service_fn(move |request| answer(request));
-        // How a connection ends is for the client to see.
+        // The client checks how its connection ends.
         let _ =
             auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
     })

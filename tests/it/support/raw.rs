@@ -1,5 +1,5 @@
-//! Raw sockets: a client that sends what it is told and reads HTTP/1.1 answers, and an upstream that keeps every byte it gets
-//! and answers by a script.
+//! Raw sockets: a client that sends given bytes and reads HTTP/1.1 responses, and an upstream that records every byte and
+//! responds by a script.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -18,14 +18,14 @@ pub struct Client<S = TcpStream> {
     buffer: Vec<u8>,
 }
 
-/// An answer, or as much of it as came before the connection closed.
+/// A response, or the part of it that arrived before the connection closed.
 #[derive(Debug, Default)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    /// Whether the answer came to its end.
+    /// Whether the response is complete.
     pub whole: bool,
 }
 
@@ -56,34 +56,34 @@ impl Client {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    /// On a connection that is there.
+    /// On an open connection.
     pub fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends bytes; that the peer has closed meanwhile is for the reading side to see.
+    /// Sends bytes. A closed connection is noticed when reading.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;
     }
 
-    /// Reads one answer, skipping 1xx but 101.
+    /// Reads one response, skipping 1xx except 101.
     pub async fn read_reply(&mut self) -> Reply {
         self.read_reply_within(TEST_TIMEOUT).await
     }
 
-    /// The same, for what takes longer.
+    /// The same, with another time limit.
     pub async fn read_reply_within(&mut self, limit: Duration) -> Reply {
         timeout(limit, self.parse_reply()).await.expect("an answer in time")
     }
 
-    /// Reads until the peer closes; gives everything that came.
+    /// Reads until the peer closes; returns all bytes.
     pub async fn read_to_end(&mut self) -> Vec<u8> {
         let read = async { while self.read_more().await {} };
         timeout(TEST_TIMEOUT, read).await.expect("the end in time");
         std::mem::take(&mut self.buffer)
     }
 
-    /// Reads until this many bytes of a body or tunnel are there.
+    /// Reads this number of bytes of a body or tunnel, or fewer at the end.
     pub async fn read_bytes(&mut self, count: usize) -> Vec<u8> {
         let read = async { while self.buffer.len() < count && self.read_more().await {} };
         timeout(TEST_TIMEOUT, read).await.expect("the bytes in time");
@@ -91,7 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.buffer.drain(..count).collect()
     }
 
-    /// Reads a head alone; what follows stays for `bytes` and `rest`.
+    /// Reads a response head; what follows is left for `read_bytes` and `read_to_end`.
     pub async fn read_head(&mut self) -> Reply {
         timeout(TEST_TIMEOUT, self.parse_head()).await.expect("a head in time").unwrap_or_default()
     }
@@ -182,18 +182,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// What an upstream does once a request's head has come.
+/// What an upstream does when it has received a request's head.
 #[derive(Clone, Debug)]
 pub enum Act {
     /// Sends these bytes, and waits for the next head.
     Say(Vec<u8>),
     /// Sends these bytes and closes.
     Last(Vec<u8>),
-    /// Breaks the connection.
+    /// Resets the connection.
     Reset,
 }
 
-/// An upstream that keeps the bytes of each connection, and acts by a script each time a whole head has come.
+/// An upstream that records the bytes of each connection, and acts by a script for each request's head.
 #[derive(Clone)]
 pub struct ScriptedUpstream {
     pub address: SocketAddr,
@@ -201,17 +201,17 @@ pub struct ScriptedUpstream {
 }
 
 impl ScriptedUpstream {
-    /// Answers each time a whole head has come.
+    /// Responds to each request's head.
     pub async fn answering(answer: impl Into<Vec<u8>>) -> Self {
         Self::acting([Act::Say(answer.into())]).await
     }
 
-    /// Answers the first head of each connection and closes.
+    /// Responds to the first head of each connection and closes.
     pub async fn closing_after(answer: impl Into<Vec<u8>>) -> Self {
         Self::acting([Act::Last(answer.into())]).await
     }
 
-    /// Does this, head by head over all connections, and the last of it again and again.
+    /// Does one step for each head over all connections, and repeats the last step.
     pub async fn acting(script: impl Into<Vec<Act>>) -> Self {
         let (listener, address) = bind_loopback().await;
         let scripted = Self { address, shared: Arc::default() };
@@ -283,7 +283,7 @@ impl ScriptedUpstream {
     }
 }
 
-/// How many heads have come whole; what follows one is its body as far as its framing says so.
+/// The number of complete heads; the bodies between them are skipped by their framing.
 fn count_heads(bytes: &[u8]) -> usize {
     let (mut rest, mut heads) = (bytes, 0);
     while let Some(end) = find(rest, b"\r\n\r\n") {
@@ -302,7 +302,7 @@ fn count_heads(bytes: &[u8]) -> usize {
     heads
 }
 
-/// The length of a chunked body, once it is whole.
+/// The length of a chunked body, once it is complete.
 fn chunked_length(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {

@@ -1,4 +1,4 @@
-//! The body of a request that is refused is never the next request, and nobody is asked for one before the verdict.
+//! The body of a refused request is never read as the next request, and no body is requested before the verdict.
 
 use std::time::Duration;
 
@@ -104,14 +104,14 @@ async fn body_after_early_response_is_never_a_request() {
             client.send(wire.head("POST /v1", &framing)).await;
             assert_eq!(client.read_reply().await.status, 413, "{framing}");
             client.send(&body).await;
-            // Whether the connection goes on or ends, what comes next on it is a request of its own.
+            // Whether the connection stays open or closes, the next bytes are a separate request.
             client.send("GET /public/next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
             let left = rest(&mut client).await;
             assert!(matches!(statuses(&left)[..], [] | [413]), "{framing}: {left}");
         }
         for connection in wire.upstream.received() {
             let text = String::from_utf8(connection).unwrap();
-            // Hidden, it was sent on as a body if at all.
+            // The hidden request was forwarded only as a body, if at all.
             let heads = text.matches("x-request-id: ").count();
             assert_eq!(
                 heads,
@@ -172,7 +172,7 @@ async fn upgrade_other_than_websocket_is_not_forwarded() {
         assert_eq!(client.read_reply().await.status, 200, "{lines}");
         let head = wire.fresh(&mut seen);
         assert!(!head.contains("upgrade") && values(&head, "http2-settings").is_empty(), "{lines}: {head}");
-        // What follows is HTTP still, and needs a key of its own; or nothing does.
+        // The following bytes are HTTP and need their own key, or the connection closes.
         client.send("GET /v1/hidden HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         let closes = lines.contains("upgrade: websocket\r\n");
         let expected: &[u16] = if closes { &[] } else { &[401] };
@@ -198,7 +198,7 @@ async fn only_101_to_websocket_opens_tunnel() {
     let hidden = "GET /v1/hidden HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let switching = |lines: &str| format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\nhello");
     for (asked, answer, statuses_wanted) in [
-        // Refused: the bytes behind are nothing that is read.
+        // Refused: the following bytes are not read.
         (websocket, OK.to_owned(), &[200][..]),
         (
             websocket,

@@ -1,5 +1,4 @@
-//! What reaches the upstream of headers about forwarding and of second spellings of framing headers, from strangers and from
-//! trusted proxies.
+//! Forwarding headers and misspelled framing headers, from untrusted peers and from trusted proxies.
 
 use hyper::Method;
 use keyward::body;
@@ -11,7 +10,7 @@ use crate::support::{Setup, Stage};
 
 const TRUSTED: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
 
-/// Headers that only a proxy which sets them itself could be believed, and that proxies pass on from strangers.
+/// Headers that are reliable only from a proxy that sets them itself, and that proxies forward from clients.
 #[rustfmt::skip]
 const UNKNOWN_TO_PROXIES: [&str; 64] = [
     "X-Original-URL", "X-Original-URI", "X-Original-Host", "X-Original-Method", "X-Original-Forwarded-For", "X-Rewrite-URL",
@@ -124,7 +123,7 @@ async fn connection_header_cannot_strip_preflight_headers() {
 #[tokio::test]
 async fn connection_header_cannot_strip_forwarding_headers() {
     let stage = Stage::with(Setup { server: "trusted_proxies = [\"127.0.0.1\"]", ..Setup::default() }).await;
-    // As HAProxy passes on what a stranger sent, with what it knows itself behind it.
+    // As HAProxy forwards a client's header, with its own after it.
     stage
         .send(
             "GET /public/x HTTP/1.1\r\nhost: api.test\r\nconnection: X-Forwarded-For, X-Forwarded-Proto\r\n\

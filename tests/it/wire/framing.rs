@@ -1,10 +1,10 @@
-//! One reading of where a request begins and ends: what has two is refused, and what is forwarded is framed anew.
+//! Request framing: ambiguous framing is refused, and forwarded bodies are framed anew.
 
 use super::{SMUGGLED, Wire, chunked, rest, statuses};
 use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, wait_until};
 
-/// What came back for a head's framing lines and a body, with a hidden request behind.
+/// The response to a head with these framing lines and this body, followed by a hidden request.
 async fn try_framing(wire: &Wire, framing: &str, body: &str) -> (Vec<u16>, bool) {
     let before = wire.upstream.received().concat().len();
     let all = wire.all(wire.head("POST /v1", framing) + body + SMUGGLED).await;
@@ -91,7 +91,7 @@ async fn content_length_with_transfer_encoding_is_refused() {
 
 #[tokio::test]
 async fn ambiguous_chunks_never_end_a_request() {
-    // An upstream that never answers: only the end of the body could make it.
+    // An upstream that would respond only at the end of the body.
     let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let huge = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1 << 20));
     let many = format!("3\r\nabc\r\n0\r\n{}\r\n", "a: b\r\n".repeat(5000));

@@ -4,7 +4,7 @@ use super::{OK, SMUGGLED, Wire, rest, statuses, values};
 use crate::support::Setup;
 use crate::support::raw::ScriptedUpstream;
 
-/// Sends each head with a request behind it, and expects no answer but one refusal.
+/// Sends each head followed by a request, and expects exactly one refusal.
 async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
     for head in heads {
         let all = wire.all(with(head) + SMUGGLED).await;

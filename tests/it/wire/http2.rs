@@ -1,4 +1,4 @@
-//! HTTP/2 frame by frame: what no well-behaved client would send ends a stream or the connection, and nothing is forwarded.
+//! HTTP/2 frame by frame: invalid frames end the stream or the connection, and nothing is forwarded.
 
 use super::{OK, Wire, values};
 use crate::support::Setup;
@@ -68,7 +68,7 @@ pub(crate) fn block(fields: &Fields<'_>) -> Vec<u8> {
     block
 }
 
-/// The status in front of a block of hyper's: an index, or a literal of digits in Huffman's code.
+/// The status at the start of a header block of hyper's: an index, or a Huffman-coded literal.
 fn status(block: &[u8]) -> u16 {
     let block = &block[block.iter().position(|byte| byte & 0xe0 != 0x20).unwrap()..];
     if block[0] & 0x80 != 0 {
@@ -86,7 +86,7 @@ fn status(block: &[u8]) -> u16 {
     status
 }
 
-/// Reads on to the fate of a stream, or with none to the end of the connection.
+/// Reads until the end of this stream, or without one until the end of the connection.
 pub(super) async fn fate(client: &mut Client, wanted: Option<u32>) -> Fate {
     loop {
         let head = client.read_bytes(9).await;
@@ -103,7 +103,7 @@ pub(super) async fn fate(client: &mut Client, wanted: Option<u32>) -> Fate {
     }
 }
 
-/// The fate of the only stream of a connection.
+/// The end of the only stream of a connection.
 async fn sent(wire: &Wire, frames: &[Vec<u8>]) -> Fate {
     let mut client = wire.stage.connect().await;
     client.send([preface(), frames.concat()].concat()).await;
@@ -220,7 +220,7 @@ async fn unusual_valid_http2_requests_are_served() {
 
 #[tokio::test]
 async fn http2_content_length_mismatch_is_never_complete() {
-    // One that never answers: an answer would have to be Keyward's.
+    // An upstream that never responds: any response is Keyward's own.
     let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let head = |method: &'static str, length: &'static str, flags| {
         let fields = [(":method", method), GET[1], GET[2], GET[3], ("content-length", length)];
@@ -249,7 +249,7 @@ async fn http2_content_length_mismatch_is_never_complete() {
     ] {
         let mut client = wire.stage.connect().await;
         client.send([preface(), frames.concat()].concat()).await;
-        // What the client itself reset has no fate to be read.
+        // A stream that the client itself reset has no end to read.
         client.send(frame(SETTINGS, 0, 3, b"")).await;
         let found = fate(&mut client, Some(1)).await;
         assert!(

@@ -1,4 +1,4 @@
-//! Floods over HTTP/2: the connection ends or is harmless, memory stays bounded, and whoever behaves beside it is served.
+//! HTTP/2 floods: the connection closes or is harmless, memory stays bounded, and other clients are served.
 
 use keyward::metrics::Outcome;
 use tokio::io::AsyncWriteExt;
@@ -12,16 +12,16 @@ use super::http2::{
 use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
-/// More than a flood may cost, and much less than it offers. Other tests run in the same process.
+/// The memory that a flood may cost, in bytes: much less than it offers. Other tests run in the same process.
 const BOUND: u64 = 256 * 1024 * 1024;
 
-/// What the process holds, in bytes.
+/// The process's memory, in bytes.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// Floods one connection while another asks for something again and again; gives whether the flooded one has ended.
+/// Floods one connection while another sends requests; returns whether the flooded one has closed.
 async fn flood(wire: &Wire, name: &str, begin: Vec<u8>, each: Vec<u8>, times: usize) -> bool {
     let before = resident();
     let mut client = wire.stage.connect().await;
@@ -43,11 +43,11 @@ async fn flood(wire: &Wire, name: &str, begin: Vec<u8>, each: Vec<u8>, times: us
             assert!(began.elapsed().as_secs() < 3, "{name}: {:?}", began.elapsed());
         }
     };
-    // A flood that is not read stands still, which is fine.
+    // A flood that is not read blocks, which is allowed.
     tokio::join!(timeout(TEST_TIMEOUT / 4, flooding), neighbour).0.unwrap_or_default();
     let grown = resident().saturating_sub(before);
     assert!(grown < BOUND, "{name}: {} MiB", grown >> 20);
-    // One more question: is it answered?
+    // One more request shows whether the connection is served.
     client.send(frame(HEADERS, END_STREAM | END_HEADERS, 0x7fff_ffff, &block(&GET))).await;
     let found = timeout(TEST_TIMEOUT / 4, fate(&mut client, Some(0x7fff_ffff))).await.unwrap_or(Fate::Reset);
     assert!(matches!(found, Fate::Ended | Fate::Answered(200)), "{name}: {found:?}");
@@ -60,7 +60,7 @@ fn head(stream: u32, path: &str, flags: u8) -> Vec<u8> {
     frame(HEADERS, flags | END_HEADERS, stream, &block(&fields))
 }
 
-/// Frames for each of so many streams.
+/// The frames of this number of streams.
 fn streams(count: u32, each: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
     (0..count).flat_map(|number| each(2 * number + 1)).collect()
 }
@@ -85,7 +85,7 @@ async fn rapid_resets_close_connection() {
             [head, cancel(stream)].concat()
         });
         assert!(flood(&wire, name, Vec::new(), all, 1).await, "{name}");
-        // The neighbour's are 11.
+        // The other connection sent 11.
         let asked = wire.stage.emulator.counts().validations - before;
         assert!(asked < 150, "{name}: {asked}");
     }
@@ -95,11 +95,11 @@ async fn rapid_resets_close_connection() {
 
 #[tokio::test]
 async fn sequential_resets_with_good_key_close_connection() {
-    // Nobody answers, so that each is under way when it is taken back.
+    // The upstream never responds, so that each stream is open when it is reset.
     let upstream = ScriptedUpstream::answering("").await;
     let wire = Wire::with(upstream, Setup::default()).await;
     let mut client = wire.stage.connect().await;
-    // Each frame in a packet of its own: two that come together are the burst of the test above.
+    // Each frame in its own packet: two together would be the burst of the test above.
     client.stream.set_nodelay(true).unwrap();
     client.send(preface()).await;
     let authorization = format!("Bearer {}", wire.key);
@@ -108,7 +108,7 @@ async fn sequential_resets_with_good_key_close_connection() {
     for number in 0..2000 {
         let stream = 2 * number + 1;
         client.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&fields))).await;
-        // The head is seen before it is taken back.
+        // The head is processed before the reset.
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         let reset = frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
         if client.stream.write_all(&reset).await.is_err() {
@@ -154,7 +154,7 @@ async fn continuation_flood_closes_connection() {
 #[tokio::test]
 async fn hpack_bomb_is_refused() {
     let wire = Wire::start().await;
-    // A field of 4 KB into the table (RFC 7541 section 6.2.1), and then its index, again and again.
+    // Adds a field of 4 KB to the table (RFC 7541 section 6.2.1), and then repeats its index.
     let mut bomb = block(&GET);
     let mut field = block(&[("x", &"y".repeat(3900))]);
     field[0] = 0x40;
@@ -172,7 +172,7 @@ async fn hpack_bomb_is_refused() {
     }
     assert!(resident().saturating_sub(before) < BOUND);
     assert_eq!(wire.upstream.text(), "");
-    // As many fields as HTTP/1.1 may have, and one more.
+    // One field more than HTTP/1.1 may have.
     for (fields, expected) in [(90, 200), (101, 431)] {
         let fields = [&GET[..], &vec![("x", "y"); fields]].concat();
         let mut client = wire.stage.connect().await;

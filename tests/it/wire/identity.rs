@@ -1,5 +1,5 @@
-//! Nobody but Scalekit says who a client is: not in headers, aliases, trailers, or by `Connection`; and no value of Scalekit's
-//! becomes more than a value.
+//! Identity headers come from Scalekit only, not from headers, aliases, trailers or `Connection` of a client; claims never
+//! change other headers.
 
 use std::collections::BTreeMap;
 
@@ -16,7 +16,7 @@ use crate::support::http::{HttpVersion, VERSION_PAIRS, channel_body, data_frame}
 use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, Stage};
 
-/// Names that are Keyward's to set. No organization key has a user, roles or claims: nothing overwrites these.
+/// Names that only Keyward may set. An organization key has no user, roles or claims, so nothing overwrites these.
 #[rustfmt::skip]
 const OWNED: [&str; 9] = [
     "x-org-id", "x-org-external-id", "x-user-id", "x-user-external-id", "x-roles", "x-token-id", "x-claim-admin",
@@ -24,7 +24,7 @@ const OWNED: [&str; 9] = [
 ];
 const SEPARATORS: &str = "-_.!#$%&'*+^`|~";
 
-/// Each owned name with each separator, and in three cases.
+/// Each owned name with each separator, in three letter cases.
 fn spellings() -> Vec<String> {
     let separated =
         |name: &str| SEPARATORS.chars().map(|with| name.replace('-', &with.to_string())).collect::<Vec<_>>();
@@ -54,7 +54,7 @@ async fn identity_header_spellings_are_stripped_on_every_route() {
             client.send(wire.head(line, &lines)).await;
             assert_eq!(client.read_reply().await.status, 200, "{line} {name}");
             let head = wire.fresh(&mut seen);
-            // Of a preflight nothing passes that a browser does not send.
+            // Only headers that a browser sends pass in a preflight.
             let kept = head.contains("x-kept: 1");
             assert!(!head.contains("forged") && kept != more.contains("origin"), "{line} {name}: {head}");
             assert_eq!(values(&head, "x-org-id"), org, "{line} {name}");
@@ -136,7 +136,7 @@ async fn trailers_carry_no_identity_key_or_framing() {
         request.headers_mut().insert("trailer", HeaderValue::try_from(format!("{names}, x-sum")).unwrap());
         let mut trailers =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
-        // HTTP/2 itself refuses what concerns a connection.
+        // HTTP/2 itself refuses connection headers.
         for name in NAMES.iter().filter(|name| !matches!(**name, "connection" | "transfer-encoding")) {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("forged"));
         }

@@ -1,4 +1,4 @@
-//! Everything that a client can make long, many or slow has a limit, and a clear end when it is reached.
+//! Limits on size, number and time of what a client sends, and the responses when they are reached.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ async fn large_head_is_431_and_long_target_414() {
         let all = wire.all(format!("{head}connection: close\r\n\r\n")).await;
         assert_eq!(statuses(&all), [expected], "{} bytes: {}", head.len(), &head[..head.len().min(60)]);
     }
-    // With a key or without: what is too long is not judged.
+    // With or without a key: an oversized request is not validated.
     let all =
         wire.all(format!("{}connection: close\r\n\r\n", target(1025).replace("/public", "/v1/aaa"))).await;
     assert_eq!(statuses(&all), [414]);
@@ -64,7 +64,7 @@ async fn slow_head_is_closed_without_affecting_others() {
         let mut client = wire.stage.connect().await;
         let began = Instant::now();
         client.send(begin).await;
-        // A byte now and then does not prolong it.
+        // Sending a byte from time to time does not extend it.
         let drip = async {
             loop {
                 sleep(Duration::from_millis(50)).await;
@@ -79,10 +79,10 @@ async fn slow_head_is_closed_without_affecting_others() {
         assert!(took < Duration::from_secs(2), "{begin:?}: {took:?}");
         assert!(matches!(statuses(&String::from_utf8_lossy(&left))[..], [] | [400]), "{begin:?}");
     }
-    // Between requests the other limit holds.
+    // Between requests `idle_timeout` applies.
     patient.send(wire.head("GET /v1", "")).await;
     assert_eq!(patient.read_reply().await.status, 200);
-    // And a second head is due as the first was.
+    // The limit applies to a second head as well.
     patient.send("GET /v1 HTTP/1.1\r\nx: y").await;
     assert_eq!(patient.read_to_end().await, b"");
     assert!(wire.upstream.text().matches("/public/x").count() == 0);
@@ -103,7 +103,7 @@ async fn idle_client_connection_is_closed() {
     ] {
         let mut client = wire.stage.connect().await;
         client.send(begin).await;
-        // Pings are no requests.
+        // PING frames do not count as requests.
         let ping = async {
             loop {
                 sleep(Duration::from_millis(50)).await;
@@ -134,7 +134,7 @@ async fn connections_over_limit_wait_until_served() {
     waiting.send(wire.head("GET /v1/waits", "")).await;
     timeout(Duration::from_millis(100), waiting.read_bytes(1)).await.unwrap_err();
     assert!(!wire.upstream.text().contains("/v1/waits"));
-    // Those that are in are served meanwhile.
+    // Open connections are served meanwhile.
     held[1].send(wire.head("GET /v1", "")).await;
     assert_eq!(held[1].read_reply().await.status, 200);
     held.remove(0);

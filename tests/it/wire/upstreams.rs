@@ -1,5 +1,5 @@
-//! An upstream that misbehaves costs its own request alone: the client sees a 5xx or a cut, never a made-up end, nothing is
-//! sent twice, and no dirty connection is used again.
+//! A misbehaving upstream affects only its own request: the client gets a 5xx or a truncated response, nothing is sent
+//! twice, and no such connection is reused.
 
 use std::sync::Arc;
 
@@ -19,9 +19,9 @@ use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback};
 enum Seen {
     /// A 502 of Keyward's own.
     Refused,
-    /// A head, and a body that visibly breaks off.
+    /// A head, and a visibly truncated body.
     Cut,
-    /// The whole answer, with this status and body.
+    /// The complete response, with this status and body.
     Whole(u16, &'static str),
 }
 
@@ -36,7 +36,7 @@ fn seen(reply: &Reply) -> Seen {
     }
 }
 
-/// What this one answer comes to; then the upstream behaves, and the next request is served on a new connection.
+/// The result of this response. Afterwards the upstream works, and the next request is served on a new connection.
 async fn check(method: &str, act: Act, expected: Seen) {
     let wire =
         Wire::with(ScriptedUpstream::acting([act.clone(), Act::Say(OK.into())]).await, Setup::default())

@@ -1,4 +1,4 @@
-//! The client over real sockets: every call, the access token's renewal, and what goes wrong on the way.
+//! The client over real sockets: every call, the renewal of the access token, and failures.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -264,7 +264,7 @@ async fn grpc_call_failures_are_distinguished() {
 
 #[tokio::test]
 async fn unreachable_and_untrusted_servers_are_distinguished() {
-    // Nobody there.
+    // Nothing listens there.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -278,7 +278,7 @@ async fn unreachable_and_untrusted_servers_are_distinguished() {
     );
     assert!(error.to_string().contains("refused"), "{error}");
 
-    // Somebody else's certificate, and a port that speaks no TLS.
+    // An untrusted certificate, and a port without TLS.
     let (other, clear) = (Scalekit::start_tls().await, Scalekit::start().await);
     let clear = clear.url().replace("http:", "https:");
     for (transport, url) in [

@@ -1,4 +1,4 @@
-//! Through a real HTTP proxy, by the client and on a connection of one's own; and proxies that refuse.
+//! HTTP proxies: calls of the client and of a caller's own connection through them, and proxies that refuse.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +72,7 @@ async fn proxy_connection_can_use_tls() {
         assert_eq!(client.probe().await, Ok(()));
     }
     assert!(proxy.heads().len() >= 2);
-    // A proxy that is not trusted is the proxy's fault.
+    // An untrusted certificate of the proxy is an error of the proxy.
     let mut settings = Scalekit::start_tls().await.settings(Transport::Rest);
     settings.environment = scalekit.url().parse().unwrap();
     settings.proxy = Proxy::Server(url.parse().unwrap());
@@ -83,7 +83,7 @@ async fn proxy_connection_can_use_tls() {
 
 const CHILD_URL: &str = "SCALEKIT_TEST_CHILD_URL";
 
-/// The child of the next test; by itself it does nothing.
+/// The child process of the next test; without its environment it does nothing.
 #[tokio::test]
 async fn print_proxy_choice_of_child_process() {
     let Ok(url) = std::env::var(CHILD_URL) else { return };
@@ -151,7 +151,7 @@ async fn refusing_proxy_is_distinguished_from_scalekit() {
         let text = error.to_string();
         assert!(text.contains(&format!("the proxy {}", proxy.address)) && text.contains(words), "{text}");
         assert!(!text.contains("pa:ss") && !text.contains("pa%3Ass") && !text.contains("user"), "{text}");
-        // The proxy heals, and so does the client.
+        // The proxy recovers, and so does the client.
         *proxy.connect.lock().unwrap() = Connect::Open;
         assert!(client.validate_token(TOKEN).await.is_ok());
     }
@@ -173,7 +173,7 @@ async fn absent_proxy_is_distinguished_from_scalekit() {
         "{text}"
     );
 
-    // One that takes the connection and says nothing.
+    // A proxy that accepts the connection and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings = scalekit.settings(Transport::Rest);
     settings.proxy = Proxy::Server(silent.local_addr().unwrap().to_string().parse().unwrap());
@@ -190,7 +190,7 @@ async fn cleartext_loopback_never_uses_proxy() {
     assert!(proxy.heads().is_empty());
 }
 
-/// A tunnel on a connection of one's own.
+/// A tunnel on a connection of the caller.
 async fn tunnel(proxy: &ConnectProxy, environment: &Environment) -> Result<TcpStream, Error> {
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     open_tunnel(&mut stream, &proxy.server(), environment, "keeper/1").await.map(|()| stream)
@@ -225,7 +225,7 @@ async fn refused_caller_opened_tunnel_has_status() {
         ("HTTP/1.1 302 Found\r\n\r\n", Some(302)),
         ("SSH-2.0-x\r\n\r\n", None),
         (&endless, None),
-        // What comes before TLS began is the proxy's own.
+        // Bytes before TLS has begun come from the proxy.
         ("HTTP/1.1 200 OK\r\n\r\nearly", None),
     ] {
         let proxy = ConnectProxy::start(Connect::Say(says.into())).await;

@@ -1,4 +1,4 @@
-//! Responses as they may come: of any shape, cut off, too large, or of something that is not Scalekit.
+//! Responses of any shape: complete, truncated, too large, or of a server that is not Scalekit.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -133,7 +133,7 @@ fn malformed_grpc_success_breaks_contract() {
         let outcome = grpc::decode_response(operation, &response);
         assert!(matches!(outcome, Err(Error::BrokenContract(_))), "{operation:?}: {outcome:?}");
     }
-    // Compressed, two frames, a length that is not the message's.
+    // Compressed, two frames, a wrong message length.
     for body in [&b"\x01\0\0\0\0"[..], b"\0\0\0\0\0\0\0\0\0\0", b"\0\xff\xff\xff\xff", b"\0\0\0\0\x01"] {
         let response = HttpResponse { body: Bytes::from_static(body), ..framed(b"") };
         let outcome = grpc::decode_response(Operation::Invalidate, &response);

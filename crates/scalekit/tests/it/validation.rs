@@ -1,4 +1,4 @@
-//! The table of what a response to a validation means.
+//! The meaning of each response to a validation.
 
 use jiff::Timestamp;
 use scalekit::call::{Operation, Permission, Reply};

@@ -1,4 +1,4 @@
-//! Every call, reply and refusal over both transports, in both directions, and responses that are none.
+//! Every call, reply and refusal over both transports, in both directions, and malformed responses.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -51,7 +51,7 @@ fn calls() -> Vec<Call> {
     ]
 }
 
-/// All that is in a call, the secrets too.
+/// The fields of a call, including secrets.
 fn contents(call: &Call) -> String {
     match call {
         Call::Validate(token) | Call::Invalidate(token) => format!("{call:?} {}", token.expose_secret()),
@@ -165,7 +165,7 @@ fn refusals_round_trip_over_rest_and_grpc() {
                 assert_eq!((rest.code, rest.message.as_str()), (code, "100% of ü"));
                 assert_eq!(grpc, rest);
             }
-            // Over REST it is a 5xx like any other.
+            // Over REST it is an ordinary 5xx.
             (Error::Unavailable(501), Error::WrongEndpoint(_)) => assert_eq!(code, Code::Unimplemented),
             (rest, grpc) => assert_eq!(rest, grpc, "{code:?}"),
         }
@@ -245,7 +245,7 @@ fn malformed_request_errors_do_not_repeat_content() {
     }
     let status = grpc::decode_request(Operation::Create, b"\0\0\0\0\0").unwrap_err();
     assert_eq!(status.violations[0].field, "token");
-    // Absent, null and an empty content are all an empty token; camelCase is as good as snake_case.
+    // Absent, null and empty content all mean an empty token; camelCase and snake_case are both accepted.
     for body in ["", "{}", r#"{"token":null}"#, r#"{"token":""}"#] {
         let call = rest::decode_request(Operation::Validate, None, body.as_bytes()).unwrap();
         assert_eq!(contents(&call), contents(&Call::Validate("".into())));
