@@ -12,7 +12,7 @@ use crate::support::tls::{Authority, toml};
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const MIB: usize = 1024 * 1024;
-/// The linger time is two seconds.
+/// Longer than the linger time, which is two seconds.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Sends all of a body before it reads anything, as simple clients do.

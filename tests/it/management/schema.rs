@@ -107,7 +107,7 @@ pub fn conform(schema: &Value, value: &Value, context: &str) {
             }
             "items" => value.as_array().unwrap().iter().for_each(|item| conform(rule, item, context)),
             "enum" => assert!(rule.as_array().unwrap().contains(value), "{value}: {context}"),
-            // Patterns of responses only describe the beginning of a text.
+            // The patterns of responses are prefixes.
             "pattern" => {
                 let start = rule.as_str().unwrap().strip_prefix('^').unwrap();
                 assert!(start.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'), "{start}");
