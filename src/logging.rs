@@ -1,6 +1,7 @@
 //! The log: its format and where it goes, and limits on lines that repeat.
 
 pub mod failure_log;
+pub mod json_line;
 pub mod line_limit;
 pub mod output;
 
@@ -9,30 +10,29 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt as _;
 
-use self::output::{AUDIT, AuditQueue, LogWriters, Output};
+use self::output::{AUDIT, EventWriter, OutputQueue};
 use crate::metrics::Metrics;
 
-/// How to log.
+/// `[log]` of the route file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// JSON lines or text.
+    /// `log.format`.
     pub format: Format,
-    /// Whether requests are logged, or only events.
+    /// Whether requests are logged, in addition to events.
     pub access: bool,
 }
 
-/// The form of a line.
+/// The format of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// Text on a terminal, JSON otherwise.
     Auto,
-    /// JSON, one object a line.
+    /// One object a line.
     Json,
-    /// For people.
+    /// Sentences for a terminal, with the time of day.
     Text,
 }
 
@@ -47,42 +47,30 @@ impl Settings {
     }
 }
 
-/// Lines that wait for a slow reader of standard output; more are dropped and counted.
-const LINES_WAITING: usize = 16 * 1024;
-/// How long the end of the process waits for audit lines to be written.
-const AUDIT_AT_EXIT: Duration = Duration::from_secs(5);
+/// How long the end of the process waits for its last lines to be written.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The running log. On drop it writes the lines that still wait.
-pub struct Log {
-    audit: Arc<AuditQueue>,
-    lossy: Option<WorkerGuard>,
-}
+pub struct Log(Arc<OutputQueue>);
 
 impl Drop for Log {
     fn drop(&mut self) {
-        if !self.audit.flush(AUDIT_AT_EXIT)
-            && let Some(stuck) = self.lossy.take()
-        {
-            // Standard output is blocked, and the guard's drop would wait for it.
-            std::mem::forget(stuck);
-        }
+        self.0.flush(FLUSH_TIMEOUT);
     }
 }
 
-/// Sends the log to standard output. No request waits for who reads it, but for those of key management; see
+/// Sends the log to standard output. No request waits for its reader, but for those of key management; see
 /// `output::AuditSlot`.
-pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
+pub fn start(settings: Settings, metrics: &Metrics) -> Log {
     let has_colors =
         !settings.is_json() && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     // What colors the lines stays; the formatter has escaped what came from elsewhere.
-    let audit = AuditQueue::start(if has_colors { &['\u{1b}'] } else { &[] });
-    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
-    let (lossy, guard) = builder.finish(Output(Arc::clone(&audit)));
-    let dropped = lossy.error_counter();
-    metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
-    let writers = LogWriters { lossy, audit: Arc::clone(&audit) };
-    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writers);
-    // SECURITY: h2 warns of each PING that nobody asked for, so that callers could fill the log.
+    let queue = OutputQueue::start(if has_colors { &['\u{1b}'] } else { &[] });
+    let counted = Arc::clone(&queue);
+    metrics.count_dropped_lines(move || counted.dropped_lines());
+    let writer = EventWriter(Arc::clone(&queue));
+    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writer);
+    // SECURITY: h2 warns of each PING that nobody asked for, so that clients could fill the log.
     let own = ["keyward", "access", AUDIT].map(|target| (target, LevelFilter::INFO));
     let own = Targets::new().with_default(LevelFilter::ERROR).with_targets(own);
     // A second start in one process, as in tests, keeps the first.
@@ -93,7 +81,7 @@ pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
         let log = log.compact().with_target(false).with_timer(Clock).with_ansi(has_colors);
         let _ = tracing::subscriber::set_global_default(log.finish().with(own));
     }
-    Log { audit, lossy: Some(guard) }
+    Log(queue)
 }
 
 /// The time of day in UTC, which is enough for people who watch.

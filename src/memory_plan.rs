@@ -1,32 +1,32 @@
 //! How the memory of the process is divided: between connections, the requests and bodies on them, and remembered keys.
 
-/// What a connection may take beside its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share of the
-/// larger windows, and its tables, tasks and TLS state. A head that is arriving (`limits.head`) comes on top.
+/// The most that a connection takes in addition to its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share
+/// of the larger windows, and its tables, tasks and TLS state. A head that is being read (`limits.head`) comes on top.
 pub const CONNECTION: usize = 160 * 1024;
-/// What a request is counted for until its answer ends, in bytes: its tasks, its connection to the upstream, and what of the
-/// answer was read there and not asked for yet. What its headers take comes on top.
+/// What a request counts until its response ends, in bytes: its tasks, its connection to the upstream, and what was read of the
+/// response ahead of the client. Its headers come on top.
 pub const REQUEST: usize = 96 * 1024;
-/// The least share of a connection, in bytes: room for a request of usual size, so that no flood shuts out a caller who
-/// comes on a connection of its own.
+/// The least share of a connection, in bytes: enough for a request of usual size, so that a flood on other connections does not
+/// shut out a client.
 pub const SHARE: usize = REQUEST + 32 * 1024;
-/// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
+/// The percentage of the memory that is planned with. The rest is for the allocator and the system.
 const PLANNED_PERCENT: usize = 70;
 /// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
 const PROCESS: usize = 18 * 1024 * 1024;
 /// A remembered bad key, in bytes.
 pub const BAD_KEY: usize = 256;
 
-/// How the memory is divided.
+/// The result of the division.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// How many connections fit.
+    /// The number of connections that fit.
     pub connections: usize,
-    /// For requests and bodies under way on all of them, in bytes.
+    /// For requests and bodies of all connections, in bytes.
     pub requests: usize,
 }
 
 impl Plan {
-    /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
+    /// Divides `memory` bytes between at most `connections`, with heads of up to `head` bytes, and `bad_keys` remembered keys.
     ///
     /// ```text
     /// 70 % of memory = 18 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests

@@ -48,7 +48,7 @@ pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
     // Text also when piped: the reader is a person.
     let log = logging::Settings { format: Format::Text, access: true };
-    let _log = logging::start(log, Arc::clone(&metrics));
+    let _log = logging::start(log, &metrics);
     build_runtime(None)?.block_on(async {
         let stop_all = CancellationToken::new();
         let tasks = TaskTracker::new();

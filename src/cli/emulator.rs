@@ -44,7 +44,7 @@ pub(super) struct EmulatorArgs {
 
 pub(super) fn run_emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let _log = logging::start(logging::Settings { format: Format::Text, access: false }, metrics);
+    let _log = logging::start(logging::Settings { format: Format::Text, access: false }, &metrics);
     build_runtime(None)?.block_on(async {
         let (stop, _) = signals::watch_signals(None)?;
         let emulator = Emulator::new(Settings {

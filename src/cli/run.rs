@@ -19,7 +19,7 @@ pub(super) fn run_proxy(file: ConfigFile) -> Result<()> {
     let source = reload::Source::new(file.config, Environment::process(), Arc::clone(&hup));
     let config = source.load()?;
     let metrics = Arc::new(Metrics::default());
-    let _log = logging::start(config.log, Arc::clone(&metrics));
+    let _log = logging::start(config.log, &metrics);
     if let Err(error) = protected {
         tracing::warn!("cannot turn off core dumps, which would contain keys: {error}");
     }

@@ -111,7 +111,7 @@ struct Panicking(AtomicBool);
 
 impl tracing::Subscriber for Panicking {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.is_event() && metadata.target() == "keyward::validator"
+        metadata.is_event() && metadata.target() == "keyward::validator::call"
     }
 
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
