@@ -50,8 +50,9 @@ impl Unread {
             }
         })
         .await;
-        let instead = Some(format!("http://{upstream}"));
-        let stage = Stage::with(Setup { server: server.leak(), sections, instead, ..Setup::default() }).await;
+        let upstream_url = Some(format!("http://{upstream}"));
+        let stage =
+            Stage::with(Setup { server: server.leak(), sections, upstream_url, ..Setup::default() }).await;
         Self { stage, released }
     }
 
@@ -188,10 +189,10 @@ async fn quiet_event_stream_and_slow_upstream_continue() {
         }
     })
     .await;
-    let instead = Some(format!("http://{upstream}"));
-    let stage = Stage::with(Setup { sections: ON, instead, ..Setup::default() }).await;
-    for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        let mut http_client = stage.connect_http(speaks).await;
+    let upstream_url = Some(format!("http://{upstream}"));
+    let stage = Stage::with(Setup { sections: ON, upstream_url, ..Setup::default() }).await;
+    for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let mut http_client = stage.connect_http(http_version).await;
         let request = http_client.request(Method::GET, "/public/x", "", body::empty());
         let answer = tokio::spawn(async move { (http_client.send(request).await.unwrap(), http_client) });
         let quiet = async || {

@@ -66,7 +66,7 @@ async fn ask(client: &mut Client, address: std::net::SocketAddr, target: &str, k
 
 async fn serve_nothing_without_right(runtime: &str, option: &str, program: &str) {
     let Some((_child, service)) = start(runtime, option, program).await else { return };
-    let setup = Setup { routes: ROUTES, instead: Some(format!("http://{service}")), ..Setup::default() };
+    let setup = Setup { routes: ROUTES, upstream_url: Some(format!("http://{service}")), ..Setup::default() };
     let stage = Stage::with(setup).await;
     let key = stage.issue_key();
     let mut direct = Client::connect(service).await;

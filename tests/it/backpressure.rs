@@ -46,7 +46,7 @@ fn offered(count: &Arc<AtomicU64>) -> body::Body {
 }
 
 async fn stage(url: String) -> Stage {
-    Stage::with(Setup { instead: Some(url), ..Setup::default() }).await
+    Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await
 }
 
 #[tokio::test]
@@ -56,16 +56,16 @@ async fn upstream_that_stops_reading_stops_upload() {
         std::future::pending::<Result<Response<body::Body>, BodyError>>().await
     })
     .await;
-    for (speaks, scheme) in
+    for (http_version, scheme) in
         [(HttpVersion::Http1, "http"), (HttpVersion::Http1, "h2c"), (HttpVersion::Http2, "http")]
     {
         let stage = stage(format!("{scheme}://{address}")).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let count = Arc::default();
         let request = http_client.request(Method::POST, "/public/x", "", offered(&count));
         let sending = tokio::spawn(async move { http_client.send(request).await.map(drop) });
         let stopped = settled(&count).await;
-        assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
+        assert!(stopped < BOUND, "{http_version:?} {scheme}: {stopped}");
         sending.abort();
     }
 }
@@ -75,15 +75,15 @@ async fn client_that_stops_reading_stops_download() {
     let count = Arc::<AtomicU64>::default();
     let counted = Arc::clone(&count);
     let address = start_upstream(move |_| std::future::ready(Ok(Response::new(offered(&counted))))).await;
-    for (speaks, scheme) in
+    for (http_version, scheme) in
         [(HttpVersion::Http1, "http"), (HttpVersion::Http1, "h2c"), (HttpVersion::Http2, "http")]
     {
         let stage = stage(format!("{scheme}://{address}")).await;
         count.store(0, Relaxed);
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let response = http_client.get("/public/x", "").await.unwrap();
         let stopped = settled(&count).await;
-        assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
+        assert!(stopped < BOUND, "{http_version:?} {scheme}: {stopped}");
         drop(response);
     }
 }

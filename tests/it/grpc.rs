@@ -72,7 +72,8 @@ async fn grpc_call_passes_with_deadline_and_status() {
         Ok(response)
     })
     .await;
-    let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("h2c://{address}")), ..Setup::default() }).await;
     let mut client = stage.connect_http(HttpVersion::Http2).await;
     let (feed, content) = channel_body();
     let request = call(&client, "/v1.Orders/Chat", &stage.issue_key(), content);

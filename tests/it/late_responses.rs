@@ -21,8 +21,8 @@ const EVERY_SECOND: &str = "[streams]\nrevalidate_every = \"1s\"";
 /// Keyward in front of an upstream that responds when the test says so.
 async fn before_slow_service(sections: &'static str) -> (Stage, TcpListener) {
     let (listener, address) = bind_loopback().await;
-    let instead = Some(format!("http://{address}"));
-    (Stage::with(Setup { sections, instead, ..Setup::default() }).await, listener)
+    let upstream_url = Some(format!("http://{address}"));
+    (Stage::with(Setup { sections, upstream_url, ..Setup::default() }).await, listener)
 }
 
 /// The connection of the request that reached the upstream.

@@ -40,7 +40,7 @@ async fn body_over_limit_is_413() {
 #[tokio::test]
 async fn announced_body_over_limit_never_reaches_upstream() {
     let upstream = ScriptedUpstream::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let setup = Setup { sections: "[limits]\nbody = 8", instead: upstream.url(), ..Setup::default() };
+    let setup = Setup { sections: "[limits]\nbody = 8", upstream_url: upstream.url(), ..Setup::default() };
     let stage = Stage::with(setup).await;
     assert_eq!(stage.send(format!("{POST}content-length: 9\r\n\r\n123456789")).await.status, 413);
     assert!(upstream.received().is_empty());
@@ -204,7 +204,7 @@ const EARLY: &str = "HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly";
 async fn upload_keeps_public_place_after_early_response() {
     let upstream = ScriptedUpstream::answering(EARLY).await;
     let sections = "[limits]\nconnections = 4";
-    let stage = Stage::with(Setup { sections, instead: upstream.url(), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { sections, upstream_url: upstream.url(), ..Setup::default() }).await;
     let mut uploads = Vec::new();
     for _ in 0..3 {
         let mut client = stage.connect().await;
@@ -225,7 +225,7 @@ async fn upload_keeps_memory_after_early_response() {
     let upstream = ScriptedUpstream::answering(EARLY).await;
     // 15 MiB are for all requests, and half of that for one connection: 80 requests.
     let sections = "[limits]\nmemory = \"64MiB\"\nstreams = 200\n[negative_cache]\nmax_entries = 1000";
-    let stage = Stage::with(Setup { sections, instead: upstream.url(), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { sections, upstream_url: upstream.url(), ..Setup::default() }).await;
     let mut client = stage.connect_http(HttpVersion::Http2).await;
     let mut uploads = Vec::new();
     loop {

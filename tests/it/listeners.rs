@@ -44,8 +44,8 @@ async fn unix_socket_replaces_stale_one_and_is_removed() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "a dead socket's file stays");
     let mut stage = stage(format!("listen = \"unix:{}\"", path.display())).await;
-    for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        let mut http_client = HttpClient::over(UnixStream::connect(&path).await.unwrap(), speaks).await;
+    for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let mut http_client = HttpClient::over(UnixStream::connect(&path).await.unwrap(), http_version).await;
         assert_eq!(http_client.get("/v1", &stage.issue_key()).await.unwrap().status(), 200);
     }
     let received = stage.last_request();
@@ -86,7 +86,7 @@ async fn tls_alpn_chooses_http_version() {
     let (certificate, key) = authority.issue("api.test");
     let stage =
         stage(format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key))).await;
-    for (alpn, chosen, speaks) in [
+    for (alpn, chosen, http_version) in [
         (&["h2", "http/1.1"][..], Some("h2"), HttpVersion::Http2),
         (&["http/1.1"], Some("http/1.1"), HttpVersion::Http1),
         (&[], None, HttpVersion::Http1),
@@ -95,7 +95,7 @@ async fn tls_alpn_chooses_http_version() {
         let name = ServerName::try_from("api.test").unwrap();
         let stream = TlsConnector::from(authority.client(alpn)).connect(name, stream).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), chosen.map(str::as_bytes));
-        let mut http_client = HttpClient::over(stream, speaks).await;
+        let mut http_client = HttpClient::over(stream, http_version).await;
         let response = http_client.get("/bytes/100000", &stage.issue_key()).await.unwrap();
         assert_eq!(read_body(response).await.unwrap().0, 100_000);
         assert_eq!(stage.last_request().header("x-forwarded-proto"), Some("https"));

@@ -357,7 +357,7 @@ async fn going_away(
 async fn calls_move_to_new_connection_after_goaway() {
     let (going, release) = (watch::Sender::new(false), Arc::new(Notify::new()));
     let (address, connections) = going_away(going.subscribe(), Arc::clone(&release)).await;
-    let rig = Rig::with(Plan { http2: true, instead: Some(address), ..Plan::default() }).await;
+    let rig = Rig::with(Plan { http2: true, scalekit_address: Some(address), ..Plan::default() }).await;
     let held = "00000000000000000000000000held";
     let under_way = rig.spawn_validation(held);
     rig.validate(&unknown_key(1)).await.unwrap();

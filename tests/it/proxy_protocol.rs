@@ -195,13 +195,13 @@ async fn tls_and_http2_work_after_header() {
     let secure =
         stage(&format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key))).await;
     let plain = stage("").await;
-    for (alpn, speaks) in [("h2", HttpVersion::Http2), ("http/1.1", HttpVersion::Http1)] {
+    for (alpn, http_version) in [("h2", HttpVersion::Http2), ("http/1.1", HttpVersion::Http1)] {
         for header in [V1.to_vec(), v2_four()] {
             let mut stream = TcpStream::connect(secure.address).await.unwrap();
             stream.write_all(&header).await.unwrap();
             let connector = TlsConnector::from(authority.client(&[alpn]));
             let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
-            let mut http_client = HttpClient::over(stream, speaks).await;
+            let mut http_client = HttpClient::over(stream, http_version).await;
             assert_eq!(http_client.get("/v1", &secure.issue_key()).await.unwrap().status(), 200);
             let received = secure.last_request();
             assert_eq!(received.header_values("x-forwarded-for"), ["203.0.113.7"]);
@@ -209,7 +209,7 @@ async fn tls_and_http2_work_after_header() {
 
             let mut stream = TcpStream::connect(plain.address).await.unwrap();
             stream.write_all(&header).await.unwrap();
-            let mut http_client = HttpClient::over(stream, speaks).await;
+            let mut http_client = HttpClient::over(stream, http_version).await;
             assert_eq!(http_client.get("/v1", &plain.issue_key()).await.unwrap().status(), 200);
             assert_eq!(plain.last_request().header_values("x-forwarded-for"), ["203.0.113.7"]);
         }

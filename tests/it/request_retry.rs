@@ -99,7 +99,7 @@ async fn only_unprocessed_requests_are_sent_again() {
         (Does::GoesAwayAfter, 502, vec!["one", "two", "three"]),
     ] {
         let (url, bodies) = upstream(does).await;
-        let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+        let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
         assert_eq!(stage.send(post("one")).await.status, 200, "{does:?}");
         assert_eq!(stage.send(post("two")).await.status, status, "{does:?}");
         assert_eq!(stage.send(post("three")).await.status, 200, "{does:?}");
@@ -110,7 +110,7 @@ async fn only_unprocessed_requests_are_sent_again() {
 #[tokio::test]
 async fn long_body_is_not_buffered_for_retry() {
     let (url, bodies) = upstream(Does::GoesAwayBefore).await;
-    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
     assert_eq!(stage.send(post("one")).await.status, 200);
     assert_eq!(stage.send(post(&"x".repeat(300_000))).await.status, 502);
     assert_eq!(bodies.lock().unwrap().len(), 2);

@@ -101,7 +101,7 @@ async fn upload_of_revoked_key_is_refused_within_interval() {
 
 #[tokio::test]
 async fn upload_of_revoked_key_ends_with_unread_response() {
-    for (speaks, upstream_speaks) in [(HttpVersion::Http1, "http"), (HttpVersion::Http2, "h2c")] {
+    for (http_version, upstream_speaks) in [(HttpVersion::Http1, "http"), (HttpVersion::Http2, "h2c")] {
         let (ended, mut end) = mpsc::unbounded_channel();
         let address = start_upstream(move |request| {
             let ended = ended.clone();
@@ -111,10 +111,10 @@ async fn upload_of_revoked_key_ends_with_unread_response() {
             }
         })
         .await;
-        let instead = Some(format!("{upstream_speaks}://{address}"));
+        let upstream_url = Some(format!("{upstream_speaks}://{address}"));
         let sections = "[streams]\nrevalidate_every = \"1s\"";
-        let stage = Stage::with(Setup { sections, instead, ..Setup::default() }).await;
-        let (key, mut http_client) = (stage.issue_key(), stage.connect_http(speaks).await);
+        let stage = Stage::with(Setup { sections, upstream_url, ..Setup::default() }).await;
+        let (key, mut http_client) = (stage.issue_key(), stage.connect_http(http_version).await);
         let (feed, content) = channel_body();
         let request = http_client.request(Method::POST, "/v1", &key, content);
         feed.send(data_frame("abc")).await.unwrap();
@@ -124,9 +124,9 @@ async fn upload_of_revoked_key_ends_with_unread_response() {
         assert_eq!(
             timeout(TEST_TIMEOUT, end.recv()).await.expect("the end in time"),
             Some(true),
-            "{speaks:?}"
+            "{http_version:?}"
         );
-        assert!(began.elapsed() < SOON, "{speaks:?}: {:?}", began.elapsed());
+        assert!(began.elapsed() < SOON, "{http_version:?}: {:?}", began.elapsed());
         drop(feed);
     }
 }

@@ -44,7 +44,7 @@ pub struct Plan {
     /// Whether to use HTTP/2, as over TLS with a real Scalekit.
     pub http2: bool,
     /// Scalekit's address, if not the emulator's.
-    pub instead: Option<SocketAddr>,
+    pub scalekit_address: Option<SocketAddr>,
 }
 
 impl Default for Plan {
@@ -55,7 +55,7 @@ impl Default for Plan {
             client_secret: SecretSource::Value(Secret::new("dev")),
             faults: Vec::new(),
             http2: false,
-            instead: None,
+            scalekit_address: None,
         }
     }
 }
@@ -74,7 +74,7 @@ impl Rig {
         let (listener, address) = bind_loopback().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
-        let url = format!("http://{}", plan.instead.unwrap_or(address));
+        let url = format!("http://{}", plan.scalekit_address.unwrap_or(address));
         let environment = url.parse().unwrap();
         let mut origin = scalekit::origin_settings(&environment, None);
         if plan.http2 {

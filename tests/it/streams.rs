@@ -26,23 +26,23 @@ async fn stage(upstream: &'static str) -> (Stage, String) {
 
 #[tokio::test]
 async fn long_bodies_pass_both_ways() {
-    for (speaks, line) in VERSION_PAIRS {
-        let size = if (speaks, line) == VERSION_PAIRS[0] { 96 * MIB } else { 16 * MIB };
+    for (http_version, line) in VERSION_PAIRS {
+        let size = if (http_version, line) == VERSION_PAIRS[0] { 96 * MIB } else { 16 * MIB };
         let (stage, key) = stage(line).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let request = http_client.request(Method::POST, "/v1", &key, body_of_size(size));
         assert_eq!(http_client.send(request).await.unwrap().status(), 200);
-        assert_eq!(stage.last_request().body_bytes, size as u64, "{speaks:?} {line}");
+        assert_eq!(stage.last_request().body_bytes, size as u64, "{http_version:?} {line}");
         let response = http_client.get(&format!("/bytes/{size}"), &key).await.unwrap();
-        assert_eq!(read_body(response).await.unwrap().0, size, "{speaks:?} {line}");
+        assert_eq!(read_body(response).await.unwrap().0, size, "{http_version:?} {line}");
     }
 }
 
 #[tokio::test]
 async fn protocol_pairs_keep_method_authority_and_identity() {
-    for (speaks, line) in VERSION_PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let response = http_client.get("/v1/a?b=c", &key).await.unwrap();
         assert_eq!(response.status(), 200);
         let received = response.into_body().collect().await.unwrap().to_bytes();
@@ -62,23 +62,24 @@ async fn http2_authority_is_host_of_client() {
         async { Ok(Response::new(body::empty())) }
     })
     .await;
-    let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
-    for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        stage.connect_http(speaks).await.get("/public/x?y", "").await.unwrap();
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("h2c://{address}")), ..Setup::default() }).await;
+    for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+        stage.connect_http(http_version).await.get("/public/x?y", "").await.unwrap();
         assert_eq!(authority.recv().await.unwrap(), ("http://api.test/public/x?y".into(), None));
     }
 }
 
 #[tokio::test]
 async fn first_event_is_immediate_and_disconnect_reaches_upstream() {
-    for (speaks, line) in VERSION_PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let began = Instant::now();
         let mut response = http_client.get("/events?every=1h", &key).await.unwrap();
         let event = timeout(TEST_TIMEOUT, response.frame()).await.unwrap().unwrap().unwrap();
         assert!(event.data_ref().unwrap().starts_with(b"id: 0"));
-        assert!(began.elapsed() < Duration::from_secs(1), "{speaks:?} {line}: {:?}", began.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(1), "{http_version:?} {line}: {:?}", began.elapsed());
         assert_eq!(stage.echo.counts().open, 1);
         drop((response, http_client));
         wait_until(|| stage.echo.counts().open == 0).await;
@@ -99,9 +100,9 @@ async fn cancelled_http2_stream_cancels_only_its_request() {
 
 #[tokio::test]
 async fn trailers_pass_both_ways() {
-    for (speaks, line) in VERSION_PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let (feed, content) = channel_body();
         let mut request = http_client.request(Method::POST, "/trailers", &key, content);
         request.headers_mut().insert("trailer", HeaderValue::from_static("x-sum"));
@@ -113,9 +114,9 @@ async fn trailers_pass_both_ways() {
             feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
         });
         let (_, trailers) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
-        assert_eq!(stage.last_request().trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
-        assert_eq!(trailers.get("x-echo").unwrap(), "done", "{speaks:?} {line}");
-        assert_eq!(trailers.get("grpc-status").unwrap(), "0", "{speaks:?} {line}");
+        assert_eq!(stage.last_request().trailers, [("x-sum".into(), "7".into())], "{http_version:?} {line}");
+        assert_eq!(trailers.get("x-echo").unwrap(), "done", "{http_version:?} {line}");
+        assert_eq!(trailers.get("grpc-status").unwrap(), "0", "{http_version:?} {line}");
     }
 }
 
@@ -129,15 +130,16 @@ async fn early_response_to_upload_is_forwarded_at_once() {
     .await;
     for scheme in ["http", "h2c"] {
         let stage =
-            Stage::with(Setup { instead: Some(format!("{scheme}://{address}")), ..Setup::default() }).await;
-        for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-            let mut http_client = stage.connect_http(speaks).await;
+            Stage::with(Setup { upstream_url: Some(format!("{scheme}://{address}")), ..Setup::default() })
+                .await;
+        for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+            let mut http_client = stage.connect_http(http_version).await;
             let (feed, content) = channel_body();
             let request = http_client.request(Method::POST, "/public/x", "", content);
             feed.try_send(data_frame("the beginning")).unwrap();
             let response = http_client.send(request).await.unwrap();
-            assert_eq!(response.status(), 413, "{scheme} {speaks:?}");
-            assert_eq!(read_body(response).await.unwrap().0, 8, "{scheme} {speaks:?}");
+            assert_eq!(response.status(), 413, "{scheme} {http_version:?}");
+            assert_eq!(read_body(response).await.unwrap().0, 8, "{scheme} {http_version:?}");
             drop(feed);
         }
     }
@@ -149,7 +151,7 @@ async fn upload_continues_after_early_response() {
     let stage = Stage::with(Setup {
         server: "header_timeout = \"200ms\"\nidle_timeout = \"200ms\"",
         upstream: "idle_timeout = \"100ms\"",
-        instead: upstream.url(),
+        upstream_url: upstream.url(),
         ..Setup::default()
     })
     .await;
@@ -165,9 +167,9 @@ async fn upload_continues_after_early_response() {
 
 #[tokio::test]
 async fn aborted_upload_reaches_upstream_as_incomplete() {
-    for (speaks, line) in VERSION_PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let (feed, content) = channel_body();
         let request = http_client.request(Method::POST, "/v1", &key, content);
         let sending = tokio::spawn(async move { http_client.send(request).await.map(drop) });
@@ -176,15 +178,15 @@ async fn aborted_upload_reaches_upstream_as_incomplete() {
         feed.send(Err("gone".into())).await.unwrap();
         sending.await.unwrap().unwrap_err();
         wait_until(|| stage.echo.counts().broken_bodies == 1).await;
-        assert_eq!(stage.echo.received(), [], "{speaks:?} {line}: an upload without its end is none");
+        assert_eq!(stage.echo.received(), [], "{http_version:?} {line}: an upload without its end is none");
     }
 }
 
 #[tokio::test]
 async fn aborted_response_reaches_client_as_incomplete() {
-    for (speaks, line) in VERSION_PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let (stage, key) = stage(line).await;
-        let response = stage.connect_http(speaks).await.get("/cut/100000", &key).await.unwrap();
+        let response = stage.connect_http(http_version).await.get("/cut/100000", &key).await.unwrap();
         assert_eq!(response.status(), 200);
         read_body(response).await.unwrap_err();
     }
@@ -221,12 +223,12 @@ async fn no_100_continue_before_verdict() {
 
 #[tokio::test]
 async fn response_timeout_spares_paused_uploads_and_bodies() {
-    for (speaks, line) in [
+    for (http_version, line) in [
         (HttpVersion::Http1, "response_timeout = \"150ms\""),
         (HttpVersion::Http2, "response_timeout = \"150ms\"\nhttp = \"2\""),
     ] {
         let (stage, key) = stage(line).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let (feed, content) = channel_body();
         let request = http_client.request(Method::POST, "/v1", &key, content);
         tokio::spawn(async move {

@@ -38,7 +38,7 @@ pub struct Setup {
     /// The routes.
     pub routes: &'static str,
     /// The upstream's URL, if it is not the echo.
-    pub instead: Option<String>,
+    pub upstream_url: Option<String>,
     /// The emulator's settings.
     pub emulator: emulator::Settings,
     /// Whether to wait until Keyward is ready.
@@ -71,7 +71,7 @@ impl Default for Setup {
             upstream: "",
             sections: "",
             routes: ROUTES,
-            instead: None,
+            upstream_url: None,
             emulator: emulator::Settings::default(),
             ready: true,
         }
@@ -134,7 +134,7 @@ impl Stage {
             tokio::spawn(async move { emulator.serve(emulator_listener, until).await });
             tokio::spawn(async move { echo.serve(echo_listener, until_too).await });
         }
-        let upstream = setup.instead.clone().unwrap_or_else(|| format!("http://{echo_address}"));
+        let upstream = setup.upstream_url.clone().unwrap_or_else(|| format!("http://{echo_address}"));
         let server = setup.server;
         let server = if server.contains("drain_delay") {
             server.to_owned()

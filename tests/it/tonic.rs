@@ -34,9 +34,9 @@ const ROUTES: &str = r#"
 async fn stage(setup: Setup) -> (Stage, Desk, Client) {
     let desk = Desk::default();
     let port = desk.serve(None).await;
-    let instead = setup.instead.or_else(|| Some(format!("h2c://127.0.0.1:{port}")));
+    let upstream_url = setup.upstream_url.or_else(|| Some(format!("h2c://127.0.0.1:{port}")));
     let routes = if setup.routes == support::ROUTES { ROUTES } else { setup.routes };
-    let stage = Stage::with(Setup { routes, instead, ..setup }).await;
+    let stage = Stage::with(Setup { routes, upstream_url, ..setup }).await;
     let client = Client::connect(clear(&stage), &stage.issue_key()).await;
     (stage, desk, client)
 }
@@ -57,7 +57,7 @@ async fn secure(authority: &Authority) -> (Stage, Desk, Client) {
         server: server.leak(),
         upstream: format!("ca_file = {}", toml(&authority.file())).leak(),
         routes: ROUTES,
-        instead: Some(format!("https://localhost:{port}")),
+        upstream_url: Some(format!("https://localhost:{port}")),
         ..Setup::default()
     })
     .await;
@@ -192,8 +192,8 @@ async fn refusals_are_statuses_with_message() {
 async fn unreachable_service_is_unavailable() {
     let (listener, address) = bind_loopback().await;
     drop::<TcpListener>(listener);
-    let instead = Some(format!("h2c://{address}"));
-    let (_stage, _desk, mut client) = stage(Setup { instead, ..Setup::default() }).await;
+    let upstream_url = Some(format!("h2c://{address}"));
+    let (_stage, _desk, mut client) = stage(Setup { upstream_url, ..Setup::default() }).await;
     let status = client.get("a").await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "Upstream unreachable"));
     let status = client.chat().await.unwrap_err();

@@ -123,7 +123,7 @@ async fn client_disconnect_ends_upstream_tunnel() {
 #[tokio::test]
 async fn upstream_disconnect_ends_client_tunnel() {
     let (listener, url) = switching().await;
-    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
     for resets in [false, true] {
         let mut client = stage.connect().await;
         client.send(handshake("/public/ws", "")).await;
@@ -142,7 +142,7 @@ async fn upstream_disconnect_ends_client_tunnel() {
 #[tokio::test]
 async fn half_closed_tunnel_is_not_kept_open() {
     let (listener, url) = switching().await;
-    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
     let mut client = stage.connect().await;
     client.send(handshake("/public/ws", "")).await;
     let _deaf = accept(&listener).await;
@@ -154,7 +154,7 @@ async fn half_closed_tunnel_is_not_kept_open() {
 #[tokio::test]
 async fn bytes_after_half_close_still_pass() {
     let (listener, url) = switching().await;
-    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
     let mut client = stage.connect().await;
     client.send(handshake("/public/ws", "")).await;
     let mut upstream = accept(&listener).await;
@@ -171,7 +171,7 @@ async fn bytes_after_half_close_still_pass() {
 async fn tunnel_whose_client_stops_reading_is_closed() {
     let (listener, url) = switching().await;
     let sections = "[limits]\nanswer_timeout = \"300ms\"";
-    let stage = Stage::with(Setup { sections, instead: Some(url), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { sections, upstream_url: Some(url), ..Setup::default() }).await;
     let mut client = stage.connect().await;
     client.send(handshake("/public/ws", "")).await;
     let mut upstream = accept(&listener).await;
@@ -207,7 +207,7 @@ async fn declined_or_invalid_upgrade_opens_no_tunnel() {
         ("HTTP/1.1 101 Switching Protocols\r\n\r\n", 502),
     ] {
         let upstream = ScriptedUpstream::answering(answer).await;
-        let stage = Stage::with(Setup { instead: upstream.url(), ..Setup::default() }).await;
+        let stage = Stage::with(Setup { upstream_url: upstream.url(), ..Setup::default() }).await;
         let mut client = stage.connect().await;
         client.send(handshake("/ws", &stage.issue_key())).await;
         let reply = client.read_reply().await;
@@ -222,7 +222,7 @@ async fn declined_or_invalid_upgrade_opens_no_tunnel() {
 #[tokio::test]
 async fn only_websocket_upgrade_is_forwarded() {
     let upstream = ScriptedUpstream::answering("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-    let stage = Stage::with(Setup { instead: upstream.url(), ..Setup::default() }).await;
+    let stage = Stage::with(Setup { upstream_url: upstream.url(), ..Setup::default() }).await;
     for other in ["h2c", "TLS/1.0", "websocket, h2c", "foo"] {
         let request = handshake("/ws", &stage.issue_key())
             .replace("upgrade: WebSocket", &format!("upgrade: {other}\r\nhttp2-settings: AAMAAABkAAQ"));

@@ -25,7 +25,7 @@ const POST: &str = "POST /public/x HTTP/1.1\r\nhost: api.test\r\ncontent-length:
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 async fn stage(url: String, upstream: String) -> Stage {
-    Stage::with(Setup { instead: Some(url), upstream: upstream.leak(), ..Setup::default() }).await
+    Stage::with(Setup { upstream_url: Some(url), upstream: upstream.leak(), ..Setup::default() }).await
 }
 
 /// An https upstream on `localhost` that responds with its HTTP version, the SNI name, and whether the client sent a

@@ -8,7 +8,7 @@ use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use crate::support::raw::Reply;
 use crate::support::{Setup, Stage};
 
-fn instead(status: u16, body: impl Into<Bytes>) -> Effect {
+fn respond_with(status: u16, body: impl Into<Bytes>) -> Effect {
     Effect::Answer(Answer { body: Some(body.into()), ..Answer::status(status) })
 }
 
@@ -67,7 +67,7 @@ async fn incomplete_200_is_503_and_not_remembered() {
         r#"{"token_info":{"organization_id":"org 1"}}"#,
         r#"{"token_info":{"organization_id":"org_1","user_id":"a\u0000b"}}"#,
     ] {
-        check_our_fault(&stage, instead(200, body)).await;
+        check_our_fault(&stage, respond_with(200, body)).await;
     }
     check_our_fault(&stage, Effect::Garbage).await;
 }
@@ -77,7 +77,7 @@ async fn valid_response_for_token_id_is_refused() {
     let stage = Stage::start().await;
     let key = stage.issue_key();
     let body = format!(r#"{{"token_info":{{"organization_id":"org_1","token_id":"{key}"}}}}"#);
-    stage.emulator.set_fault(validate(instead(200, body)));
+    stage.emulator.set_fault(validate(respond_with(200, body)));
     let reply = stage.get("/v1", &key).await;
     stage.emulator.clear_faults();
     our_fault(&reply, &stage.get("/v1", &key).await, "token_id");
@@ -89,30 +89,30 @@ async fn only_not_found_and_invalid_argument_are_401() {
     for effect in [
         Effect::Answer(Answer::status(404)),
         Effect::Answer(Answer::status(400)),
-        instead(404, r#"{"code":5,"message":"token not found","details":[]}"#),
-        instead(404, r#"{"code":5,"message":"Not Found","details":[{"error_code":"NOT_FOUND"}]}"#),
-        instead(400, r#"{"code":3,"message":"x"}"#),
+        respond_with(404, r#"{"code":5,"message":"token not found","details":[]}"#),
+        respond_with(404, r#"{"code":5,"message":"Not Found","details":[{"error_code":"NOT_FOUND"}]}"#),
+        respond_with(400, r#"{"code":3,"message":"x"}"#),
     ] {
         check_bad_key(&stage, effect).await;
     }
     let html = |status| Answer { content_type: Some("text/html".into()), ..Answer::status(status) };
     for effect in [
-        instead(404, r#"{"code":5,"message":"Not Found","details":[]}"#),
-        instead(404, r#"{"code":5,"message":"Not Found"}"#),
-        instead(404, "<html>404</html>"),
-        instead(404, ""),
-        instead(404, "{}"),
-        instead(404, r#"{"code":16,"message":"x"}"#),
-        instead(400, "bad request"),
-        instead(400, r#"{"code":9,"message":"x"}"#),
+        respond_with(404, r#"{"code":5,"message":"Not Found","details":[]}"#),
+        respond_with(404, r#"{"code":5,"message":"Not Found"}"#),
+        respond_with(404, "<html>404</html>"),
+        respond_with(404, ""),
+        respond_with(404, "{}"),
+        respond_with(404, r#"{"code":16,"message":"x"}"#),
+        respond_with(400, "bad request"),
+        respond_with(400, r#"{"code":9,"message":"x"}"#),
         Effect::Answer(html(404)),
         Effect::Answer(html(400)),
         // Other responses are no verdict.
-        instead(204, ""),
-        instead(302, ""),
-        instead(409, r#"{"code":6,"message":"x"}"#),
-        instead(410, r#"{"code":5,"message":"x"}"#),
-        instead(422, r#"{"code":3,"message":"x"}"#),
+        respond_with(204, ""),
+        respond_with(302, ""),
+        respond_with(409, r#"{"code":6,"message":"x"}"#),
+        respond_with(410, r#"{"code":5,"message":"x"}"#),
+        respond_with(422, r#"{"code":3,"message":"x"}"#),
     ] {
         check_our_fault(&stage, effect).await;
     }
@@ -174,7 +174,8 @@ async fn scalekit_403_is_503_without_token_renewal() {
     let stage = Stage::start().await;
     let before = stage.emulator.counts();
     check_our_fault(&stage, Effect::Answer(Answer::status(403))).await;
-    check_our_fault(&stage, instead(403, r#"{"code":5,"message":"Token not found","details":[1]}"#)).await;
+    check_our_fault(&stage, respond_with(403, r#"{"code":5,"message":"Token not found","details":[1]}"#))
+        .await;
     stage.emulator.set_permissions(&[Permission::Write]);
     let key = stage.issue_key();
     let reply = stage.get("/v1", &key).await;
@@ -189,7 +190,7 @@ async fn scalekit_403_is_503_without_token_renewal() {
 async fn scalekit_429_without_retry_after_holds_one_second() {
     for effect in [
         Effect::Answer(Answer::status(429)),
-        instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
+        respond_with(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
     ] {
         let stage = Stage::start().await;
         let (key, before) = (stage.issue_key(), stage.emulator.counts().validations);
@@ -230,8 +231,8 @@ async fn outage_of_any_kind_is_503() {
         Effect::Answer(Answer::status(502)),
         Effect::Answer(Answer::status(503)),
         Effect::Answer(Answer::status(504)),
-        instead(500, not_found),
-        instead(503, "<html>maintenance</html>"),
+        respond_with(500, not_found),
+        respond_with(503, "<html>maintenance</html>"),
         Effect::Reset,
         Effect::Truncated,
         Effect::Refuse,

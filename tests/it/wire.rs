@@ -35,7 +35,7 @@ impl Wire {
     }
 
     async fn with(upstream: ScriptedUpstream, setup: Setup) -> Self {
-        let stage = Stage::with(Setup { instead: upstream.url(), ..setup }).await;
+        let stage = Stage::with(Setup { upstream_url: upstream.url(), ..setup }).await;
         let key = stage.issue_key();
         Self { stage, upstream, key }
     }

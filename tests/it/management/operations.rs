@@ -318,14 +318,15 @@ async fn management_serves_http2_with_tls_and_secret() {
     );
     let management = ManagementStage::of(&lines, Setup::default()).await;
     let Some(keyward::listener::Listen::Tcp(address)) = management.stage.management else { panic!("a port") };
-    for (alpn, speaks) in [("h2", HttpVersion::Http2), ("http/1.1", HttpVersion::Http1)] {
+    for (alpn, http_version) in [("h2", HttpVersion::Http2), ("http/1.1", HttpVersion::Http1)] {
         let stream = TcpStream::connect(address).await.unwrap();
         let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
         let client = tokio_rustls::TlsConnector::from(authority.client(&[alpn]));
-        let mut http_client = HttpClient::over(client.connect(name, stream).await.unwrap(), speaks).await;
+        let mut http_client =
+            HttpClient::over(client.connect(name, stream).await.unwrap(), http_version).await;
         for (secret, status) in [(super::SECRET, 200), ("wrong", 401), ("", 401)] {
             let mut request = http_client.request(hyper::Method::GET, KEYS, secret, keyward::body::empty());
-            if speaks == HttpVersion::Http1 {
+            if http_version == HttpVersion::Http1 {
                 request.headers_mut().insert("host", "localhost".parse().unwrap());
             } else {
                 *request.uri_mut() = format!("https://localhost{KEYS}").parse().unwrap();

@@ -73,9 +73,12 @@ async fn download_resumes_after_flood() {
         std::future::pending::<Result<hyper::Response<keyward::body::Body>, keyward::body::BodyError>>().await
     })
     .await;
-    let stage =
-        Stage::with(Setup { sections: SMALL, instead: Some(format!("h2c://{address}")), ..Setup::default() })
-            .await;
+    let stage = Stage::with(Setup {
+        sections: SMALL,
+        upstream_url: Some(format!("h2c://{address}")),
+        ..Setup::default()
+    })
+    .await;
     let (key, other, mut strangers) = (stage.issue_key(), stage.issue_key(), Vec::new());
     let stranger = |strangers: &mut Vec<_>, http_client: &HttpClient| {
         let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();

@@ -42,12 +42,15 @@ pub enum HttpClient {
 }
 
 impl HttpClient {
-    pub async fn connect(address: SocketAddr, speaks: HttpVersion) -> Self {
-        Self::over(TcpStream::connect(address).await.unwrap(), speaks).await
+    pub async fn connect(address: SocketAddr, http_version: HttpVersion) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap(), http_version).await
     }
 
-    pub async fn over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, speaks: HttpVersion) -> Self {
-        match speaks {
+    pub async fn over(
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        http_version: HttpVersion,
+    ) -> Self {
+        match http_version {
             HttpVersion::Http1 => {
                 let (sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
                 tokio::spawn(connection);

@@ -73,8 +73,8 @@ async fn misspelled_framing_headers_are_not_forwarded() {
     for server in ["", TRUSTED] {
         let wire = before(server).await;
         let mut seen = 0;
-        for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-            let mut client = HttpClient::connect(wire.stage.address, speaks).await;
+        for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+            let mut client = HttpClient::connect(wire.stage.address, http_version).await;
             let mut request = client.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
             for name in ["Transfer_Encoding", "transfer.encoding", "Content_Length", "content~length"] {
                 let name = hyper::header::HeaderName::try_from(name).unwrap();
@@ -82,8 +82,8 @@ async fn misspelled_framing_headers_are_not_forwarded() {
             }
             assert_eq!(client.send(request).await.unwrap().status(), 200);
             let received = wire.fresh(&mut seen);
-            assert!(!received.contains("forged"), "{speaks:?}: {received}");
-            assert_eq!(received.matches("content-length: 3").count(), 1, "{speaks:?}: {received}");
+            assert!(!received.contains("forged"), "{http_version:?}: {received}");
+            assert_eq!(received.matches("content-length: 3").count(), 1, "{http_version:?}: {received}");
         }
     }
 }

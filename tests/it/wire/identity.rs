@@ -128,9 +128,9 @@ async fn trailers_carry_no_identity_key_or_framing() {
         wire.upstream.wait_until(|text| text.ends_with("\r\n0\r\nx-sum: 7\r\n\r\n")).await;
         assert!(!wire.upstream.text().contains("forged"), "{}", wire.upstream.text());
     }
-    for (speaks, line) in VERSION_PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let mut http_client = stage.connect_http(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let (feed, content) = channel_body();
         let mut request = http_client.request(Method::POST, "/v1", &stage.issue_key(), content);
         request.headers_mut().insert("trailer", HeaderValue::try_from(format!("{names}, x-sum")).unwrap());
@@ -145,10 +145,10 @@ async fn trailers_carry_no_identity_key_or_framing() {
             feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
         });
         let status = http_client.send(request).await.unwrap().status();
-        assert_eq!(status, 200, "{speaks:?} {line}");
+        assert_eq!(status, 200, "{http_version:?} {line}");
         let received = stage.last_request();
-        assert_eq!(received.trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
-        assert!(!format!("{received:?}").contains("forged"), "{speaks:?} {line}");
+        assert_eq!(received.trailers, [("x-sum".into(), "7".into())], "{http_version:?} {line}");
+        assert!(!format!("{received:?}").contains("forged"), "{http_version:?} {line}");
     }
 }
 

@@ -186,7 +186,8 @@ async fn hanging_upstream_is_504_and_disconnected() {
 async fn unreachable_upstream_is_502_until_it_listens() {
     let (listener, address) = bind_loopback().await;
     drop(listener);
-    let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("http://{address}")), ..Setup::default() }).await;
     for _ in 0..3 {
         let reply = stage.get("/public/x", "").await;
         assert_eq!((reply.status, reply.code()), (502, Some("upstream_unreachable")));
@@ -278,7 +279,8 @@ async fn unsolicited_response_closes_idle_connection() {
         second.write_all(OK.as_bytes()).await.unwrap();
         std::future::pending::<()>().await;
     });
-    let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("http://{address}")), ..Setup::default() }).await;
     assert_eq!(stage.get("/public/x", "").await.text(), "ok");
     poison.notify_one();
     timeout(TEST_TIMEOUT, closed.notified()).await.expect("Keyward closes it");
@@ -294,14 +296,14 @@ async fn response_trailers_are_cleaned_like_headers() {
         &format!("2\r\nok\r\n0\r\n{fields}x-sum: 7\r\n\r\n"),
     );
     let wire = Wire::with(ScriptedUpstream::answering(text).await, Setup::default()).await;
-    for speaks in [HttpVersion::Http1, HttpVersion::Http2] {
-        let mut http_client = wire.stage.connect_http(speaks).await;
+    for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let mut http_client = wire.stage.connect_http(http_version).await;
         let mut request = http_client.request(Method::GET, "/v1", &wire.key, body::empty());
         request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
         let (bytes, trailers) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
         let expected =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
-        assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
+        assert_eq!((bytes, trailers), (2, expected), "{http_version:?}");
     }
 }
 
