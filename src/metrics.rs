@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_method_is_labelled_other() {
+    fn unknown_method_is_labelled_other() {
         assert_eq!(method_label(&hyper::Method::PATCH), "PATCH");
         assert_eq!(method_label(&hyper::Method::from_bytes(b"BREW").unwrap()), "other");
     }

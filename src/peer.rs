@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
+    fn client_is_last_untrusted_forwarded_address() {
         check("192.0.2.1", &["1.1.1.1"], "192.0.2.1");
         check("10.0.0.1", &[], "10.0.0.1");
         check("10.0.0.1", &["6.6.6.6, 1.1.1.1"], "1.1.1.1");

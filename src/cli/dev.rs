@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_are_filled_and_other_braces_kept() {
+    fn placeholders_are_filled_other_braces_kept() {
         let values = [("a", "1"), ("b", "{a}")];
         assert_eq!(fill_placeholders(r#"{a} {"t":"{b}"} {c} { {a"#, &values), r#"1 {"t":"{a}"} {c} { {a"#);
     }

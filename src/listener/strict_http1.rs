@@ -308,7 +308,7 @@ mod tests {
     const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
     #[test]
-    fn what_follows_a_head_is_what_it_says() {
+    fn message_ends_where_framing_says() {
         check("", Ok(State::First(0)));
         check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n", Ok(State::Opaque));
         check("PRI / HTTP/1.1\r\n\r\n", Ok(State::Head));
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_with_both_and_neither_stands_alone() {
+    fn bare_cr_and_bare_lf_are_refused() {
         for (head, at) in [
             ("\nGET / HTTP/1.1\r\n\r\n", 0),
             ("GET / HTTP/1.1\n\r\n", 14),
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn two_lengths_or_a_length_and_an_encoding_are_refused_at_the_end_of_the_head() {
+    fn conflicting_framing_is_refused_after_the_head() {
         for fields in [
             "Content-Length: 3\r\nContent-Length: 3",
             "Content-Length: 3\r\ntransfer-encoding: chunked",
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn head_may_have_exactly_its_limit() {
+    fn head_of_exactly_the_limit_is_accepted() {
         let head = |length: usize| {
             let empty = "GET / HTTP/1.1\r\nx: \r\n\r\n".len();
             format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(length - empty))
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_have_one_form() {
+    fn chunks_are_parsed_strictly() {
         for (body, expected) in [
             ("3\r\nabc\r\n", State::Size),
             ("3\r\nab", State::Chunk(1)),
@@ -439,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sound_passes_however_it_is_cut_and_nothing_makes_it_panic() {
+    fn parser_accepts_any_segmentation_and_never_panics() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..500 {
             let mut bytes: Vec<u8> = (0..random.usize(1..4)).flat_map(|_| request(&mut random)).collect();

@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn end_of_a_failure_is_told_once_and_without_a_failure_never() {
+    fn end_of_failure_is_logged_once() {
         let (log, start) = (FailureLog::default(), Instant::now());
         assert_eq!(log.record_success(start), None);
         assert_eq!(log.record_failure("a", OUTAGE, start), Some(0));
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn failure_of_one_request_is_no_outage() {
+    fn single_failed_request_is_no_outage() {
         let (log, start) = (FailureLog::default(), Instant::now());
         assert_eq!(log.record_failure("a", None, start), Some(0));
         assert_eq!(log.record_success(start + seconds(1)), None);

@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn line_is_a_json_object_with_the_fields_in_order() {
+    fn log_line_is_json_object_in_field_order() {
         let text = line(|line| {
             line.text("a.b", "x");
             line.number("zero", 0);
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn text_that_a_client_chose_cannot_forge_a_line_or_act_on_a_terminal() {
+    fn client_text_cannot_forge_log_line_or_control_terminal() {
         let hostile = "\"},{\\\n\u{1b}[2J\u{7f}\u{9b}\u{202e}é東🔑";
         let text = line(|line| line.text("a", hostile));
         assert!(text.trim_end().chars().all(|char| !terminal::is_terminal_control(char)), "{text}");

@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_is_written_once_in_an_interval_with_those_left_out() {
+    fn line_is_written_once_per_interval_with_suppressed_count() {
         let (limit, start) = (LineLimit::new(Duration::from_secs(1)), Instant::now());
         let admit = |kind, ms| limit.admit_kind(kind, start + Duration::from_millis(ms));
         let admitted: Vec<_> = [0, 1, 999, 1000, 1500, 5000].map(|ms| admit("", ms)).into();

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn public_requests_leave_a_quarter_for_those_with_a_key() {
+    fn public_requests_leave_quarter_of_upstream_requests() {
         let capacity = Capacity::new(8);
         let public: Vec<_> = (0..9).map_while(|_| capacity.reserve_place(true).ok()).collect();
         assert_eq!(public.len(), 6);

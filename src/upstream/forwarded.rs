@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_strangers_word_is_replaced_in_every_spelling() {
+    fn untrusted_forwarded_headers_are_replaced_in_every_spelling() {
         check_set(
             false,
             &[
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxys_word_is_kept_and_the_peer_appended() {
+    fn trusted_forwarded_headers_are_kept_and_peer_appended() {
         check_set(
             true,
             &[
@@ -322,14 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_of_framing_headers_are_removed() {
+    fn misspelled_framing_headers_are_removed() {
         for name in ["content_length", "content.length", "transfer_encoding", "transfer~encoding"] {
             assert!(is_removed(name), "{name}");
         }
     }
 
     #[test]
-    fn a_request_id_is_kept_from_a_trusted_proxy_if_it_is_plain() {
+    fn plain_request_id_of_trusted_proxy_is_kept() {
         let long = "a".repeat(129);
         assert_eq!(choose_request_id(&map(&[("x-request-id", "a.B-1_2")]), true), "a.B-1_2");
         for (value, is_trusted) in

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn only_after_the_last_byte_of_a_frame_may_a_close_follow() {
+    fn close_may_follow_only_a_complete_frame() {
         assert!(Frames::default().may_close());
         for length in [0, 1, 125, 126, 127, 255, 256, 65_535, 65_536, 70_000] {
             for mask in [false, true] {
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn frames_in_one_piece_are_told_apart() {
+    fn frames_in_one_read_are_separated() {
         let mut frames = Frames::default();
         let mut bytes = [frame(0x81, 3, false), frame(0x82, 300, false), frame(0x80, 0, false)].concat();
         frames.follow(&bytes);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_follows_a_close() {
+    fn nothing_follows_close_frame() {
         let mut frames = Frames::default();
         frames.follow(&CloseCode::PolicyViolation.to_frame());
         assert!(!frames.may_close());
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beyond_all_measure_is_only_a_long_wait() {
+    fn huge_frame_length_never_overflows() {
         let mut frames = Frames::default();
         frames.follow(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
         assert!(!frames.may_close());

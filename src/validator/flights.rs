@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_boards_a_flight_that_has_left() {
+    fn request_cannot_board_departed_flight() {
         let mut board = Board::new(2);
         assert_eq!(board.arrive("key", || 1), Arrival::Departs(1));
         assert_eq!(board.arrive("key", || 2), Arrival::Departs(2));

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
+    async fn only_address_without_allowance_waits() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trying_many_keys_at_once_gets_no_more_of_them_through() {
+    async fn concurrent_attempts_do_not_exceed_allowance() {
         let throttle = Throttle::new(60);
         let client = IpAddr::from([192, 0, 2, 1]);
         let mut through = 0;
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn call_that_found_no_bad_key_costs_no_allowance() {
+    async fn call_without_bad_key_costs_no_allowance() {
         let (throttle, now) = (Throttle::new(2), Instant::now());
         let client = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..10 {
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn call_waits_for_what_others_may_give_back() {
+    async fn call_waits_for_allowance_others_may_return() {
         let throttle = Arc::new(Throttle::new(1));
         let client = IpAddr::from([192, 0, 2, 1]);
         let latest = Instant::now() + Duration::from_secs(1);
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ipv4_address_written_as_ipv6_is_the_same_address() {
+    async fn ipv4_mapped_ipv6_is_same_address() {
         let (throttle, now) = (Throttle::new(1), Instant::now());
         assert!(spend(&throttle, IpAddr::from([192, 0, 2, 1]), now).await);
         assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());
