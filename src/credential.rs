@@ -49,7 +49,7 @@ impl ApiKey {
     /// # Errors
     /// `MissingCredential` without a Bearer value, `AmbiguousCredential` with more than one `Authorization`,
     /// `InvalidKey` where the value cannot be a key, `KeyIdPresented` where it is the id of one.
-    pub fn take(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
+    pub fn take_from(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let first = values.next().cloned();
         // SECURITY: with two values, Keyward and the backend could each believe another one.
@@ -59,7 +59,7 @@ impl ApiKey {
             return Err(Rejection::AmbiguousCredential);
         }
         let value = first.ok_or(Rejection::MissingCredential)?;
-        let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
+        let range = find_bearer_token(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
         let token = value.as_bytes().get(range).unwrap_or_default();
         if is_key_id(token) {
             return Err(Rejection::KeyIdPresented);
@@ -70,7 +70,7 @@ impl ApiKey {
 
     /// A key from elsewhere than a request, such as standard input.
     pub fn parse(text: &str, settings: &Settings) -> Option<Self> {
-        settings.could_be(text.as_bytes()).then(|| Self(Arc::new(Secret::new(text))))
+        settings.could_be_key(text.as_bytes()).then(|| Self(Arc::new(Secret::new(text))))
     }
 
     /// The key itself, for the body of a call to Scalekit and for nothing else.
@@ -87,7 +87,7 @@ impl fmt::Debug for ApiKey {
 
 /// The place of the token in `Bearer <token>`: the scheme in any letter case (RFC 9110 section 11.1), one or more
 /// spaces, white space around the token ignored. `None` for another scheme, or when no token follows.
-fn bearer(value: &[u8]) -> Option<std::ops::Range<usize>> {
+fn find_bearer_token(value: &[u8]) -> Option<std::ops::Range<usize>> {
     let space = value.iter().position(|&byte| byte == b' ')?;
     if !value[..space].eq_ignore_ascii_case(b"bearer") {
         return None;
@@ -99,7 +99,7 @@ fn bearer(value: &[u8]) -> Option<std::ops::Range<usize>> {
 }
 
 impl Settings {
-    fn could_be(&self, token: &[u8]) -> bool {
+    fn could_be_key(&self, token: &[u8]) -> bool {
         let alphabet = match self.alphabet {
             Alphabet::Base62 => token.iter().all(u8::is_ascii_alphanumeric),
             Alphabet::Token68 => {
@@ -159,7 +159,7 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
         }
-        let taken = ApiKey::take(&mut headers, &Settings::default());
+        let taken = ApiKey::take_from(&mut headers, &Settings::default());
         assert!(headers.is_empty(), "Authorization is gone whatever the outcome");
         match (taken, expected) {
             (Ok(key), Ok(expected)) => assert_eq!(key.expose(), expected),

@@ -67,7 +67,7 @@ pub struct Gateway {
     /// Which credentials are accepted as keys.
     pub credential: credential::Settings,
     /// The identity headers.
-    pub identity: Arc<identity::Headers>,
+    pub identity: Arc<identity::IdentityHeaders>,
     /// Proxies whose `X-Forwarded-*` headers are trusted.
     pub trusted: Trusted,
     /// The routes.
@@ -92,13 +92,13 @@ impl Gateway {
         let client = self.trusted.client(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
-        let caller = ErrorFormat::of(&request);
+        let caller = ErrorFormat::from_request(&request);
         let downstream = Downstream { peer, believed, client, account };
         let mut response = match self.pass(request, downstream, &mut record).await {
             Ok(passed) => self.relay_response(passed, record, &caller),
             Err(rejection) => {
                 record.set_rejection(&rejection);
-                rejection.response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
+                rejection.to_response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
             }
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
@@ -113,7 +113,7 @@ impl Gateway {
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
-        let mut response = rejection.response(&ErrorFormat::of(request), id, &self.settings.realm);
+        let mut response = rejection.to_response(&ErrorFormat::from_request(request), id, &self.settings.realm);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
@@ -125,12 +125,12 @@ impl Gateway {
         downstream: Downstream<'_>,
         record: &mut Record,
     ) -> Result<Forwarded, Rejection> {
-        let host = request_head::check(&request, self.settings.head)?;
+        let host = request_head::check_head(&request, self.settings.head)?;
         let (route, requirement, kind) = self.find_route(&request, &host)?;
         record.route = Arc::clone(&route.label);
-        let key = ApiKey::take(request.headers_mut(), &self.credential);
-        let upgrade = hop_by_hop::upgrade(request.method(), request.version(), request.headers());
-        hop_by_hop::strip(request.headers_mut());
+        let key = ApiKey::take_from(request.headers_mut(), &self.credential);
+        let upgrade = hop_by_hop::find_upgrade(request.method(), request.version(), request.headers());
+        hop_by_hop::strip_headers(request.headers_mut());
         if kind == Kind::Preflight {
             keep_preflight_headers(request.headers_mut());
         }
@@ -257,7 +257,7 @@ impl Gateway {
     fn relay_response(&self, passed: Forwarded, mut record: Record, caller: &ErrorFormat) -> Response<Body> {
         let Forwarded { response, tunnel, mut revalidation, exchange } = passed;
         let Some(Tunnel { caller, upstream }) = tunnel else {
-            let status = caller.takes_status(response.headers());
+            let status = caller.takes_grpc_status(response.headers());
             return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
         // A 101 has no body.

@@ -38,16 +38,16 @@ const END_TO_END: [HeaderName; 10] = [
 
 /// Whether the request asks to become a WebSocket (RFC 6455 section 4.2.1). Any other upgrade, `h2c` above all,
 /// is not seen, and so not forwarded.
-pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<WebSocket> {
+pub fn find_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<WebSocket> {
     let mut wanted = headers.get_all(UPGRADE).iter();
     let only_websocket = matches!((wanted.next(), wanted.next()), (Some(value), None)
         if value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    let named = options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    let named = connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
     (only_websocket && named && method == Method::GET && version == Version::HTTP_11).then_some(WebSocket)
 }
 
 /// Removes every hop-by-hop header, those named in `Connection` included. `TE: trailers` stays, as gRPC needs it.
-pub fn strip(headers: &mut HeaderMap) {
+pub fn strip_headers(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| {
         value
             .as_bytes()
@@ -56,7 +56,7 @@ pub fn strip(headers: &mut HeaderMap) {
     });
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> =
-            options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
+            connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
         for name in named {
             // SECURITY: or a client could take away what frames and addresses the message, what a proxy in front says of it,
             // and what makes a preflight one.
@@ -73,7 +73,7 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(CONNECTION)
         .iter()
@@ -96,7 +96,7 @@ mod tests {
     #[track_caller]
     fn check(before: &[(&'static str, &'static str)], after: &[(&'static str, &'static str)]) {
         let mut map = headers(before);
-        strip(&mut map);
+        strip_headers(&mut map);
         assert_eq!(map, headers(after));
     }
 
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn only_a_websocket_upgrade_is_seen() {
         let seen = |pairs: &[(&'static str, &'static str)], method: &Method, version| {
-            upgrade(method, version, &headers(pairs)).is_some()
+            find_upgrade(method, version, &headers(pairs)).is_some()
         };
         let good = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
         assert!(seen(&good, &Method::GET, Version::HTTP_11));

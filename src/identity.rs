@@ -32,7 +32,7 @@ pub struct Identity {
 }
 
 /// A value for an id header, which is never encoded. `None` unless it is visible ASCII and not empty.
-pub fn id(value: &str) -> Option<HeaderValue> {
+pub fn parse_id(value: &str) -> Option<HeaderValue> {
     let visible = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
     visible.then(|| HeaderValue::from_str(value).ok()).flatten()
 }
@@ -56,7 +56,7 @@ pub struct Settings {
     pub claim_prefix: String,
     /// The claims that are passed on; `None` for all of them.
     pub claims: Option<Vec<String>>,
-    /// Headers given to single claims; each name begins with `claim_prefix`.
+    /// IdentityHeaders given to single claims; each name begins with `claim_prefix`.
     pub claim_headers: BTreeMap<String, HeaderName>,
     /// The most that names and values may take together, in bytes.
     pub max_bytes: usize,
@@ -94,7 +94,7 @@ impl Default for Settings {
 
 /// Removes what callers claim to be, and sets who they are.
 #[derive(Debug)]
-pub struct Headers {
+pub struct IdentityHeaders {
     settings: Settings,
     names: Vec<Box<[u8]>>,
     prefixes: Vec<Box<[u8]>>,
@@ -123,7 +123,7 @@ impl From<Misfit> for Rejection {
     }
 }
 
-impl Headers {
+impl IdentityHeaders {
     /// Owns the configured names and, always, the default ones.
     pub fn new(settings: Settings) -> Self {
         let configured = [
@@ -135,24 +135,24 @@ impl Headers {
             &settings.token_id,
         ];
         let mut names: Vec<Box<[u8]>> =
-            NAMES.iter().chain(configured).map(|name| folded(name.as_str()).collect()).collect();
+            NAMES.iter().chain(configured).map(|name| fold_name(name.as_str()).collect()).collect();
         names.sort();
         names.dedup();
-        let mut prefixes: Vec<Box<[u8]>> = vec![folded(CLAIM_PREFIX).collect()];
-        prefixes.push(folded(&settings.claim_prefix).collect());
+        let mut prefixes: Vec<Box<[u8]>> = vec![fold_name(CLAIM_PREFIX).collect()];
+        prefixes.push(fold_name(&settings.claim_prefix).collect());
         prefixes.dedup();
         Self { settings, names, prefixes }
     }
 
     /// Whether the backend could read this name as one of ours. CGI, WSGI, PHP and others fold every character that
     /// is not a letter or digit into one, so that `X_Org.Id` is `X-Org-Id` to them.
-    pub fn owns(&self, name: &str) -> bool {
-        let folds_to = |owned: &[u8], name: &str| folded(name).eq(owned.iter().copied());
+    pub fn owns_name(&self, name: &str) -> bool {
+        let folds_to = |owned: &[u8], name: &str| fold_name(name).eq(owned.iter().copied());
         self.names.iter().any(|owned| owned.len() == name.len() && folds_to(owned, name))
             || self.prefixes.iter().any(|prefix| {
                 // SECURITY: the bare `X-Claim` is a claim too, once a backend has trimmed the separator.
                 name.len() >= prefix.len() - 1
-                    && folded(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
+                    && fold_name(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
             })
     }
 
@@ -160,7 +160,7 @@ impl Headers {
     pub fn strip(&self, headers: &mut HeaderMap) -> usize {
         // `keys` gives each name once, and in the common case none is ours: no allocation then.
         let owned: Vec<HeaderName> =
-            headers.keys().filter(|name| self.owns(name.as_str())).cloned().collect();
+            headers.keys().filter(|name| self.owns_name(name.as_str())).cloned().collect();
         for name in &owned {
             headers.remove(name);
         }
@@ -173,7 +173,7 @@ impl Headers {
     /// When it is too large or two claims would share a header; then nothing is forwarded, as nothing is ever cut.
     pub fn set(&self, identity: &Identity, headers: &mut HeaderMap) -> Result<(), Misfit> {
         let settings = &self.settings;
-        let claims = self.claims(&identity.claims)?;
+        let claims = self.select_claims(&identity.claims)?;
         let mut left = settings.max_bytes;
         let mut insert = |name: &HeaderName, value: HeaderValue| {
             left = left.checked_sub(name.as_str().len() + value.len()).ok_or(Misfit::TooLarge)?;
@@ -188,22 +188,22 @@ impl Headers {
             insert(&settings.token_id, id.clone())?;
         }
         if let Some(text) = &identity.org_external_id {
-            insert(&settings.org_external_id, encoded(text)?)?;
+            insert(&settings.org_external_id, encode_text(text)?)?;
         }
         if let Some(text) = &identity.user_external_id {
-            insert(&settings.user_external_id, encoded(text)?)?;
+            insert(&settings.user_external_id, encode_text(text)?)?;
         }
         if !identity.roles.is_empty() {
-            insert(&settings.roles, joined(&identity.roles)?)?;
+            insert(&settings.roles, join_roles(&identity.roles)?)?;
         }
         for (name, value) in claims {
-            insert(&name, encoded(value)?)?;
+            insert(&name, encode_text(value)?)?;
         }
         Ok(())
     }
 
     /// The claims to pass on, each with a header of its own.
-    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
+    fn select_claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
         let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
@@ -242,7 +242,7 @@ impl Headers {
     }
 
     /// The names that a request of this route can carry, for people.
-    pub fn names(&self) -> [&HeaderName; 6] {
+    pub fn header_names(&self) -> [&HeaderName; 6] {
         let settings = &self.settings;
         [
             &settings.org_id,
@@ -260,31 +260,31 @@ impl Headers {
     }
 }
 
-fn folded(name: &str) -> impl Iterator<Item = u8> {
+fn fold_name(name: &str) -> impl Iterator<Item = u8> {
     name.bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' })
 }
 
-fn joined(roles: &[String]) -> Result<HeaderValue, Misfit> {
+fn join_roles(roles: &[String]) -> Result<HeaderValue, Misfit> {
     let mut value = String::new();
     for (index, role) in roles.iter().enumerate() {
         if index > 0 {
             value.push(',');
         }
-        encode(role, true, &mut value);
+        push_encoded(role, true, &mut value);
     }
     HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
 /// Free text as a header value, which one percent-decode turns back into the text. The error cannot happen: what
 /// `encode` writes is printable ASCII.
-fn encoded(text: &str) -> Result<HeaderValue, Misfit> {
+fn encode_text(text: &str) -> Result<HeaderValue, Misfit> {
     let mut value = String::with_capacity(text.len());
-    encode(text, false, &mut value);
+    push_encoded(text, false, &mut value);
     HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
 /// Printable ASCII passes, but for `%`, spaces at either end, and, in a list, the comma.
-fn encode(text: &str, in_list: bool, out: &mut String) {
+fn push_encoded(text: &str, in_list: bool, out: &mut String) {
     let bytes = text.as_bytes();
     let first = bytes.iter().position(|&byte| byte != b' ').unwrap_or(bytes.len());
     let last = bytes.iter().rposition(|&byte| byte != b' ').unwrap_or(0);
@@ -315,14 +315,14 @@ mod tests {
             user_id: None,
             user_external_id: None,
             roles: vec![],
-            token_id: id("apit_1"),
+            token_id: parse_id("apit_1"),
             claims: BTreeMap::new(),
             expiry: None,
         }
     }
 
-    fn headers() -> Headers {
-        Headers::new(Settings::default())
+    fn headers() -> IdentityHeaders {
+        IdentityHeaders::new(Settings::default())
     }
 
     #[test]
@@ -339,26 +339,26 @@ mod tests {
                 "x-claim-",
             ] {
                 let name = name.replace('-', &separator.to_string());
-                assert!(headers.owns(&name), "{name}");
+                assert!(headers.owns_name(&name), "{name}");
             }
         }
-        assert!(headers.owns("x-claim"));
+        assert!(headers.owns_name("x-claim"));
         for name in
             ["x-org", "x-org-idx", "xx-org-id", "x-claims", "x-clai", "authorization", "x-role", "xorgid", ""]
         {
-            assert!(!headers.owns(name), "{name}");
+            assert!(!headers.owns_name(name), "{name}");
         }
     }
 
     #[test]
     fn renamed_headers_are_owned_beside_the_default_ones() {
-        let headers = Headers::new(Settings {
+        let headers = IdentityHeaders::new(Settings {
             org_id: HeaderName::from_static("x-tenant"),
             claim_prefix: "x-key-".to_owned(),
             ..Settings::default()
         });
         for name in ["x-tenant", "x_tenant", "x-org-id", "x-key-team", "x-claim-team"] {
-            assert!(headers.owns(name), "{name}");
+            assert!(headers.owns_name(name), "{name}");
         }
     }
 
@@ -383,7 +383,7 @@ mod tests {
 
     #[track_caller]
     fn check_encoding(text: &str, expected: &str) {
-        let value = encoded(text).unwrap();
+        let value = encode_text(text).unwrap();
         assert_eq!(value, expected);
         let back = percent_encoding::percent_decode(value.as_bytes()).decode_utf8().unwrap();
         assert_eq!(back, text, "one percent-decode gives the text back");
@@ -406,7 +406,7 @@ mod tests {
     #[test]
     fn roles_are_joined_and_a_comma_within_one_is_encoded() {
         let roles = ["admin".to_owned(), "read,write".to_owned(), " x ".to_owned()];
-        assert_eq!(joined(&roles).unwrap(), "admin,read%2Cwrite,%20x%20");
+        assert_eq!(join_roles(&roles).unwrap(), "admin,read%2Cwrite,%20x%20");
     }
 
     #[test]
@@ -426,10 +426,10 @@ mod tests {
 
         let only =
             Settings { claims: Some(vec!["team".to_owned(), "plan".to_owned()]), ..Settings::default() };
-        assert_eq!(Headers::new(only).set(&identity, &mut map), Ok(()));
+        assert_eq!(IdentityHeaders::new(only).set(&identity, &mut map), Ok(()));
         assert_eq!(map["x-claim-team"], "a", "a claim that is not passed on takes nothing away");
 
-        let named = Headers::new(Settings {
+        let named = IdentityHeaders::new(Settings {
             claim_headers: [("Team".to_owned(), HeaderName::from_static("x-claim-big-team"))].into(),
             ..Settings::default()
         });
@@ -459,9 +459,9 @@ mod tests {
 
     #[test]
     fn ids_are_visible_ascii_or_nothing() {
-        assert_eq!(id("org_1").unwrap(), "org_1");
+        assert_eq!(parse_id("org_1").unwrap(), "org_1");
         for bad in ["", "org 1", "org\r\n", "örg", "org\u{7f}"] {
-            assert!(id(bad).is_none(), "{bad:?}");
+            assert!(parse_id(bad).is_none(), "{bad:?}");
         }
     }
 }

@@ -74,13 +74,13 @@ impl Requirement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::id;
+    use crate::identity::parse_id;
 
     fn identity(user: Option<&str>, roles: &[&str], claims: &[(&str, &str)]) -> Arc<Identity> {
         Arc::new(Identity {
-            org_id: id("org_1").unwrap(),
+            org_id: parse_id("org_1").unwrap(),
             org_external_id: None,
-            user_id: user.and_then(id),
+            user_id: user.and_then(parse_id),
             user_external_id: None,
             roles: roles.iter().map(ToString::to_string).collect(),
             token_id: None,

@@ -104,7 +104,7 @@ pub enum SendError {
 
 impl SendError {
     /// The error and its causes, in one line.
-    pub fn chain(&self) -> String {
+    pub fn format_chain(&self) -> String {
         let mut text = self.to_string();
         // The text already has the first cause.
         let mut cause = std::error::Error::source(self).and_then(std::error::Error::source);
@@ -157,14 +157,14 @@ impl Origin {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Arc<Self>, TlsError> {
-        Self::through(None, settings, tasks)
+        Self::with_tunnel(None, settings, tasks)
     }
 
     /// The same through a proxy, if there is one.
     ///
     /// # Errors
     /// As `new`.
-    pub fn through(
+    pub fn with_tunnel(
         tunnel: Option<Tunnel>,
         settings: &Settings,
         tasks: TaskTracker,
@@ -181,7 +181,7 @@ impl Origin {
         let (weak, period) = (Arc::downgrade(&origin), settings.idle_timeout);
         tasks.spawn(async move {
             while let Some(origin) = weak.upgrade() {
-                origin.reap();
+                origin.remove_expired();
                 drop(origin);
                 tokio::time::sleep(period).await;
             }
@@ -194,7 +194,7 @@ impl Origin {
     ///
     /// # Errors
     /// When there is no answer. There is no time limit but that of connecting.
-    pub(crate) async fn send(
+    pub(crate) async fn send_request(
         self: &Arc<Self>,
         request: Request<Body>,
     ) -> Result<Response<PooledBody>, SendError> {
@@ -202,7 +202,7 @@ impl Origin {
         let mut tries = 0;
         loop {
             tries += 1;
-            let (sender, kept) = self.sender(tries == 1).await?;
+            let (sender, kept) = self.acquire_sender(tries == 1).await?;
             let (connection, replay);
             (request, replay) = match &sender {
                 Sender::Http1(_) => {
@@ -216,7 +216,7 @@ impl Origin {
                     (request, Some(replay))
                 }
             };
-            let (error, unsent) = match self.exchange(sender, request).await {
+            let (error, unsent) = match self.send_on(sender, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -239,7 +239,7 @@ impl Origin {
     /// response can be upgraded.
     ///
     /// # Errors
-    /// As `send`.
+    /// As for `send_request`.
     pub(crate) async fn send_upgrade(
         self: &Arc<Self>,
         request: Request<Body>,
@@ -249,16 +249,16 @@ impl Origin {
         let dial::Dialed::Http1(sender) = dialed else {
             return Err(SendError::NoUpgrade);
         };
-        self.exchange(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
+        self.send_on(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
     }
 
     /// Forgets the connections that gave nothing since a moment: what is under way on them goes on, what comes gets others.
-    pub fn forget(&self, silent_since: Instant) {
+    pub fn forget_connections(&self, silent_since: Instant) {
         lock(&self.idle).retain(|idle| idle.since >= silent_since);
         lock(&self.shared).retain(|connection| connection.opened >= silent_since);
     }
 
-    async fn exchange(
+    async fn send_on(
         self: &Arc<Self>,
         sender: Sender,
         request: Request<OutgoingBody>,
@@ -284,13 +284,13 @@ impl Origin {
     }
 
     /// A connection to send on, and whether it was there before. With `reuse` off, HTTP/1.1 gets a new one.
-    async fn sender(self: &Arc<Self>, reuse: bool) -> Result<(Sender, bool), SendError> {
-        if let Some(sender) = self.kept(reuse) {
+    async fn acquire_sender(self: &Arc<Self>, reuse: bool) -> Result<(Sender, bool), SendError> {
+        if let Some(sender) = self.find_sender(reuse) {
             return Ok((sender, true));
         }
         let _one_at_a_time = if self.speaks_http2.load(Ordering::Relaxed) {
             let guard = self.dialing.lock().await;
-            if let Some(sender) = self.kept(reuse) {
+            if let Some(sender) = self.find_sender(reuse) {
                 return Ok((sender, true));
             }
             Some(guard)
@@ -311,7 +311,7 @@ impl Origin {
         }
     }
 
-    fn kept(&self, reuse: bool) -> Option<Sender> {
+    fn find_sender(&self, reuse: bool) -> Option<Sender> {
         let mut shared = lock(&self.shared);
         shared.retain(|connection| !connection.sender.is_closed());
         let free = |connection: &&mut Shared| {
@@ -334,7 +334,7 @@ impl Origin {
         Some(Sender::Http1(idle.swap_remove(place).sender))
     }
 
-    fn reap(&self) {
+    fn remove_expired(&self) {
         let expired = |since: Instant| since.elapsed() >= self.idle_timeout;
         // One that still sends the body of a request that was answered early does so to its end.
         lock(&self.idle).retain(|idle| !idle.sender.is_closed() && !expired(idle.since));

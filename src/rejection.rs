@@ -95,7 +95,7 @@ pub struct ErrorFormat {
 
 impl ErrorFormat {
     /// Reads what matters.
-    pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
+    pub fn from_request<B: http_body::Body>(request: &Request<B>) -> Self {
         // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
         // it would mean a tunnel.
         let grpc = request.method() == Method::POST && is_type(request.headers(), b"application/grpc");
@@ -109,7 +109,7 @@ impl ErrorFormat {
 
     /// Whether an answer with these headers, that has begun, may end with a status. Who knows none would take trailers for a
     /// good end; gRPC-Web has its own, within the body.
-    pub fn takes_status(&self, answered: &HeaderMap) -> bool {
+    pub fn takes_grpc_status(&self, answered: &HeaderMap) -> bool {
         self.trailers && is_type(answered, b"application/grpc") && !is_type(answered, b"application/grpc-web")
     }
 }
@@ -138,12 +138,12 @@ struct Problem<'a> {
 impl Rejection {
     /// The stable code, as in `Keyward-Error`, logs and metrics.
     pub fn code(&self) -> &'static str {
-        self.answer().code
+        self.describe_answer().code
     }
 
     /// The HTTP status, which gRPC callers see as a `grpc-status`.
     pub fn status(&self) -> StatusCode {
-        self.answer().status
+        self.describe_answer().status
     }
 
     /// Whether the caller is at fault (4xx) rather than something behind or beside Keyward.
@@ -153,7 +153,7 @@ impl Rejection {
 
     /// The one table of what clients are told.
     #[rustfmt::skip]
-    fn answer(&self) -> Answer {
+    fn describe_answer(&self) -> Answer {
         use hyper::StatusCode as Http;
         use GrpcCode as Grpc;
         let row = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
@@ -190,7 +190,7 @@ impl Rejection {
     }
 
     /// The challenge of RFC 6750 section 3. The realm is checked when the configuration is read.
-    fn challenge(&self, realm: &str) -> Option<HeaderValue> {
+    fn auth_challenge(&self, realm: &str) -> Option<HeaderValue> {
         let error = match self {
             Self::MissingCredential => "",
             Self::InvalidKey | Self::KeyIdPresented => ", error=\"invalid_token\"",
@@ -201,15 +201,15 @@ impl Rejection {
     }
 
     /// The answer on the wire: `application/problem+json` (RFC 9457), or trailers only for a gRPC caller.
-    pub fn response(&self, caller: &ErrorFormat, request_id: &str, realm: &str) -> Response<Body> {
-        let answer = self.answer();
+    pub fn to_response(&self, caller: &ErrorFormat, request_id: &str, realm: &str) -> Response<Body> {
+        let answer = self.describe_answer();
         let mut response = Response::new(body::empty());
         let headers = response.headers_mut();
         headers.insert(KEYWARD_ERROR, HeaderValue::from_static(answer.code));
         if let Some(value) = self.retry_after() {
             headers.insert(RETRY_AFTER, value);
         }
-        if let Some(value) = self.challenge(realm) {
+        if let Some(value) = self.auth_challenge(realm) {
             headers.insert(WWW_AUTHENTICATE, value);
         }
         if let Self::MethodNotAllowed(allow) = self {
@@ -246,19 +246,19 @@ impl Rejection {
     }
 
     /// What ends an answer of the upstream's that had begun, for a gRPC caller.
-    pub fn trailers(&self) -> HeaderMap {
+    pub fn to_trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::new();
-        status(&mut trailers, &self.answer());
+        set_grpc_status(&mut trailers, &self.describe_answer());
         trailers
     }
 }
 
 fn grpc(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    status(headers, answer);
+    set_grpc_status(headers, answer);
 }
 
-fn status(headers: &mut HeaderMap, answer: &Answer) {
+fn set_grpc_status(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert("grpc-status", HeaderValue::from(answer.grpc as u16));
     headers.insert("grpc-message", HeaderValue::from_static(answer.sentence));
 }
@@ -307,7 +307,7 @@ mod tests {
     #[tokio::test]
     async fn every_answer_is_a_problem_with_its_code_in_a_header() {
         for rejection in every() {
-            let response = rejection.response(&caller(false, false), "id-1", "api");
+            let response = rejection.to_response(&caller(false, false), "id-1", "api");
             assert_eq!(response.status(), rejection.status());
             assert_eq!(response.headers()[KEYWARD_ERROR], rejection.code());
             assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
@@ -337,7 +337,7 @@ mod tests {
             ),
             (Rejection::NotPermitted, "Not permitted", "Bearer realm=\"api\", error=\"insufficient_scope\""),
         ] {
-            let response = rejection.response(&caller(false, false), "", "api");
+            let response = rejection.to_response(&caller(false, false), "", "api");
             assert_eq!(response.headers()[WWW_AUTHENTICATE], challenge);
             assert_eq!(json(response).await["error"], sentence);
         }
@@ -346,10 +346,10 @@ mod tests {
     #[tokio::test]
     async fn head_gets_no_body_and_grpc_gets_trailers_only() {
         for rejection in every() {
-            let head = rejection.response(&caller(true, false), "", "api");
+            let head = rejection.to_response(&caller(true, false), "", "api");
             assert_eq!(head.status(), rejection.status());
             assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
-            let grpc = rejection.response(&caller(false, true), "", "api");
+            let grpc = rejection.to_response(&caller(false, true), "", "api");
             assert_eq!(grpc.status(), StatusCode::OK);
             let expected = match rejection.status().as_u16() {
                 401 => "16",
@@ -377,11 +377,11 @@ mod tests {
             (Method::GET, Version::HTTP_2, "application/grpc", "application/grpc", false),
         ] {
             let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
-            let caller = ErrorFormat::of(&request.body(body::empty()).unwrap());
+            let caller = ErrorFormat::from_request(&request.body(body::empty()).unwrap());
             let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
-            assert_eq!(caller.takes_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
+            assert_eq!(caller.takes_grpc_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
         }
-        let trailers = Rejection::NotPermitted.trailers();
+        let trailers = Rejection::NotPermitted.to_trailers();
         assert_eq!(
             (&trailers["grpc-status"], &trailers["grpc-message"]),
             (&"7".parse().unwrap(), &"Not permitted".parse().unwrap())

@@ -31,7 +31,7 @@ const LONGEST_METHOD: usize = 64;
 ///
 /// # Errors
 /// `MalformedRequest`, `UriTooLong` or `HeadTooLarge`.
-pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection> {
+pub fn check_head<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection> {
     let uri = request.uri();
     let length = uri.authority().map_or(0, |authority| authority.as_str().len())
         + uri.path_and_query().map_or(0, |path| path.as_str().len());
@@ -55,7 +55,7 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
     if uri.path_and_query().is_some_and(|path| !path.as_str().starts_with(['/', '*'])) {
         return Err(Rejection::MalformedRequest("The target's path does not begin with '/'."));
     }
-    if !request.headers().keys().all(is_name) {
+    if !request.headers().keys().all(is_valid_name) {
         return Err(Rejection::MalformedRequest("The name of a header is none."));
     }
     if !has_single_framing(request.headers()) {
@@ -63,17 +63,17 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
             "The body is framed twice, or by another Transfer-Encoding than 'chunked'.",
         ));
     }
-    host(uri, request.headers(), request.version())
+    read_host(uri, request.headers(), request.version())
 }
 
 /// RFC 9110 section 5.1. The http crate takes a quotation mark for a character of a token, and hyper does over HTTP/2.
-fn is_name(name: &HeaderName) -> bool {
+fn is_valid_name(name: &HeaderName) -> bool {
     !name.as_str().contains('"')
 }
 
 /// Removes fields whose name is none, from trailers and answers, which it is too late to refuse.
 pub fn remove_invalid_names(headers: &mut HeaderMap) {
-    let none: Vec<HeaderName> = headers.keys().filter(|name| !is_name(name)).cloned().collect();
+    let none: Vec<HeaderName> = headers.keys().filter(|name| !is_valid_name(name)).cloned().collect();
     for name in none {
         headers.remove(name);
     }
@@ -103,7 +103,7 @@ pub fn has_single_framing(headers: &HeaderMap) -> bool {
 
 /// RFC 9112 section 3.2: exactly one valid Host, and the target's authority before it. hyper takes none and two
 /// (hyper#3777), and anything in it. RFC 9113 section 8.3.1: `:authority` and Host agree.
-fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Rejection> {
+fn read_host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Rejection> {
     let mut values = headers.get_all(HOST).iter();
     let (header, more) = (values.next(), values.next());
     if more.is_some() {
@@ -121,19 +121,19 @@ fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Reject
             if differs && version >= Version::HTTP_2 {
                 return Err(Rejection::MalformedRequest("Host and :authority differ."));
             }
-            if header.is_some_and(|header| parse(header).is_none()) {
+            if header.is_some_and(|header| parse_host(header).is_none()) {
                 return Err(Rejection::MalformedRequest("Host is not a host."));
             }
             HeaderValue::from_str(authority.as_str())
                 .map_err(|_| Rejection::MalformedRequest("The target's authority is not a host."))?
         }
     };
-    let name = parse(&value).ok_or(Rejection::MalformedRequest("Host is not a host."))?;
+    let name = parse_host(&value).ok_or(Rejection::MalformedRequest("Host is not a host."))?;
     Ok(Host { value, name })
 }
 
 /// The name in `host [":" port]` (RFC 3986 section 3.2.2), without user information, which HTTP forbids there.
-fn parse(value: &HeaderValue) -> Option<Box<str>> {
+fn parse_host(value: &HeaderValue) -> Option<Box<str>> {
     let authority = Authority::try_from(value.as_bytes()).ok()?;
     let (host, text) = (authority.host(), authority.as_str());
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -169,7 +169,7 @@ mod tests {
         for host in hosts {
             request.headers_mut().append(HOST, HeaderValue::from_bytes(host.as_bytes()).unwrap());
         }
-        let host = check(&request, LIMITS);
+        let host = check_head(&request, LIMITS);
         let found = host.as_ref().ok().map(|host| (host.value.to_str().unwrap(), &*host.name));
         assert_eq!(found, expected, "{target} {hosts:?}");
     }
@@ -254,7 +254,7 @@ mod tests {
             *request.method_mut() = method.parse().unwrap();
             *request.uri_mut() = target.parse().unwrap();
             request.headers_mut().insert(HOST, HeaderValue::from_static("a"));
-            assert_eq!(check(&request, LIMITS).is_ok(), good, "{method} {target}");
+            assert_eq!(check_head(&request, LIMITS).is_ok(), good, "{method} {target}");
         }
     }
 
@@ -263,11 +263,11 @@ mod tests {
         let mut request = Request::new(());
         *request.uri_mut() = format!("/{}", "a".repeat(64)).parse().unwrap();
         request.headers_mut().insert(HOST, HeaderValue::from_static("a"));
-        assert_eq!(check(&request, LIMITS), Err(Rejection::UriTooLong));
+        assert_eq!(check_head(&request, LIMITS), Err(Rejection::UriTooLong));
         *request.uri_mut() = "/".parse().unwrap();
         for _ in 0..4 {
             request.headers_mut().append("x", HeaderValue::from_static("y"));
         }
-        assert_eq!(check(&request, LIMITS), Err(Rejection::HeadTooLarge));
+        assert_eq!(check_head(&request, LIMITS), Err(Rejection::HeadTooLarge));
     }
 }

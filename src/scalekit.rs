@@ -59,7 +59,7 @@ pub struct Settings {
 impl Settings {
     /// The same over another transport.
     #[must_use]
-    pub fn over(mut self, transport: Transport) -> Self {
+    pub fn with_transport(mut self, transport: Transport) -> Self {
         self.origin.protocol = match transport {
             Transport::Rest => pool::Protocol::Auto,
             Transport::Grpc => pool::Protocol::Http2,
@@ -133,9 +133,9 @@ pub fn build_client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client
         Ok(Credentials { client_id: id.expose().to_owned(), client_secret })
     };
     let tls = match &settings.origin.tls {
-        Some(tls) => tls::client(tls.roots.as_deref(), None, &[])?,
+        Some(tls) => tls::client_config(tls.roots.as_deref(), None, &[])?,
         // Never used: looking for the system's roots could fail.
-        None => tls::client_without_roots()?,
+        None => tls::client_config_without_roots()?,
     };
     let mut client = client::Settings::new(settings.environment.clone(), credentials);
     client.transport = settings.transport;
@@ -181,7 +181,7 @@ impl Scalekit {
         let tunnel = settings.proxy.clone().map(|proxy| Tunnel::new(proxy, &settings.environment, roots));
         Ok(Arc::new(Self {
             client: build_client(settings, Arc::clone(&metrics))?,
-            origin: Origin::through(tunnel.transpose()?, &settings.origin, tasks)?,
+            origin: Origin::with_tunnel(tunnel.transpose()?, &settings.origin, tasks)?,
             host: HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?,
             proxy: settings.proxy.as_ref().map(ProxyServer::address),
             timeout: settings.timeout,
@@ -217,7 +217,7 @@ impl Scalekit {
         let call = Call::Validate(SecretString::from(key));
         let mut tried = 1;
         loop {
-            match interpret(key, self.call_api(&call, deadline).await, Timestamp::now()) {
+            match interpret_outcome(key, self.call_api(&call, deadline).await, Timestamp::now()) {
                 Err(error) if error.is_transient() && tried < TRIES => {
                     let pause = Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64());
                     if Instant::now() + pause >= deadline || !self.retries.withdraw() {
@@ -255,7 +255,7 @@ impl Scalekit {
         let response =
             timeout_at(deadline, self.send_request(request, operation)).await.unwrap_or_else(|_| {
                 // The connections may be dead (a black hole): the next call opens a new one.
-                self.origin.forget(began);
+                self.origin.forget_connections(began);
                 Err(Error::Timeout)
             })?;
         self.transport.decode_response(operation, &response)
@@ -266,13 +266,13 @@ impl Scalekit {
         request: Request<Body>,
         operation: Operation,
     ) -> Result<HttpResponse, Error> {
-        let response = self.origin.send(request).await.map_err(|error| self.classify_error(&error))?;
+        let response = self.origin.send_request(request).await.map_err(|error| self.classify_error(&error))?;
         HttpResponse::read(response, operation.max_response_bytes()).await
     }
 
     fn classify_error(&self, error: &SendError) -> Error {
         let SendError::Connect(io) = error else {
-            return Error::ConnectionLost(error.chain());
+            return Error::ConnectionLost(error.format_chain());
         };
         match (io.get_ref(), &self.proxy) {
             (Some(cause), _) if cause.is::<rustls::Error>() => Error::Tls(io.to_string()),
@@ -282,7 +282,7 @@ impl Scalekit {
             (cause, _) => {
                 // What the tunnel failed with.
                 let failed = cause.and_then(|cause| cause.downcast_ref::<Error>());
-                failed.cloned().unwrap_or_else(|| Error::Unreachable(error.chain()))
+                failed.cloned().unwrap_or_else(|| Error::Unreachable(error.format_chain()))
             }
         }
     }
@@ -292,7 +292,7 @@ impl Scalekit {
 ///
 /// # Errors
 /// When nothing is known about the key.
-pub fn interpret(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
+pub fn interpret_outcome(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
     match validate::interpret(Presented::Token(key), outcome, now)? {
         Validation::Valid(token) => Ok(Verdict::Valid(Arc::new(identity_from_token(token)?))),
         Validation::Invalid => Ok(Verdict::Invalid),
@@ -303,7 +303,7 @@ const NO_TIMESTAMP: Error = Error::BrokenContract("expiry is not a timestamp");
 
 /// SECURITY: ids become headers as they are, so that nothing but visible ASCII may be in them.
 fn identity_from_token(token: Token) -> Result<Identity, Error> {
-    let id = |text: &str, what| identity::id(text).ok_or(Error::BrokenContract(what));
+    let id = |text: &str, what| identity::parse_id(text).ok_or(Error::BrokenContract(what));
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     Ok(Identity {
         org_id: id(&token.organization_id, "organization_id is not visible ASCII")?,

@@ -57,7 +57,7 @@ pub enum TlsError {
 ///
 /// # Errors
 /// When a file cannot be used.
-pub fn client(
+pub fn client_config(
     roots: Option<&Path>,
     identity: Option<&KeyPair>,
     alpn: &[&[u8]],
@@ -83,7 +83,7 @@ pub fn client(
 ///
 /// # Errors
 /// None that this system causes.
-pub fn client_without_roots() -> Result<ClientConfig, TlsError> {
+pub fn client_config_without_roots() -> Result<ClientConfig, TlsError> {
     Ok(client_builder(Arc::new(RootCertStore::empty()))?.with_no_client_auth())
 }
 
@@ -110,7 +110,7 @@ impl ServerCertificate {
     /// # Errors
     /// When a file cannot be used.
     pub fn read(pair: &KeyPair) -> Result<Arc<Self>, TlsError> {
-        let current = RwLock::new(Arc::new(certified(pair)?));
+        let current = RwLock::new(Arc::new(read_certified_key(pair)?));
         Ok(Arc::new(Self { pair: pair.clone(), current }))
     }
 
@@ -118,9 +118,9 @@ impl ServerCertificate {
     ///
     /// # Errors
     /// When a file cannot be used. What was read before stays in use.
-    pub fn refresh(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
+    pub fn refresh_all(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
         let new: Vec<_> =
-            certificates.iter().map(|own| certified(&own.pair).map(Arc::new)).collect::<Result<_, _>>()?;
+            certificates.iter().map(|own| read_certified_key(&own.pair).map(Arc::new)).collect::<Result<_, _>>()?;
         for (own, new) in certificates.iter().zip(new) {
             *own.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         }
@@ -138,7 +138,7 @@ impl ResolvesServerCert for ServerCertificate {
 ///
 /// # Errors
 /// None that a certificate causes.
-pub fn server(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsError> {
+pub fn server_config(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsError> {
     let path = certificate.pair.certificate.clone();
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -150,7 +150,7 @@ pub fn server(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsEr
 }
 
 /// A chain and the key that belongs to it.
-fn certified(pair: &KeyPair) -> Result<CertifiedKey, TlsError> {
+fn read_certified_key(pair: &KeyPair) -> Result<CertifiedKey, TlsError> {
     let (chain, key) = read_pair(pair)?;
     CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
         .map_err(|error| TlsError::Unusable { path: pair.certificate.clone(), error })

@@ -22,7 +22,7 @@ use self::failure_log::FailureLog;
 use self::request_body::{Limits, Progress, RequestBody};
 use crate::body::Body;
 use crate::hop_by_hop::{self, WebSocket};
-use crate::identity::Headers;
+use crate::identity::IdentityHeaders;
 use crate::policy::Permit;
 use crate::pool::{self, Origin, PooledBody, Protocol, SendError};
 use crate::rejection::{self, KEYWARD_ERROR, Rejection};
@@ -97,7 +97,7 @@ impl Upstream {
         permit: &Permit,
         upgrade: Option<WebSocket>,
         wake_at: Option<Instant>,
-        identity: &Arc<Headers>,
+        identity: &Arc<IdentityHeaders>,
         limits: Limits,
     ) -> Result<(Response<PooledBody>, Exchange), Failure> {
         let place = self.capacity.take(permit.identity().is_none())?;
@@ -113,7 +113,7 @@ impl Upstream {
             set_upgrade(request.headers_mut());
             self.answered(self.origin.send_upgrade(request), wake_at, &progress).await?
         } else {
-            self.answered(self.origin.send(request), wake_at, &progress).await?
+            self.answered(self.origin.send_request(request), wake_at, &progress).await?
         };
         progress.set_answering(true);
         let exchange = Exchange(progress);
@@ -207,7 +207,7 @@ impl Failure {
                 Self { rejection: rejection.clone(), cause: "the caller's body broke off".into() }
             }
             (None, SendError::NoUpgrade) => Self::unreachable("it speaks HTTP/2 alone, which has no upgrade"),
-            (None, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.chain()),
+            (None, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.format_chain()),
         }
     }
 }
@@ -221,7 +221,7 @@ impl From<Rejection> for Failure {
 
 /// Removes from the headers of an answer, or from its trailers, what is not the upstream's to say to the caller.
 pub fn clean(headers: &mut HeaderMap) {
-    hop_by_hop::strip(headers);
+    hop_by_hop::strip_headers(headers);
     headers.remove(KEYWARD_ERROR);
     request_head::remove_invalid_names(headers);
 }

@@ -10,7 +10,7 @@ use hyper::{Method, Request, Uri};
 
 use super::ConfigFile;
 use crate::config::Config;
-use crate::identity::Headers;
+use crate::identity::IdentityHeaders;
 use crate::policy::{Requirement, Scope};
 use crate::pool::{self, Address, Protocol};
 use crate::rejection::Rejection;
@@ -50,7 +50,7 @@ fn explain_request(config: &Config, method: &str, target: &str) -> Result<String
     let host = uri.authority().map_or("host.invalid", |authority| authority.as_str());
     request.headers_mut().insert(HOST, host.parse().map_err(|_| format!("{target:?} has no valid host"))?);
     (*request.method_mut(), *request.uri_mut()) = (method, uri);
-    let host = request_head::check(&request, config.gateway.head);
+    let host = request_head::check_head(&request, config.gateway.head);
     let (method, path) = (request.method(), request.uri().path());
     let find = |host: &request_head::Host| config.routes.find(method, &host.name, path);
     let found = host.as_ref().map_err(Clone::clone).and_then(find);
@@ -159,9 +159,9 @@ const FORWARDING_HEADERS: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarde
 
 /// Lists the headers that a route sets, each with the condition under which it is sent.
 fn list_headers(text: &mut Lines, config: &Config, requirement: &Requirement) {
-    let headers = Headers::new(config.identity.clone());
+    let headers = IdentityHeaders::new(config.identity.clone());
     let [org, org_external, user, user_external, roles, token] =
-        headers.names().map(|name| title_case(name.as_str()));
+        headers.header_names().map(|name| title_case(name.as_str()));
     let mut rows =
         vec![(org, "always"), (org_external, "where Scalekit has one"), (token, "where Scalekit has one")];
     match requirement.scope {

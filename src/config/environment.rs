@@ -86,7 +86,7 @@ impl Environment {
             timeout,
             transport,
         };
-        Ok(settings.over(transport))
+        Ok(settings.with_transport(transport))
     }
 
     /// What the environment says of a setting. A file that is named must be readable now.

@@ -11,7 +11,7 @@ use super::document::Place;
 use super::file;
 use super::values::tables::Claims;
 use super::values::{FromText, Text};
-use crate::identity::{Headers, Settings};
+use crate::identity::{IdentityHeaders, Settings};
 use crate::upstream::forwarded;
 
 pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Settings {
@@ -93,7 +93,7 @@ pub(super) fn convert_pass_headers(
     identity: &Settings,
     has_trusted: bool,
 ) -> Vec<HeaderName> {
-    let (identity, items, mut passed) = (Headers::new(identity.clone()), place.items(), Vec::new());
+    let (identity, items, mut passed) = (IdentityHeaders::new(identity.clone()), place.items(), Vec::new());
     for name in names {
         let start = name.span().start;
         match check_passed_header(name.into_inner().0, &identity) {
@@ -116,10 +116,10 @@ pub(super) fn convert_pass_headers(
     passed
 }
 
-fn check_passed_header(header: PlainHeader, identity: &Headers) -> Result<HeaderName, String> {
+fn check_passed_header(header: PlainHeader, identity: &IdentityHeaders) -> Result<HeaderName, String> {
     let PlainHeader { name, given } = header;
     // SECURITY: these are never the caller's to say, whoever stands between.
-    if identity.owns(name.as_str()) {
+    if identity.owns_name(name.as_str()) {
         return Err(format!(
             "should be another header: {given} says who the caller is, which Keyward alone sets"
         ));
@@ -143,7 +143,7 @@ const HOP_BY_HOP: &str = "connection http2-settings keep-alive proxy-authenticat
 
 /// Which is known beforehand only of claims that are chosen by name.
 fn warn_of_shared_headers(settings: &Settings, place: &Place<'_>) {
-    let (headers, mut taken) = (Headers::new(settings.clone()), HashMap::new());
+    let (headers, mut taken) = (IdentityHeaders::new(settings.clone()), HashMap::new());
     for claim in settings.claims.iter().flatten() {
         let Some(name) = headers.claim_header(claim) else { continue };
         if let Some(other) = taken.insert(name.clone(), claim).filter(|other| *other != claim) {
@@ -168,9 +168,9 @@ impl FromText for ClaimPrefix {
         }
         // SECURITY: a claim is named by whoever makes a key. With "Transfer-" for a prefix, one named "encoding" would frame
         // the request; with "X-User-" one named "id" would be a user to any backend that reads the usual name.
-        let headers = Headers::new(Settings::default());
+        let headers = IdentityHeaders::new(Settings::default());
         let reserved = RESERVED.split(' ').chain(RESERVED_STARTS.split(' '));
-        let mut reserved = reserved.chain(headers.names().map(HeaderName::as_str));
+        let mut reserved = reserved.chain(headers.header_names().map(HeaderName::as_str));
         match reserved.find(|name| name.starts_with(&prefix)) {
             Some(name) => Err(format!("would let a claim set {name}, which has a meaning of its own")),
             None => Ok(Self(prefix)),

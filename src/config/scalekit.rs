@@ -81,7 +81,7 @@ pub(super) fn convert_scalekit(
         timeout,
         transport: file.transport.0,
     };
-    Some(settings.over(file.transport.0))
+    Some(settings.with_transport(file.transport.0))
 }
 
 /// The environment that a URL names.

@@ -266,7 +266,7 @@ pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
 /// A file with root certificates that can be used.
 pub(super) fn check_roots(path: &PemPath) -> Result<PathBuf, String> {
     let path = check_file(path)?;
-    tls::client(Some(&path), None, &[]).map_err(|error| error.to_string())?;
+    tls::client_config(Some(&path), None, &[]).map_err(|error| error.to_string())?;
     Ok(path)
 }
 

@@ -33,10 +33,10 @@ pub(super) struct Dialer {
     address: Address,
     protocol: Protocol,
     timeout: Duration,
-    tls: Option<Secure>,
+    tls: Option<TlsConnectors>,
 }
 
-struct Secure {
+struct TlsConnectors {
     any: TlsConnector,
     http1: TlsConnector,
     name: ServerName<'static>,
@@ -63,8 +63,8 @@ const MAX_BUFFER: usize = 64 * 1024;
 impl Dialer {
     pub(super) fn new(tunnel: Option<Tunnel>, settings: &Settings) -> Result<Self, TlsError> {
         let tls = match (&settings.tls, &settings.address) {
-            (Some(tls), Address::Tcp(host, _)) => Some(Secure::new(tls, host, settings.protocol)?),
-            (Some(tls), Address::Unix(_)) => Some(Secure::new(tls, "localhost", settings.protocol)?),
+            (Some(tls), Address::Tcp(host, _)) => Some(TlsConnectors::new(tls, host, settings.protocol)?),
+            (Some(tls), Address::Unix(_)) => Some(TlsConnectors::new(tls, "localhost", settings.protocol)?),
             (None, _) => None,
         };
         Ok(Self {
@@ -83,8 +83,8 @@ impl Dialer {
     pub(super) async fn dial(&self, wanted: Wanted, tasks: &TaskTracker) -> Result<Dialed, SendError> {
         let deadline = Instant::now() + self.timeout;
         let connect = async {
-            let stream = self.connect(deadline).await?;
-            self.secure(stream, wanted).await
+            let stream = self.connect_stream(deadline).await?;
+            self.start_tls(stream, wanted).await
         };
         let (stream, alpn) = match tokio::time::timeout_at(deadline, connect).await {
             Ok(connected) => connected.map_err(SendError::Connect)?,
@@ -109,7 +109,7 @@ impl Dialer {
                 .await
                 .map_err(SendError::Broken)?;
             let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-            tasks.spawn(watched(connection, Arc::clone(&allowed)));
+            tasks.spawn(run_http2(connection, Arc::clone(&allowed)));
             Ok(Dialed::Http2(sender, allowed))
         } else {
             let (sender, connection) = http1::Builder::new()
@@ -123,7 +123,7 @@ impl Dialer {
         }
     }
 
-    async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
+    async fn connect_stream(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
         match (&self.tunnel, &self.address) {
             (Some(tunnel), _) => tunnel.open(deadline).await,
             (None, Address::Unix(path)) => Ok(Box::new(UnixStream::connect(path).await?)),
@@ -132,12 +132,12 @@ impl Dialer {
     }
 
     /// TLS, if there is any, and whether ALPN chose HTTP/2.
-    async fn secure(&self, stream: Box<dyn Io>, wanted: Wanted) -> io::Result<(Box<dyn Io>, bool)> {
-        let Some(secure) = &self.tls else {
+    async fn start_tls(&self, stream: Box<dyn Io>, wanted: Wanted) -> io::Result<(Box<dyn Io>, bool)> {
+        let Some(connectors) = &self.tls else {
             return Ok((stream, false));
         };
-        let connector = if wanted == Wanted::Upgrade { &secure.http1 } else { &secure.any };
-        let stream = connector.connect(secure.name.clone(), stream).await?;
+        let connector = if wanted == Wanted::Upgrade { &connectors.http1 } else { &connectors.any };
+        let stream = connector.connect(connectors.name.clone(), stream).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Box::new(stream), http2))
     }
@@ -162,7 +162,7 @@ pub(super) async fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io:
 }
 
 /// Runs the connection, and notes how many streams the origin allows.
-async fn watched<T>(mut connection: http2::Connection<T, OutgoingBody, Tasks>, allowed: Arc<AtomicUsize>)
+async fn run_http2<T>(mut connection: http2::Connection<T, OutgoingBody, Tasks>, allowed: Arc<AtomicUsize>)
 where
     T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -177,14 +177,14 @@ where
     .await;
 }
 
-impl Secure {
+impl TlsConnectors {
     fn new(settings: &super::Tls, host: &str, protocol: Protocol) -> Result<Self, TlsError> {
         let alpn: &[&[u8]] = match protocol {
             Protocol::Auto => &[b"h2", b"http/1.1"],
             Protocol::Http1 => &[b"http/1.1"],
             Protocol::Http2 => &[b"h2"],
         };
-        let any = tls::client(settings.roots.as_deref(), settings.identity.as_ref(), alpn)?;
+        let any = tls::client_config(settings.roots.as_deref(), settings.identity.as_ref(), alpn)?;
         let mut http1 = any.clone();
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = settings.server_name.as_deref().unwrap_or(host);

@@ -40,7 +40,7 @@ impl Tunnel {
         let tls = if proxy.is_https() {
             let name = proxy.host().to_owned();
             let name = ServerName::try_from(name).map_err(|_| TlsError::Name(proxy.host().to_owned()))?;
-            Some((Arc::new(tls::client(roots, None, &[b"http/1.1"])?).into(), name))
+            Some((Arc::new(tls::client_config(roots, None, &[b"http/1.1"])?).into(), name))
         } else {
             None
         };
@@ -49,7 +49,7 @@ impl Tunnel {
 
     /// A connection through the proxy. What fails is an [`Error`] within the `io::Error`.
     pub(super) async fn open(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
-        let mut stream = self.connect(deadline).await.map_err(|error| {
+        let mut stream = self.connect_proxy(deadline).await.map_err(|error| {
             let (proxy, reason) = (self.proxy.address(), error.to_string());
             io::Error::other(Error::ProxyUnreachable { proxy, reason })
         })?;
@@ -58,7 +58,7 @@ impl Tunnel {
         Ok(stream)
     }
 
-    async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
+    async fn connect_proxy(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
         let stream = connect_tcp(self.proxy.host(), self.proxy.port(), deadline).await?;
         match &self.tls {
             Some((connector, name)) => Ok(Box::new(connector.connect(name.clone(), stream).await?)),

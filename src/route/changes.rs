@@ -50,7 +50,7 @@ impl fmt::Display for Change {
 
 /// The routes that `after` drops, opens, loosens or adds. Compared by host, path and method, not by label, and as requests
 /// meet them: a new route within an older, stricter one loosens that.
-pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
+pub fn compare_tables(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     let changed = |own: &RouteTable, other: &RouteTable| -> Vec<Route> {
         own.routes()
             .iter()
@@ -73,8 +73,8 @@ pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
                 continue;
             }
             for method in &methods {
-                let at = |table| find(table, route.host.as_deref(), &place.pattern, *method);
-                if let Some(change) = difference(at(before), at(after), &place.pattern)
+                let at = |table| find_winner(table, route.host.as_deref(), &place.pattern, *method);
+                if let Some(change) = find_change(at(before), at(after), &place.pattern)
                     && !changes.contains(&change)
                 {
                     changes.push(change);
@@ -88,7 +88,7 @@ pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
 
 /// The route that takes what is at this place. A host that is `None` stands for all that no route names, a method that is
 /// `None` for all that no route names.
-fn find<'a>(
+fn find_winner<'a>(
     table: &'a RouteTable,
     host: Option<&str>,
     place: &Pattern,
@@ -104,7 +104,7 @@ fn find<'a>(
     table.routes().iter().filter(|route| winner.same_place(route)).find(takes_method)
 }
 
-fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -> Option<Change> {
+fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -> Option<Change> {
     let change = |kind, label: &Arc<str>| {
         let [from, to] = [before, after].map(describe_route);
         Some(Change { kind, route: Arc::clone(label), from, to })
@@ -115,7 +115,7 @@ fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) ->
         (None, Some(now)) => change(Kind::Added, &now.label),
         (Some(was), None) => change(Kind::Dropped, &was.label),
         // Its own place before, and another route's now.
-        (Some(was), Some(now)) if was.pattern == *place && !was.same_place(now) && !now.narrows(was) => {
+        (Some(was), Some(now)) if was.pattern == *place && !was.same_place(now) && !now.takes_part_of(was) => {
             change(Kind::Dropped, &was.label)
         }
         (Some(was), Some(now)) if !now.auth.asks_as_much_as(&was.auth) => {
@@ -136,7 +136,7 @@ impl Route {
     }
 
     /// Whether it takes some of the other's requests and leaves it the rest.
-    fn narrows(&self, other: &Self) -> bool {
+    fn takes_part_of(&self, other: &Self) -> bool {
         self.host.is_some() && other.host.is_none()
     }
 }
@@ -219,7 +219,7 @@ mod tests {
 
     #[track_caller]
     fn check(before: &[&str], after: &[&str], expected: &[(Kind, &str)]) {
-        let changes = compare(&table(before), &table(after));
+        let changes = compare_tables(&table(before), &table(after));
         let found: Vec<(Kind, &str)> = changes.iter().map(|change| (change.kind, &*change.route)).collect();
         assert_eq!(found, expected, "{changes:?}");
     }
@@ -289,9 +289,9 @@ mod tests {
 
     #[test]
     fn change_names_the_route_and_both_requirements() {
-        let changes = compare(&table(&["/* user"]), &table(&["/* none"]));
+        let changes = compare_tables(&table(&["/* user"]), &table(&["/* none"]));
         assert_eq!(changes[0].to_string(), "opens the route \"/*\": from a key of scope user to no key");
-        let changes = compare(&table(&["/* admin"]), &table(&[]));
+        let changes = compare_tables(&table(&["/* admin"]), &table(&[]));
         assert_eq!(
             changes[0].to_string(),
             "drops the route \"/*\": from a key, roles [\"admin\"] to no route"

@@ -217,7 +217,7 @@ fn reload_config(
         return Err(Refused::Wrong(format!("{} cannot change without a restart", changed.join(", "))));
     }
     let before = shared.current.gateway();
-    let changes = changes::compare(&before.routes, &config.routes);
+    let changes = changes::compare_tables(&before.routes, &config.routes);
     if !held && !changes.is_empty() {
         return Err(Refused::Early(changes));
     }
@@ -231,7 +231,7 @@ fn reload_config(
     let gateway =
         shared.resources.build_gateway(config, validator, Some(&before)).map_err(|error| wrong(&error))?;
     // The last step that can fail, so that all of the configuration takes effect or none.
-    ServerCertificate::refresh(certificates).map_err(|error| wrong(&error))?;
+    ServerCertificate::refresh_all(certificates).map_err(|error| wrong(&error))?;
     *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
     for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
         listener.send_replace(settings);

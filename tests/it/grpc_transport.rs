@@ -164,7 +164,7 @@ async fn keys_live_their_whole_life_over_either_wire() {
             timeout: std::time::Duration::from_secs(2),
             transport: Transport::Rest,
         }
-        .over(transport);
+        .with_transport(transport);
         let keys = Keys::new(build_client(&settings, Default::default()).unwrap());
 
         let new = NewToken {
