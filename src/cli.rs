@@ -171,7 +171,7 @@ fn explain_missing_command(error: clap::Error) -> clap::Error {
 impl ConfigFile {
     /// For a look at the configuration, without Scalekit's variables. A file of `-` is standard input.
     fn load_config(&self) -> Result<Config, Diagnostics> {
-        let environment = Environment::process().without_scalekit();
+        let environment = Environment::from_process().without_scalekit();
         let mut config = match self.is_stdin() {
             true => config::load_from_stdin(&environment)?,
             false => config::load(&self.config, &environment)?,

@@ -76,7 +76,7 @@ pub struct Config {
 ///
 /// # Errors
 /// When the file cannot be read, is not TOML, or says something that is no address.
-pub fn admin_listen(path: &Path) -> Result<Option<Listen>, String> {
+pub fn read_admin_listen(path: &Path) -> Result<Option<Listen>, String> {
     #[derive(Deserialize)]
     struct File {
         admin: Option<Admin>,
@@ -104,7 +104,7 @@ pub fn admin_listen(path: &Path) -> Result<Option<Listen>, String> {
 ///
 /// # Errors
 /// What would be right.
-pub fn upstream_url(given: &str) -> Result<String, String> {
+pub fn parse_upstream_url(given: &str) -> Result<String, String> {
     let full = if given.contains("://") || given.starts_with("unix:") {
         given.to_owned()
     } else {
@@ -179,7 +179,7 @@ fn read_utf8(source: impl Read) -> Result<String, String> {
 pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config, Diagnostics> {
     // Some editors begin with a byte order mark, which is no column.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let (lines, report) = (Lines::of(text), Report::default());
+    let (lines, report) = (Lines::new(text), Report::default());
     let config = settings::read_config(text, &lines, &report, environment);
     config.ok_or_else(|| report.into_diagnostics(name, &lines))
 }

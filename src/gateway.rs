@@ -113,7 +113,8 @@ impl Gateway {
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
-        let mut response = rejection.to_response(&ErrorFormat::from_request(request), id, &self.settings.realm);
+        let mut response =
+            rejection.to_response(&ErrorFormat::from_request(request), id, &self.settings.realm);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }

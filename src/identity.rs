@@ -203,7 +203,10 @@ impl IdentityHeaders {
     }
 
     /// The claims to pass on, each with a header of its own.
-    fn select_claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
+    fn select_claims<'a>(
+        &self,
+        claims: &'a BTreeMap<String, String>,
+    ) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
         let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()

@@ -184,7 +184,9 @@ impl Listener {
     pub fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, ListenError> {
         let certificate = settings.tls.as_ref().map(ServerCertificate::read).transpose()?;
         let tls = match &certificate {
-            Some(certificate) => Some(TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(certificate))?))),
+            Some(certificate) => {
+                Some(TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(certificate))?)))
+            }
             None => None,
         };
         let socket = Socket::bind(&settings.listen, settings.socket_mode)

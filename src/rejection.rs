@@ -379,7 +379,11 @@ mod tests {
             let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
             let caller = ErrorFormat::from_request(&request.body(body::empty()).unwrap());
             let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
-            assert_eq!(caller.takes_grpc_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
+            assert_eq!(
+                caller.takes_grpc_status(&answered),
+                takes,
+                "{method} {version:?} {asked} {answered:?}"
+            );
         }
         let trailers = Rejection::NotPermitted.to_trailers();
         assert_eq!(

@@ -235,10 +235,10 @@ impl Scalekit {
     /// One call, and once more with a new access token where the one it had is refused.
     async fn call_api(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
         let access_token = self.client.access_token();
-        let bearer = access_token.bearer(deadline).await?;
+        let bearer = access_token.wait_for_bearer(deadline).await?;
         match self.call_with_token(call, &bearer, deadline).await {
             Err(Error::Credentials) => {
-                let bearer = access_token.renewed(&bearer, deadline).await?;
+                let bearer = access_token.wait_for_renewed(&bearer, deadline).await?;
                 self.call_with_token(call, &bearer, deadline).await
             }
             outcome => outcome,
@@ -266,7 +266,8 @@ impl Scalekit {
         request: Request<Body>,
         operation: Operation,
     ) -> Result<HttpResponse, Error> {
-        let response = self.origin.send_request(request).await.map_err(|error| self.classify_error(&error))?;
+        let response =
+            self.origin.send_request(request).await.map_err(|error| self.classify_error(&error))?;
         HttpResponse::read(response, operation.max_response_bytes()).await
     }
 
@@ -293,7 +294,7 @@ impl Scalekit {
 /// # Errors
 /// When nothing is known about the key.
 pub fn interpret_outcome(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
-    match validate::interpret(Presented::Token(key), outcome, now)? {
+    match validate::interpret_outcome(Presented::Token(key), outcome, now)? {
         Validation::Valid(token) => Ok(Verdict::Valid(Arc::new(identity_from_token(token)?))),
         Validation::Invalid => Ok(Verdict::Invalid),
     }

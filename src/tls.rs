@@ -119,8 +119,10 @@ impl ServerCertificate {
     /// # Errors
     /// When a file cannot be used. What was read before stays in use.
     pub fn refresh_all(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
-        let new: Vec<_> =
-            certificates.iter().map(|own| read_certified_key(&own.pair).map(Arc::new)).collect::<Result<_, _>>()?;
+        let new: Vec<_> = certificates
+            .iter()
+            .map(|own| read_certified_key(&own.pair).map(Arc::new))
+            .collect::<Result<_, _>>()?;
         for (own, new) in certificates.iter().zip(new) {
             *own.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         }

@@ -5,7 +5,7 @@
 
 use hyper::header::{HeaderName, HeaderValue};
 use keyward::hop_by_hop;
-use keyward::identity::{IdentityHeaders, Identity, Settings};
+use keyward::identity::{Identity, IdentityHeaders, Settings};
 
 use super::lines::{head_and_rest, headers};
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
-use keyward::identity::{IdentityHeaders, Identity, Misfit, Settings, parse_id};
+use keyward::identity::{Identity, IdentityHeaders, Misfit, Settings, parse_id};
 
 use super::NO_INPUT;
 use super::lines::{cut, decoded, decoded_text, head_and_rest, headers};

@@ -58,7 +58,7 @@ fn find_address(args: &HealthcheckArgs) -> Result<(Address, String)> {
     if let Some(given) = args.admin.as_deref().filter(|given| !given.is_empty()) {
         return Ok((parse_address(given)?, String::new()));
     }
-    let (listen, caveat) = match args.config.as_deref().map(config::admin_listen) {
+    let (listen, caveat) = match args.config.as_deref().map(config::read_admin_listen) {
         None => (Listen::Tcp(DEFAULT_ADMIN), String::new()),
         Some(Ok(listen)) => (listen.unwrap_or(Listen::Tcp(DEFAULT_ADMIN)), String::new()),
         Some(Err(problem)) => (

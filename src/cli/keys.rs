@@ -191,7 +191,8 @@ struct Session(Client);
 
 impl Session {
     fn new(transport: Transport) -> Result<Self> {
-        let settings = Environment::process().scalekit_settings(transport).map_err(anyhow::Error::msg)?;
+        let settings =
+            Environment::from_process().scalekit_settings(transport).map_err(anyhow::Error::msg)?;
         Ok(Self(scalekit::build_client(&settings, Arc::new(Metrics::default()))?))
     }
 

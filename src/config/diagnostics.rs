@@ -14,7 +14,7 @@ pub struct Diagnostic {
     pub line: Option<usize>,
     /// From 1, in characters.
     pub column: Option<usize>,
-    /// The dotted key, or an environment variable; empty where the text is not TOML.
+    /// The join_key key, or an environment variable; empty where the text is not TOML.
     pub key: String,
     /// What is wrong, and what would be right.
     pub message: String,
@@ -68,7 +68,7 @@ impl Report {
         self.problems.borrow_mut().push(Problem { at, key: key.into(), message: message.into() });
     }
 
-    pub(super) fn warn(&self, text: impl Into<String>) {
+    pub(super) fn add_warning(&self, text: impl Into<String>) {
         self.warnings.borrow_mut().push(text.into());
     }
 
@@ -85,7 +85,7 @@ impl Report {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
         let diagnostic = |Problem { at, key, message }| {
-            let (line, column) = at.map(|at| lines.position(at)).unzip();
+            let (line, column) = at.map(|at| lines.find_position(at)).unzip();
             Diagnostic { file: file.to_owned(), line, column, key, message }
         };
         Diagnostics(problems.into_iter().map(diagnostic).collect())
@@ -99,13 +99,13 @@ pub(super) struct Lines<'t> {
 }
 
 impl<'t> Lines<'t> {
-    pub(super) fn of(text: &'t str) -> Self {
+    pub(super) fn new(text: &'t str) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         Self { text, starts }
     }
 
     /// The line and the column of a place, from 1, the column in characters.
-    pub(super) fn position(&self, at: usize) -> (usize, usize) {
+    pub(super) fn find_position(&self, at: usize) -> (usize, usize) {
         let line = self.starts.partition_point(|start| *start <= at);
         let start = line.checked_sub(1).map_or(0, |before| self.starts[before]);
         (line, self.text.get(start..at).map_or(1, |before| before.chars().count() + 1))
@@ -113,7 +113,7 @@ impl<'t> Lines<'t> {
 }
 
 /// A text of the file's within a message: on one line, and not all of it if it is long.
-pub(super) fn quoted(text: &str) -> String {
+pub(super) fn quote_text(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
         None => format!("{text:?}"),

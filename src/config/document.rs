@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Error, ValueDeserializer};
 
-use super::diagnostics::{Report, did_you_mean, quoted};
+use super::diagnostics::{Report, did_you_mean, quote_text};
 
 pub(super) type Document<'t> = Spanned<DeValue<'t>>;
 
@@ -35,7 +35,7 @@ fn describe_syntax_error(text: &str, span: Range<usize>, message: &str) -> Strin
     let bare = value.is_some_and(|value| !value.contains(['"', '\'', '[', '{', '#', ' ', '\t']));
     match (text.get(span), after.chars().next()) {
         (Some(key), _) if message == "duplicate key" => {
-            format!("{} is here a second time, and TOML takes it once", quoted(key))
+            format!("{} is here a second time, and TOML takes it once", quote_text(key))
         }
         (_, Some('\r' | '\n' | '#') | None) if bare => "this is not TOML: a value is missing".to_owned(),
         (_, Some(next)) if bare && !"\"'[{".contains(next) => {
@@ -54,14 +54,18 @@ pub(super) fn read_document<T: DeserializeOwned>(document: &Document<'_>, report
             Ok(read) => return Some(read),
             Err(error) => error,
         };
-        let wanted = Wanted::of(&error);
-        let Some(found) = root.find(&wanted) else {
+        let wanted = Wanted::from_error(&error);
+        let Some(found) = root.find_entry(&wanted) else {
             // SECURITY: the error's own text may repeat a value.
             report.add_problem(None, "", "cannot be read, for a reason that has no place in the file");
             return None;
         };
-        report.add_problem(Some(wanted.span.start), found.path.as_str(), found.describe(error.message()));
-        if !remove(&mut rest, &wanted) {
+        report.add_problem(
+            Some(wanted.span.start),
+            found.path.as_str(),
+            found.describe_error(error.message()),
+        );
+        if !remove_entry(&mut rest, &wanted) {
             return None;
         }
     }
@@ -79,7 +83,7 @@ struct Wanted {
 }
 
 impl Wanted {
-    fn of(error: &Error) -> Self {
+    fn from_error(error: &Error) -> Self {
         let message = error.message();
         Self {
             span: error.span().unwrap_or_default(),
@@ -96,13 +100,13 @@ impl Wanted {
     }
 }
 
-fn remove(value: &mut Document<'_>, wanted: &Wanted) -> bool {
+fn remove_entry(value: &mut Document<'_>, wanted: &Wanted) -> bool {
     match value.get_mut() {
         DeValue::Table(table) => {
             let entry = table.iter().find(|(key, value)| wanted.is_entry(Some(&key.span()), value));
             match entry.map(|(key, _)| key.clone()) {
                 Some(key) => table.remove(&key).is_some(),
-                None => table.iter_mut().any(|(_, value)| remove(value, wanted)),
+                None => table.iter_mut().any(|(_, value)| remove_entry(value, wanted)),
             }
         }
         DeValue::Array(items) if items.iter().any(|item| wanted.is_entry(None, item)) => {
@@ -112,7 +116,7 @@ fn remove(value: &mut Document<'_>, wanted: &Wanted) -> bool {
             *items = kept.collect();
             true
         }
-        DeValue::Array(items) => items.iter_mut().any(|item| remove(item, wanted)),
+        DeValue::Array(items) => items.iter_mut().any(|item| remove_entry(item, wanted)),
         _ => false,
     }
 }
@@ -149,7 +153,7 @@ fn find_steps<'f>(value: &'f Document<'f>, wanted: &Wanted, steps: &mut Vec<Step
 #[derive(Clone)]
 pub(super) struct Place<'f> {
     report: &'f Report,
-    /// The dotted key.
+    /// The join_key key.
     pub(super) path: String,
     /// `None` for what is not in the document.
     value: Option<&'f Document<'f>>,
@@ -162,33 +166,33 @@ impl<'f> Place<'f> {
         Self { report, path: String::new(), value: Some(document), at: 0 }
     }
 
-    fn within(&self, path: String, value: Option<&'f Document<'f>>) -> Self {
+    fn make_place(&self, path: String, value: Option<&'f Document<'f>>) -> Self {
         let at = value.map_or(self.at, |value| value.span().start);
         Self { report: self.report, path, value, at }
     }
 
     /// What a key of this table stands for.
     pub(super) fn child(&self, key: &str) -> Self {
-        self.within(dotted(&self.path, key), self.table().and_then(|table| table.get(key)))
+        self.make_place(join_key(&self.path, key), self.as_table().and_then(|table| table.get(key)))
     }
 
     /// The items of this array with their indices, by where they are.
-    pub(super) fn items(&self) -> HashMap<usize, (usize, Self)> {
+    pub(super) fn items_by_position(&self) -> HashMap<usize, (usize, Self)> {
         let items = self.value.and_then(|value| value.get_ref().as_array());
         let items = items.into_iter().flat_map(|items| items.iter()).enumerate();
-        let place = |(index, item)| self.within(format!("{}[{index}]", self.path), Some(item));
+        let place = |(index, item)| self.make_place(format!("{}[{index}]", self.path), Some(item));
         items.map(|(index, item)| (item.span().start, (index, place((index, item))))).collect()
     }
 
     /// The keys of this table, in the order of the file.
-    pub(super) fn names(&self) -> Vec<&'f str> {
-        let mut keys: Vec<_> = self.table().into_iter().flat_map(DeTable::keys).collect();
+    pub(super) fn key_names(&self) -> Vec<&'f str> {
+        let mut keys: Vec<_> = self.as_table().into_iter().flat_map(DeTable::keys).collect();
         // `toml` sorts by name; people read from top to bottom.
         keys.sort_by_key(|key| key.span().start);
         keys.into_iter().map(|key| key.get_ref().as_ref()).collect()
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(super) fn has_key(&self, key: &str) -> bool {
         self.child(key).exists()
     }
 
@@ -223,12 +227,12 @@ impl<'f> Place<'f> {
         self.report.add_problem(Some(self.at), self.path.as_str(), message);
     }
 
-    pub(super) fn warn(&self, text: impl Into<String>) {
-        self.report.warn(text);
+    pub(super) fn add_warning(&self, text: impl Into<String>) {
+        self.report.add_warning(text);
     }
 
     /// The value of a key, and a problem where the document has none.
-    pub(super) fn require<T>(&self, key: &str, value: Option<T>, example: &str) -> Option<T> {
+    pub(super) fn require_key<T>(&self, key: &str, value: Option<T>, example: &str) -> Option<T> {
         let place = self.child(key);
         if !place.exists() {
             place.add_problem(format!("is missing; for example {key} = {example}"));
@@ -237,7 +241,7 @@ impl<'f> Place<'f> {
     }
 
     /// Makes something of the value of a key; an error becomes a problem.
-    pub(super) fn convert<T, U>(
+    pub(super) fn convert_value<T, U>(
         &self,
         key: &str,
         value: Option<T>,
@@ -246,24 +250,24 @@ impl<'f> Place<'f> {
         convert(value?).map_err(|problem| self.child(key).add_problem(problem)).ok()
     }
 
-    fn table(&self) -> Option<&'f DeTable<'f>> {
+    fn as_table(&self) -> Option<&'f DeTable<'f>> {
         self.value.and_then(|value| value.get_ref().as_table())
     }
 
-    fn find(&self, wanted: &Wanted) -> Option<Self> {
+    fn find_entry(&self, wanted: &Wanted) -> Option<Self> {
         let mut steps = Vec::new();
         let is_found = self.value.is_some_and(|value| find_steps(value, wanted, &mut steps));
         is_found.then(|| {
             steps.into_iter().fold(self.clone(), |place, step| match step {
                 Step::Key(key) => place.child(key),
-                Step::Item(index, item) => place.within(format!("{}[{index}]", place.path), Some(item)),
+                Step::Item(index, item) => place.make_place(format!("{}[{index}]", place.path), Some(item)),
             })
         })
     }
 
     /// What serde says of this entry, in the words of this file. Our own types say it in these words already.
     /// SECURITY: serde repeats values, and only what was expected is taken from its text.
-    fn describe(&self, message: &str) -> String {
+    fn describe_error(&self, message: &str) -> String {
         let is_datetime = self.value.is_some_and(|value| value.get_ref().is_datetime());
         let Some((found, expected)) = message.rsplit_once(", expected ") else {
             let is_overflow = message.ends_with("number overflowed");
@@ -315,7 +319,7 @@ impl<'f> Place<'f> {
     }
 
     fn describe_unknown_key(&self, key: &str, known: &[&str]) -> String {
-        let section = self.path.strip_suffix(&dotted("", key)).unwrap_or_default().trim_end_matches('.');
+        let section = self.path.strip_suffix(&join_key("", key)).unwrap_or_default().trim_end_matches('.');
         match (section, key) {
             ("scalekit", "client_secret" | "access_token") => return NO_SECRETS.to_owned(),
             ("management", "secret") => {
@@ -333,9 +337,9 @@ impl<'f> Place<'f> {
 }
 
 /// A key as it would be written, in quotes where TOML asks for them.
-pub(super) fn dotted(path: &str, key: &str) -> String {
+pub(super) fn join_key(path: &str, key: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { quoted(key) };
+    let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { quote_text(key) };
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 

@@ -9,7 +9,7 @@ use ::scalekit::proxy::{Proxy, ProxyServer};
 use ::scalekit::transport::Transport;
 
 use super::scalekit::{
-    CLIENT_ID, CLIENT_SECRET, ENVIRONMENT_URL, Setting, connection_settings, is_path, is_visible,
+    CLIENT_ID, CLIENT_SECRET, ENVIRONMENT_URL, Setting, check_path, connection_settings, is_visible,
     read_environment,
 };
 use crate::scalekit::Settings;
@@ -38,14 +38,14 @@ pub(super) struct Problem {
 
 impl Environment {
     /// Those of this process. One that is not UTF-8 counts as absent.
-    pub fn process() -> Self {
+    pub fn from_process() -> Self {
         let text =
             |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
         Self { variables: std::env::vars_os().filter_map(text).collect(), incomplete: false }
     }
 
     /// These, for tests and for `keyward dev`.
-    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
+    pub fn from_pairs<const N: usize>(variables: [(&str, &str); N]) -> Self {
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         Self { variables, incomplete: false }
     }
@@ -94,7 +94,7 @@ impl Environment {
         let variable = setting.variable;
         let problem = |variable: &str, message: String| Problem { variable: variable.to_owned(), message };
         let file_variable = format!("{variable}_FILE");
-        match (self.get(variable), self.get(&file_variable)) {
+        match (self.find_variable(variable), self.find_variable(&file_variable)) {
             (Some(_), Some(_)) => {
                 Err(problem(variable, format!("{variable} and {file_variable} are both set; set one")))
             }
@@ -108,7 +108,8 @@ impl Environment {
             })),
             (None, Some(path)) => {
                 let source = SecretSource::File(PathBuf::from(path));
-                let checked = is_path(path).and_then(|()| source.read().map_err(|error| error.to_string()));
+                let checked =
+                    check_path(path).and_then(|()| source.read().map_err(|error| error.to_string()));
                 checked.map_err(|message| problem(&file_variable, message))?;
                 Ok(Some(Found { source, variable: file_variable }))
             }
@@ -122,7 +123,7 @@ impl Environment {
         proxy: &Proxy,
         scalekit: &ScalekitEnvironment,
     ) -> Result<Option<ProxyServer>, Problem> {
-        let resolved = proxy.resolve_with(scalekit, |name| self.get(name).map(str::to_owned));
+        let resolved = proxy.resolve_with(scalekit, |name| self.find_variable(name).map(str::to_owned));
         resolved.map_err(|error| {
             // The variable's name, and what is wrong with its value.
             let text = error.to_string();
@@ -133,7 +134,7 @@ impl Environment {
 
     /// An empty one counts as absent, as Compose files and charts set those; white space around a value is not part of it, as
     /// secrets made from files end in a line break.
-    fn get(&self, name: &str) -> Option<&str> {
+    fn find_variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 }

@@ -87,10 +87,10 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: Text(Listen::Tcp((Ipv4Addr::UNSPECIFIED, 4480).into())),
-            header_timeout: Time::seconds(10),
-            idle_timeout: Time::seconds(60),
-            drain_delay: Time::seconds(5),
-            drain_timeout: Time::seconds(25),
+            header_timeout: Time::from_seconds(10),
+            idle_timeout: Time::from_seconds(60),
+            drain_delay: Time::from_seconds(5),
+            drain_timeout: Time::from_seconds(25),
             trusted_proxies: Vec::new(),
             pass_headers: Vec::new(),
             proxy_protocol_from: Vec::new(),
@@ -314,8 +314,8 @@ impl Default for Limits {
             headers: Number(100),
             uri: Size(16 << 10),
             body: None,
-            body_timeout: Time::seconds(30),
-            answer_timeout: Time::seconds(30),
+            body_timeout: Time::from_seconds(30),
+            answer_timeout: Time::from_seconds(30),
             streams: Number(100),
             connections: Number(10_000),
             connections_per_address: None,
@@ -337,7 +337,7 @@ pub(super) struct Streams {
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { revalidate_every: Time::seconds(30), unconfirmed_for: None }
+        Self { revalidate_every: Time::from_seconds(30), unconfirmed_for: None }
     }
 }
 
@@ -441,9 +441,9 @@ impl Default for Upstream {
         Self {
             url: None,
             http: Choice(Protocol::Auto),
-            connect_timeout: Time::seconds(1),
-            idle_timeout: Time::seconds(4),
-            response_timeout: Time::seconds(30),
+            connect_timeout: Time::from_seconds(1),
+            idle_timeout: Time::from_seconds(4),
+            response_timeout: Time::from_seconds(30),
             case_sensitive_paths: false,
             max_requests: Number(4096),
             ca_file: None,

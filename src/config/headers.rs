@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use hyper::header::HeaderName;
 use toml::Spanned;
 
-use super::diagnostics::quoted;
+use super::diagnostics::quote_text;
 use super::document::Place;
 use super::file;
 use super::values::tables::Claims;
@@ -58,12 +58,12 @@ fn check_names(settings: &Settings, place: &Place<'_>) {
     for (key, name) in names {
         if name.as_str().starts_with(prefix) {
             // A default name is not what somebody wrote.
-            let blamed = if place.has(key) { key } else { "claim_prefix" };
+            let blamed = if place.has_key(key) { key } else { "claim_prefix" };
             let problem = format!("would let a claim set {key}: {name} begins with {prefix}");
             place.child(blamed).add_problem(problem);
         }
         if let Some(other) = taken.insert(name, key) {
-            let (blamed, other) = if place.has(key) { (key, other) } else { (other, key) };
+            let (blamed, other) = if place.has_key(key) { (key, other) } else { (other, key) };
             place.child(blamed).add_problem(format!("is the header of {other} already"));
         }
     }
@@ -83,7 +83,7 @@ fn check_claim_header(
         return Err("is for a claim that identity.claims does not let pass".to_owned());
     }
     let other = taken.insert(name.clone(), claim.to_owned());
-    other.map_or(Ok(()), |other| Err(format!("is the header of {} already", quoted(&other))))
+    other.map_or(Ok(()), |other| Err(format!("is the header of {} already", quote_text(&other))))
 }
 
 /// `server.pass_headers`: what is kept from trusted proxies beside the usual headers.
@@ -93,7 +93,8 @@ pub(super) fn convert_pass_headers(
     identity: &Settings,
     has_trusted: bool,
 ) -> Vec<HeaderName> {
-    let (identity, items, mut passed) = (IdentityHeaders::new(identity.clone()), place.items(), Vec::new());
+    let (identity, items, mut passed) =
+        (IdentityHeaders::new(identity.clone()), place.items_by_position(), Vec::new());
     for name in names {
         let start = name.span().start;
         match check_passed_header(name.into_inner().0, &identity) {
@@ -105,13 +106,15 @@ pub(super) fn convert_pass_headers(
         }
     }
     if !passed.is_empty() && !has_trusted {
-        place.warn(
+        place.add_warning(
             "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
              alone",
         );
     }
     for name in passed.iter().filter(|name| !forwarded::is_removed(name.as_str())) {
-        place.warn(format!("server.pass_headers has {name}, which Keyward passes on from everybody anyway"));
+        place.add_warning(format!(
+            "server.pass_headers has {name}, which Keyward passes on from everybody anyway"
+        ));
     }
     passed
 }
@@ -147,11 +150,11 @@ fn warn_of_shared_headers(settings: &Settings, place: &Place<'_>) {
     for claim in settings.claims.iter().flatten() {
         let Some(name) = headers.claim_header(claim) else { continue };
         if let Some(other) = taken.insert(name.clone(), claim).filter(|other| *other != claim) {
-            place.warn(format!(
+            place.add_warning(format!(
                 "identity.claims has {} and {}, which share the header {name}: a key with both is answered 502; name a \
                  header for one under identity.claim_headers",
-                quoted(other),
-                quoted(claim)
+                quote_text(other),
+                quote_text(claim)
             ));
         }
     }

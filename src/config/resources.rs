@@ -25,7 +25,7 @@ impl Resources {
     /// Of this process.
     pub fn of_process() -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-        Self { memory: memory(), descriptors: limit.and_then(|limit| usize::try_from(limit).ok()) }
+        Self { memory: read_memory(), descriptors: limit.and_then(|limit| usize::try_from(limit).ok()) }
     }
 }
 
@@ -103,15 +103,15 @@ impl Config {
 }
 
 /// The memory that this process may have: what its cgroup and those around it allow, or else all there is.
-fn memory() -> Option<usize> {
+fn read_memory() -> Option<usize> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = cgroup_limit(&groups, Path::new("/sys/fs/cgroup"));
-    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_total_memory(&text));
     let memory = [limit, total].into_iter().flatten().min()?;
     usize::try_from(memory).ok()
 }
 
-fn total(meminfo: &str) -> Option<u64> {
+fn parse_total_memory(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use hyper::Method;
 use toml::Spanned;
 
-use super::diagnostics::{Lines, did_you_mean, quoted};
-use super::document::{Place, dotted};
+use super::diagnostics::{Lines, did_you_mean, quote_text};
+use super::document::{Place, join_key};
 use super::file::{self, Authentication};
 use super::urls::read_host;
 use super::values::tables::Table;
@@ -33,14 +33,14 @@ pub(super) fn convert_routes(
     upstreams: &[upstream::Settings],
     lines: &Lines<'_>,
 ) -> Option<RouteTable> {
-    let (place, names) = (root.child("routes"), root.child("upstreams").names());
+    let (place, names) = (root.child("routes"), root.child("upstreams").key_names());
     if !place.exists() || place.is_empty() {
         place.add_problem("there are none, so nothing would be forwarded; write [[routes]]");
         return None;
     }
     let mut is_whole = !place.is_faulty();
     let (mut routes, mut labels): (Vec<Numbered<'_>>, _) = (Vec::new(), HashMap::new());
-    let mut places = place.items();
+    let mut places = place.items_by_position();
     for route in file {
         let Some((index, place)) = places.remove(&route.span().start) else {
             // SECURITY: a route is never left out, as a looser one could take its requests.
@@ -60,17 +60,17 @@ pub(super) fn convert_routes(
     }
     if is_whole {
         for name in names.iter().filter(|name| routes.iter().all(|route| *route.route.upstream != ***name)) {
-            root.warn(format!("upstreams.{name} is used by no route"));
+            root.add_warning(format!("upstreams.{name} is used by no route"));
         }
     }
     let (indices, places): (Vec<usize>, Vec<Place<'_>>) =
         routes.iter().map(|route| (route.index, route.place.clone())).unzip();
     let mut routes: Vec<Route> = routes.into_iter().map(|route| route.route).collect();
-    let services = services(upstreams);
+    let services = group_services(upstreams);
     for route in &mut routes {
         route.service = services.get(&route.upstream).cloned().unwrap_or_default();
     }
-    warnings::warn(&indices, &routes, root);
+    warnings::warn_of_routes(&indices, &routes, root);
     tell_labels_apart(&mut routes);
     let clashes = match RouteTable::new(routes) {
         Ok(table) => return is_whole.then_some(table),
@@ -79,7 +79,7 @@ pub(super) fn convert_routes(
     // Of three that are alike, the second and the third clash with the first; no more needs to be said.
     let mut said = HashSet::new();
     for Clash(first, second) in clashes.into_iter().filter(|clash| said.insert(clash.1)) {
-        let (line, _) = lines.position(places[first].at);
+        let (line, _) = lines.find_position(places[first].at);
         let first = indices[first];
         places[second].add_problem(format!(
             "has the same host, path and a method in common with routes[{first}] in line {line}, so that they cannot be \
@@ -90,7 +90,7 @@ pub(super) fn convert_routes(
 }
 
 /// The service of each upstream: upstreams with one address are one service.
-fn services(upstreams: &[upstream::Settings]) -> HashMap<Arc<str>, Service> {
+fn group_services(upstreams: &[upstream::Settings]) -> HashMap<Arc<str>, Service> {
     let service = |upstream: &upstream::Settings| {
         let address = place_of(&upstream.origin.address);
         let mut names = upstreams.iter().filter(|other| place_of(&other.origin.address) == address);
@@ -137,18 +137,18 @@ struct Converted {
 
 fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: &[&str]) -> Converted {
     let known = place.problem_count();
-    let pattern = place.require("path", file.path, "\"/v1/*\"").map(|path| path.0);
+    let pattern = place.require_key("path", file.path, "\"/v1/*\"").map(|path| path.0);
     let methods: Option<Vec<Method>> =
         file.methods.map(|methods| methods.into_iter().map(|method| method.0).collect());
     check_methods(index, methods.as_deref(), &place.child("methods"));
     let is_placed = place.problem_count() == known
         && !["path", "host", "methods"].iter().any(|key| place.child(key).is_faulty());
     let example = format!("{:?}", upstreams.first().unwrap_or(&"api"));
-    let upstream = place.require("upstream", file.upstream, &example);
-    let upstream = place.convert("upstream", upstream, |name| check_upstream(name, upstreams));
+    let upstream = place.require_key("upstream", file.upstream, &example);
+    let upstream = place.convert_value("upstream", upstream, |name| check_upstream(name, upstreams));
     let is_public = file.auth.0 == Authentication::None;
     let requirement = file.require.map(|require| convert_requirement(require.0, &place.child("require")));
-    if is_public && place.has("require") {
+    if is_public && place.has_key("require") {
         place
             .child("require")
             .add_problem("asks something of the key, and auth = \"none\" takes no key; remove one of them");
@@ -156,15 +156,19 @@ fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: 
     let is_sound = place.problem_count() == known && !place.is_faulty();
     let Some(pattern) = pattern.filter(|_| is_placed) else { return Converted { route: None, is_sound } };
     if pattern.to_string().contains("/:") {
-        place.warn(format!("routes[{index}].path is matched as it stands: {pattern} has no parameters"));
+        place.add_warning(format!(
+            "routes[{index}].path is matched as it stands: {pattern} has no parameters"
+        ));
     }
     if is_public && file.preflight {
-        place.warn(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
+        place.add_warning(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
     }
     if let Some(Requirement { scope: Some(Scope::Organization), roles, .. }) = &requirement
         && !roles.is_empty()
     {
-        place.warn(format!("routes[{index}].require lets nobody pass: an organization's key has no roles"));
+        place.add_warning(format!(
+            "routes[{index}].require lets nobody pass: an organization's key has no roles"
+        ));
     }
     let host = file.host.map(|host| host.0.0);
     let label = || format!("{}{pattern}", host.as_deref().unwrap_or_default()).into();
@@ -194,7 +198,7 @@ fn check_methods(index: usize, methods: Option<&[Method]>, place: &Place<'_>) {
     {
         let hint = did_you_mean(method, METHODS);
         if !hint.is_empty() {
-            place.warn(format!("routes[{index}].methods has {method:?}{hint}"));
+            place.add_warning(format!("routes[{index}].methods has {method:?}{hint}"));
         }
     }
 }
@@ -234,12 +238,12 @@ fn check_upstream(name: String, known: &[&str]) -> Result<Arc<str>, String> {
     }
     let hint = match did_you_mean(&name, known.iter().copied()) {
         hint if hint.is_empty() => {
-            let names: Vec<String> = known.iter().map(|name| dotted("", name)).collect();
+            let names: Vec<String> = known.iter().map(|name| join_key("", name)).collect();
             format!("; known are {}", names.join(", "))
         }
         hint => hint,
     };
-    Err(format!("no upstream is named {}{hint}", quoted(&name)))
+    Err(format!("no upstream is named {}{hint}", quote_text(&name)))
 }
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -250,10 +254,10 @@ impl FromText for Method {
         match Self::from_bytes(text.as_bytes()) {
             Ok(Self::TRACE | Self::CONNECT) => Err(format!("{text} is never forwarded")),
             Ok(_) if text != upper => {
-                Err(format!("methods are in capitals; did you mean {}?", quoted(&upper)))
+                Err(format!("methods are in capitals; did you mean {}?", quote_text(&upper)))
             }
             Ok(method) => Ok(method),
-            Err(_) => Err(format!("{} is not a method{}", quoted(text), did_you_mean(&upper, METHODS))),
+            Err(_) => Err(format!("{} is not a method{}", quote_text(text), did_you_mean(&upper, METHODS))),
         }
     }
 }

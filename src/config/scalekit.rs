@@ -55,14 +55,15 @@ pub(super) fn convert_scalekit(
     let finder = Finder { place, report, environment };
     let value = |text: VisibleText| SecretSource::Value(Secret::new(text.0));
     let path = |path: SecretPath| SecretSource::File(path.0);
-    let url = finder.find(&ENVIRONMENT_URL, file.environment_url.map(|url| value(url.0)), None);
-    let client_id = finder.find(
+    let url = finder.find_setting(&ENVIRONMENT_URL, file.environment_url.map(|url| value(url.0)), None);
+    let client_id = finder.find_setting(
         &CLIENT_ID,
         file.client_id.map(|id| value(id.0)),
         file.client_id_file.map(|file| path(file.0)),
     );
-    let client_secret = finder.find(&CLIENT_SECRET, None, file.client_secret_file.map(|file| path(file.0)));
-    let roots = place.convert("ca_file", file.ca_file, |path| check_roots(&path.0));
+    let client_secret =
+        finder.find_setting(&CLIENT_SECRET, None, file.client_secret_file.map(|file| path(file.0)));
+    let roots = place.convert_value("ca_file", file.ca_file, |path| check_roots(&path.0));
     let timeout = file.timeout.0;
     let scalekit = url.and_then(|(source, origin)| {
         read_environment(&source).map_err(|problem| finder.add_problem(&origin, problem)).ok()
@@ -117,15 +118,15 @@ struct Finder<'a, 'f> {
 
 impl Finder<'_, '_> {
     /// The environment comes first.
-    fn find(
+    fn find_setting(
         &self,
         setting: &Setting,
         value: Option<SecretSource>,
         file: Option<SecretSource>,
     ) -> Option<(SecretSource, Said)> {
         if let (Some(value), Some(file)) = (setting.value_key, setting.file_key)
-            && self.place.has(value)
-            && self.place.has(file)
+            && self.place.has_key(value)
+            && self.place.has_key(file)
         {
             self.place.child(file).add_problem(format!("and {value} are both set; set one"));
         }
@@ -149,7 +150,7 @@ impl Finder<'_, '_> {
 
     fn report_missing(&self, setting: &Setting) -> Option<(SecretSource, Said)> {
         let keys: Vec<&str> = setting.value_key.into_iter().chain(setting.file_key).collect();
-        if keys.iter().any(|key| self.place.has(key)) {
+        if keys.iter().any(|key| self.place.has_key(key)) {
             // What the file says of it is a problem already.
             return None;
         }
@@ -157,7 +158,7 @@ impl Finder<'_, '_> {
         let keys: Vec<String> = keys.iter().map(|key| format!("scalekit.{key}")).collect();
         let problem = format!("is not set, nor {variable}_FILE, nor {} in the file", keys.join(", nor "));
         if self.environment.incomplete {
-            self.report.warn(format!("{variable} {problem}; `keyward run` needs it"));
+            self.report.add_warning(format!("{variable} {problem}; `keyward run` needs it"));
             let placeholder = SecretSource::Value(Secret::new(setting.placeholder));
             return Some((placeholder, Said::Variable(variable.to_owned())));
         }
@@ -201,12 +202,12 @@ pub(super) struct SecretPath(pub(super) PathBuf);
 
 impl FromText for SecretPath {
     fn parse_text(text: &str) -> Result<Self, String> {
-        is_path(text).map(|()| Self(PathBuf::from(text)))
+        check_path(text).map(|()| Self(PathBuf::from(text)))
     }
 }
 
 /// SECURITY: a path is shown when it cannot be read, and a secret in its place must not be.
-pub(super) fn is_path(given: &str) -> Result<(), String> {
+pub(super) fn check_path(given: &str) -> Result<(), String> {
     let is_one = ["/", "./", "../"].iter().any(|start| given.starts_with(start));
     let problem = "should be the path of a file that holds it, beginning with '/' or './'";
     is_one.then_some(()).ok_or_else(|| problem.to_owned())

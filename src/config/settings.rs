@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::diagnostics::{Lines, Report, quoted};
+use super::diagnostics::{Lines, Report, quote_text};
 use super::document::{Place, parse_toml, read_document};
 use super::file::{self, File};
 use super::headers::{convert_identity, convert_pass_headers};
@@ -12,7 +12,7 @@ use super::management::convert_management;
 use super::routes::convert_routes;
 use super::scalekit::convert_scalekit;
 use super::upstreams::convert_upstreams;
-use super::urls::clash;
+use super::urls::listeners_clash;
 use super::values::special::BadKeys;
 use super::values::{FromText, Text, Time};
 use super::{Config, Environment};
@@ -46,7 +46,7 @@ fn convert_file(
 ) -> Option<Config> {
     let (server, limits, log) = (file.server.0, file.limits.0, file.log.0);
     let scalekit_limits = validator_limits(&file.scalekit.0, &file.negative_cache.0);
-    root.require("version", file.version, "1");
+    root.require_key("version", file.version, "1");
     let scalekit = convert_scalekit(file.scalekit.0, &root.child("scalekit"), report, environment);
     let credential = convert_credential(&file.credential.0, &root.child("credential"));
     let identity = convert_identity(file.identity.0, &root.child("identity"));
@@ -153,7 +153,7 @@ fn validator_limits(scalekit: &file::Scalekit, cache: &file::NegativeCache) -> v
 fn convert_credential(file: &file::Credential, place: &Place<'_>) -> credential::Settings {
     let (min_length, max_length) = (file.min_length.to_usize(), file.max_length.to_usize());
     if min_length > max_length {
-        let blamed = if place.has("max_length") { "max_length" } else { "min_length" };
+        let blamed = if place.has_key("max_length") { "max_length" } else { "min_length" };
         place.child(blamed).add_problem(format!(
             "leaves no key: the shortest would have {min_length} characters, the longest {max_length}"
         ));
@@ -175,8 +175,8 @@ fn convert_streams(file: &file::Streams, place: &Place<'_>) -> (Duration, Durati
 }
 
 fn check_listeners(root: &Place<'_>, server: &Listen, admin: &Listen) {
-    if clash(server, admin) {
-        let (section, other, taken) = match root.child("admin").has("listen") {
+    if listeners_clash(server, admin) {
+        let (section, other, taken) = match root.child("admin").has_key("listen") {
             true => ("admin", "server", server),
             false => ("server", "admin", admin),
         };
@@ -195,21 +195,21 @@ fn warn_of_addresses(
     let takes_keys =
         routes.is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
     if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
-        root.warn(
+        root.add_warning(
             "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
              for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
              front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute",
         );
     }
     if validator.bad_keys_per_minute.is_some() && proxies == [&Trusted::default(); 2] {
-        root.warn(
+        root.add_warning(
             "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
              one address, and so one allowance",
         );
     }
     for (key, proxies) in ["trusted_proxies", "proxy_protocol_from"].into_iter().zip(proxies) {
         if proxies.networks.iter().any(|network| network.prefix_len() == 0) {
-            root.warn(format!(
+            root.add_warning(format!(
                 "server.{key} has a network of all addresses: everybody can say who the client is"
             ));
         }
@@ -226,12 +226,12 @@ fn merge_trusted(given: Vec<Text<Trusted>>) -> Trusted {
 
 /// A certificate and its key that can be used together.
 pub(super) fn convert_tls(file: file::TlsFiles, place: &Place<'_>) -> Option<KeyPair> {
-    let certificate = place.require("certificate", file.certificate, "\"/tls/tls.crt\"");
-    let key = place.require("key", file.key, "\"/tls/tls.key\"");
-    let certificate = place.convert("certificate", certificate, |path| check_file(&path.0));
-    let key = place.convert("key", key, |path| check_file(&path.0));
+    let certificate = place.require_key("certificate", file.certificate, "\"/tls/tls.crt\"");
+    let key = place.require_key("key", file.key, "\"/tls/tls.key\"");
+    let certificate = place.convert_value("certificate", certificate, |path| check_file(&path.0));
+    let key = place.convert_value("key", key, |path| check_file(&path.0));
     let pair = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
-    place.convert("certificate", pair, check_pair)
+    place.convert_value("certificate", pair, check_pair)
 }
 
 /// The path of a PEM file.
@@ -251,7 +251,7 @@ impl FromText for PemPath {
 pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
     // SECURITY: a key that stands here in base64 is no path, and is not repeated.
     let is_path = given.starts_with('/') || given.contains('.');
-    let name = if is_path { quoted(given) } else { "the file".to_owned() };
+    let name = if is_path { quote_text(given) } else { "the file".to_owned() };
     let fail = |error: &dyn Display| format!("{name} cannot be read: {error}");
     let path = Path::new(given);
     // A pipe would wait for somebody to write; a directory can be opened, and not read.

@@ -15,7 +15,7 @@ fn root() -> &'static Path {
 }
 
 fn environment() -> Environment {
-    Environment::of([
+    Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com"),
         ("SCALEKIT_CLIENT_ID", "skc_1"),
         ("SCALEKIT_CLIENT_SECRET", "not-a-real-secret"),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
-use super::diagnostics::quoted;
+use super::diagnostics::quote_text;
 use super::document::Place;
 use super::file;
 use super::settings::{check_file, check_pair, check_roots};
@@ -42,9 +42,9 @@ pub(super) fn convert_upstreams(
 }
 
 fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> Option<upstream::Settings> {
-    let url = place.require("url", file.url, "\"http://127.0.0.1:8080\"").map(|url| url.0);
+    let url = place.require_key("url", file.url, "\"http://127.0.0.1:8080\"").map(|url| url.0);
     if url.as_ref().is_some_and(|url| !url.tls) {
-        for key in FOR_TLS.into_iter().filter(|key| place.has(key)) {
+        for key in FOR_TLS.into_iter().filter(|key| place.has_key(key)) {
             place.child(key).add_problem("is for https:// alone, which url is not");
         }
     }
@@ -57,18 +57,18 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
         (_, protocol) => protocol,
     };
     let certificate =
-        place.convert("client_certificate", file.client_certificate, |path| check_file(&path.0));
-    let key = place.convert("client_key", file.client_key, |path| check_file(&path.0));
+        place.convert_value("client_certificate", file.client_certificate, |path| check_file(&path.0));
+    let key = place.convert_value("client_key", file.client_key, |path| check_file(&path.0));
     for (one, other) in [("client_certificate", "client_key"), ("client_key", "client_certificate")] {
-        if place.has(one) && !place.has(other) {
+        if place.has_key(one) && !place.has_key(other) {
             place.child(one).add_problem(format!("does nothing without {other}"));
         }
     }
     let identity = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
     let tls = Tls {
-        roots: place.convert("ca_file", file.ca_file, |path| check_roots(&path.0)),
+        roots: place.convert_value("ca_file", file.ca_file, |path| check_roots(&path.0)),
         server_name: file.server_name.map(|name| name.0.0),
-        identity: place.convert("client_certificate", identity, check_pair),
+        identity: place.convert_value("client_certificate", identity, check_pair),
     };
     let UpstreamUrl { address, tls: is_tls, .. } = url?;
     let origin = pool::Settings {
@@ -92,7 +92,7 @@ pub(super) struct ServerNameText(Box<str>);
 
 impl FromText for ServerNameText {
     fn parse_text(text: &str) -> Result<Self, String> {
-        let problem = |_| format!("{} is neither a DNS name nor an IP address", quoted(text));
+        let problem = |_| format!("{} is neither a DNS name nor an IP address", quote_text(text));
         ServerName::try_from(text).map(|_| Self(text.into())).map_err(problem)
     }
 }

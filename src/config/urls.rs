@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::diagnostics::quoted;
+use super::diagnostics::quote_text;
 use super::values::FromText;
 use crate::listener::Listen;
 use crate::upstream::forwarded::Trusted;
@@ -33,7 +33,9 @@ pub(super) fn read_url(given: &str, forms: &str) -> Result<Url, String> {
     }
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => {
-            address.parse::<Ipv6Addr>().map_err(|_| format!("{} is not an IPv6 address", quoted(address)))?;
+            address
+                .parse::<Ipv6Addr>()
+                .map_err(|_| format!("{} is not an IPv6 address", quote_text(address)))?;
             (address, rest)
         }
         None if authority.matches(':').count() > 1 => {
@@ -45,17 +47,17 @@ pub(super) fn read_url(given: &str, forms: &str) -> Result<Url, String> {
     if !named {
         return Err(unlike());
     }
-    let port = match port.strip_prefix(':') {
-        None if port.is_empty() => None,
-        None => return Err(unlike()),
-        Some(digits) => {
-            let number = digits.parse::<u16>().ok().filter(|port| *port > 0);
-            Some(
-                number
-                    .ok_or_else(|| format!("has {} for a port, which is from 1 to 65535", quoted(digits)))?,
-            )
-        }
-    };
+    let port =
+        match port.strip_prefix(':') {
+            None if port.is_empty() => None,
+            None => return Err(unlike()),
+            Some(digits) => {
+                let number = digits.parse::<u16>().ok().filter(|port| *port > 0);
+                Some(number.ok_or_else(|| {
+                    format!("has {} for a port, which is from 1 to 65535", quote_text(digits))
+                })?)
+            }
+        };
     Ok(Url { scheme: scheme.to_ascii_lowercase(), host: host.to_owned(), port })
 }
 
@@ -72,7 +74,7 @@ pub(super) fn read_host(given: &str) -> Result<Box<str>, String> {
     } else if let Some(address) = given.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return match address.parse::<Ipv6Addr>() {
             Ok(address) => Ok(format!("[{address}]").into()),
-            Err(_) => Err(format!("{} is not an IPv6 address", quoted(address))),
+            Err(_) => Err(format!("{} is not an IPv6 address", quote_text(address))),
         };
     } else if given.contains(':') {
         "is matched without a port; remove it"
@@ -120,7 +122,7 @@ fn read_listen(given: &str) -> Result<Listen, String> {
 }
 
 /// Whether two listeners would be in each other's way.
-pub(super) fn clash(one: &Listen, two: &Listen) -> bool {
+pub(super) fn listeners_clash(one: &Listen, two: &Listen) -> bool {
     match (one, two) {
         (Listen::Unix(one), Listen::Unix(two)) => one == two,
         (Listen::Tcp(one), Listen::Tcp(two)) => {
@@ -159,7 +161,10 @@ fn read_trusted(given: &str) -> Result<Trusted, String> {
     }
     let network = given.parse().ok().or_else(|| given.parse::<IpAddr>().ok().map(IpNet::from));
     let network: IpNet = network.ok_or_else(|| {
-        format!("{} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"", quoted(given))
+        format!(
+            "{} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"",
+            quote_text(given)
+        )
     })?;
     if network.trunc() != network {
         let (network, address) = (network.trunc(), network.addr());

@@ -36,7 +36,8 @@ impl ResponseBody {
             record.mark_complete();
             return body::empty();
         }
-        let adapter = Self { record, revalidation, takes_grpc_status, ended_early: false, _exchange: exchange };
+        let adapter =
+            Self { record, revalidation, takes_grpc_status, ended_early: false, _exchange: exchange };
         Adapted::new(body, adapter).boxed_unsync()
     }
 }

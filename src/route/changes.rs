@@ -115,7 +115,9 @@ fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -
         (None, Some(now)) => change(Kind::Added, &now.label),
         (Some(was), None) => change(Kind::Dropped, &was.label),
         // Its own place before, and another route's now.
-        (Some(was), Some(now)) if was.pattern == *place && !was.same_place(now) && !now.takes_part_of(was) => {
+        (Some(was), Some(now))
+            if was.pattern == *place && !was.same_place(now) && !now.takes_part_of(was) =>
+        {
             change(Kind::Dropped, &was.label)
         }
         (Some(was), Some(now)) if !now.auth.asks_as_much_as(&was.auth) => {

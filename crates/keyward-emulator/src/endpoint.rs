@@ -38,10 +38,11 @@ impl Endpoint {
     pub(crate) fn response_of_status(self, transport: Transport, status: u16) -> HttpResponse {
         let code = Code::from_http_status(status);
         match (transport, status) {
-            (Transport::Rest, 200..400) => json(status, "{}".to_owned()),
-            (Transport::Rest, _) if self == Self::Token => {
-                json(status, serde_json::json!({"error": code.name().to_ascii_lowercase()}).to_string())
-            }
+            (Transport::Rest, 200..400) => json_response(status, "{}".to_owned()),
+            (Transport::Rest, _) if self == Self::Token => json_response(
+                status,
+                serde_json::json!({"error": code.name().to_ascii_lowercase()}).to_string(),
+            ),
             (Transport::Rest, _) => rest::encode_refusal(status, &Status::new(code, code.name())),
             (Transport::Grpc, 200..400) => transport.encode_response(Ok(&Reply::Invalidated)),
             (Transport::Grpc, _) => transport.encode_response(Err(&Status::new(code, code.name()))),
@@ -58,7 +59,7 @@ pub(crate) fn too_large(transport: Transport) -> HttpResponse {
     }
 }
 
-fn json(status: u16, body: String) -> HttpResponse {
+fn json_response(status: u16, body: String) -> HttpResponse {
     HttpResponse {
         status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
@@ -68,7 +69,7 @@ fn json(status: u16, body: String) -> HttpResponse {
 }
 
 /// A response without its trailers, and those.
-pub(crate) fn split(response: HttpResponse) -> (Response<Bytes>, HeaderMap) {
+pub(crate) fn split_trailers(response: HttpResponse) -> (Response<Bytes>, HeaderMap) {
     let mut head = Response::new(response.body);
     *head.status_mut() = response.status;
     *head.headers_mut() = response.headers;
@@ -76,8 +77,8 @@ pub(crate) fn split(response: HttpResponse) -> (Response<Bytes>, HeaderMap) {
 }
 
 /// A response that is ready to be sent.
-pub(crate) fn send(response: HttpResponse) -> Response<Body> {
-    let (response, trailers) = split(response);
+pub(crate) fn to_http_response(response: HttpResponse) -> Response<Body> {
+    let (response, trailers) = split_trailers(response);
     let response = response.map(full);
     if trailers.is_empty() {
         return response;

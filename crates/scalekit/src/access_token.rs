@@ -86,21 +86,21 @@ impl AccessToken {
     ///
     /// # Errors
     /// [`Error::AccessToken`]: there is none at the deadline, or a fetch failed in a way that only someone can mend.
-    pub async fn bearer(&self, deadline: Instant) -> Result<Bearer, Error> {
-        match self.current() {
+    pub async fn wait_for_bearer(&self, deadline: Instant) -> Result<Bearer, Error> {
+        match self.current_bearer() {
             Some(bearer) => Ok(bearer),
-            None => self.newer_than(0, deadline).await,
+            None => self.wait_for_newer(0, deadline).await,
         }
     }
 
     /// Another token than this one, which Scalekit refused. Waits for it if there is none yet.
     ///
     /// # Errors
-    /// As [`bearer`](Self::bearer).
-    pub async fn renewed(&self, refused: &Bearer, deadline: Instant) -> Result<Bearer, Error> {
-        match self.current() {
+    /// As [`wait_for_bearer`](Self::wait_for_bearer).
+    pub async fn wait_for_renewed(&self, refused: &Bearer, deadline: Instant) -> Result<Bearer, Error> {
+        match self.current_bearer() {
             Some(bearer) if bearer.serial > refused.serial => Ok(bearer),
-            _ => self.newer_than(refused.serial, deadline).await,
+            _ => self.wait_for_newer(refused.serial, deadline).await,
         }
     }
 
@@ -109,27 +109,27 @@ impl AccessToken {
     ///
     /// # Errors
     /// [`Error::AccessToken`] with the reason.
-    pub async fn first(&self, deadline: Instant) -> Result<(), Error> {
+    pub async fn wait_for_first(&self, deadline: Instant) -> Result<(), Error> {
         let mut state = self.state.subscribe();
         let known = state.wait_for(|state| state.bearer.is_some() || state.error.is_some());
         match timeout_at(deadline, known).await {
             Ok(Ok(state)) if state.bearer.is_some() => Ok(()),
-            Ok(Ok(state)) => Err(unavailable(state.error.as_ref())),
+            Ok(Ok(state)) => Err(unavailable_error(state.error.as_ref())),
             // The sender lives as long as `self`.
-            Ok(Err(_)) | Err(_) => Err(unavailable(None)),
+            Ok(Err(_)) | Err(_) => Err(unavailable_error(None)),
         }
     }
 
     /// Whether there is a good token.
     pub fn is_available(&self) -> bool {
-        self.current().is_some()
+        self.current_bearer().is_some()
     }
 
-    fn current(&self) -> Option<Bearer> {
+    fn current_bearer(&self) -> Option<Bearer> {
         self.state.borrow().bearer.clone().filter(Bearer::is_good)
     }
 
-    async fn newer_than(&self, serial: u64, deadline: Instant) -> Result<Bearer, Error> {
+    async fn wait_for_newer(&self, serial: u64, deadline: Instant) -> Result<Bearer, Error> {
         let mut state = self.state.subscribe();
         self.refused.fetch_max(serial, Ordering::Relaxed);
         loop {
@@ -145,10 +145,10 @@ impl AccessToken {
             match (changed, &state.borrow().error) {
                 // A fetch that was made while this waited has failed for good: the next one will fail as well.
                 (Ok(_), Some(error)) if error.class() == Class::Misconfigured => {
-                    return Err(unavailable(Some(error)));
+                    return Err(unavailable_error(Some(error)));
                 }
                 (Ok(_), _) => {}
-                (Err(_), error) => return Err(unavailable(error.as_ref())),
+                (Err(_), error) => return Err(unavailable_error(error.as_ref())),
             }
         }
     }
@@ -168,7 +168,7 @@ impl AccessToken {
         for serial in 1.. {
             let started = Instant::now();
             let fetched = match timeout(FETCH_TIMEOUT, fetch()).await {
-                Ok(fetched) => fetched.and_then(|grant| Ok((authorization(&grant)?, grant.lifetime))),
+                Ok(fetched) => fetched.and_then(|grant| Ok((make_authorization(&grant)?, grant.lifetime))),
                 Err(_) => Err(Error::Timeout),
             };
             // When it is fetched again without need, and the earliest moment even where there is need.
@@ -211,7 +211,7 @@ impl AccessToken {
     }
 }
 
-fn authorization(grant: &Grant) -> Result<HeaderValue, Error> {
+fn make_authorization(grant: &Grant) -> Result<HeaderValue, Error> {
     let text = format!("Bearer {}", grant.access_token.expose_secret());
     let mut value = HeaderValue::try_from(text)
         .map_err(|_| Error::BrokenContract("the access token is not visible ASCII"))?;
@@ -220,7 +220,7 @@ fn authorization(grant: &Grant) -> Result<HeaderValue, Error> {
 }
 
 /// Why there is no token: what the last fetch failed with, or that there was no time.
-fn unavailable(error: Option<&Error>) -> Error {
+fn unavailable_error(error: Option<&Error>) -> Error {
     Error::AccessToken(Box::new(error.cloned().unwrap_or(Error::Timeout)))
 }
 

@@ -137,7 +137,7 @@ impl Client {
     /// # Errors
     /// [`Error::AccessToken`] with the reason.
     pub async fn authenticate(&self) -> Result<(), Error> {
-        self.access_token().first(Instant::now() + self.0.timeout).await
+        self.access_token().wait_for_first(Instant::now() + self.0.timeout).await
     }
 
     /// Asks about a random token. Only a definite "invalid" is success: URL, proxy, credentials, permission and the token
@@ -162,7 +162,7 @@ impl Client {
             return Ok(Validation::Invalid);
         }
         let outcome = self.call(&Call::Validate(SecretString::from(token))).await;
-        validate::interpret(Presented::Token(token), outcome, Timestamp::now())
+        validate::interpret_outcome(Presented::Token(token), outcome, Timestamp::now())
     }
 
     /// Finds the live token of an id (`apit_…`); `None` for one that is unknown, expired or revoked.
@@ -171,7 +171,7 @@ impl Client {
     /// When nothing is known about it.
     pub async fn find_token(&self, token_id: &str) -> Result<Option<Token>, Error> {
         let outcome = self.call(&Call::Validate(SecretString::from(token_id))).await;
-        match validate::interpret(Presented::TokenId(token_id), outcome, Timestamp::now())? {
+        match validate::interpret_outcome(Presented::TokenId(token_id), outcome, Timestamp::now())? {
             Validation::Valid(token) => Ok(Some(token)),
             Validation::Invalid => Ok(None),
         }
@@ -226,17 +226,17 @@ impl Client {
     }
 
     /// Makes a call, and once more with a new access token where the one it had is refused. Limits are not checked, and what
-    /// a reply to a validation means is for [`validate::interpret`].
+    /// a reply to a validation means is for [`validate::interpret_outcome`].
     ///
     /// # Errors
     /// Why there is no reply.
     pub async fn call(&self, call: &Call) -> Result<Reply, Error> {
         let deadline = Instant::now() + self.0.timeout;
         let access_token = self.access_token();
-        let bearer = access_token.bearer(deadline).await?;
+        let bearer = access_token.wait_for_bearer(deadline).await?;
         match self.call_with(call, &bearer, deadline).await {
             Err(Error::Credentials) => {
-                let bearer = access_token.renewed(&bearer, deadline).await?;
+                let bearer = access_token.wait_for_renewed(&bearer, deadline).await?;
                 self.call_with(call, &bearer, deadline).await
             }
             outcome => outcome,
@@ -247,7 +247,7 @@ impl Client {
         let mut request = self.0.transport.encode_request(call);
         request.headers_mut().insert(AUTHORIZATION, bearer.authorization().clone());
         let operation = call.operation();
-        let response = self.0.endpoint.send(request, operation.max_response_bytes());
+        let response = self.0.endpoint.send_request(request, operation.max_response_bytes());
         let response = timeout_at(deadline, response).await.unwrap_or(Err(Error::Timeout))?;
         self.0.transport.decode_response(operation, &response)
     }
@@ -258,17 +258,23 @@ const OTHER_REPLY: Error = Error::BrokenContract("the reply is to another call")
 impl Endpoint {
     /// Sends a request and reads the response to its end, up to this many bytes. There is no time limit but that of
     /// connecting.
-    async fn send(&self, mut request: Request<Bytes>, max_bytes: usize) -> Result<HttpResponse, Error> {
+    async fn send_request(
+        &self,
+        mut request: Request<Bytes>,
+        max_bytes: usize,
+    ) -> Result<HttpResponse, Error> {
         *request.uri_mut() = self.environment.absolute_uri(request.uri().path_and_query());
         request.headers_mut().insert(USER_AGENT, self.user_agent.clone());
-        let request = request.try_into().map_err(|error| self.failure.classify(error))?;
-        let response = self.http.execute(request).await.map_err(|error| self.failure.classify(error))?;
+        let request = request.try_into().map_err(|error| self.failure.classify_error(error))?;
+        let response =
+            self.http.execute(request).await.map_err(|error| self.failure.classify_error(error))?;
         HttpResponse::read(response.into(), max_bytes).await
     }
 
     async fn fetch_access_token(&self) -> Result<Grant, Error> {
         let credentials = (self.credentials)().map_err(Error::CredentialsUnreadable)?;
-        let response = self.send(oauth::encode_request(&credentials), oauth::MAX_RESPONSE_BYTES).await?;
+        let response =
+            self.send_request(oauth::encode_request(&credentials), oauth::MAX_RESPONSE_BYTES).await?;
         oauth::decode_response(&response)
     }
 }

@@ -37,17 +37,17 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
 }
 
 /// A string; `null` is `""`.
-pub(crate) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    null_as_default(from)
+pub(crate) fn read_string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    read_or_default(from)
 }
 
 /// A string that is not empty.
-pub(crate) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn read_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
 }
 
 /// The same for a field that nothing is decided by: a value of another type does not spoil the message.
-pub(crate) fn lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+pub(crate) fn read_lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(from)? {
         Value::String(text) if !text.is_empty() => Some(text),
         _ => None,
@@ -55,18 +55,21 @@ pub(crate) fn lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<
 }
 
 /// RFC 3339.
-pub(crate) fn timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    let parse = |text: String| timestamp::parse(&text).ok_or_else(|| D::Error::custom("not a timestamp"));
-    text(from)?.map(parse).transpose()
+pub(crate) fn read_timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let parse =
+        |text: String| timestamp::parse_rfc3339(&text).ok_or_else(|| D::Error::custom("not a timestamp"));
+    read_text(from)?.map(parse).transpose()
 }
 
 /// The same for a field that nothing is decided by.
-pub(crate) fn lenient_timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    Ok(lenient_text(from)?.and_then(|text| timestamp::parse(&text)))
+pub(crate) fn read_lenient_timestamp<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Timestamp>, D::Error> {
+    Ok(read_lenient_text(from)?.and_then(|text| timestamp::parse_rfc3339(&text)))
 }
 
 /// Any value; `null` is its default.
-pub(crate) fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
+pub(crate) fn read_or_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
@@ -75,18 +78,18 @@ where
 }
 
 /// A list of objects.
-pub(crate) fn objects<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+pub(crate) fn read_objects<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    let objects: Vec<Object<T>> = null_as_default(from)?;
+    let objects: Vec<Object<T>> = read_or_default(from)?;
     Ok(objects.into_iter().map(|Object(object)| object).collect())
 }
 
 /// Claims: a value that is not a string is taken as its JSON text.
-pub(crate) fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
-    let claims: BTreeMap<String, Value> = null_as_default(from)?;
+pub(crate) fn read_claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
+    let claims: BTreeMap<String, Value> = read_or_default(from)?;
     let text = |value| match value {
         Value::String(text) => text,
         other => other.to_string(),

@@ -41,7 +41,7 @@ impl NewToken {
     pub fn check(&self, now: Timestamp) -> Result<(), InvalidArgument> {
         check_scope(&self.organization_id, self.user_id.as_deref())?;
         if let Some(expiry) = self.expiry.filter(|expiry| *expiry <= now) {
-            return refuse("expiry", format!("{expiry} has passed; it should be in the future"));
+            return refuse_field("expiry", format!("{expiry} has passed; it should be in the future"));
         }
         check_claims(&self.custom_claims)?;
         check_description(self.description.as_deref())
@@ -57,7 +57,7 @@ impl TokenUpdate {
         if let Some(claims) = &self.custom_claims {
             if claims.is_empty() {
                 let problem = "Scalekit cannot take a key's last claim away; make a new key without it";
-                return refuse("custom_claims", problem);
+                return refuse_field("custom_claims", problem);
             }
             check_claims(claims)?;
         }
@@ -74,12 +74,12 @@ impl PageRequest {
         check_scope(&self.organization_id, self.user_id.as_deref())?;
         match self.page_size {
             None | Some(1..=MAX_PAGE_SIZE) => Ok(()),
-            Some(_) => refuse("page_size", format!("should be from 1 to {MAX_PAGE_SIZE}")),
+            Some(_) => refuse_field("page_size", format!("should be from 1 to {MAX_PAGE_SIZE}")),
         }
     }
 }
 
-fn refuse(field: &'static str, problem: impl Into<String>) -> Result<(), InvalidArgument> {
+fn refuse_field(field: &'static str, problem: impl Into<String>) -> Result<(), InvalidArgument> {
     Err(InvalidArgument { field, problem: problem.into() })
 }
 
@@ -88,11 +88,11 @@ fn check_scope(organization: &str, user: Option<&str>) -> Result<(), InvalidArgu
         let problem = format!(
             "should begin with {ORGANIZATION_PREFIX} and have at most {MAX_ORGANIZATION_ID} characters"
         );
-        return refuse("organization_id", problem);
+        return refuse_field("organization_id", problem);
     }
     // SECURITY: on the wire "" is the same as absent, so that a user's token would become the organization's.
     if user == Some("") {
-        return refuse("user_id", "is empty; leave it out where no user is meant");
+        return refuse_field("user_id", "is empty; leave it out where no user is meant");
     }
     Ok(())
 }
@@ -100,25 +100,28 @@ fn check_scope(organization: &str, user: Option<&str>) -> Result<(), InvalidArgu
 fn check_claims(claims: &Claims) -> Result<(), InvalidArgument> {
     let field = "custom_claims";
     if claims.len() > MAX_CLAIMS {
-        return refuse(field, format!("these are {}, and a key takes at most {MAX_CLAIMS}", claims.len()));
+        return refuse_field(
+            field,
+            format!("these are {}, and a key takes at most {MAX_CLAIMS}", claims.len()),
+        );
     }
     for (name, value) in claims {
         let (name_length, length) = (name.chars().count(), value.chars().count());
         if !(1..=MAX_CLAIM_NAME).contains(&name_length) {
             let problem =
                 format!("a name has {name_length} characters; it should have from 1 to {MAX_CLAIM_NAME}");
-            return refuse(field, problem);
+            return refuse_field(field, problem);
         }
         if length == 0 {
             let problem =
                 format!("{name:?} has no value; it should have from 1 to {MAX_CLAIM_VALUE} characters");
-            return refuse(field, problem);
+            return refuse_field(field, problem);
         }
         if length > MAX_CLAIM_VALUE {
             let problem = format!(
                 "{name:?} has a value of {length} characters; it should have from 1 to {MAX_CLAIM_VALUE}"
             );
-            return refuse(field, problem);
+            return refuse_field(field, problem);
         }
     }
     Ok(())
@@ -129,7 +132,7 @@ fn check_description(description: Option<&str>) -> Result<(), InvalidArgument> {
         0..=MAX_DESCRIPTION => Ok(()),
         length => {
             let problem = format!("has {length} characters; it should have at most {MAX_DESCRIPTION}");
-            refuse("description", problem)
+            refuse_field("description", problem)
         }
     }
 }

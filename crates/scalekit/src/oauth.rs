@@ -13,7 +13,7 @@ use crate::call::Permission;
 use crate::error::Error;
 use crate::json::Object;
 use crate::response::HttpResponse;
-use crate::wipe::wiped;
+use crate::wipe::wipe_on_drop;
 
 /// Where access tokens are fetched.
 pub const PATH: &str = "/oauth/token";
@@ -75,7 +75,7 @@ pub fn encode_request(credentials: &Credentials) -> Request<Bytes> {
         .append_pair("client_id", id)
         .append_pair("client_secret", secret)
         .finish();
-    let mut request = Request::new(wiped(form.into_bytes()));
+    let mut request = Request::new(wipe_on_drop(form.into_bytes()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(PATH);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(FORM));
@@ -128,16 +128,16 @@ pub fn encode_grant(grant: &Grant) -> HttpResponse {
         "expires_in": grant.lifetime.as_secs(),
         "scope": "openid",
     });
-    respond(200, &body)
+    json_response(200, &body)
 }
 
 /// For a server: writes why there is none (RFC 6749 section 5.2): 401 for `invalid_client`, 400 for every other `error`.
 pub fn encode_error(error: &str, description: &str) -> HttpResponse {
     let status = if error == "invalid_client" { 401 } else { 400 };
-    respond(status, &serde_json::json!({"error": error, "error_description": description}))
+    json_response(status, &serde_json::json!({"error": error, "error_description": description}))
 }
 
-fn respond(status: u16, body: &serde_json::Value) -> HttpResponse {
+fn json_response(status: u16, body: &serde_json::Value) -> HttpResponse {
     let mut response = HttpResponse::with_content(status, "application/json", body.to_string());
     response.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response

@@ -45,7 +45,7 @@ impl HttpResponse {
         let (mut content, mut trailers) = (BytesMut::new(), HeaderMap::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                Error::ConnectionLost(format!("the response broke off: {}", chain(&*error.into())))
+                Error::ConnectionLost(format!("the response broke off: {}", format_chain(&*error.into())))
             })?;
             match frame.into_data() {
                 Ok(data) if content.len() + data.len() > max_bytes => return Err(TOO_LARGE),
@@ -93,7 +93,7 @@ impl HttpResponse {
 }
 
 /// An error and its causes on one line. Causes that the text before already has are left out.
-pub(crate) fn chain(error: &(dyn StdError + 'static)) -> String {
+pub(crate) fn format_chain(error: &(dyn StdError + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {

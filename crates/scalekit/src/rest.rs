@@ -23,7 +23,7 @@ use crate::response::HttpResponse;
 use crate::status::{Code, Status};
 use crate::token::{Created, Page, PageRequest, Token, TokenUpdate};
 use crate::validate::is_presentable;
-use crate::wipe::wiped;
+use crate::wipe::wipe_on_drop;
 
 const TOKENS: &str = "/api/v1/tokens";
 const VALIDATE: &str = "/api/v1/tokens:validate";
@@ -41,10 +41,12 @@ const ERROR_INFO: &str = "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo";
 /// Writes a call as a request. Its target is a path and a query; where it goes and as whom is for the caller to add.
 pub fn encode_request(call: &Call) -> Request<Bytes> {
     match call {
-        Call::Create(new) => post(TOKENS, new),
-        Call::Validate(token) => post(VALIDATE, &TokenBody { token: token.expose_secret() }),
-        Call::Invalidate(token) => post(INVALIDATE, &TokenBody { token: token.expose_secret() }),
-        Call::Update(token, update) => post(UPDATE, &UpdateBody { token: token.expose_secret(), update }),
+        Call::Create(new) => post_request(TOKENS, new),
+        Call::Validate(token) => post_request(VALIDATE, &TokenBody { token: token.expose_secret() }),
+        Call::Invalidate(token) => post_request(INVALIDATE, &TokenBody { token: token.expose_secret() }),
+        Call::Update(token, update) => {
+            post_request(UPDATE, &UpdateBody { token: token.expose_secret(), update })
+        }
         Call::List(page) => {
             let mut request = Request::new(Bytes::new());
             *request.uri_mut() = page_uri(page);
@@ -53,7 +55,7 @@ pub fn encode_request(call: &Call) -> Request<Bytes> {
     }
 }
 
-/// Reads the response to a call. For a validation, [`validate::interpret`](crate::validate::interpret) says what it means
+/// Reads the response to a call. For a validation, [`validate::interpret_outcome`](crate::validate::interpret_outcome) says what it means
 /// for the token.
 ///
 /// # Errors
@@ -74,7 +76,7 @@ pub fn decode_response(operation: Operation, response: &HttpResponse) -> Result<
         (200, Operation::List) => known_page(decode_success(response)?).map(Reply::Page),
         (status @ (400 | 404 | 409), _) if response.is_json() => {
             let refusal = serde_json::from_slice::<Object<ErrorBody>>(&response.body).ok();
-            let refusal = refusal.and_then(|Object(body)| body.refusal(status));
+            let refusal = refusal.and_then(|Object(body)| body.to_refusal(status));
             Err(refusal.map_or_else(|| response.status_error(operation.permission()), Error::Refused))
         }
         _ => Err(response.status_error(operation.permission())),
@@ -114,14 +116,14 @@ pub(crate) fn known_page(mut page: Page) -> Result<Page, Error> {
     Ok(page)
 }
 
-fn post(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
+fn post_request(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
     // Structs of strings and maps of strings always have a form in JSON.
     // SECURITY: with room enough for most, so that no part of a token is left behind when the buffer grows.
     let mut content = Vec::with_capacity(CONTENT_BYTES);
     if serde_json::to_writer(&mut content, body).is_err() {
         content.clear();
     }
-    let mut request = Request::new(wiped(content));
+    let mut request = Request::new(wipe_on_drop(content));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(path);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
@@ -172,14 +174,14 @@ pub fn route_request(method: &Method, path: &str) -> Result<Operation, Status> {
 /// # Errors
 /// INVALID_ARGUMENT with the place of the mistake. The content is not repeated, as there may be a token in it.
 pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
-    let token = |body| parse::<TokenRequest>(body).map(|body| SecretString::from(body.token));
+    let token = |body| parse_body::<TokenRequest>(body).map(|body| SecretString::from(body.token));
     Ok(match operation {
-        Operation::Create => Call::Create(parse::<CreateBody>(body)?.into_new_token()?),
+        Operation::Create => Call::Create(parse_body::<CreateBody>(body)?.into_new_token()?),
         Operation::Validate => Call::Validate(token(body)?),
         Operation::Invalidate => Call::Invalidate(token(body)?),
         Operation::List => Call::List(parse_query(query.unwrap_or_default())?),
         Operation::Update => {
-            let body: UpdateRequest = parse(body)?;
+            let body: UpdateRequest = parse_body(body)?;
             let custom_claims = body.custom_claims.filter(|claims| !claims.is_empty());
             Call::Update(body.token.into(), TokenUpdate { custom_claims, description: body.description })
         }
@@ -190,12 +192,12 @@ pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) ->
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     match outcome {
         Ok(Reply::Created(created)) => {
-            let (token, token_info) = (created.token.expose_secret(), TokenJson::of(&created.info));
-            respond(201, &CreatedBody { token, token_id: token_info.token_id, token_info })
+            let (token, token_info) = (created.token.expose_secret(), TokenJson::new(&created.info));
+            json_response(201, &CreatedBody { token, token_id: token_info.token_id, token_info })
         }
-        Ok(Reply::Token(token)) => respond(200, &InfoBody { token_info: TokenJson::of(token) }),
-        Ok(Reply::Invalidated) => respond(200, &serde_json::json!({})),
-        Ok(Reply::Page(page)) => respond(200, &PageBody::of(page)),
+        Ok(Reply::Token(token)) => json_response(200, &InfoBody { token_info: TokenJson::new(token) }),
+        Ok(Reply::Invalidated) => json_response(200, &serde_json::json!({})),
+        Ok(Reply::Page(page)) => json_response(200, &PageBody::new(page)),
         Err(status) => encode_refusal(status.code.http_status(), status),
     }
 }
@@ -217,16 +219,16 @@ pub fn encode_refusal(http_status: u16, status: &Status) -> HttpResponse {
     let details = if status.has_error_info { vec![info] } else { Vec::new() };
     let body =
         serde_json::json!({"code": status.code.number(), "message": status.message, "details": details});
-    respond(http_status, &body)
+    json_response(http_status, &body)
 }
 
-fn respond(status: u16, body: &impl Serialize) -> HttpResponse {
+fn json_response(status: u16, body: &impl Serialize) -> HttpResponse {
     // Strings, numbers, lists and maps of strings always have a form in JSON.
     HttpResponse::with_content(status, JSON, serde_json::to_vec(body).unwrap_or_default())
 }
 
 /// Parses a request's content; none is an empty message.
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Status> {
+fn parse_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Status> {
     let body = if body.is_empty() { b"{}" } else { body };
     let parsed = serde_json::from_slice(body).map(|Object(body)| body);
     parsed.map_err(|error| {

@@ -19,40 +19,40 @@ pub type Claims = BTreeMap<String, String>;
 pub struct Token {
     /// Names the token (`apit_…`). It is no secret, and must never be accepted in place of the token. Only a response to
     /// a validation may leave it out, and then it is empty.
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub token_id: String,
     /// The organization that the token belongs to; never empty in what this crate returns.
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub organization_id: String,
     /// The customer's own id of that organization.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub organization_external_id: Option<String>,
     /// The user that the token belongs to; none for a token of the organization.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub user_id: Option<String>,
     /// The customer's own id of that user.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub user_external_id: Option<String>,
     /// The user's e-mail address. A value that is not text is taken for absent.
-    #[serde(default, deserialize_with = "json::lenient_text")]
+    #[serde(default, deserialize_with = "json::read_lenient_text")]
     pub email: Option<String>,
     /// The user's roles, where the environment uses roles.
-    #[serde(default, deserialize_with = "json::null_as_default")]
+    #[serde(default, deserialize_with = "json::read_or_default")]
     pub roles: Vec<String>,
     /// The claims. A value that is not a string is taken as its JSON text.
-    #[serde(default, deserialize_with = "json::claims")]
+    #[serde(default, deserialize_with = "json::read_claims")]
     pub custom_claims: Claims,
     /// What the token is for. A value that is not text is taken for absent.
-    #[serde(default, deserialize_with = "json::lenient_text")]
+    #[serde(default, deserialize_with = "json::read_lenient_text")]
     pub description: Option<String>,
     /// The last 4 characters of the token.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub token_suffix: Option<String>,
     /// When the token was made. A value that is not a timestamp is taken for absent.
-    #[serde(default, deserialize_with = "json::lenient_timestamp")]
+    #[serde(default, deserialize_with = "json::read_lenient_timestamp")]
     pub created_at: Option<Timestamp>,
     /// The first moment at which the token is no longer valid; `None`: never. The year 9999 is such a moment too.
-    #[serde(default, deserialize_with = "json::timestamp")]
+    #[serde(default, deserialize_with = "json::read_timestamp")]
     pub expiry: Option<Timestamp>,
 }
 
@@ -113,15 +113,15 @@ pub struct PageRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Page {
     /// The tokens.
-    #[serde(default, deserialize_with = "json::objects")]
+    #[serde(default, deserialize_with = "json::read_objects")]
     pub tokens: Vec<Token>,
     /// How many there are on all pages.
-    #[serde(default, deserialize_with = "json::null_as_default")]
+    #[serde(default, deserialize_with = "json::read_or_default")]
     pub total_count: i64,
     /// Names the next page.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub next_page_token: Option<String>,
     /// Names the previous page.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub prev_page_token: Option<String>,
 }

@@ -25,20 +25,20 @@ pub async fn open_tunnel<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed = |error: std::io::Error| unreachable(proxy, &error.to_string());
+    let failed = |error: std::io::Error| unreachable_error(proxy, &error.to_string());
     stream.write_all(&encode_connect(proxy, environment, user_agent)).await.map_err(failed)?;
     stream.flush().await.map_err(failed)?;
     let mut head = Vec::with_capacity(512);
     loop {
         if head.len() >= MAX_HEAD_BYTES {
-            return Err(refused(proxy, None));
+            return Err(refused_error(proxy, None));
         }
         if stream.read_buf(&mut head).await.map_err(failed)? == 0 {
-            return Err(unreachable(proxy, "it closed the connection"));
+            return Err(unreachable_error(proxy, "it closed the connection"));
         }
         if let Some(length) = decode_connect(proxy, &head)? {
             // SECURITY: in TLS the client speaks first. What comes before would be the proxy's, and taken for the server's.
-            return if length == head.len() { Ok(()) } else { Err(refused(proxy, None)) };
+            return if length == head.len() { Ok(()) } else { Err(refused_error(proxy, None)) };
         }
     }
 }
@@ -69,15 +69,15 @@ pub fn decode_connect(proxy: &ProxyServer, head: &[u8]) -> Result<Option<usize>,
     match response.parse(head) {
         Ok(Status::Partial) => Ok(None),
         Ok(Status::Complete(length)) if matches!(response.code, Some(200..=299)) => Ok(Some(length)),
-        Ok(Status::Complete(_)) => Err(refused(proxy, response.code)),
-        Err(_) => Err(refused(proxy, None)),
+        Ok(Status::Complete(_)) => Err(refused_error(proxy, response.code)),
+        Err(_) => Err(refused_error(proxy, None)),
     }
 }
 
-fn refused(proxy: &ProxyServer, status: Option<u16>) -> Error {
+fn refused_error(proxy: &ProxyServer, status: Option<u16>) -> Error {
     Error::ProxyRefused { proxy: proxy.address(), status }
 }
 
-fn unreachable(proxy: &ProxyServer, reason: &str) -> Error {
+fn unreachable_error(proxy: &ProxyServer, reason: &str) -> Error {
     Error::ProxyUnreachable { proxy: proxy.address(), reason: reason.to_owned() }
 }

@@ -85,13 +85,13 @@ pub(crate) fn is_presentable(token: &str) -> bool {
 ///
 /// # Errors
 /// Why nothing is known about the token; see the table above.
-pub fn interpret(
+pub fn interpret_outcome(
     presented: Presented<'_>,
     outcome: Result<Reply, Error>,
     now: Timestamp,
 ) -> Result<Validation, Error> {
     match outcome {
-        Ok(Reply::Token(token)) => match contradiction(presented, &token, now) {
+        Ok(Reply::Token(token)) => match find_contradiction(presented, &token, now) {
             None => Ok(Validation::Valid(token)),
             Some(contradiction) => Err(Error::BrokenContract(contradiction)),
         },
@@ -107,7 +107,7 @@ pub fn interpret(
 }
 
 /// What in a token that is called valid contradicts that.
-fn contradiction(presented: Presented<'_>, token: &Token, now: Timestamp) -> Option<&'static str> {
+fn find_contradiction(presented: Presented<'_>, token: &Token, now: Timestamp) -> Option<&'static str> {
     if token.organization_id.is_empty() {
         return Some("a valid token without organization_id");
     }

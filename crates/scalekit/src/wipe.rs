@@ -4,6 +4,6 @@ use bytes::Bytes;
 use secrecy::zeroize::Zeroizing;
 
 /// The content, overwritten when the last of those who send it has dropped it.
-pub(crate) fn wiped(content: Vec<u8>) -> Bytes {
+pub(crate) fn wipe_on_drop(content: Vec<u8>) -> Bytes {
     Bytes::from_owner(Zeroizing::new(content))
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::config::{self, Environment};
 
 fn environment() -> Environment {
-    Environment::of([
+    Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com"),
         ("SCALEKIT_CLIENT_ID", "skc_1"),
         ("SCALEKIT_CLIENT_SECRET", "not-a-real-secret"),

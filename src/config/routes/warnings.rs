@@ -7,7 +7,7 @@ use crate::policy::Requirement;
 use crate::route::{Auth, Pattern, Route};
 
 /// Adds the warnings about routes; `numbers` are their places in the file.
-pub(super) fn warn(numbers: &[usize], routes: &[Route], place: &Place<'_>) {
+pub(super) fn warn_of_routes(numbers: &[usize], routes: &[Route], place: &Place<'_>) {
     let all: Vec<Numbered<'_>> =
         zip(numbers, routes).map(|(&number, route)| Numbered { number, route }).collect();
     warn_of_loose_hosts(&all, place);
@@ -46,7 +46,7 @@ fn warn_of_loose_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
                 && asks_less(with_host, route)
         };
         for Numbered { number: strict, route } in all.iter().filter(|other| around(other.route)) {
-            place.warn(format!(
+            place.add_warning(format!(
                 "routes[{wide}] lets callers who name the host {host} reach {} without what routes[{strict}] asks; give \
                  routes[{strict}] the same host as well, or neither of them one",
                 route.pattern
@@ -69,7 +69,7 @@ fn warn_of_strict_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
             && is_same_service(other, route)
             && asks_less(other, route)
         {
-            place.warn(format!(
+            place.add_warning(format!(
                 "routes[{loose}] lets callers who name any host but {host} reach {} without what routes[{strict}] asks; give \
                  routes[{loose}] a host as well, or neither of them one",
                 route.pattern
@@ -97,7 +97,7 @@ fn warn_of_strict_exact_routes(all: &[Numbered<'_>], place: &Place<'_>) {
             && is_same_service(other, route)
             && asks_less(other, route)
         {
-            place.warn(format!(
+            place.add_warning(format!(
                 "routes[{loose}] takes {path}.json and the like without what routes[{strict}] asks for {path}: make sure that \
                  the service does not answer a path with a suffix as the path without (Rails does), or let \
                  routes[{loose}] ask for as much"
@@ -120,7 +120,7 @@ fn warn_of_similar_paths(all: &[Numbered<'_>], place: &Place<'_>) {
                 && !(other.route.auth.asks_same(&route.auth) && is_same_service(other.route, route))
         };
         if let Some(Numbered { number: first, route: other }) = all[..at].iter().find(refused) {
-            place.warn(format!(
+            place.add_warning(format!(
                 "requests for {} are refused as ambiguous: routes[{first}] has {}, and many services take both for one path; \
                  let both ask for the same, or, where letter case alone differs and the service tells it apart, set \
                  case_sensitive_paths = true in its [upstreams] section (routes[{second}])",

@@ -57,13 +57,15 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         ("SCALEKIT_CLIENT_SECRET_FILE", "should be the path of a file that holds it"),
         ("SCALEKIT_ENVIRONMENT_URL", "should be a URL"),
     ] {
-        let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::of([(name, "hunter2")]));
+        let found =
+            parse(&format!("version = 1\n{REST}"), "f", &Environment::from_pairs([(name, "hunter2")]));
         let found = found.unwrap_err().to_string();
         assert!(found.contains(&format!("f: {name}: {expected}")) && !found.contains("hunter2"), "{found}");
     }
     let secret = [("SCALEKIT_CLIENT_SECRET", "hunter2 hunter2"), ("SCALEKIT_CLIENT_ID", "hunter2\n")];
-    let found =
-        parse(&format!("version = 1\n{REST}"), "f", &Environment::of(secret)).unwrap_err().to_string();
+    let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::from_pairs(secret))
+        .unwrap_err()
+        .to_string();
     assert!(
         found.contains("f: SCALEKIT_CLIENT_SECRET: has white space") && !found.contains("hunter2"),
         "{found}"
@@ -91,7 +93,7 @@ fn scalekit_proxy_comes_before_the_environment_variables() {
             ("no_proxy", no_proxy),
         ];
         let text = format!("version = 1\n[scalekit]\n{line}\n{REST}");
-        let config = parse(&text, "f", &Environment::of(variables));
+        let config = parse(&text, "f", &Environment::from_pairs(variables));
         config
             .map(|config| config.scalekit.proxy.map(|proxy| proxy.url()))
             .map_err(|problems| problems.to_string())
@@ -141,7 +143,7 @@ fn the_environment_comes_before_the_file_and_a_file_before_nothing() {
         ("SCALEKIT_CLIENT_SECRET", ""),
         ("SCALEKIT_CLIENT_SECRET_FILE", &*other),
     ];
-    let with_file = read(&Environment::of(empty));
+    let with_file = read(&Environment::from_pairs(empty));
     assert_eq!(with_file.client_id.read().unwrap().expose(), "from-a-file");
     assert_eq!(with_file.client_secret.read().unwrap().expose(), "another");
 }
@@ -190,7 +192,7 @@ fn a_file_can_be_looked_at_where_nothing_is_known_of_scalekit() {
 #[test]
 fn only_a_loopback_environment_may_be_in_clear_text() {
     let url = |url| {
-        let environment = Environment::of([
+        let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", url),
             ("SCALEKIT_CLIENT_ID", "a"),
             ("SCALEKIT_CLIENT_SECRET", "b"),

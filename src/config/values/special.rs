@@ -12,7 +12,7 @@ use crate::config::parse_duration;
 pub(in crate::config) struct Version;
 
 impl Scalar for Version {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "1".to_owned()
     }
 
@@ -21,7 +21,7 @@ impl Scalar for Version {
         Some((number == 1).then_some(Self).ok_or_else(problem))
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "const": 1 })
     }
 }
@@ -36,7 +36,7 @@ pub(in crate::config) enum BadKeys {
 type BadKeysNumber = Number<0, 1_000_000>;
 
 impl Scalar for BadKeys {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "\"auto\" or a whole number".to_owned()
     }
 
@@ -49,8 +49,8 @@ impl Scalar for BadKeys {
         Some((text == "auto").then_some(Self::Auto).ok_or_else(problem))
     }
 
-    fn schema() -> Schema {
-        json_schema!({ "anyOf": [{ "const": "auto" }, BadKeysNumber::schema()] })
+    fn make_schema() -> Schema {
+        json_schema!({ "anyOf": [{ "const": "auto" }, BadKeysNumber::make_schema()] })
     }
 
     fn to_json(&self) -> Json {
@@ -65,20 +65,20 @@ impl Scalar for BadKeys {
 pub(in crate::config) struct Lifetime(pub(in crate::config) Duration);
 
 impl Scalar for Lifetime {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "a duration in quotes, such as \"90d\"".to_owned()
     }
 
     fn from_text(text: &str) -> Option<Result<Self, String>> {
         let range = DAY / 24..=3660 * DAY;
         Some(match parse_duration(text) {
-            None => Err(format!("should be {}", Self::describe())),
+            None => Err(format!("should be {}", Self::describe_type())),
             Some(given) if range.contains(&given) => Ok(Self(given)),
             Some(_) => Err("should be from \"1h\" to \"3660d\"".to_owned()),
         })
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "string", "pattern": DURATION_PATTERN })
     }
 }
@@ -87,7 +87,7 @@ impl Scalar for Lifetime {
 pub(in crate::config) struct SocketMode(pub(in crate::config) u32);
 
 impl Scalar for SocketMode {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "the mode of the socket in quotes, \"0600\" or \"0660\"".to_owned()
     }
 
@@ -95,11 +95,11 @@ impl Scalar for SocketMode {
         Some(match text {
             "0600" | "600" => Ok(Self(0o600)),
             "0660" | "660" => Ok(Self(0o660)),
-            _ => Err(format!("should be {}: nobody else may manage keys", Self::describe())),
+            _ => Err(format!("should be {}: nobody else may manage keys", Self::describe_type())),
         })
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "string", "enum": ["0600", "0660", "600", "660"] })
     }
 

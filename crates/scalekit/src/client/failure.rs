@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::io;
 
 use crate::error::Error;
-use crate::response::chain;
+use crate::response::format_chain;
 
 /// Classifies failures of a client that goes through this proxy, or none.
 pub(super) struct Failure {
@@ -17,7 +17,7 @@ impl Failure {
         Self { proxy }
     }
 
-    pub(super) fn classify(&self, error: reqwest::Error) -> Error {
+    pub(super) fn classify_error(&self, error: reqwest::Error) -> Error {
         // SECURITY: a URL may have a page token or an organization in its query.
         let error = error.without_url();
         let causes =
@@ -35,8 +35,8 @@ impl Failure {
                 Error::Unreachable(format!("no connection through the proxy {proxy} in time"))
             }
             (true, true, None) => Error::Unreachable("no connection in time".to_owned()),
-            (true, false, _) => Error::Unreachable(chain(&error)),
-            (false, ..) => Error::ConnectionLost(chain(&error)),
+            (true, false, _) => Error::Unreachable(format_chain(&error)),
+            (false, ..) => Error::ConnectionLost(format_chain(&error)),
         }
     }
 }
@@ -53,9 +53,10 @@ fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> 
         "unexpected end of file" => {
             Error::ProxyUnreachable { proxy, reason: "it closed the connection".to_owned() }
         }
-        _ => {
-            Error::ProxyUnreachable { proxy, reason: cause.source().map_or_else(|| reason.to_owned(), chain) }
-        }
+        _ => Error::ProxyUnreachable {
+            proxy,
+            reason: cause.source().map_or_else(|| reason.to_owned(), format_chain),
+        },
     })
 }
 

@@ -7,7 +7,7 @@ use crate::proto;
 use crate::status::Status;
 use crate::token::{NewToken, PageRequest, Token};
 
-pub(super) fn optional(text: String) -> Option<String> {
+pub(super) fn non_empty(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
@@ -21,14 +21,14 @@ impl TryFrom<proto::Token> for Token {
         Ok(Self {
             token_id: token.token_id,
             organization_id: token.organization_id,
-            organization_external_id: optional(token.organization_external_id),
-            user_id: token.user_id.and_then(optional),
-            user_external_id: token.user_external_id.and_then(optional),
-            email: token.email.and_then(optional),
+            organization_external_id: non_empty(token.organization_external_id),
+            user_id: token.user_id.and_then(non_empty),
+            user_external_id: token.user_external_id.and_then(non_empty),
+            email: token.email.and_then(non_empty),
             roles: token.roles,
             custom_claims: token.custom_claims,
-            description: token.description.and_then(optional),
-            token_suffix: optional(token.token_suffix),
+            description: token.description.and_then(non_empty),
+            token_suffix: non_empty(token.token_suffix),
             created_at: token.created_at.and_then(|created| created.to_jiff()),
             expiry: expiry.transpose()?,
         })
@@ -76,10 +76,10 @@ impl TryFrom<proto::CreateToken> for NewToken {
         });
         Ok(Self {
             organization_id: token.organization_id,
-            user_id: optional(token.user_id),
+            user_id: non_empty(token.user_id),
             custom_claims: token.custom_claims,
             expiry: expiry.transpose()?,
-            description: optional(token.description),
+            description: non_empty(token.description),
         })
     }
 }

@@ -19,7 +19,7 @@ pub(super) struct ErrorBody {
 
 impl ErrorBody {
     /// Scalekit's refusal, unless it is a response of something else.
-    pub(super) fn refusal(&self, status: u16) -> Option<Refusal> {
+    pub(super) fn to_refusal(&self, status: u16) -> Option<Refusal> {
         let code = Code::from_number(self.code?).filter(|code| code.http_status() == status)?;
         let message = self.message.as_deref().unwrap_or_default();
         // A gateway writes this for a path that it does not know: NOT_FOUND, but without Scalekit's ErrorInfo.
@@ -37,7 +37,7 @@ pub(super) struct TokenBody<'a> {
 
 #[derive(Deserialize)]
 pub(super) struct TokenRequest {
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub(super) token: String,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct UpdateBody<'a> {
 
 #[derive(Deserialize)]
 pub(super) struct UpdateRequest {
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub(super) token: String,
     #[serde(alias = "customClaims")]
     pub(super) custom_claims: Option<Claims>,
@@ -59,15 +59,15 @@ pub(super) struct UpdateRequest {
 
 #[derive(Deserialize)]
 pub(super) struct CreateBody {
-    #[serde(default, alias = "organizationId", deserialize_with = "json::string")]
+    #[serde(default, alias = "organizationId", deserialize_with = "json::read_string")]
     pub(super) organization_id: String,
-    #[serde(default, alias = "userId", deserialize_with = "json::text")]
+    #[serde(default, alias = "userId", deserialize_with = "json::read_text")]
     pub(super) user_id: Option<String>,
-    #[serde(default, alias = "customClaims", deserialize_with = "json::null_as_default")]
+    #[serde(default, alias = "customClaims", deserialize_with = "json::read_or_default")]
     pub(super) custom_claims: Claims,
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub(super) expiry: Option<String>,
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub(super) description: Option<String>,
 }
 
@@ -75,7 +75,7 @@ impl CreateBody {
     pub(super) fn into_new_token(self) -> Result<NewToken, Status> {
         let expiry = self.expiry.map(|text| {
             let rule = "value is not a time such as 2026-12-01T00:00:00Z";
-            timestamp::parse(&text).ok_or_else(|| Status::invalid_field("expiry", "timestamp", rule))
+            timestamp::parse_rfc3339(&text).ok_or_else(|| Status::invalid_field("expiry", "timestamp", rule))
         });
         Ok(NewToken {
             organization_id: self.organization_id,
@@ -89,7 +89,7 @@ impl CreateBody {
 
 #[derive(Deserialize)]
 pub(super) struct CreatedInfo {
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub(super) token: String,
     pub(super) token_info: Option<Object<Token>>,
 }
@@ -120,9 +120,9 @@ pub(super) struct PageBody<'a> {
 }
 
 impl<'a> PageBody<'a> {
-    pub(super) fn of(page: &'a Page) -> Self {
+    pub(super) fn new(page: &'a Page) -> Self {
         Self {
-            tokens: page.tokens.iter().map(TokenJson::of).collect(),
+            tokens: page.tokens.iter().map(TokenJson::new).collect(),
             total_count: page.total_count,
             next_page_token: page.next_page_token.as_deref().unwrap_or_default(),
             prev_page_token: page.prev_page_token.as_deref().unwrap_or_default(),
@@ -150,7 +150,7 @@ pub(super) struct TokenJson<'a> {
 }
 
 impl<'a> TokenJson<'a> {
-    pub(super) fn of(token: &'a Token) -> Self {
+    pub(super) fn new(token: &'a Token) -> Self {
         let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
         Self {
             token_id: &token.token_id,
@@ -159,8 +159,8 @@ impl<'a> TokenJson<'a> {
             user_id: text(&token.user_id),
             user_external_id: text(&token.user_external_id),
             custom_claims: &token.custom_claims,
-            expiry: token.expiry.map(timestamp::format),
-            created_at: token.created_at.map(timestamp::format),
+            expiry: token.expiry.map(timestamp::format_rfc3339),
+            created_at: token.created_at.map(timestamp::format_rfc3339),
             description: text(&token.description),
             token_suffix: text(&token.token_suffix),
             email: text(&token.email),
