@@ -1,5 +1,5 @@
-//! Who a key speaks for, and the headers that say so to the upstream. A caller can never set one of them, and a value
-//! from Scalekit can never become anything but the value of its own header.
+//! The identity of a key, and the headers that carry it to the upstream. A client can never set one of them, and a value from
+//! Scalekit can never become anything but the value of its own header.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use hyper::header::{HeaderName, HeaderValue};
 
 use crate::rejection::Rejection;
 
-/// What Scalekit says of a valid key (contract section 2, `Token`). Empty strings there are absent here.
+/// What Scalekit states about a valid key (contract section 2, `Token`). Empty strings there are `None` here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// `organization_id`: visible ASCII, never empty.
@@ -21,23 +21,23 @@ pub struct Identity {
     pub user_id: Option<HeaderValue>,
     /// `user_external_id`: free text.
     pub user_external_id: Option<String>,
-    /// `roles`: free text each.
+    /// `roles`: each is free text.
     pub roles: Vec<String>,
     /// `token_id`: visible ASCII. An identifier, not a secret.
     pub token_id: Option<HeaderValue>,
     /// `custom_claims`: names and values are free text.
     pub claims: BTreeMap<String, String>,
-    /// `expiry`; without one the key never expires.
+    /// `expiry`; `None` if the key never expires.
     pub expiry: Option<SystemTime>,
 }
 
-/// A value for an id header, which is never encoded. `None` unless it is visible ASCII and not empty.
+/// Parses an id for its header, in which ids are never encoded. `None` if it is empty or not visible ASCII.
 pub fn parse_id(value: &str) -> Option<HeaderValue> {
     let visible = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
     visible.then(|| HeaderValue::from_str(value).ok()).flatten()
 }
 
-/// The names of the headers and the choice of claims.
+/// `[identity]`: the names of the headers and the claims that are forwarded.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Default `X-Org-Id`.
@@ -54,11 +54,11 @@ pub struct Settings {
     pub token_id: HeaderName,
     /// Default `x-claim-`, in lower case.
     pub claim_prefix: String,
-    /// The claims that are passed on; `None` for all of them.
+    /// The claims that are forwarded; `None` for all.
     pub claims: Option<Vec<String>>,
     /// IdentityHeaders given to single claims; each name begins with `claim_prefix`.
     pub claim_headers: BTreeMap<String, HeaderName>,
-    /// The most that names and values may take together, in bytes.
+    /// Maximum size of all names and values together, in bytes.
     pub max_bytes: usize,
 }
 
@@ -92,7 +92,7 @@ impl Default for Settings {
     }
 }
 
-/// Removes what callers claim to be, and sets who they are.
+/// The identity headers: removed from every request, and set from its identity.
 #[derive(Debug)]
 pub struct IdentityHeaders {
     settings: Settings,
@@ -100,16 +100,16 @@ pub struct IdentityHeaders {
     prefixes: Vec<Box<[u8]>>,
 }
 
-/// Why headers cannot carry an identity.
+/// Why the headers cannot carry an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misfit {
-    /// Names and values take more than `max_bytes`.
+    /// Names and values exceed `max_bytes`.
     TooLarge,
     /// Two claims of the key would share a header.
     SharedHeader {
         /// The header.
         header: HeaderName,
-        /// The names of the claims, in order: two or more.
+        /// The names of the claims, in order; at least two.
         claims: Vec<String>,
     },
 }
@@ -124,7 +124,7 @@ impl From<Misfit> for Rejection {
 }
 
 impl IdentityHeaders {
-    /// Owns the configured names and, always, the default ones.
+    /// Owns the configured names and always also the default ones.
     pub fn new(settings: Settings) -> Self {
         let configured = [
             &settings.org_id,
@@ -144,21 +144,21 @@ impl IdentityHeaders {
         Self { settings, names, prefixes }
     }
 
-    /// Whether the backend could read this name as one of ours. CGI, WSGI, PHP and others fold every character that
-    /// is not a letter or digit into one, so that `X_Org.Id` is `X-Org-Id` to them.
+    /// Whether the upstream could read this name as that of an identity header. CGI, WSGI, PHP and others replace every character
+    /// that is not a letter or digit by the same one, so that `X_Org.Id` is `X-Org-Id` to them.
     pub fn owns_name(&self, name: &str) -> bool {
         let folds_to = |owned: &[u8], name: &str| fold_name(name).eq(owned.iter().copied());
         self.names.iter().any(|owned| owned.len() == name.len() && folds_to(owned, name))
             || self.prefixes.iter().any(|prefix| {
-                // SECURITY: the bare `X-Claim` is a claim too, once a backend has trimmed the separator.
+                // SECURITY: `X-Claim` itself is included, as an upstream may trim the separator.
                 name.len() >= prefix.len() - 1
                     && fold_name(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
             })
     }
 
-    /// Removes every header, or trailer, that is ours to set. Gives the number removed.
+    /// Removes every identity header from headers or trailers, in any spelling. Returns the number of names removed.
     pub fn strip(&self, headers: &mut HeaderMap) -> usize {
-        // `keys` gives each name once, and in the common case none is ours: no allocation then.
+        // `keys` yields each name once. Usually none is owned, and nothing is allocated.
         let owned: Vec<HeaderName> =
             headers.keys().filter(|name| self.owns_name(name.as_str())).cloned().collect();
         for name in &owned {
@@ -170,7 +170,7 @@ impl IdentityHeaders {
     /// Sets the identity. `headers` must have been stripped.
     ///
     /// # Errors
-    /// When it is too large or two claims would share a header; then nothing is forwarded, as nothing is ever cut.
+    /// When the identity is too large, or two claims would share a header. An identity is never cut.
     pub fn set(&self, identity: &Identity, headers: &mut HeaderMap) -> Result<(), Misfit> {
         let settings = &self.settings;
         let claims = self.select_claims(&identity.claims)?;
@@ -202,7 +202,7 @@ impl IdentityHeaders {
         Ok(())
     }
 
-    /// The claims to pass on, each with a header of its own.
+    /// The claims to forward, each with a header of its own.
     fn select_claims<'a>(
         &self,
         claims: &'a BTreeMap<String, String>,
@@ -214,7 +214,7 @@ impl IdentityHeaders {
             .map(|(name, value)| Some((self.claim_header(name)?, value.as_str())))
             .collect::<Option<_>>()
             .ok_or(Misfit::TooLarge)?;
-        // SECURITY: leaving out both would let whoever can add a claim take away another, which may restrict the key.
+        // SECURITY: if both were left out, adding a claim could remove another claim that restricts the key.
         let shared =
             named.iter().enumerate().find(|(at, (name, _))| named[..*at].iter().any(|(own, _)| own == name));
         match shared {
@@ -228,7 +228,7 @@ impl IdentityHeaders {
         }
     }
 
-    /// The header of a claim. `None` only for a name too long for HTTP, which Scalekit does not allow.
+    /// The header of a claim. `None` only for a name that is too long for HTTP, which Scalekit does not allow.
     pub fn claim_header(&self, claim: &str) -> Option<HeaderName> {
         if let Some(name) = self.settings.claim_headers.get(claim) {
             return Some(name.clone());
@@ -244,7 +244,7 @@ impl IdentityHeaders {
         HeaderName::try_from(name).ok()
     }
 
-    /// The names that a request of this route can carry, for people.
+    /// The names of all headers but those of claims, for display.
     pub fn header_names(&self) -> [&HeaderName; 6] {
         let settings = &self.settings;
         [
@@ -257,7 +257,7 @@ impl IdentityHeaders {
         ]
     }
 
-    /// What precedes the name of a claim.
+    /// The prefix of the headers of claims.
     pub fn claim_prefix(&self) -> &str {
         &self.settings.claim_prefix
     }
@@ -278,15 +278,15 @@ fn join_roles(roles: &[String]) -> Result<HeaderValue, Misfit> {
     HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
-/// Free text as a header value, which one percent-decode turns back into the text. The error cannot happen: what
-/// `encode` writes is printable ASCII.
+/// Encodes free text as a header value from which one percent-decoding restores the text. The error cannot happen, because
+/// `push_encoded` writes printable ASCII only.
 fn encode_text(text: &str) -> Result<HeaderValue, Misfit> {
     let mut value = String::with_capacity(text.len());
     push_encoded(text, false, &mut value);
     HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
-/// Printable ASCII passes, but for `%`, spaces at either end, and, in a list, the comma.
+/// Percent-encodes everything but printable ASCII, and also `%`, spaces at either end and, in a list, commas.
 fn push_encoded(text: &str, in_list: bool, out: &mut String) {
     let bytes = text.as_bytes();
     let first = bytes.iter().position(|&byte| byte != b' ').unwrap_or(bytes.len());

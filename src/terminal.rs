@@ -1,10 +1,10 @@
-//! Characters that a terminal acts on instead of showing them, and text without them.
+//! Escapes characters that a terminal interprets instead of displaying.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal or log viewer interprets the character instead of printing it: controls (C0, DEL, C1), line and paragraph
-/// separators, and marks that change the direction of the text behind them, which could make one id look like another.
+/// Whether a terminal or log viewer interprets the character instead of displaying it: control characters (C0, DEL, C1), line and
+/// paragraph separators, and marks that change the direction of text, which could make one id look like another.
 pub fn is_terminal_control(char: char) -> bool {
     let is_mark = matches!(
         char,
@@ -13,7 +13,7 @@ pub fn is_terminal_control(char: char) -> bool {
     char.is_control() || is_mark
 }
 
-/// The text with each such character as in JSON, `\u001b`, but for those in `kept`.
+/// Writes each such character as in JSON (`\u001b`), except those in `kept`.
 pub fn escape_controls<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
     let is_escaped = |char: char| is_terminal_control(char) && !kept.contains(&char);
     if !text.contains(is_escaped) {
@@ -22,7 +22,7 @@ pub fn escape_controls<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
     let mut out = String::with_capacity(text.len() + 16);
     for char in text.chars() {
         if is_escaped(char) {
-            // All of them have four digits. Writing to a String cannot fail.
+            // Four hexadecimal digits are enough for all of them. Writing to a String cannot fail.
             let _ = write!(out, "\\u{:04x}", u32::from(char));
         } else {
             out.push(char);

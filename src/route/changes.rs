@@ -1,5 +1,5 @@
-//! What a new route table changes for callers: routes that are gone, opened, or ask for less. Only what a reload needs to
-//! warn about and to wait for; a route that asks for more is no change here.
+//! The changes between two route tables that a reload warns about and delays: routes that are dropped, opened, added or require
+//! less. A route that requires more is not reported.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,29 +10,29 @@ use hyper::Method;
 use super::{Auth, Pattern, Route, RouteTable};
 use crate::policy::{Requirement, Scope};
 
-/// How a route differs.
+/// How a route has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// It is gone, for some of its methods at least. Its requests are refused, or another route takes them.
+    /// It no longer exists, or not for all of its methods. Its requests are refused, or matched by another route.
     Dropped,
-    /// Requests that needed a key, or were refused, pass without one.
+    /// Requests that required a key, or were refused, are forwarded without one.
     Opened,
-    /// It asks for less than before.
+    /// It requires less than before.
     Loosened,
-    /// It asks for a key where requests were refused before.
+    /// It requires a key for requests that were refused before.
     Added,
 }
 
 /// One difference between two route tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// How it differs.
+    /// How the route has changed.
     pub kind: Kind,
     /// The label of the route: the old one of a dropped route, the new one otherwise.
     pub route: Arc<str>,
-    /// What was asked for before.
+    /// What was required before.
     pub from: String,
-    /// What is asked for now.
+    /// What is required now.
     pub to: String,
 }
 
@@ -48,8 +48,8 @@ impl fmt::Display for Change {
     }
 }
 
-/// The routes that `after` drops, opens, loosens or adds. Compared by host, path and method, not by label, and as requests
-/// meet them: a new route within an older, stricter one loosens that.
+/// Lists the routes that `after` drops, opens, loosens or adds. Routes are compared by host, path and method, not by label, and
+/// by their effect on requests: a new route within an older one that requires more counts as loosened.
 pub fn compare_tables(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     let changed = |own: &RouteTable, other: &RouteTable| -> Vec<Route> {
         own.routes()
@@ -60,14 +60,14 @@ pub fn compare_tables(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     };
     let differing = [changed(before, after), changed(after, before)].concat();
     let tables = || before.routes().iter().chain(after.routes());
-    // Every method that a route names, and one that none names.
+    // Every method that a route names, and `None` for all others.
     let named: BTreeSet<&str> =
         tables().flat_map(|route| route.methods.iter().flatten()).map(Method::as_str).collect();
     let methods: Vec<Option<&str>> = named.into_iter().map(Some).chain([None]).collect();
     let mut changes: Vec<Change> = Vec::new();
     let mut seen = BTreeSet::new();
     for route in &differing {
-        // A place that a differing route takes from another one is a place that may have changed.
+        // A differing route may also change the result for the more specific patterns that it covers.
         for place in tables().filter(|place| route.pattern.covers(&place.pattern)) {
             if !seen.insert((route.host.as_deref(), place.pattern.to_string())) {
                 continue;
@@ -86,8 +86,7 @@ pub fn compare_tables(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     changes
 }
 
-/// The route that takes what is at this place. A host that is `None` stands for all that no route names, a method that is
-/// `None` for all that no route names.
+/// Finds the route that requests for this pattern match. A host or method of `None` stands for all that no route names.
 fn find_winner<'a>(
     table: &'a RouteTable,
     host: Option<&str>,
@@ -114,7 +113,7 @@ fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -
         (None, Some(now)) if now.auth == Auth::Public => change(Kind::Opened, &now.label),
         (None, Some(now)) => change(Kind::Added, &now.label),
         (Some(was), None) => change(Kind::Dropped, &was.label),
-        // Its own place before, and another route's now.
+        // The route itself is gone, and another route matches its requests.
         (Some(was), Some(now))
             if was.pattern == *place && !was.same_place(now) && !now.takes_part_of(was) =>
         {
@@ -129,7 +128,7 @@ fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -
 }
 
 impl Route {
-    /// Whether it takes the same requests and asks them for the same.
+    /// Whether both match the same requests and require the same.
     fn asks_the_same(&self, other: &Self) -> bool {
         self.same_place(other)
             && self.methods == other.methods
@@ -137,14 +136,14 @@ impl Route {
             && self.preflight == other.preflight
     }
 
-    /// Whether it takes some of the other's requests and leaves it the rest.
+    /// Whether it matches only some of the other's requests, because it is for one host.
     fn takes_part_of(&self, other: &Self) -> bool {
         self.host.is_some() && other.host.is_none()
     }
 }
 
 impl Auth {
-    /// Whether nobody passes this who would not pass the other.
+    /// Whether every client that this admits is admitted by the other, too.
     fn asks_as_much_as(&self, other: &Self) -> bool {
         match (self, other) {
             (_, Self::Public) => true,

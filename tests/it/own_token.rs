@@ -158,7 +158,7 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
         (Effect::Answer(Answer::status(403)), "lacks a permission"),
         (Effect::Answer(Answer::status(429)), "throttles this client"),
         (Effect::Answer(Answer::status(500)), "answered 500"),
-        (text(404, "<html>"), "no Scalekit token API answers there (HTTP 404)"),
+        (text(404, "<html>"), "no Scalekit token API at this URL (HTTP 404)"),
         (text(200, "<html>"), "its token endpoint gave no access_token"),
         (text(200, r#"{"access_token":""}"#), "the access token is empty"),
         (text(200, r#"{"access_token":"a\nb"}"#), "the access token is not"),
@@ -210,7 +210,7 @@ async fn the_first_probe_tells_what_is_wrong_apart() {
     tokio::spawn(async move { Echo::new().serve(listener, stop).await });
     let keyward = Probing::start(&format!("http://{address}"), "dev", "");
     let reason = keyward.reason().await;
-    assert!(reason.contains("no Scalekit token API answers there"), "{reason}");
+    assert!(reason.contains("no Scalekit token API at this URL"), "{reason}");
     assert!(reason.contains("check SCALEKIT_ENVIRONMENT_URL"), "{reason}");
 
     // An environment without the REST token API: its gateway does not know the path.
@@ -220,7 +220,7 @@ async fn the_first_probe_tells_what_is_wrong_apart() {
     emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
     let keyward = Probing::start(&url, "dev", "");
     let reason = keyward.reason().await;
-    assert!(reason.contains("no Scalekit token API answers there (HTTP 404)"), "{reason}");
+    assert!(reason.contains("no Scalekit token API at this URL (HTTP 404)"), "{reason}");
 
     // Nobody there at all.
     let (listener, address) = listen().await;

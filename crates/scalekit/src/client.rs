@@ -148,7 +148,7 @@ impl Client {
     pub async fn probe(&self) -> Result<(), Error> {
         match self.validate_token(&validate::random_token()).await? {
             Validation::Invalid => Ok(()),
-            Validation::Valid(_) => Err(Error::WrongEndpoint("it calls a made-up key valid".into())),
+            Validation::Valid(_) => Err(Error::WrongEndpoint("it accepts a random token as valid".into())),
         }
     }
 

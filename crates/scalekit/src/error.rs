@@ -52,7 +52,7 @@ pub enum Error {
     #[error("Scalekit's client lacks a permission: grant it {0}")]
     Permission(Permission),
     /// The response is not one of Scalekit's token API: a wrong URL, or a gateway that does not serve it.
-    #[error("no Scalekit token API answers there ({0}): check the environment's URL")]
+    #[error("no Scalekit token API at this URL ({0}): check the environment's URL")]
     WrongEndpoint(String),
     /// A response that the API's contract does not allow.
     #[error("Scalekit's answer breaks the contract: {0}")]

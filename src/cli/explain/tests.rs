@@ -110,7 +110,7 @@ fn explain_shows_rejection_and_its_reason() {
         refused("405 Method Not Allowed, method_not_allowed", "the routes of this path take POST, DELETE");
     check(&config, "GET", "http://a.test/v1/admin/x", &method);
     let path =
-        refused("400 Bad Request, ambiguous_path", "the path has a '.' or '..' segment in some spelling");
+        refused("400 Bad Request, ambiguous_path", "the path has a '.' or '..' segment, possibly encoded");
     check(&config, "GET", "/v1/../x", &path);
     let reading = |reading: &str, routes: &str| {
         let because =

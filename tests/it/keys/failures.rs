@@ -96,7 +96,7 @@ async fn throttling_and_outages_are_reported() {
         ("any:status=429,retry-after=7", "Scalekit throttles this client"),
         ("list:status=503", "Scalekit answered 503"),
         ("list:garbage", "breaks the contract"),
-        ("list:status=404,content-type=text/html,body=<h1>nginx</h1>", "no Scalekit token API answers there"),
+        ("list:status=404,content-type=text/html,body=<h1>nginx</h1>", "no Scalekit token API at this URL"),
     ] {
         kit.emulator.clear_faults();
         kit.fault(fault);
@@ -104,7 +104,7 @@ async fn throttling_and_outages_are_reported() {
     }
     kit.emulator.clear_faults();
     kit.fault("validate:status=404,content-type=text/html,body=<h1>nginx</h1>");
-    kit.run(&["inspect", &id]).await.refused("no Scalekit token API answers there");
+    kit.run(&["inspect", &id]).await.refused("no Scalekit token API at this URL");
 }
 
 #[tokio::test]

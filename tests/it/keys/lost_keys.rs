@@ -163,12 +163,12 @@ async fn foreign_server_response_never_reaches_terminal() {
     let evil = r#"{"token":"abc\u001b[31m","token_id":"apit_1","token_info":{"token_id":"apit_1","organization_id":"org_1"}}"#;
     let refusal = r#"{"code":3,"message":"no\u001b]0;title\u0007\r\nkeyward: all is well","details":[]}"#;
     for (answers, create) in [
-        (vec![answer("302 Found", "text/html", "<a>\u{1b}[31m</a>")], "no Scalekit token API answers there"),
+        (vec![answer("302 Found", "text/html", "<a>\u{1b}[31m</a>")], "no Scalekit token API at this URL"),
         (vec![answer("200 OK", "text/html", "<html>\u{1b}[31m</html>")], "Scalekit"),
         (vec![b"SSH-2.0-OpenSSH\x1b[31m\r\n\r\n".to_vec()], "Scalekit"),
         (
             vec![token(), answer("302 Found", "text/html", "\u{1b}[31m")],
-            "no Scalekit token API answers there",
+            "no Scalekit token API at this URL",
         ),
         (vec![token(), answer("200 OK", "text/html", "<html>\u{1b}</html>")], "not the JSON expected"),
         (

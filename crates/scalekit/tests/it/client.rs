@@ -169,7 +169,7 @@ async fn token_endpoint_failures_are_told_apart() {
         (refusal(403), "permission", "grant it api_credentials:read"),
         (refusal(429), "throttled", "throttles this client"),
         (refusal(500), "down", "answered 500"),
-        (text(404, "<html>"), "wrong_endpoint", "no Scalekit token API answers there (HTTP 404)"),
+        (text(404, "<html>"), "wrong_endpoint", "no Scalekit token API at this URL (HTTP 404)"),
         (text(200, "<html>"), "wrong_endpoint", "its token endpoint gave no access_token"),
         (text(302, ""), "wrong_endpoint", "HTTP 302"),
         (Effect::Close, "unreachable", "gave no answer"),
