@@ -38,7 +38,7 @@ pub(super) fn run_explain(args: &ExplainArgs) -> Result<()> {
 fn explain_request(config: &Config, method: &str, target: &str) -> Result<String, String> {
     let upper = method.to_ascii_uppercase();
     if method != upper && COMMON_METHODS.contains(&upper.as_str()) {
-        return Err(format!("methods are in capitals; did you mean {upper}?"));
+        return Err(format!("methods are in capital letters; did you mean {upper}?"));
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?;
     let uri: Uri = target.parse().map_err(|_| format!("{target:?} is neither a path nor a URL"))?;

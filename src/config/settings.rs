@@ -1,4 +1,4 @@
-//! What the sections of a route file mean together, as the settings of each part.
+//! Converts the sections of a route file to the settings of each part, and checks values that depend on each other.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::upstream::forwarded::Trusted;
 use crate::upstream::request_body;
 use crate::{access_log, credential, gateway, listener, request_head, validator};
 
-/// `None` where there are problems in the report.
+/// `None` if there are problems in the report.
 pub(super) fn read_config(
     text: &str,
     lines: &Lines<'_>,
@@ -36,7 +36,7 @@ pub(super) fn read_config(
     config.filter(|_| report.problems().is_empty())
 }
 
-/// `None` only where a problem was found.
+/// `None` only if a problem was reported.
 fn convert_file(
     file: File,
     root: &Place<'_>,
@@ -81,7 +81,7 @@ fn convert_file(
 
     let max_headers = limits.headers.to_usize();
     let max_connections = limits.connections.to_usize();
-    // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
+    // PROXY headers tell the addresses of clients. Other addresses may be those of an ingress or a mesh, which all clients share.
     let per_address = if proxied == Trusted::default() { 0 } else { max_connections.div_ceil(4) };
     let per_address = limits.connections_per_address.map_or(per_address, |most| most.to_usize());
     let log = access_log::Settings { format: log.format.0, access: log.access };
@@ -130,12 +130,12 @@ fn convert_file(
     })
 }
 
-/// "0s" is for no limit.
+/// "0s" means no limit.
 fn unless_zero(timeout: Time<0>) -> Option<Duration> {
     (!timeout.0.is_zero()).then_some(timeout.0)
 }
 
-/// Without the throttle.
+/// The validator's settings without the throttle.
 fn validator_limits(scalekit: &file::Scalekit, cache: &file::NegativeCache) -> validator::Settings {
     let per_minute = scalekit.validations_per_minute.to_u32();
     validator::Settings {
@@ -155,7 +155,7 @@ fn convert_credential(file: &file::Credential, place: &Place<'_>) -> credential:
     if min_length > max_length {
         let blamed = if place.has_key("max_length") { "max_length" } else { "min_length" };
         place.child(blamed).add_problem(format!(
-            "leaves no key: the shortest would have {min_length} characters, the longest {max_length}"
+            "allows no key: the minimum length is {min_length} characters, the maximum {max_length}"
         ));
     }
     credential::Settings { alphabet: file.alphabet.0, min_length, max_length }
@@ -168,7 +168,7 @@ fn convert_streams(file: &file::Streams, place: &Place<'_>) -> (Duration, Durati
     if within < every {
         let every = humantime::format_duration(every);
         place.child("unconfirmed_for").add_problem(format!(
-            "should be at least \"{every}\" (streams.revalidate_every): no key is confirmed more often"
+            "should be at least \"{every}\" (streams.revalidate_every), as keys are not validated more often"
         ));
     }
     (every, within)
@@ -181,7 +181,7 @@ fn check_listeners(root: &Place<'_>, server: &Listen, admin: &Listen) {
             false => ("server", "admin", admin),
         };
         root.child(section).child("listen").add_problem(format!(
-            "is taken by {other}.listen, {taken}; health and metrics have a port of their own"
+            "is already the address of {other}.listen ({taken}); health and metrics need a port of their own"
         ));
     }
 }
@@ -196,21 +196,21 @@ fn warn_of_addresses(
         routes.is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
     if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
         root.add_warning(
-            "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
-             for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
-             front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute",
+            "nothing limits how many invalid keys are sent to Scalekit, which may use up the rate limit that your logins \
+             share: set server.trusted_proxies or server.proxy_protocol_from if proxies are in front, otherwise \
+             throttle.bad_keys_per_minute or scalekit.validations_per_minute",
         );
     }
     if validator.bad_keys_per_minute.is_some() && proxies == [&Trusted::default(); 2] {
         root.add_warning(
-            "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
-             one address, and so one allowance",
+            "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress, all clients share \
+             one address and so one limit",
         );
     }
     for (key, proxies) in ["trusted_proxies", "proxy_protocol_from"].into_iter().zip(proxies) {
         if proxies.networks.iter().any(|network| network.prefix_len() == 0) {
             root.add_warning(format!(
-                "server.{key} has a network of all addresses: everybody can say who the client is"
+                "server.{key} includes all addresses, so every client can choose the address that it seems to have"
             ));
         }
     }
@@ -224,7 +224,7 @@ fn merge_trusted(given: Vec<Text<Trusted>>) -> Trusted {
     })
 }
 
-/// A certificate and its key that can be used together.
+/// Checks the files of a certificate and its key.
 pub(super) fn convert_tls(file: file::TlsFiles, place: &Place<'_>) -> Option<KeyPair> {
     let certificate = place.require_key("certificate", file.certificate, "\"/tls/tls.crt\"");
     let key = place.require_key("key", file.key, "\"/tls/tls.key\"");
@@ -239,22 +239,22 @@ pub(super) struct PemPath(String);
 
 impl FromText for PemPath {
     fn parse_text(text: &str) -> Result<Self, String> {
-        // SECURITY: what is in the file may be a key, and is not repeated.
+        // SECURITY: the text may be a private key, and is not repeated.
         match text.contains("-----BEGIN") {
-            true => Err("should be the path of a PEM file, not what is in one".to_owned()),
+            true => Err("should be the path of a PEM file, not its content".to_owned()),
             false => Ok(Self(text.to_owned())),
         }
     }
 }
 
-/// A file that can be read.
+/// Checks that a file can be read.
 pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
-    // SECURITY: a key that stands here in base64 is no path, and is not repeated.
+    // SECURITY: the text may be a key in base64, which is not repeated.
     let is_path = given.starts_with('/') || given.contains('.');
     let name = if is_path { quote_text(given) } else { "the file".to_owned() };
     let fail = |error: &dyn Display| format!("{name} cannot be read: {error}");
     let path = Path::new(given);
-    // A pipe would wait for somebody to write; a directory can be opened, and not read.
+    // Opening a pipe would wait for a writer; a directory can be opened but not read.
     let metadata = std::fs::metadata(path).map_err(|error| fail(&error))?;
     if !metadata.is_file() {
         return Err(fail(&"it is not a file"));
@@ -263,14 +263,14 @@ pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
     Ok(path.to_owned())
 }
 
-/// A file with root certificates that can be used.
+/// Checks a file of root certificates.
 pub(super) fn check_roots(path: &PemPath) -> Result<PathBuf, String> {
     let path = check_file(path)?;
     tls::client_config(Some(&path), None, &[]).map_err(|error| error.to_string())?;
     Ok(path)
 }
 
-/// A certificate and its key that can be used together.
+/// Checks that a certificate and its key belong together.
 pub(super) fn check_pair(pair: KeyPair) -> Result<KeyPair, String> {
     ServerCertificate::read(&pair).map_err(|error| error.to_string())?;
     Ok(pair)

@@ -1,4 +1,4 @@
-//! `[upstreams.NAME]`.
+//! Converts `[upstreams.NAME]`.
 
 use std::sync::Arc;
 
@@ -17,16 +17,16 @@ use crate::upstream;
 
 pub(super) const EXAMPLE: &str = "[upstreams.api] with url = \"http://127.0.0.1:8080\"";
 const FORMS: &str = "\"http://host:port\", \"https://host\", \"h2c://host:port\" or \"unix:/path\"";
-/// What `url` must be for these to mean anything.
+/// Keys that are only for https:// upstreams.
 const FOR_TLS: [&str; 4] = ["ca_file", "server_name", "client_certificate", "client_key"];
 
-/// The upstreams that can be used, in the order of the file.
+/// The upstreams without problems, in the order of the file.
 pub(super) fn convert_upstreams(
     file: Named<Table<file::Upstream>>,
     place: &Place<'_>,
 ) -> Vec<upstream::Settings> {
     if !place.exists() || place.is_empty() {
-        place.add_problem(format!("there are none; for example {EXAMPLE}"));
+        place.add_problem(format!("is missing or empty; for example {EXAMPLE}"));
     }
     let mut entries: Vec<_> =
         file.0.into_iter().map(|(name, upstream)| (place.child(&name), name, upstream.0)).collect();
@@ -45,7 +45,7 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
     let url = place.require_key("url", file.url, "\"http://127.0.0.1:8080\"").map(|url| url.0);
     if url.as_ref().is_some_and(|url| !url.tls) {
         for key in FOR_TLS.into_iter().filter(|key| place.has_key(key)) {
-            place.child(key).add_problem("is for https:// alone, which url is not");
+            place.child(key).add_problem("is only for https:// upstreams");
         }
     }
     let protocol = match (url.as_ref().map(|url| url.protocol), file.http.0) {
@@ -61,7 +61,7 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
     let key = place.convert_value("client_key", file.client_key, |path| check_file(&path.0));
     for (one, other) in [("client_certificate", "client_key"), ("client_key", "client_certificate")] {
         if place.has_key(one) && !place.has_key(other) {
-            place.child(one).add_problem(format!("does nothing without {other}"));
+            place.child(one).add_problem(format!("has no effect without {other}"));
         }
     }
     let identity = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
@@ -87,7 +87,7 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
     })
 }
 
-/// The name that an upstream's certificate is verified with.
+/// The name that an upstream's certificate is verified against.
 pub(super) struct ServerNameText(Box<str>);
 
 impl FromText for ServerNameText {

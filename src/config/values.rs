@@ -1,4 +1,4 @@
-//! The kinds of values in the route file: what each accepts, what is said of the rest, and how a JSON Schema describes it.
+//! The types of values in the route file: what each accepts, the messages for everything else, and its JSON Schema.
 
 pub(super) mod special;
 pub(super) mod tables;
@@ -17,9 +17,9 @@ use self::special::{BadKeys, Lifetime, SocketMode, Version};
 
 use super::diagnostics::{did_you_mean, quote_text};
 
-/// A value that is read from a string or an integer. `None` where it is never of that type.
+/// A value that is written as a string or an integer. `from_text` and `from_integer` return `None` if it is never of that type.
 pub(super) trait Scalar: Sized {
-    /// What a value of another type should be.
+    /// The expected value, as the end of "should be …".
     fn describe_type() -> String;
     fn from_text(_: &str) -> Option<Result<Self, String>> {
         None
@@ -28,7 +28,7 @@ pub(super) trait Scalar: Sized {
         None
     }
     fn make_schema() -> Schema;
-    /// As a default in the schema; null for what is never one.
+    /// The value as a default in the schema; null if it never is a default.
     fn to_json(&self) -> Json {
         Json::Null
     }
@@ -78,7 +78,7 @@ impl<T: Scalar> Visitor<'_> for ScalarVisitor<T> {
     }
 }
 
-/// What serde and schemars ask of a scalar.
+/// Implements the traits of serde and schemars for a scalar.
 macro_rules! implement_scalar {
     ([$($generics:tt)*] $type:ty) => {
         impl<'de, $($generics)*> Deserialize<'de> for $type {
@@ -169,7 +169,7 @@ impl<const LEAST: u64> Scalar for Time<LEAST> {
     }
 }
 
-/// A size in bytes, as a number or with a unit of 1,024.
+/// A size in bytes, written as a number or with a unit such as KiB.
 #[derive(Clone, Copy)]
 pub(super) struct Size<const LEAST: u64, const MOST: u64>(pub(super) usize);
 
@@ -226,12 +226,12 @@ fn format_size(bytes: u64) -> String {
     unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
-/// `64k`, `64KB` and the like are meant as 64 KiB, but that is not for Keyward to decide.
+/// `64k` or `64KB` may mean 64 KiB or 64,000 bytes, so it is refused with a hint.
 fn unknown_unit(number: &str, unit: &str) -> String {
     let first = unit.get(..1).unwrap_or_default().to_ascii_uppercase();
     let near = UNITS.iter().find(|(name, _)| name.starts_with(&first) && unit.len() <= 3);
     let hint = near.map_or_else(String::new, |(name, _)| format!("; did you mean \"{number}{name}\"?"));
-    format!("has an unknown unit {}; known are B, KiB, MiB and GiB{hint}", quote_text(unit))
+    format!("has an unknown unit {}; known units are B, KiB, MiB and GiB{hint}", quote_text(unit))
 }
 
 /// A whole number.
@@ -271,7 +271,7 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Number<LEAST, MOST> {
     }
 }
 
-/// What is chosen by one of a few words.
+/// A type whose values are written as fixed words.
 pub(super) trait Choices: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
 }
@@ -306,10 +306,10 @@ impl<T: Choices> Scalar for Choice<T> {
     }
 }
 
-/// What is written as a string of a certain form.
+/// A type that is parsed from a string.
 pub(super) trait FromText: Sized {
     fn parse_text(text: &str) -> Result<Self, String>;
-    /// As a default in the schema.
+    /// The value as a default in the schema.
     fn format_text(&self) -> Option<String> {
         None
     }

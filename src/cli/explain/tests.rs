@@ -141,7 +141,7 @@ fn explain_shows_rejection_and_its_reason() {
     );
     for (method, target, problem) in [
         ("G T", "/", "\"G T\" is not a method"),
-        ("get", "/", "methods are in capitals; did you mean GET?"),
+        ("get", "/", "methods are in capital letters; did you mean GET?"),
         ("GET", "no path", "\"no path\" is neither a path nor a URL"),
         ("GET", "a.test:1", "\"a.test:1\" is neither a path nor a URL; a path begins with '/'"),
     ] {

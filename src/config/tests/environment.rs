@@ -19,27 +19,30 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         assert!(found.contains("f:3:") && !found.contains("hunter2"), "{line}: {found}");
     }
     for (text, expected) in [
-        ("client_secret = \"hunter2\"", "f:2:1: client_secret: is not known here; a secret does not belong"),
+        ("client_secret = \"hunter2\"", "f:2:1: client_secret: is not a known key; a secret does not belong"),
         (
             "[scalekit]\nclient-secret = \"hunter2\"",
-            "f:3:1: scalekit.client-secret: is not known here; a secret",
+            "f:3:1: scalekit.client-secret: is not a known key; a secret",
         ),
         (
             "[scalekit]\npassword = \"hunter2\"",
-            "f:3:1: scalekit.password: is not known here; a secret does not",
+            "f:3:1: scalekit.password: is not a known key; a secret does not",
         ),
         (
             "[scalekit]\ntoken = \"hunter2\"",
-            "f:3:1: scalekit.token: is not known here; a secret does not belong",
+            "f:3:1: scalekit.token: is not a known key; a secret does not belong",
         ),
         (
             "[server]\napi_key = \"hunter2\"",
-            "f:3:1: server.api_key: is not known here; a secret does not belong",
+            "f:3:1: server.api_key: is not a known key; a secret does not belong",
         ),
-        ("[scalekit]\nsecret_file = \"/a\"", "f:3:1: scalekit.secret_file: is not known here; known are"),
+        (
+            "[scalekit]\nsecret_file = \"/a\"",
+            "f:3:1: scalekit.secret_file: is not a known key; known keys are",
+        ),
         (
             "server.tls = { certificate = \"Cargo.toml\", key = \"-----BEGIN PRIVATE KEY-----\\nhunter2\" }",
-            "f:2:50: server.tls.key: should be the path of a PEM file, not what is in one",
+            "f:2:50: server.tls.key: should be the path of a PEM file, not its content",
         ),
         (
             "[scalekit]\nca_file = \"hunter2\"",
@@ -47,14 +50,14 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         ),
         (
             "upstreams.b.url = \"https://a:hunter2/3@b\"",
-            "f:2:19: upstreams.b.url: has a user or a password in it",
+            "f:2:19: upstreams.b.url: has a user or password",
         ),
     ] {
         let found = problems(&format!("version = 1\n{text}\n{REST}"));
         assert!(found.contains(expected) && !found.contains("hunter2"), "{found}");
     }
     for (name, expected) in [
-        ("SCALEKIT_CLIENT_SECRET_FILE", "should be the path of a file that holds it"),
+        ("SCALEKIT_CLIENT_SECRET_FILE", "should be the path of a file, beginning with"),
         ("SCALEKIT_ENVIRONMENT_URL", "should be a URL"),
     ] {
         let found =
@@ -67,7 +70,7 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
         .unwrap_err()
         .to_string();
     assert!(
-        found.contains("f: SCALEKIT_CLIENT_SECRET: has white space") && !found.contains("hunter2"),
+        found.contains("f: SCALEKIT_CLIENT_SECRET: contains white space") && !found.contains("hunter2"),
         "{found}"
     );
 }

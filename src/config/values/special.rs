@@ -1,4 +1,4 @@
-//! Values that a single key has.
+//! Types of values that only one key has.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ impl Scalar for Version {
     }
 
     fn from_integer(number: i128) -> Option<Result<Self, String>> {
-        let problem = || "is one that this Keyward does not know; it knows 1".to_owned();
+        let problem = || "is not a version that this Keyward supports; it supports 1".to_owned();
         Some((number == 1).then_some(Self).ok_or_else(problem))
     }
 
@@ -26,7 +26,7 @@ impl Scalar for Version {
     }
 }
 
-/// The limit of bad keys in a minute: 0 for none, or "auto".
+/// The limit of invalid keys per minute: "auto", or a number, where 0 means no limit.
 #[derive(Clone, Copy)]
 pub(in crate::config) enum BadKeys {
     Auto,
@@ -61,7 +61,7 @@ impl Scalar for BadKeys {
     }
 }
 
-/// The longest life of a key, from an hour to ten years.
+/// The longest lifetime of a key, from one hour to ten years.
 pub(in crate::config) struct Lifetime(pub(in crate::config) Duration);
 
 impl Scalar for Lifetime {
@@ -83,7 +83,7 @@ impl Scalar for Lifetime {
     }
 }
 
-/// The mode of a socket as `chmod` takes it, and nothing for others.
+/// The mode of a unix socket, as for `chmod`. Modes that admit other users are refused.
 pub(in crate::config) struct SocketMode(pub(in crate::config) u32);
 
 impl Scalar for SocketMode {
@@ -95,7 +95,7 @@ impl Scalar for SocketMode {
         Some(match text {
             "0600" | "600" => Ok(Self(0o600)),
             "0660" | "660" => Ok(Self(0o660)),
-            _ => Err(format!("should be {}: nobody else may manage keys", Self::describe_type())),
+            _ => Err(format!("should be {}: no other users may manage keys", Self::describe_type())),
         })
     }
 

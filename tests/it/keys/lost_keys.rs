@@ -166,10 +166,7 @@ async fn foreign_server_response_never_reaches_terminal() {
         (vec![answer("302 Found", "text/html", "<a>\u{1b}[31m</a>")], "no Scalekit token API at this URL"),
         (vec![answer("200 OK", "text/html", "<html>\u{1b}[31m</html>")], "Scalekit"),
         (vec![b"SSH-2.0-OpenSSH\x1b[31m\r\n\r\n".to_vec()], "Scalekit"),
-        (
-            vec![token(), answer("302 Found", "text/html", "\u{1b}[31m")],
-            "no Scalekit token API at this URL",
-        ),
+        (vec![token(), answer("302 Found", "text/html", "\u{1b}[31m")], "no Scalekit token API at this URL"),
         (vec![token(), answer("200 OK", "text/html", "<html>\u{1b}</html>")], "not the JSON expected"),
         (
             vec![token(), answer("201 Created", "application/json", evil)],
