@@ -276,7 +276,7 @@ pub(super) trait Choices: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Choice<T>(pub(super) T);
 
 fn choice_words<T: Choices>() -> impl Iterator<Item = &'static str> {

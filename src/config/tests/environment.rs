@@ -48,10 +48,7 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
             "[scalekit]\nca_file = \"hunter2\"",
             "f:3:11: scalekit.ca_file: the file cannot be read: No such file",
         ),
-        (
-            "upstreams.b.url = \"https://a:hunter2/3@b\"",
-            "f:2:19: upstreams.b.url: has a user or password",
-        ),
+        ("upstreams.b.url = \"https://a:hunter2/3@b\"", "f:2:19: upstreams.b.url: has a user or password"),
     ] {
         let found = problems(&format!("version = 1\n{text}\n{REST}"));
         assert!(found.contains(expected) && !found.contains("hunter2"), "{found}");

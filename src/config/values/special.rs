@@ -27,8 +27,9 @@ impl Scalar for Version {
 }
 
 /// The limit of invalid keys per minute: "auto", or a number, where 0 means no limit.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(in crate::config) enum BadKeys {
+    #[default]
     Auto,
     PerMinute(u32),
 }
@@ -85,6 +86,12 @@ impl Scalar for Lifetime {
 
 /// The mode of a unix socket, as for `chmod`. Modes that admit other users are refused.
 pub(in crate::config) struct SocketMode(pub(in crate::config) u32);
+
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
 
 impl Scalar for SocketMode {
     fn describe_type() -> String {
