@@ -159,10 +159,10 @@ async fn a_token_endpoint_broken_in_any_way_is_503_with_a_reason_and_heals_by_it
         (Effect::Answer(Answer::status(429)), "throttles this client"),
         (Effect::Answer(Answer::status(500)), "answered 500"),
         (text(404, "<html>"), "no Scalekit token API at this URL (HTTP 404)"),
-        (text(200, "<html>"), "its token endpoint gave no access_token"),
+        (text(200, "<html>"), "its token endpoint returned no access_token"),
         (text(200, r#"{"access_token":""}"#), "the access token is empty"),
         (text(200, r#"{"access_token":"a\nb"}"#), "the access token is not"),
-        (Effect::Reset, "gave no answer"),
+        (Effect::Reset, "connection to Scalekit broke"),
         (Effect::Truncated, "the response broke off"),
         (Effect::Hang, "did not answer in time"),
     ];

@@ -1,5 +1,5 @@
-//! The API over gRPC, unary calls only: one length-prefixed message each way, and a status in the trailers or, where there
-//! is no message, in the headers. Both directions, without I/O.
+//! Encodes and decodes the API over gRPC, for clients and servers, without I/O. All calls are unary: one length-prefixed message
+//! each way, and a status in the trailers or, without a message, in the headers.
 
 mod messages;
 
@@ -28,15 +28,15 @@ const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// What `grpc-message` encodes; what is beyond ASCII is encoded anyway.
+/// The characters that `grpc-message` percent-encodes, besides those outside ASCII.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// A flag for compression and the length of the message.
+/// A compression flag and the length of the message.
 const PREFIX_BYTES: usize = 5;
 
-// ---- A client's half.
+// ---- For clients.
 
-/// Writes a call as a request for HTTP/2. Its target is a path; where it goes and as whom is for the caller to add.
+/// Encodes a call as a request for HTTP/2. The caller adds authority and `Authorization`.
 pub fn encode_request(call: &Call) -> Request<Bytes> {
     let named = |token: &SecretString| proto::TokenRequest { token: token.expose_secret().to_owned() };
     let (path, body) = match call {
@@ -58,7 +58,7 @@ pub fn encode_request(call: &Call) -> Request<Bytes> {
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    // The service and a method's name are a path.
+    // Cannot fail: a service and a method's name form a valid path.
     *request.uri_mut() = format!("{SERVICE}{path}").parse().unwrap_or_else(|_| Uri::from_static(SERVICE));
     let headers = request.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
@@ -66,11 +66,11 @@ pub fn encode_request(call: &Call) -> Request<Bytes> {
     request
 }
 
-/// Reads the response to a call, as [`rest::decode_response`](crate::rest::decode_response) does.
+/// Decodes the response to a call, like [`rest::decode_response`](crate::rest::decode_response).
 ///
 /// # Errors
-/// `Refused` where Scalekit itself refuses the call. A gateway's response for an unknown path is UNIMPLEMENTED here, and so
-/// is `WrongEndpoint`. A response without a status was cut off.
+/// `Refused` if Scalekit itself refuses the call. A gateway answers unknown paths with UNIMPLEMENTED, which is
+/// `WrongEndpoint`. A response without a status was cut off, which is `ConnectionLost`.
 pub fn decode_response(operation: Operation, response: &HttpResponse) -> Result<Reply, Error> {
     if response.status != StatusCode::OK {
         return Err(response.status_error(operation.permission()));
@@ -146,14 +146,14 @@ fn decode_body<M: Message + Default>(body: &[u8]) -> Result<M, Error> {
     message.ok_or(Error::BrokenContract("a message that is not the one expected"))
 }
 
-// ---- A server's half.
+// ---- For servers.
 
-/// Whether a request or response says that it is gRPC, with messages in any encoding.
+/// Whether the content type is that of gRPC, with messages in any encoding.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     grpc_subtype(headers).is_some()
 }
 
-/// Finds the call that a request makes.
+/// Determines the operation of a request.
 ///
 /// # Errors
 /// UNIMPLEMENTED for anything else.
@@ -173,10 +173,10 @@ pub fn route_request(method: &Method, path: &str, headers: &HeaderMap) -> Result
     }
 }
 
-/// Reads the call of a request.
+/// Decodes the call of a request.
 ///
 /// # Errors
-/// Why it is not the one message expected. The content is not repeated, as there may be a token in it.
+/// Why the body is not the expected message. The content is not repeated, as it may contain a token.
 pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status> {
     let token = |body| decode_message::<proto::TokenRequest>(body).map(|request| request.token.into());
     Ok(match operation {
@@ -205,7 +205,7 @@ pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status>
     })
 }
 
-/// Writes the response to a call: a refusal has its status in the headers, and neither content nor trailers.
+/// Encodes the response to a call. A refusal has its status in the headers, and neither content nor trailers.
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     let frame = match outcome {
         Ok(Reply::Created(created)) => frame_message(&proto::CreateTokenResponse {
@@ -248,7 +248,7 @@ fn decode_message<M: Message + Default>(body: &[u8]) -> Result<M, Status> {
 
 // ---- Framing.
 
-/// What stands after `application/grpc` in the content type, without parameters.
+/// The rest of the content type after `application/grpc`, without parameters. `None` if it is not gRPC.
 fn grpc_subtype(headers: &HeaderMap) -> Option<&str> {
     let subtype = headers.get(CONTENT_TYPE)?.to_str().ok()?.strip_prefix(GRPC)?;
     let subtype = subtype.split(';').next().unwrap_or_default().trim();
@@ -260,15 +260,15 @@ fn frame_message(message: &impl Message) -> Bytes {
     let mut frame = Vec::with_capacity(PREFIX_BYTES + length);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // A `Vec` grows as needed, so that encoding cannot fail.
+    // Cannot fail, as a `Vec` grows as needed.
     let _ = message.encode(&mut frame);
     wipe_on_drop(frame)
 }
 
-/// The one message of a unary call. Nobody asked for compression, so a compressed one is refused.
+/// Returns the single message of a unary call. Compressed messages are refused, as they were not requested.
 fn unframe_message(body: &[u8]) -> Result<&[u8], Status> {
     let broken = |message| Status::from_gateway(Code::Internal, message);
-    let (prefix, message) = body.split_at_checked(PREFIX_BYTES).ok_or_else(|| broken("no whole frame"))?;
+    let (prefix, message) = body.split_at_checked(PREFIX_BYTES).ok_or_else(|| broken("incomplete frame"))?;
     let length = prefix[1..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     match prefix[0] {
         0 if length == message.len() => Ok(message),

@@ -1,4 +1,4 @@
-//! Fields of the API's JSON as they may come: absent, `null` and `""` mean the same, and a struct is an object only.
+//! Deserializes fields of the API's JSON: absent, `null` and `""` are equivalent, and a struct must be an object.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::timestamp;
 use crate::token::Claims;
 
-/// A struct that must be written as a JSON object. serde's derived structs would accept an array, field by field.
+/// A struct that must be a JSON object. serde's derived structs would also accept an array, field by field.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -36,17 +36,17 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 }
 
-/// A string; `null` is `""`.
+/// A string; `""` for `null`.
 pub(crate) fn read_string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     read_or_default(from)
 }
 
-/// A string that is not empty.
+/// A string; `None` if it is empty.
 pub(crate) fn read_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
 }
 
-/// The same for a field that nothing is decided by: a value of another type does not spoil the message.
+/// A string, for an informational field: `None` for a value of another type.
 pub(crate) fn read_lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(from)? {
         Value::String(text) if !text.is_empty() => Some(text),
@@ -54,21 +54,21 @@ pub(crate) fn read_lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Op
     })
 }
 
-/// RFC 3339.
+/// A timestamp in RFC 3339.
 pub(crate) fn read_timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
     let parse =
         |text: String| timestamp::parse_rfc3339(&text).ok_or_else(|| D::Error::custom("not a timestamp"));
     read_text(from)?.map(parse).transpose()
 }
 
-/// The same for a field that nothing is decided by.
+/// A timestamp in RFC 3339, for an informational field: `None` for any other value.
 pub(crate) fn read_lenient_timestamp<'de, D: Deserializer<'de>>(
     from: D,
 ) -> Result<Option<Timestamp>, D::Error> {
     Ok(read_lenient_text(from)?.and_then(|text| timestamp::parse_rfc3339(&text)))
 }
 
-/// Any value; `null` is its default.
+/// Any value; its default for `null`.
 pub(crate) fn read_or_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -87,7 +87,7 @@ where
     Ok(objects.into_iter().map(|Object(object)| object).collect())
 }
 
-/// Claims: a value that is not a string is taken as its JSON text.
+/// Claims. A value that is not a string is converted to its JSON text.
 pub(crate) fn read_claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
     let claims: BTreeMap<String, Value> = read_or_default(from)?;
     let text = |value| match value {

@@ -1,5 +1,5 @@
-//! The messages of `scalekit.v1.tokens` and of gRPC's errors, with the field numbers of Scalekit's published descriptors.
-//! Written by hand: they are few, and no compiler for protobuf is needed to build the crate.
+//! The messages of `scalekit.v1.tokens` and of gRPC's errors, with the field numbers of Scalekit's published descriptors. They are
+//! written by hand, so that the build needs no protobuf compiler.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,14 +15,14 @@ pub(crate) struct Timestamp {
 }
 
 impl Timestamp {
-    /// `None` where a field is out of its range.
+    /// `None` if a field is out of range.
     pub(crate) fn to_jiff(&self) -> Option<jiff::Timestamp> {
         crate::timestamp::from_parts(self.seconds, self.nanos)
     }
 }
 
 impl From<jiff::Timestamp> for Timestamp {
-    /// Nanoseconds count forward, also before 1970.
+    /// Protobuf's nanoseconds are never negative, also before 1970.
     fn from(timestamp: jiff::Timestamp) -> Self {
         match (timestamp.as_second(), timestamp.subsec_nanosecond()) {
             (seconds, nanos @ ..0) => Self { seconds: seconds - 1, nanos: nanos + 1_000_000_000 },
@@ -185,7 +185,7 @@ pub(crate) struct FieldViolation {
     pub(crate) constraint: String,
 }
 
-// SECURITY: these three hold a token, which Debug must not show.
+// SECURITY: these three messages contain a token, which `Debug` must not show.
 
 impl fmt::Debug for CreateTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,5 +1,5 @@
-//! The API over REST: JSON with snake_case names, as the `google.api.http` annotations of `ApiTokenService` describe it.
-//! Both directions, without I/O: calls to requests and responses to replies for a client, the reverse for a server.
+//! Encodes and decodes the API over REST, for clients and servers, without I/O: JSON with snake_case names, as described by the
+//! `google.api.http` annotations of `ApiTokenService`.
 
 mod bodies;
 
@@ -31,14 +31,14 @@ const INVALIDATE: &str = "/api/v1/tokens:invalidate";
 const UPDATE: &str = "/api/v1/tokens:update";
 
 const JSON: &str = "application/json";
-/// A request that names a token of up to 512 characters.
+/// Enough for a request with a token of 512 characters.
 const CONTENT_BYTES: usize = 544;
 
 const ERROR_INFO: &str = "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo";
 
-// ---- A client's half.
+// ---- For clients.
 
-/// Writes a call as a request. Its target is a path and a query; where it goes and as whom is for the caller to add.
+/// Encodes a call as a request. The caller adds authority and `Authorization`.
 pub fn encode_request(call: &Call) -> Request<Bytes> {
     match call {
         Call::Create(new) => post_request(TOKENS, new),
@@ -55,12 +55,12 @@ pub fn encode_request(call: &Call) -> Request<Bytes> {
     }
 }
 
-/// Reads the response to a call. For a validation, [`validate::interpret_outcome`](crate::validate::interpret_outcome) says what it means
-/// for the token.
+/// Decodes the response to a call. The reply to a validation must be interpreted with
+/// [`validate::interpret_outcome`](crate::validate::interpret_outcome).
 ///
 /// # Errors
-/// `Refused` only where Scalekit itself refuses the call: 400, 404 or 409 in JSON with a code that belongs to the status,
-/// and not a gateway's response for a path that it does not know. Otherwise whatever the response stands for.
+/// `Refused` only if Scalekit itself refuses the call: 400, 404 or 409 in JSON with a code that matches the status, which is not
+/// a gateway's response for an unknown path. Otherwise by the status.
 pub fn decode_response(operation: Operation, response: &HttpResponse) -> Result<Reply, Error> {
     match (response.status.as_u16(), operation) {
         (200 | 201, Operation::Create) => {
@@ -89,7 +89,7 @@ fn decode_success<T: DeserializeOwned>(response: &HttpResponse) -> Result<T, Err
         .map_err(|_| Error::BrokenContract("a 200 that is not the JSON expected"))
 }
 
-/// SECURITY: the new token goes to terminals and files, so that nothing but visible ASCII may be in it.
+/// SECURITY: the new token is written to terminals and files, so it must be visible ASCII.
 pub(crate) fn new_token(token: String, info: Option<Token>) -> Result<Reply, Error> {
     let info = info.ok_or(Error::BrokenContract("the new token's token_info is missing"))?;
     if !is_presentable(&token) {
@@ -99,7 +99,7 @@ pub(crate) fn new_token(token: String, info: Option<Token>) -> Result<Reply, Err
     Ok(Reply::Created(Created { token: token.into(), info }))
 }
 
-/// What is told about a token has its organization, and, but for a validation, its id.
+/// Checks that a token has its organization and, except in a validation, its id.
 pub(crate) fn known_token(operation: Operation, token: Token) -> Result<Token, Error> {
     if token.organization_id.is_empty() {
         return Err(Error::BrokenContract("a token without organization_id"));
@@ -117,8 +117,8 @@ pub(crate) fn known_page(mut page: Page) -> Result<Page, Error> {
 }
 
 fn post_request(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
-    // Structs of strings and maps of strings always have a form in JSON.
-    // SECURITY: with room enough for most, so that no part of a token is left behind when the buffer grows.
+    // Serializing cannot fail: the body has only strings and maps of strings.
+    // SECURITY: enough capacity for most requests, so that the buffer does not grow and leave a copy of the token in memory.
     let mut content = Vec::with_capacity(CONTENT_BYTES);
     if serde_json::to_writer(&mut content, body).is_err() {
         content.clear();
@@ -142,13 +142,13 @@ fn page_uri(page: &PageRequest) -> Uri {
     if let Some(token) = &page.page_token {
         query.append_pair("page_token", token);
     }
-    // What is percent-encoded is always a URI, unless it is longer than 64 KiB.
+    // Percent-encoded text is a valid URI, unless it is longer than 64 KiB.
     query.finish().parse().unwrap_or_else(|_| Uri::from_static(TOKENS))
 }
 
-// ---- A server's half.
+// ---- For servers.
 
-/// Finds the call that a request makes.
+/// Determines the operation of a request.
 ///
 /// # Errors
 /// The gateway's response for an unknown path or method.
@@ -159,7 +159,7 @@ pub fn route_request(method: &Method, path: &str) -> Result<Operation, Status> {
         ("POST", VALIDATE) => Operation::Validate,
         ("POST", INVALIDATE) => Operation::Invalidate,
         ("POST", UPDATE) => Operation::Update,
-        // A gRPC gateway says 501 where others say 405.
+        // A gRPC gateway answers 501 instead of 405.
         (_, TOKENS | VALIDATE | INVALIDATE | UPDATE) => {
             return Err(Status::from_gateway(Code::Unimplemented, "Method Not Allowed"));
         }
@@ -168,11 +168,11 @@ pub fn route_request(method: &Method, path: &str) -> Result<Operation, Status> {
     Ok(operation)
 }
 
-/// Reads the call of a request. Absent, `null` and `""` are the same, but for the description of an update. Names may be
-/// in camelCase, as in all JSON of protobuf.
+/// Decodes the call of a request. Absent, `null` and `""` are equivalent, except for the description of an update. Names may also
+/// be in camelCase, as in all JSON of protobuf.
 ///
 /// # Errors
-/// INVALID_ARGUMENT with the place of the mistake. The content is not repeated, as there may be a token in it.
+/// INVALID_ARGUMENT with the line and column. The content is not repeated, as it may contain a token.
 pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
     let token = |body| parse_body::<TokenRequest>(body).map(|body| SecretString::from(body.token));
     Ok(match operation {
@@ -188,7 +188,7 @@ pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) ->
     })
 }
 
-/// Writes the response to a call.
+/// Encodes the response to a call.
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     match outcome {
         Ok(Reply::Created(created)) => {
@@ -202,7 +202,7 @@ pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     }
 }
 
-/// Writes a refusal under an HTTP status that need not be the one that belongs to its code.
+/// Encodes a refusal with an HTTP status that may differ from that of its code.
 pub fn encode_refusal(http_status: u16, status: &Status) -> HttpResponse {
     let violations = status.violations.iter().map(|violation| {
         serde_json::json!({
@@ -223,11 +223,11 @@ pub fn encode_refusal(http_status: u16, status: &Status) -> HttpResponse {
 }
 
 fn json_response(status: u16, body: &impl Serialize) -> HttpResponse {
-    // Strings, numbers, lists and maps of strings always have a form in JSON.
+    // Cannot fail: the body has only strings, numbers, lists and maps of strings.
     HttpResponse::with_content(status, JSON, serde_json::to_vec(body).unwrap_or_default())
 }
 
-/// Parses a request's content; none is an empty message.
+/// Parses a request's body. An empty body is an empty message.
 fn parse_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Status> {
     let body = if body.is_empty() { b"{}" } else { body };
     let parsed = serde_json::from_slice(body).map(|Object(body)| body);

@@ -95,7 +95,7 @@ async fn throttling_and_outages_are_reported() {
     for (fault, expected) in [
         ("any:status=429,retry-after=7", "Scalekit throttles this client"),
         ("list:status=503", "Scalekit answered 503"),
-        ("list:garbage", "breaks the contract"),
+        ("list:garbage", "violates the API contract"),
         ("list:status=404,content-type=text/html,body=<h1>nginx</h1>", "no Scalekit token API at this URL"),
     ] {
         kit.emulator.clear_faults();

@@ -40,7 +40,7 @@ async fn lost_connection_during_creation_names_key() {
     soon(|| kit.emulator.counts().creations == 1).await;
     kit.emulator.close_connections();
     let made = going.await.unwrap();
-    made.refused("Scalekit gave no answer");
+    made.refused("the connection to Scalekit broke");
     assert_key_is_named_and_revocable(&kit, &made.err).await;
 }
 
@@ -176,7 +176,7 @@ async fn foreign_server_response_never_reaches_terminal() {
             vec![token(), answer("400 Bad", "application/json", refusal)],
             "no\\u{1b}]0;title\\u{7}\\r\\nkeyward",
         ),
-        (vec![token(), b"\xff\xfe\x00\x1b[31m\r\n\r\n".to_vec()], "Scalekit gave no answer"),
+        (vec![token(), b"\xff\xfe\x00\x1b[31m\r\n\r\n".to_vec()], "the connection to Scalekit broke"),
     ] {
         let script: Vec<Act> = answers.into_iter().map(Act::Say).collect();
         let scripted = Scripted::acting(script).await;

@@ -213,7 +213,7 @@ async fn unknown_organization_or_user_is_404_with_detail() {
     let desk = Desk::only(&["org_1/usr_1:admin", "org_2/usr_2"]).await;
     for (path, user) in [("/v1/organizations/org_3/keys", "usr_1"), (KEYS, "usr_2"), (KEYS, "usr_3")] {
         let ask = Ask::new("POST", path).json(&json!({"user_id": user}));
-        refused(&desk, ask, 404, "not_found", "Scalekit refuses it").await;
+        refused(&desk, ask, 404, "not_found", "Scalekit refuses the call").await;
     }
     refused(&desk, Ask::new("GET", "/v1/organizations/org_3/keys"), 404, "not_found", "Scalekit").await;
     assert_eq!(desk.create(&ordinary()).await["token_info"]["roles"], json!(["admin"]));

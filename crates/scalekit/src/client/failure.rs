@@ -1,4 +1,4 @@
-//! Says what a failure of reqwest means.
+//! Classifies errors of reqwest.
 
 use std::error::Error as StdError;
 use std::io;
@@ -6,9 +6,9 @@ use std::io;
 use crate::error::Error;
 use crate::response::format_chain;
 
-/// Classifies failures of a client that goes through this proxy, or none.
+/// Classifies the errors of a client, with or without a proxy.
 pub(super) struct Failure {
-    /// Host and port.
+    /// Host and port of the proxy.
     proxy: Option<String>,
 }
 
@@ -18,7 +18,7 @@ impl Failure {
     }
 
     pub(super) fn classify_error(&self, error: reqwest::Error) -> Error {
-        // SECURITY: a URL may have a page token or an organization in its query.
+        // SECURITY: the URL may contain a page token or an organization.
         let error = error.without_url();
         let causes =
             || std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source());
@@ -41,8 +41,8 @@ impl Failure {
     }
 }
 
-/// What the tunnel failed with. hyper-util keeps the type of this error private, so that its text is all there is; the tests
-/// with a real proxy hold these texts.
+/// Recognizes an error of the proxy tunnel by its text, as its type is private to hyper-util. Tests with a real proxy check these
+/// texts.
 fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> {
     let proxy = proxy.to_owned();
     let text = cause.to_string();
@@ -60,7 +60,7 @@ fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> 
     })
 }
 
-/// What TLS failed with. It comes wrapped in one or more `io::Error`s, whose `source` skips what they wrap.
+/// Finds a TLS error, which is wrapped in one or more `io::Error`s whose `source` skips it.
 fn tls_error(mut cause: &(dyn StdError + 'static)) -> Option<String> {
     while let Some(wrapped) = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         cause = wrapped;

@@ -1,4 +1,4 @@
-//! The crate's types as messages of protobuf, and back. Unset and `""` are the same there.
+//! Converts the crate's types to protobuf messages and back. Unset and `""` are equivalent in protobuf.
 
 use prost::Message;
 

@@ -1,4 +1,4 @@
-//! The JSON of requests and responses.
+//! The JSON bodies of requests and responses.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -9,7 +9,7 @@ use crate::status::{Code, Status};
 use crate::timestamp;
 use crate::token::{Claims, NewToken, Page, Token, TokenUpdate};
 
-/// The one documented form of an error.
+/// An error response, in its documented form.
 #[derive(Deserialize)]
 pub(super) struct ErrorBody {
     pub(super) code: Option<i64>,
@@ -18,11 +18,11 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Scalekit's refusal, unless it is a response of something else.
+    /// Scalekit's refusal; `None` if the response is not from Scalekit itself.
     pub(super) fn to_refusal(&self, status: u16) -> Option<Refusal> {
         let code = Code::from_number(self.code?).filter(|code| code.http_status() == status)?;
         let message = self.message.as_deref().unwrap_or_default();
-        // A gateway writes this for a path that it does not know: NOT_FOUND, but without Scalekit's ErrorInfo.
+        // A gateway's response for an unknown path is NOT_FOUND, too, but without Scalekit's ErrorInfo.
         let is_unknown_route = code == Code::NotFound
             && message == "Not Found"
             && self.details.as_ref().is_none_or(Vec::is_empty);
@@ -130,7 +130,7 @@ impl<'a> PageBody<'a> {
     }
 }
 
-/// A token as a gRPC gateway writes it: unset strings, maps and lists are there, unset messages are not.
+/// A token as a gRPC gateway encodes it: unset strings, maps and lists are present, unset messages are not.
 #[derive(Serialize)]
 pub(super) struct TokenJson<'a> {
     pub(super) token_id: &'a str,

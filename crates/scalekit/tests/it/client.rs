@@ -170,9 +170,9 @@ async fn token_endpoint_failures_are_told_apart() {
         (refusal(429), "throttled", "throttles this client"),
         (refusal(500), "down", "answered 500"),
         (text(404, "<html>"), "wrong_endpoint", "no Scalekit token API at this URL (HTTP 404)"),
-        (text(200, "<html>"), "wrong_endpoint", "its token endpoint gave no access_token"),
+        (text(200, "<html>"), "wrong_endpoint", "its token endpoint returned no access_token"),
         (text(302, ""), "wrong_endpoint", "HTTP 302"),
-        (Effect::Close, "unreachable", "gave no answer"),
+        (Effect::Close, "unreachable", "connection to Scalekit broke"),
         (
             Effect::Truncate(HttpResponse { body: "{".into(), ..HttpResponse::default() }),
             "unreachable",

@@ -54,9 +54,9 @@ fn success_that_contradicts_itself_is_no_verdict() {
         ("token_suffix is not the end of the key", told(|token| token.token_suffix = Some("aaaa".into()))),
         ("token_suffix is not the end of the key", told(|token| token.token_suffix = Some("Z".into()))),
         ("token_suffix is not the end of the key", told(|token| token.token_suffix = Some(TOKEN.into()))),
-        ("an expired key called valid; compare the clocks", told(|token| token.expiry = Some(now()))),
+        ("an expired key is said to be valid; compare the clocks", told(|token| token.expiry = Some(now()))),
         (
-            "an expired key called valid; compare the clocks",
+            "an expired key is said to be valid; compare the clocks",
             told(|token| token.expiry = Some(Timestamp::MIN)),
         ),
     ] {
