@@ -92,6 +92,20 @@ impl Default for Settings {
     }
 }
 
+impl Settings {
+    /// The names of all headers but those of claims.
+    pub fn header_names(&self) -> [&HeaderName; 6] {
+        [
+            &self.org_id,
+            &self.org_external_id,
+            &self.user_id,
+            &self.user_external_id,
+            &self.roles,
+            &self.token_id,
+        ]
+    }
+}
+
 /// The identity headers: removed from every request, and set from its identity.
 #[derive(Debug)]
 pub struct IdentityHeaders {
@@ -126,14 +140,7 @@ impl From<Misfit> for Rejection {
 impl IdentityHeaders {
     /// Owns the configured names and always also the default ones.
     pub fn new(settings: Settings) -> Self {
-        let configured = [
-            &settings.org_id,
-            &settings.org_external_id,
-            &settings.user_id,
-            &settings.user_external_id,
-            &settings.roles,
-            &settings.token_id,
-        ];
+        let configured = settings.header_names();
         let mut names: Vec<Box<[u8]>> =
             NAMES.iter().chain(configured).map(|name| fold_name(name.as_str()).collect()).collect();
         names.sort();
@@ -242,24 +249,6 @@ impl IdentityHeaders {
             ),
         );
         HeaderName::try_from(name).ok()
-    }
-
-    /// The names of all headers but those of claims, for display.
-    pub fn header_names(&self) -> [&HeaderName; 6] {
-        let settings = &self.settings;
-        [
-            &settings.org_id,
-            &settings.org_external_id,
-            &settings.user_id,
-            &settings.user_external_id,
-            &settings.roles,
-            &settings.token_id,
-        ]
-    }
-
-    /// The prefix of the headers of claims.
-    pub fn claim_prefix(&self) -> &str {
-        &self.settings.claim_prefix
     }
 }
 

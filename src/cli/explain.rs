@@ -72,7 +72,7 @@ fn explain_request(config: &Config, method: &str, target: &str) -> Result<String
         if let Some(host) = hosts.filter(differs).min() {
             text.add_line(
                 "note",
-                "some routes are for one host alone; to choose the host, give a full URL, such as",
+                "some routes are for one host only; to choose the host, give a full URL, such as",
             );
             text.add_more(&format!("http://{host}{target}"));
         }
@@ -130,10 +130,10 @@ fn mask_control_chars(path: &str) -> String {
 
 fn explain_reason(rejection: &Rejection) -> String {
     match rejection {
-        Rejection::NoRoute => "no route takes this path".to_owned(),
+        Rejection::NoRoute => "no route matches this path".to_owned(),
         Rejection::MethodNotAllowed(allow) => match allow.to_str().unwrap_or_default() {
             "" => "the method is never forwarded".to_owned(),
-            methods => format!("the routes of this path take {methods}"),
+            methods => format!("the routes of this path accept {methods}"),
         },
         Rejection::AmbiguousPath => "a service may read the path as one for another route".to_owned(),
         Rejection::MalformedRequest(reason) => (*reason).to_owned(),
@@ -144,7 +144,7 @@ fn explain_reason(rejection: &Rejection) -> String {
 
 fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
     text.add_line("route", &route.label);
-    text.add_line("asks for", &describe_requirement(route));
+    text.add_line("requires", &describe_requirement(route));
     if let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.name == route.upstream) {
         text.add_line("upstream", &format!("{} at {}", upstream.name, format_url(&upstream.origin)));
     }
@@ -152,7 +152,7 @@ fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
         Auth::Key(requirement) => list_headers(text, config, requirement),
         Auth::Public => text.add_line("sets", FORWARDING_HEADERS),
     }
-    text.add_line("removes", "Authorization, and every spelling of an identity header that the caller sends");
+    text.add_line("removes", "Authorization, and every spelling of an identity header that the client sends");
 }
 
 const FORWARDING_HEADERS: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id";
@@ -161,7 +161,7 @@ const FORWARDING_HEADERS: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarde
 fn list_headers(text: &mut Lines, config: &Config, requirement: &Requirement) {
     let headers = IdentityHeaders::new(config.identity.clone());
     let [org, org_external, user, user_external, roles, token] =
-        headers.header_names().map(|name| title_case(name.as_str()));
+        config.identity.header_names().map(|name| title_case(name.as_str()));
     let mut rows =
         vec![(org, "always"), (org_external, "where Scalekit has one"), (token, "where Scalekit has one")];
     match requirement.scope {
@@ -178,7 +178,7 @@ fn list_headers(text: &mut Lines, config: &Config, requirement: &Requirement) {
         Some(Scope::Organization) => {}
     }
     match &config.identity.claims {
-        None => rows.push((format!("{}<Name>", title_case(headers.claim_prefix())), "for each claim")),
+        None => rows.push((format!("{}<Name>", title_case(&config.identity.claim_prefix)), "for each claim")),
         Some(claims) => rows.extend(claims.iter().filter_map(|claim| {
             let name = headers.claim_header(claim)?;
             Some((title_case(name.as_str()), "where the key has the claim"))

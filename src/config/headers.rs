@@ -46,16 +46,9 @@ pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Setti
 
 /// Checks that all names differ, and that no claim could set one of these headers.
 fn check_names(settings: &Settings, place: &Place<'_>) {
-    let names = [
-        ("org_id", &settings.org_id),
-        ("org_external_id", &settings.org_external_id),
-        ("user_id", &settings.user_id),
-        ("user_external_id", &settings.user_external_id),
-        ("roles", &settings.roles),
-        ("token_id", &settings.token_id),
-    ];
+    let keys = ["org_id", "org_external_id", "user_id", "user_external_id", "roles", "token_id"];
     let (prefix, mut taken) = (&settings.claim_prefix, HashMap::new());
-    for (key, name) in names {
+    for (key, name) in keys.into_iter().zip(settings.header_names()) {
         if name.as_str().starts_with(prefix) {
             // The problem is reported for a key that the file has.
             let blamed = if place.has_key(key) { key } else { "claim_prefix" };
@@ -171,9 +164,9 @@ impl FromText for ClaimPrefix {
         // SECURITY: whoever creates a key chooses the names of its claims. With the prefix "Transfer-", a claim named "encoding"
         // would frame the request; with "X-User-", a claim named "id" would be taken for the user by a service that reads
         // the default header.
-        let headers = IdentityHeaders::new(Settings::default());
+        let defaults = Settings::default();
         let reserved = RESERVED.split(' ').chain(RESERVED_STARTS.split(' '));
-        let mut reserved = reserved.chain(headers.header_names().map(HeaderName::as_str));
+        let mut reserved = reserved.chain(defaults.header_names().map(HeaderName::as_str));
         match reserved.find(|name| name.starts_with(&prefix)) {
             Some(name) => Err(format!("would let a claim set {name}, which is reserved")),
             None => Ok(Self(prefix)),
