@@ -208,19 +208,10 @@ pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status>
 /// Encodes the response to a call. A refusal has its status in the headers, and neither content nor trailers.
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     let frame = match outcome {
-        Ok(Reply::Created(created)) => frame_message(&proto::CreateTokenResponse {
-            token: created.token.expose_secret().to_owned(),
-            token_id: created.info.token_id.clone(),
-            token_info: Some((&created.info).into()),
-        }),
+        Ok(Reply::Created(created)) => frame_message(&proto::CreateTokenResponse::from(created)),
         Ok(Reply::Token(token)) => frame_message(&proto::TokenResponse { token_info: Some(token.into()) }),
         Ok(Reply::Invalidated) => frame_message(&()),
-        Ok(Reply::Page(page)) => frame_message(&proto::ListTokensResponse {
-            tokens: page.tokens.iter().map(proto::Token::from).collect(),
-            total_count: i32::try_from(page.total_count).unwrap_or(i32::MAX),
-            next_page_token: page.next_page_token.clone().unwrap_or_default(),
-            prev_page_token: page.prev_page_token.clone().unwrap_or_default(),
-        }),
+        Ok(Reply::Page(page)) => frame_message(&proto::ListTokensResponse::from(page)),
         Err(status) => return encode_refusal(status),
     };
     let mut response = HttpResponse::with_content(200, GRPC, frame);

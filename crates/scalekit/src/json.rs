@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serializer};
 use serde_json::Value;
 
 use crate::timestamp;
@@ -52,6 +52,11 @@ pub(crate) fn read_lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Op
         Value::String(text) if !text.is_empty() => Some(text),
         _ => None,
     })
+}
+
+/// Serializes an absent string as `""`.
+pub(crate) fn write_text<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(text.as_deref().unwrap_or_default())
 }
 
 /// A timestamp in RFC 3339.

@@ -12,13 +12,11 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-use self::bodies::{
-    CreateBody, CreatedBody, CreatedInfo, ErrorBody, Info, InfoBody, PageBody, TokenBody, TokenJson,
-    TokenRequest, UpdateBody, UpdateRequest,
-};
+use self::bodies::{CreateBody, CreatedInfo, ErrorBody, Info, TokenBody, UpdateBody};
 use crate::call::{Call, Operation, Reply};
 use crate::error::Error;
 use crate::json::Object;
+use crate::proto;
 use crate::response::HttpResponse;
 use crate::status::{Code, Status};
 use crate::token::{Created, Page, PageRequest, Token, TokenUpdate};
@@ -174,15 +172,15 @@ pub fn route_request(method: &Method, path: &str) -> Result<Operation, Status> {
 /// # Errors
 /// INVALID_ARGUMENT with the line and column. The content is not repeated, as it may contain a token.
 pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
-    let token = |body| parse_body::<TokenRequest>(body).map(|body| SecretString::from(body.token));
+    let token = |body| parse_body::<proto::TokenRequest>(body).map(|body| SecretString::from(body.token));
     Ok(match operation {
         Operation::Create => Call::Create(parse_body::<CreateBody>(body)?.into_new_token()?),
         Operation::Validate => Call::Validate(token(body)?),
         Operation::Invalidate => Call::Invalidate(token(body)?),
         Operation::List => Call::List(parse_query(query.unwrap_or_default())?),
         Operation::Update => {
-            let body: UpdateRequest = parse_body(body)?;
-            let custom_claims = body.custom_claims.filter(|claims| !claims.is_empty());
+            let body: proto::UpdateTokenRequest = parse_body(body)?;
+            let custom_claims = Some(body.custom_claims).filter(|claims| !claims.is_empty());
             Call::Update(body.token.into(), TokenUpdate { custom_claims, description: body.description })
         }
     })
@@ -191,13 +189,12 @@ pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) ->
 /// Encodes the response to a call.
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     match outcome {
-        Ok(Reply::Created(created)) => {
-            let (token, token_info) = (created.token.expose_secret(), TokenJson::new(&created.info));
-            json_response(201, &CreatedBody { token, token_id: token_info.token_id, token_info })
+        Ok(Reply::Created(created)) => json_response(201, &proto::CreateTokenResponse::from(created)),
+        Ok(Reply::Token(token)) => {
+            json_response(200, &proto::TokenResponse { token_info: Some(token.into()) })
         }
-        Ok(Reply::Token(token)) => json_response(200, &InfoBody { token_info: TokenJson::new(token) }),
         Ok(Reply::Invalidated) => json_response(200, &serde_json::json!({})),
-        Ok(Reply::Page(page)) => json_response(200, &PageBody::new(page)),
+        Ok(Reply::Page(page)) => json_response(200, &proto::ListTokensResponse::from(page)),
         Err(status) => encode_refusal(status.code.http_status(), status),
     }
 }

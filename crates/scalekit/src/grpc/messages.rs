@@ -1,11 +1,12 @@
 //! Converts the crate's types to protobuf messages and back. Unset and `""` are equivalent in protobuf.
 
 use prost::Message;
+use secrecy::ExposeSecret;
 
 use crate::error::Error;
 use crate::proto;
 use crate::status::Status;
-use crate::token::{NewToken, PageRequest, Token};
+use crate::token::{Created, NewToken, Page, PageRequest, Token};
 
 pub(super) fn non_empty(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
@@ -50,6 +51,27 @@ impl From<&Token> for proto::Token {
             token_suffix: token.token_suffix.clone().unwrap_or_default(),
             email: token.email.clone(),
             roles: token.roles.clone(),
+        }
+    }
+}
+
+impl From<&Created> for proto::CreateTokenResponse {
+    fn from(created: &Created) -> Self {
+        Self {
+            token: created.token.expose_secret().to_owned(),
+            token_id: created.info.token_id.clone(),
+            token_info: Some((&created.info).into()),
+        }
+    }
+}
+
+impl From<&Page> for proto::ListTokensResponse {
+    fn from(page: &Page) -> Self {
+        Self {
+            tokens: page.tokens.iter().map(proto::Token::from).collect(),
+            total_count: i32::try_from(page.total_count).unwrap_or(i32::MAX),
+            next_page_token: page.next_page_token.clone().unwrap_or_default(),
+            prev_page_token: page.prev_page_token.clone().unwrap_or_default(),
         }
     }
 }

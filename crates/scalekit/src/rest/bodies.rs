@@ -7,7 +7,7 @@ use crate::error::Refusal;
 use crate::json::{self, Object};
 use crate::status::{Code, Status};
 use crate::timestamp;
-use crate::token::{Claims, NewToken, Page, Token, TokenUpdate};
+use crate::token::{Claims, NewToken, Token, TokenUpdate};
 
 /// An error response, in its documented form.
 #[derive(Deserialize)]
@@ -35,26 +35,11 @@ pub(super) struct TokenBody<'a> {
     pub(super) token: &'a str,
 }
 
-#[derive(Deserialize)]
-pub(super) struct TokenRequest {
-    #[serde(default, deserialize_with = "json::read_string")]
-    pub(super) token: String,
-}
-
 #[derive(Serialize)]
 pub(super) struct UpdateBody<'a> {
     pub(super) token: &'a str,
     #[serde(flatten)]
     pub(super) update: &'a TokenUpdate,
-}
-
-#[derive(Deserialize)]
-pub(super) struct UpdateRequest {
-    #[serde(default, deserialize_with = "json::read_string")]
-    pub(super) token: String,
-    #[serde(alias = "customClaims")]
-    pub(super) custom_claims: Option<Claims>,
-    pub(super) description: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -97,74 +82,4 @@ pub(super) struct CreatedInfo {
 #[derive(Deserialize)]
 pub(super) struct Info {
     pub(super) token_info: Option<Object<Token>>,
-}
-
-#[derive(Serialize)]
-pub(super) struct CreatedBody<'a> {
-    pub(super) token: &'a str,
-    pub(super) token_id: &'a str,
-    pub(super) token_info: TokenJson<'a>,
-}
-
-#[derive(Serialize)]
-pub(super) struct InfoBody<'a> {
-    pub(super) token_info: TokenJson<'a>,
-}
-
-#[derive(Serialize)]
-pub(super) struct PageBody<'a> {
-    pub(super) tokens: Vec<TokenJson<'a>>,
-    pub(super) total_count: i64,
-    pub(super) next_page_token: &'a str,
-    pub(super) prev_page_token: &'a str,
-}
-
-impl<'a> PageBody<'a> {
-    pub(super) fn new(page: &'a Page) -> Self {
-        Self {
-            tokens: page.tokens.iter().map(TokenJson::new).collect(),
-            total_count: page.total_count,
-            next_page_token: page.next_page_token.as_deref().unwrap_or_default(),
-            prev_page_token: page.prev_page_token.as_deref().unwrap_or_default(),
-        }
-    }
-}
-
-/// A token as a gRPC gateway encodes it: unset strings, maps and lists are present, unset messages are not.
-#[derive(Serialize)]
-pub(super) struct TokenJson<'a> {
-    pub(super) token_id: &'a str,
-    pub(super) organization_id: &'a str,
-    pub(super) organization_external_id: &'a str,
-    pub(super) user_id: &'a str,
-    pub(super) user_external_id: &'a str,
-    pub(super) custom_claims: &'a Claims,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) expiry: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) created_at: Option<String>,
-    pub(super) description: &'a str,
-    pub(super) token_suffix: &'a str,
-    pub(super) email: &'a str,
-    pub(super) roles: &'a [String],
-}
-
-impl<'a> TokenJson<'a> {
-    pub(super) fn new(token: &'a Token) -> Self {
-        let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
-        Self {
-            token_id: &token.token_id,
-            organization_id: &token.organization_id,
-            organization_external_id: text(&token.organization_external_id),
-            user_id: text(&token.user_id),
-            user_external_id: text(&token.user_external_id),
-            custom_claims: &token.custom_claims,
-            expiry: token.expiry.map(timestamp::format_rfc3339),
-            created_at: token.created_at.map(timestamp::format_rfc3339),
-            description: text(&token.description),
-            token_suffix: text(&token.token_suffix),
-            email: text(&token.email),
-            roles: &token.roles,
-        }
-    }
 }
