@@ -2,9 +2,8 @@
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{HeaderMap, Method, Response, StatusCode};
+use hyper::{HeaderMap, Method, Response};
 use scalekit::call::{Operation, Reply};
 use scalekit::response::HttpResponse;
 use scalekit::status::{Code, Status};
@@ -12,6 +11,8 @@ use scalekit::transport::Transport;
 use scalekit::{oauth, rest};
 
 use crate::body::{Body, full};
+
+const JSON: &str = "application/json";
 
 /// What can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +39,11 @@ impl Endpoint {
     pub(crate) fn response_of_status(self, transport: Transport, status: u16) -> HttpResponse {
         let code = Code::from_http_status(status);
         match (transport, status) {
-            (Transport::Rest, 200..400) => json_response(status, "{}".to_owned()),
-            (Transport::Rest, _) if self == Self::Token => json_response(
-                status,
-                serde_json::json!({"error": code.name().to_ascii_lowercase()}).to_string(),
-            ),
+            (Transport::Rest, 200..400) => HttpResponse::with_content(status, JSON, "{}"),
+            (Transport::Rest, _) if self == Self::Token => {
+                let error = serde_json::json!({"error": code.name().to_ascii_lowercase()});
+                HttpResponse::with_content(status, JSON, error.to_string())
+            }
             (Transport::Rest, _) => rest::encode_refusal(status, &Status::new(code, code.name())),
             (Transport::Grpc, 200..400) => transport.encode_response(Ok(&Reply::Invalidated)),
             (Transport::Grpc, _) => transport.encode_response(Err(&Status::new(code, code.name()))),
@@ -56,15 +57,6 @@ pub(crate) fn too_large(transport: Transport) -> HttpResponse {
     match transport {
         Transport::Rest => rest::encode_refusal(413, &status),
         Transport::Grpc => transport.encode_response(Err(&status)),
-    }
-}
-
-fn json_response(status: u16, body: String) -> HttpResponse {
-    HttpResponse {
-        status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-        headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
-        body: body.into(),
-        trailers: HeaderMap::new(),
     }
 }
 

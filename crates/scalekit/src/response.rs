@@ -57,7 +57,7 @@ impl HttpResponse {
     }
 
     /// A response for a server to send.
-    pub(crate) fn with_content(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
+    pub fn with_content(status: u16, content_type: &'static str, body: impl Into<Bytes>) -> Self {
         Self {
             status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]),

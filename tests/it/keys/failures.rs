@@ -40,7 +40,7 @@ async fn bad_credentials_stop_before_any_call() {
     };
     with("SCALEKIT_CLIENT_SECRET", "no").await.refused("check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET");
     with("SCALEKIT_CLIENT_SECRET", "de v").await.refused("SCALEKIT_CLIENT_SECRET");
-    with("SCALEKIT_ENVIRONMENT_URL", "http://scalekit.test").await.refused("only loopback hosts");
+    with("SCALEKIT_ENVIRONMENT_URL", "http://scalekit.test").await.refused("only allowed for loopback hosts");
     with("SCALEKIT_ENVIRONMENT_URL", "acme scalekit").await.refused("SCALEKIT_ENVIRONMENT_URL");
     assert_eq!(kit.emulator.counts().creations, 0);
 
