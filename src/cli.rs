@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-/// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
+/// A validating reverse proxy: checks Scalekit API keys and forwards the client's identity in headers.
 #[derive(Parser)]
 #[command(name = "keyward", version, max_term_width = 100, after_help = BEGIN_HELP)]
 struct Cli {

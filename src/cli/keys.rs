@@ -1,4 +1,4 @@
-//! `keyward keys`: manages keys from a shell, configured by environment variables alone. A key is read from standard input or a
+//! `keyward keys`: manages keys from a shell, configured only by environment variables. A key is read from standard input or a
 //! prompt, never from an argument, as other users see those, and printed once.
 
 mod create;

@@ -1,4 +1,4 @@
-//! What can be called, and how a response goes back: over REST or gRPC for the API, over REST alone for access tokens.
+//! What can be called, and how a response goes back: over REST or gRPC for the API, only over REST for access tokens.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;

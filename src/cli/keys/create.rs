@@ -16,10 +16,10 @@ pub(super) struct CreateArgs {
     /// The organization that the key belongs to
     #[arg(long, value_name = "ORG")]
     org: String,
-    /// A user of that organization; without one the key speaks for the organization alone
+    /// A user of that organization; without one, the key is for the organization as a whole
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// A claim, which whoever uses the key cannot change; repeat it for more, up to 20
+    /// A claim, which users of the key cannot change; may be repeated, up to 20 times
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     claims: Vec<Claim>,
     /// When the key expires: 90d, or 2027-01-01T00:00:00Z; without it, never
