@@ -1,5 +1,5 @@
-//! Requests that a browser makes for a web page. What is for programs alone, the admin port and key management, refuses them:
-//! a page in a browser of the same machine or network reaches these ports, too.
+//! Detects requests that a browser makes for a web page. The admin port and key management refuse them, because they are for
+//! programs only, and a page in a browser on the same machine or network can reach these ports, too.
 
 use std::net::IpAddr;
 
@@ -9,28 +9,28 @@ use hyper::{Uri, header::HeaderName};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a page of another origin asks: a browser says so with `Origin`, or with `Sec-Fetch-Site` (Fetch Metadata Request
-/// Headers, section 2.4) where it sends no `Origin`, as for an image.
+/// Whether a page of another origin makes the request. A browser then sends `Origin` or, for example for an image,
+/// `Sec-Fetch-Site` (Fetch Metadata Request Headers, section 2.4).
 pub fn is_from_web_page(headers: &HeaderMap) -> bool {
     let by_itself = |site: &[u8]| matches!(site, b"none" | b"same-origin");
     headers.contains_key(ORIGIN) || headers.get_all(FETCH_SITE).iter().any(|site| !by_itself(site.as_bytes()))
 }
 
-/// Whom the request names as its host.
+/// The host that a request names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedHost {
-    /// Nobody: HTTP/1.0 without a `Host`, which no browser sends.
+    /// None: HTTP/1.0 without a `Host`, which no browser sends.
     Missing,
-    /// An address.
+    /// An IP address.
     Address(IpAddr),
     /// `localhost`.
     Localhost,
-    /// Another name, or none that can be read.
+    /// Another name, or a value that is not valid.
     Other,
 }
 
 impl NamedHost {
-    /// The target's authority, or else the one `Host`.
+    /// The target's authority, or else the value of `Host`.
     pub fn from_request(uri: &Uri, headers: &HeaderMap) -> Self {
         let mut hosts = headers.get_all(HOST).iter();
         let authority = match (uri.authority(), hosts.next(), hosts.next()) {
@@ -48,7 +48,7 @@ impl NamedHost {
         }
     }
 
-    /// Whether a name of a web page's own, that was made to lead here, cannot be behind it (DNS rebinding).
+    /// Whether it rules out DNS rebinding, in which a web page uses a DNS name of its own that resolves to this address.
     pub fn is_safe(&self) -> bool {
         *self != Self::Other
     }

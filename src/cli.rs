@@ -23,7 +23,7 @@ use anyhow::{Context as _, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-/// A validating reverse proxy: checks Scalekit API keys and forwards the caller's identity in headers.
+/// A validating reverse proxy: checks Scalekit API keys and forwards the client's identity in headers.
 #[derive(Parser)]
 #[command(name = "keyward", version, max_term_width = 100, after_help = BEGIN_HELP)]
 struct Cli {
@@ -171,7 +171,7 @@ fn explain_missing_command(error: clap::Error) -> clap::Error {
 impl ConfigFile {
     /// For a look at the configuration, without Scalekit's variables. A file of `-` is standard input.
     fn load_config(&self) -> Result<Config, Diagnostics> {
-        let environment = Environment::process().without_scalekit();
+        let environment = Environment::from_process().without_scalekit();
         let mut config = match self.is_stdin() {
             true => config::load_from_stdin(&environment)?,
             false => config::load(&self.config, &environment)?,

@@ -1,5 +1,5 @@
-//! The route file and the environment, read into the settings of each part. Every problem is reported at once, with its
-//! place and what would be right; nothing secret is ever in the text.
+//! Reads the route file and the environment into the settings of each part. All problems are reported at once, each with its
+//! place and a hint, and no message contains a secret.
 
 mod diagnostics;
 mod document;
@@ -40,9 +40,9 @@ use crate::{credential, gateway, identity, listener, logging, upstream, validato
 pub struct Config {
     /// `[server]` and `[limits]`.
     pub listener: listener::Settings,
-    /// `[server] drain_delay`: not ready, still accepting.
+    /// `[server] drain_delay`: not ready, but still accepting.
     pub drain_delay: Duration,
-    /// `[server] drain_timeout`: then, to finish what is open.
+    /// `[server] drain_timeout`: the time for open requests to finish after that.
     pub drain_timeout: Duration,
     /// `[server] trusted_proxies`.
     pub trusted: TrustedProxies,
@@ -66,17 +66,17 @@ pub struct Config {
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.
     pub routes: RouteTable,
-    /// `[limits] memory`, in bytes; after `fit`, what limits were fitted to.
+    /// `[limits] memory`, in bytes; after `fit`, the memory that the limits were fitted to.
     pub memory: Option<usize>,
-    /// What is allowed, and probably not meant.
+    /// Settings that are allowed but probably not intended.
     pub warnings: Vec<String>,
 }
 
-/// `admin.listen` of a route file, if it says; the rest of the file may be wrong.
+/// Reads only `admin.listen` from a route file; `None` if it is not set. The rest of the file may be invalid.
 ///
 /// # Errors
-/// When the file cannot be read, is not TOML, or says something that is no address.
-pub fn admin_listen(path: &Path) -> Result<Option<Listen>, String> {
+/// When the file cannot be read or is not TOML, or the value is not an address.
+pub fn read_admin_listen(path: &Path) -> Result<Option<Listen>, String> {
     #[derive(Deserialize)]
     struct File {
         admin: Option<Admin>,
@@ -100,11 +100,11 @@ pub fn admin_listen(path: &Path) -> Result<Option<Listen>, String> {
     }
 }
 
-/// An upstream's URL as people type it: host and port alone are taken for `http://`.
+/// Checks an upstream's URL from the command line. `http://` is added if there is no scheme.
 ///
 /// # Errors
-/// What would be right.
-pub fn upstream_url(given: &str) -> Result<String, String> {
+/// What is wrong.
+pub fn parse_upstream_url(given: &str) -> Result<String, String> {
     let full = if given.contains("://") || given.starts_with("unix:") {
         given.to_owned()
     } else {
@@ -113,32 +113,32 @@ pub fn upstream_url(given: &str) -> Result<String, String> {
     upstreams::UpstreamUrl::parse_text(&full).map(|_| full)
 }
 
-/// `2s`, `250ms`, `1m 30s`: a duration as people write it.
+/// Parses a duration such as `2s`, `250ms` or `1m 30s`.
 pub fn parse_duration(text: &str) -> Option<Duration> {
-    // humantime 2.4 panics where the seconds overflow by a carry, for which it takes more digits than this.
+    // humantime 2.4 panics if a carry overflows the seconds, which needs more digits than this.
     let short = text.bytes().filter(u8::is_ascii_digit).count() <= 15;
     short.then(|| humantime::parse_duration(text).ok()).flatten()
 }
 
-/// A route file longer than this is a mistake in the path.
+/// Maximum length of a route file, in bytes; a longer file means that the path is wrong.
 const MAX_FILE: u64 = 1024 * 1024;
 
-/// What standard input is called in messages.
+/// The name of standard input in messages.
 const STANDARD_INPUT: &str = "<stdin>";
 
-/// Reads a file.
+/// Reads a route file.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems of the file.
 pub fn load(path: &Path, environment: &Environment) -> Result<Config, Diagnostics> {
     let name = path.display().to_string();
     parse_read(read_text(path), &name, environment)
 }
 
-/// Reads standard input.
+/// Reads a route file from standard input.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems of the file.
 pub fn load_from_stdin(environment: &Environment) -> Result<Config, Diagnostics> {
     parse_read(read_utf8(std::io::stdin().lock()), STANDARD_INPUT, environment)
 }
@@ -172,14 +172,14 @@ fn read_utf8(source: impl Read) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
 }
 
-/// Reads a text; `name` stands for it in messages.
+/// Parses a route file. `name` is its name in messages.
 ///
 /// # Errors
-/// Everything that is wrong with it.
+/// All problems of the file.
 pub fn parse(text: &str, name: &str, environment: &Environment) -> Result<Config, Diagnostics> {
-    // Some editors begin with a byte order mark, which is no column.
+    // A byte order mark, which some editors write, does not count as a column.
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let (lines, report) = (Lines::of(text), Report::default());
+    let (lines, report) = (Lines::new(text), Report::default());
     let config = settings::read_config(text, &lines, &report, environment);
     config.ok_or_else(|| report.into_diagnostics(name, &lines))
 }

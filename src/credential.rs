@@ -1,5 +1,5 @@
-//! Takes exactly one Bearer value out of a request's headers (RFC 6750 section 2.1). What cannot be an API key
-//! is refused here, without asking Scalekit; in particular a token id (`apit_…`), which Scalekit would accept.
+//! Takes exactly one Bearer value from a request's headers (RFC 6750 section 2.1). Values that cannot be an API key are refused
+//! here without asking Scalekit, in particular token ids (`apit_…`), which Scalekit would accept.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use ring::rand::SystemRandom;
 use crate::rejection::Rejection;
 use crate::secret::Secret;
 
-/// What can be a key at all.
+/// `[credential]`: the syntax of a key.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The characters of a key.
@@ -38,28 +38,28 @@ impl Default for Settings {
     }
 }
 
-/// An API key as the caller presented it. It cannot be printed, only asked about. A copy of its own, which is overwritten when
-/// the last of its clones is dropped, and keeps nothing of the request's head in memory.
+/// An API key as the client presented it. It is a copy, so that the request's head need not stay in memory; the copy is
+/// overwritten when its last clone is dropped.
 #[derive(Clone)]
 pub struct ApiKey(Arc<Secret>);
 
 impl ApiKey {
-    /// Removes `Authorization` and gives the key that it carried.
+    /// Removes `Authorization` and returns the key in it.
     ///
     /// # Errors
-    /// `MissingCredential` without a Bearer value, `AmbiguousCredential` with more than one `Authorization`,
-    /// `InvalidKey` where the value cannot be a key, `KeyIdPresented` where it is the id of one.
-    pub fn take(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
+    /// `MissingCredential` without a Bearer value, `AmbiguousCredential` with more than one `Authorization`, `KeyIdPresented` if
+    /// the value is the id of a key, `InvalidKey` if it cannot be a key for another reason.
+    pub fn take_from(headers: &mut HeaderMap, settings: &Settings) -> Result<Self, Rejection> {
         let mut values = headers.get_all(AUTHORIZATION).iter();
         let first = values.next().cloned();
-        // SECURITY: with two values, Keyward and the backend could each believe another one.
+        // SECURITY: with two values, Keyward and the upstream could each use a different one.
         let more = values.next().is_some();
         headers.remove(AUTHORIZATION);
         if more {
             return Err(Rejection::AmbiguousCredential);
         }
         let value = first.ok_or(Rejection::MissingCredential)?;
-        let range = bearer(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
+        let range = find_bearer_token(value.as_bytes()).ok_or(Rejection::MissingCredential)?;
         let token = value.as_bytes().get(range).unwrap_or_default();
         if is_key_id(token) {
             return Err(Rejection::KeyIdPresented);
@@ -68,12 +68,12 @@ impl ApiKey {
         token.and_then(|token| Self::parse(token, settings)).ok_or(Rejection::InvalidKey)
     }
 
-    /// A key from elsewhere than a request, such as standard input.
+    /// Parses a key that is not from a request, such as one on standard input. `None` if it cannot be a key.
     pub fn parse(text: &str, settings: &Settings) -> Option<Self> {
-        settings.could_be(text.as_bytes()).then(|| Self(Arc::new(Secret::new(text))))
+        settings.could_be_key(text.as_bytes()).then(|| Self(Arc::new(Secret::new(text))))
     }
 
-    /// The key itself, for the body of a call to Scalekit and for nothing else.
+    /// The key itself, only for the body of a call to Scalekit.
     pub fn expose(&self) -> &str {
         self.0.expose()
     }
@@ -85,9 +85,9 @@ impl fmt::Debug for ApiKey {
     }
 }
 
-/// The place of the token in `Bearer <token>`: the scheme in any letter case (RFC 9110 section 11.1), one or more
-/// spaces, white space around the token ignored. `None` for another scheme, or when no token follows.
-fn bearer(value: &[u8]) -> Option<std::ops::Range<usize>> {
+/// Finds the token in `Bearer <token>`: the scheme is case-insensitive (RFC 9110 section 11.1), and white space around the token
+/// is ignored. `None` for another scheme, or without a token.
+fn find_bearer_token(value: &[u8]) -> Option<std::ops::Range<usize>> {
     let space = value.iter().position(|&byte| byte == b' ')?;
     if !value[..space].eq_ignore_ascii_case(b"bearer") {
         return None;
@@ -99,7 +99,7 @@ fn bearer(value: &[u8]) -> Option<std::ops::Range<usize>> {
 }
 
 impl Settings {
-    fn could_be(&self, token: &[u8]) -> bool {
+    fn could_be_key(&self, token: &[u8]) -> bool {
         let alphabet = match self.alphabet {
             Alphabet::Base62 => token.iter().all(u8::is_ascii_alphanumeric),
             Alphabet::Token68 => {
@@ -108,19 +108,19 @@ impl Settings {
                 token[..body].iter().all(allowed)
             }
         };
-        // SECURITY: a token id stands in lists, databases and logs, and Scalekit's validate takes it for a key
-        // (contract section 0). It is refused whatever the alphabet.
+        // SECURITY: token ids are in lists, databases and logs, and ValidateToken accepts them in place of a key (contract
+        // section 0). They are refused with any alphabet.
         alphabet && !is_key_id(token) && (self.min_length..=self.max_length).contains(&token.len())
     }
 }
 
-/// Whether this names a key and is none.
+/// Whether this is the id of a key.
 fn is_key_id(token: &[u8]) -> bool {
     token.get(..5).is_some_and(|start| start.eq_ignore_ascii_case(b"apit_"))
 }
 
-/// A key as it is remembered: keyed and one-way, so that memory holds nothing that works as a key and nobody
-/// outside this process can choose two keys that meet.
+/// A keyed digest of a key, which is remembered instead of the key: memory then holds no usable key, and nobody outside this
+/// process can construct two keys with the same digest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KeyDigest([u8; 16]);
 
@@ -128,15 +128,15 @@ pub struct KeyDigest([u8; 16]);
 pub struct Digester(hmac::Key);
 
 impl Digester {
-    /// With a random secret.
+    /// Creates a random secret.
     ///
     /// # Errors
-    /// When the system has no randomness to give.
+    /// When the system's random number generator fails.
     pub fn new() -> Result<Self, ring::error::Unspecified> {
         hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()).map(Self)
     }
 
-    /// HMAC-SHA-256 of the key, cut to 128 bits.
+    /// HMAC-SHA-256 of the key, truncated to 128 bits.
     pub fn digest(&self, key: &ApiKey) -> KeyDigest {
         let tag = hmac::sign(&self.0, key.expose().as_bytes());
         let mut digest = [0; 16];
@@ -159,7 +159,7 @@ mod tests {
         for value in values {
             headers.append(AUTHORIZATION, HeaderValue::from_bytes(value).unwrap());
         }
-        let taken = ApiKey::take(&mut headers, &Settings::default());
+        let taken = ApiKey::take_from(&mut headers, &Settings::default());
         assert!(headers.is_empty(), "Authorization is gone whatever the outcome");
         match (taken, expected) {
             (Ok(key), Ok(expected)) => assert_eq!(key.expose(), expected),

@@ -68,7 +68,7 @@ pub struct Gateway {
     /// Which credentials are accepted as keys.
     pub credential: credential::Settings,
     /// The identity headers.
-    pub identity: Arc<identity::Headers>,
+    pub identity: Arc<identity::IdentityHeaders>,
     /// Proxies whose `X-Forwarded-*` headers are trusted.
     pub trusted: TrustedProxies,
     /// The routes.
@@ -93,13 +93,13 @@ impl Gateway {
         let client = self.trusted.client_address(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
-        let format = ErrorFormat::of(&request);
+        let format = ErrorFormat::from_request(&request);
         let downstream = Downstream { peer, is_trusted, client, account };
         let mut response = match self.pass(request, downstream, &mut record).await {
             Ok(forwarded) => self.relay_response(forwarded, record, &format),
             Err(rejection) => {
                 record.set_rejection(&rejection);
-                rejection.response(&format, request_id.to_str().unwrap_or_default(), &self.settings.realm)
+                rejection.to_response(&format, request_id.to_str().unwrap_or_default(), &self.settings.realm)
             }
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
@@ -114,7 +114,8 @@ impl Gateway {
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
-        let mut response = rejection.response(&ErrorFormat::of(request), id, &self.settings.realm);
+        let mut response =
+            rejection.to_response(&ErrorFormat::from_request(request), id, &self.settings.realm);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
@@ -126,12 +127,12 @@ impl Gateway {
         downstream: Downstream<'_>,
         record: &mut Record,
     ) -> Result<Forwarded, Rejection> {
-        let host = request_head::check(&request, self.settings.head)?;
+        let host = request_head::check_head(&request, self.settings.head)?;
         let (route, requirement, kind) = self.find_route(&request, &host)?;
         record.route = Arc::clone(&route.label);
-        let key = ApiKey::take(request.headers_mut(), &self.credential);
-        let upgrade = hop_by_hop::upgrade(request.method(), request.version(), request.headers());
-        hop_by_hop::strip(request.headers_mut());
+        let key = ApiKey::take_from(request.headers_mut(), &self.credential);
+        let upgrade = hop_by_hop::find_upgrade(request.method(), request.version(), request.headers());
+        hop_by_hop::strip_headers(request.headers_mut());
         if kind == Kind::Preflight {
             keep_preflight_headers(request.headers_mut());
         }
@@ -266,7 +267,7 @@ impl Gateway {
     ) -> Response<Body> {
         let Forwarded { response, tunnel, mut revalidation, exchange } = forwarded;
         let Some(Tunnel { client, upstream }) = tunnel else {
-            let status = format.takes_status(response.headers());
+            let status = format.takes_grpc_status(response.headers());
             return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
         // A 101 has no body.

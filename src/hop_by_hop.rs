@@ -1,4 +1,4 @@
-//! Hop-by-hop headers (RFC 9110 section 7.6.1): they concern one connection and are never forwarded.
+//! Hop-by-hop headers (RFC 9110 section 7.6.1), which concern a single connection and are never forwarded.
 
 use hyper::header::{
     ACCESS_CONTROL_REQUEST_METHOD, CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, HeaderName, HeaderValue,
@@ -6,7 +6,7 @@ use hyper::header::{
 };
 use hyper::{HeaderMap, Method, Version};
 
-/// An upgrade that may be tunnelled. There is only one kind.
+/// A request to upgrade to a WebSocket, the only upgrade that is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WebSocket;
 
@@ -22,7 +22,7 @@ const FIXED: [HeaderName; 9] = [
     UPGRADE,
 ];
 
-/// Never one hop's business, whatever `Connection` says.
+/// End-to-end headers, which are kept even if `Connection` names them.
 const END_TO_END: [HeaderName; 10] = [
     ACCESS_CONTROL_REQUEST_METHOD,
     CONTENT_LENGTH,
@@ -36,18 +36,18 @@ const END_TO_END: [HeaderName; 10] = [
     HeaderName::from_static("x-request-id"),
 ];
 
-/// Whether the request asks to become a WebSocket (RFC 6455 section 4.2.1). Any other upgrade, `h2c` above all,
-/// is not seen, and so not forwarded.
-pub fn upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<WebSocket> {
+/// Finds a request for a WebSocket (RFC 6455 section 4.2.1). Any other upgrade, in particular `h2c`, is ignored and so not
+/// forwarded.
+pub fn find_upgrade(method: &Method, version: Version, headers: &HeaderMap) -> Option<WebSocket> {
     let mut wanted = headers.get_all(UPGRADE).iter();
     let only_websocket = matches!((wanted.next(), wanted.next()), (Some(value), None)
         if value.as_bytes().eq_ignore_ascii_case(b"websocket"));
-    let named = options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
+    let named = connection_options(headers).any(|option| option.eq_ignore_ascii_case(b"upgrade"));
     (only_websocket && named && method == Method::GET && version == Version::HTTP_11).then_some(WebSocket)
 }
 
-/// Removes every hop-by-hop header, those named in `Connection` included. `TE: trailers` stays, as gRPC needs it.
-pub fn strip(headers: &mut HeaderMap) {
+/// Removes every hop-by-hop header, including those that `Connection` names. `TE: trailers` is kept, as gRPC requires it.
+pub fn strip_headers(headers: &mut HeaderMap) {
     let trailers = headers.get_all(TE).iter().any(|value| {
         value
             .as_bytes()
@@ -56,10 +56,10 @@ pub fn strip(headers: &mut HeaderMap) {
     });
     if headers.contains_key(CONNECTION) {
         let named: Vec<HeaderName> =
-            options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
+            connection_options(headers).filter_map(|option| HeaderName::from_bytes(option).ok()).collect();
         for name in named {
-            // SECURITY: or a client could take away what frames and addresses the message, what a proxy in front says of it,
-            // and what makes a preflight one.
+            // SECURITY: otherwise a client could remove the headers that frame and address the message, that a proxy in front
+            // has set, or that mark a CORS preflight.
             if !END_TO_END.contains(&name) {
                 headers.remove(name);
             }
@@ -73,7 +73,7 @@ pub fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     headers
         .get_all(CONNECTION)
         .iter()
@@ -96,7 +96,7 @@ mod tests {
     #[track_caller]
     fn check(before: &[(&'static str, &'static str)], after: &[(&'static str, &'static str)]) {
         let mut map = headers(before);
-        strip(&mut map);
+        strip_headers(&mut map);
         assert_eq!(map, headers(after));
     }
 
@@ -132,7 +132,7 @@ mod tests {
     #[test]
     fn only_websocket_upgrade_is_recognized() {
         let seen = |pairs: &[(&'static str, &'static str)], method: &Method, version| {
-            upgrade(method, version, &headers(pairs)).is_some()
+            find_upgrade(method, version, &headers(pairs)).is_some()
         };
         let good = [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")];
         assert!(seen(&good, &Method::GET, Version::HTTP_11));

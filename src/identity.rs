@@ -1,5 +1,5 @@
-//! Who a key speaks for, and the headers that say so to the upstream. A caller can never set one of them, and a value
-//! from Scalekit can never become anything but the value of its own header.
+//! The identity of a key, and the headers that carry it to the upstream. A client can never set one of them, and a value from
+//! Scalekit can never become anything but the value of its own header.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use hyper::header::{HeaderName, HeaderValue};
 
 use crate::rejection::Rejection;
 
-/// What Scalekit says of a valid key (contract section 2, `Token`). Empty strings there are absent here.
+/// What Scalekit states about a valid key (contract section 2, `Token`). Empty strings there are `None` here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// `organization_id`: visible ASCII, never empty.
@@ -21,23 +21,23 @@ pub struct Identity {
     pub user_id: Option<HeaderValue>,
     /// `user_external_id`: free text.
     pub user_external_id: Option<String>,
-    /// `roles`: free text each.
+    /// `roles`: each is free text.
     pub roles: Vec<String>,
     /// `token_id`: visible ASCII. An identifier, not a secret.
     pub token_id: Option<HeaderValue>,
     /// `custom_claims`: names and values are free text.
     pub claims: BTreeMap<String, String>,
-    /// `expiry`; without one the key never expires.
+    /// `expiry`; `None` if the key never expires.
     pub expiry: Option<SystemTime>,
 }
 
-/// A value for an id header, which is never encoded. `None` unless it is visible ASCII and not empty.
-pub fn id(value: &str) -> Option<HeaderValue> {
+/// Parses an id for its header, in which ids are never encoded. `None` if it is empty or not visible ASCII.
+pub fn parse_id(value: &str) -> Option<HeaderValue> {
     let visible = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_graphic());
     visible.then(|| HeaderValue::from_str(value).ok()).flatten()
 }
 
-/// The names of the headers and the choice of claims.
+/// `[identity]`: the names of the headers and the claims that are forwarded.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Default `X-Org-Id`.
@@ -54,11 +54,11 @@ pub struct Settings {
     pub token_id: HeaderName,
     /// Default `x-claim-`, in lower case.
     pub claim_prefix: String,
-    /// The claims that are passed on; `None` for all of them.
+    /// The claims that are forwarded; `None` for all.
     pub claims: Option<Vec<String>>,
-    /// Headers given to single claims; each name begins with `claim_prefix`.
+    /// IdentityHeaders given to single claims; each name begins with `claim_prefix`.
     pub claim_headers: BTreeMap<String, HeaderName>,
-    /// The most that names and values may take together, in bytes.
+    /// Maximum size of all names and values together, in bytes.
     pub max_bytes: usize,
 }
 
@@ -92,24 +92,38 @@ impl Default for Settings {
     }
 }
 
-/// Removes what callers claim to be, and sets who they are.
+impl Settings {
+    /// The names of all headers but those of claims.
+    pub fn header_names(&self) -> [&HeaderName; 6] {
+        [
+            &self.org_id,
+            &self.org_external_id,
+            &self.user_id,
+            &self.user_external_id,
+            &self.roles,
+            &self.token_id,
+        ]
+    }
+}
+
+/// The identity headers: removed from every request, and set from its identity.
 #[derive(Debug)]
-pub struct Headers {
+pub struct IdentityHeaders {
     settings: Settings,
     names: Vec<Box<[u8]>>,
     prefixes: Vec<Box<[u8]>>,
 }
 
-/// Why headers cannot carry an identity.
+/// Why the headers cannot carry an identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misfit {
-    /// Names and values take more than `max_bytes`.
+    /// Names and values exceed `max_bytes`.
     TooLarge,
     /// Two claims of the key would share a header.
     SharedHeader {
         /// The header.
         header: HeaderName,
-        /// The names of the claims, in order: two or more.
+        /// The names of the claims, in order; at least two.
         claims: Vec<String>,
     },
 }
@@ -123,44 +137,37 @@ impl From<Misfit> for Rejection {
     }
 }
 
-impl Headers {
-    /// Owns the configured names and, always, the default ones.
+impl IdentityHeaders {
+    /// Owns the configured names and always also the default ones.
     pub fn new(settings: Settings) -> Self {
-        let configured = [
-            &settings.org_id,
-            &settings.org_external_id,
-            &settings.user_id,
-            &settings.user_external_id,
-            &settings.roles,
-            &settings.token_id,
-        ];
+        let configured = settings.header_names();
         let mut names: Vec<Box<[u8]>> =
-            NAMES.iter().chain(configured).map(|name| folded(name.as_str()).collect()).collect();
+            NAMES.iter().chain(configured).map(|name| fold_name(name.as_str()).collect()).collect();
         names.sort();
         names.dedup();
-        let mut prefixes: Vec<Box<[u8]>> = vec![folded(CLAIM_PREFIX).collect()];
-        prefixes.push(folded(&settings.claim_prefix).collect());
+        let mut prefixes: Vec<Box<[u8]>> = vec![fold_name(CLAIM_PREFIX).collect()];
+        prefixes.push(fold_name(&settings.claim_prefix).collect());
         prefixes.dedup();
         Self { settings, names, prefixes }
     }
 
-    /// Whether the backend could read this name as one of ours. CGI, WSGI, PHP and others fold every character that
-    /// is not a letter or digit into one, so that `X_Org.Id` is `X-Org-Id` to them.
-    pub fn owns(&self, name: &str) -> bool {
-        let folds_to = |owned: &[u8], name: &str| folded(name).eq(owned.iter().copied());
+    /// Whether the upstream could read this name as that of an identity header. CGI, WSGI, PHP and others replace every character
+    /// that is not a letter or digit by the same one, so that `X_Org.Id` is `X-Org-Id` to them.
+    pub fn owns_name(&self, name: &str) -> bool {
+        let folds_to = |owned: &[u8], name: &str| fold_name(name).eq(owned.iter().copied());
         self.names.iter().any(|owned| owned.len() == name.len() && folds_to(owned, name))
             || self.prefixes.iter().any(|prefix| {
-                // SECURITY: the bare `X-Claim` is a claim too, once a backend has trimmed the separator.
+                // SECURITY: `X-Claim` itself is included, as an upstream may trim the separator.
                 name.len() >= prefix.len() - 1
-                    && folded(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
+                    && fold_name(name).take(prefix.len()).eq(prefix.iter().copied().take(name.len()))
             })
     }
 
-    /// Removes every header, or trailer, that is ours to set. Gives the number removed.
+    /// Removes every identity header from headers or trailers, in any spelling. Returns the number of names removed.
     pub fn strip(&self, headers: &mut HeaderMap) -> usize {
-        // `keys` gives each name once, and in the common case none is ours: no allocation then.
+        // `keys` yields each name once. Usually none is owned, and nothing is allocated.
         let owned: Vec<HeaderName> =
-            headers.keys().filter(|name| self.owns(name.as_str())).cloned().collect();
+            headers.keys().filter(|name| self.owns_name(name.as_str())).cloned().collect();
         for name in &owned {
             headers.remove(name);
         }
@@ -170,10 +177,10 @@ impl Headers {
     /// Sets the identity. `headers` must have been stripped.
     ///
     /// # Errors
-    /// When it is too large or two claims would share a header; then nothing is forwarded, as nothing is ever cut.
+    /// When the identity is too large, or two claims would share a header. An identity is never cut.
     pub fn set(&self, identity: &Identity, headers: &mut HeaderMap) -> Result<(), Misfit> {
         let settings = &self.settings;
-        let claims = self.claims(&identity.claims)?;
+        let claims = self.select_claims(&identity.claims)?;
         let mut left = settings.max_bytes;
         let mut insert = |name: &HeaderName, value: HeaderValue| {
             left = left.checked_sub(name.as_str().len() + value.len()).ok_or(Misfit::TooLarge)?;
@@ -188,22 +195,25 @@ impl Headers {
             insert(&settings.token_id, id.clone())?;
         }
         if let Some(text) = &identity.org_external_id {
-            insert(&settings.org_external_id, encoded(text)?)?;
+            insert(&settings.org_external_id, encode_text(text)?)?;
         }
         if let Some(text) = &identity.user_external_id {
-            insert(&settings.user_external_id, encoded(text)?)?;
+            insert(&settings.user_external_id, encode_text(text)?)?;
         }
         if !identity.roles.is_empty() {
-            insert(&settings.roles, joined(&identity.roles)?)?;
+            insert(&settings.roles, join_roles(&identity.roles)?)?;
         }
         for (name, value) in claims {
-            insert(&name, encoded(value)?)?;
+            insert(&name, encode_text(value)?)?;
         }
         Ok(())
     }
 
-    /// The claims to pass on, each with a header of its own.
-    fn claims<'a>(&self, claims: &'a BTreeMap<String, String>) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
+    /// The claims to forward, each with a header of its own.
+    fn select_claims<'a>(
+        &self,
+        claims: &'a BTreeMap<String, String>,
+    ) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
         let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
@@ -211,7 +221,7 @@ impl Headers {
             .map(|(name, value)| Some((self.claim_header(name)?, value.as_str())))
             .collect::<Option<_>>()
             .ok_or(Misfit::TooLarge)?;
-        // SECURITY: leaving out both would let whoever can add a claim take away another, which may restrict the key.
+        // SECURITY: if both were left out, adding a claim could remove another claim that restricts the key.
         let shared =
             named.iter().enumerate().find(|(at, (name, _))| named[..*at].iter().any(|(own, _)| own == name));
         match shared {
@@ -225,7 +235,7 @@ impl Headers {
         }
     }
 
-    /// The header of a claim. `None` only for a name too long for HTTP, which Scalekit does not allow.
+    /// The header of a claim. `None` only for a name that is too long for HTTP, which Scalekit does not allow.
     pub fn claim_header(&self, claim: &str) -> Option<HeaderName> {
         if let Some(name) = self.settings.claim_headers.get(claim) {
             return Some(name.clone());
@@ -240,51 +250,33 @@ impl Headers {
         );
         HeaderName::try_from(name).ok()
     }
-
-    /// The names that a request of this route can carry, for people.
-    pub fn names(&self) -> [&HeaderName; 6] {
-        let settings = &self.settings;
-        [
-            &settings.org_id,
-            &settings.org_external_id,
-            &settings.user_id,
-            &settings.user_external_id,
-            &settings.roles,
-            &settings.token_id,
-        ]
-    }
-
-    /// What precedes the name of a claim.
-    pub fn claim_prefix(&self) -> &str {
-        &self.settings.claim_prefix
-    }
 }
 
-fn folded(name: &str) -> impl Iterator<Item = u8> {
+fn fold_name(name: &str) -> impl Iterator<Item = u8> {
     name.bytes().map(|byte| if byte.is_ascii_alphanumeric() { byte.to_ascii_lowercase() } else { b'-' })
 }
 
-fn joined(roles: &[String]) -> Result<HeaderValue, Misfit> {
+fn join_roles(roles: &[String]) -> Result<HeaderValue, Misfit> {
     let mut value = String::new();
     for (index, role) in roles.iter().enumerate() {
         if index > 0 {
             value.push(',');
         }
-        encode(role, true, &mut value);
+        push_encoded(role, true, &mut value);
     }
     HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
-/// Free text as a header value, which one percent-decode turns back into the text. The error cannot happen: what
-/// `encode` writes is printable ASCII.
-fn encoded(text: &str) -> Result<HeaderValue, Misfit> {
+/// Encodes free text as a header value from which one percent-decoding restores the text. The error cannot happen, because
+/// `push_encoded` writes printable ASCII only.
+fn encode_text(text: &str) -> Result<HeaderValue, Misfit> {
     let mut value = String::with_capacity(text.len());
-    encode(text, false, &mut value);
+    push_encoded(text, false, &mut value);
     HeaderValue::try_from(value).map_err(|_| Misfit::TooLarge)
 }
 
-/// Printable ASCII passes, but for `%`, spaces at either end, and, in a list, the comma.
-fn encode(text: &str, in_list: bool, out: &mut String) {
+/// Percent-encodes everything but printable ASCII, and also `%`, spaces at either end and, in a list, commas.
+fn push_encoded(text: &str, in_list: bool, out: &mut String) {
     let bytes = text.as_bytes();
     let first = bytes.iter().position(|&byte| byte != b' ').unwrap_or(bytes.len());
     let last = bytes.iter().rposition(|&byte| byte != b' ').unwrap_or(0);
@@ -315,14 +307,14 @@ mod tests {
             user_id: None,
             user_external_id: None,
             roles: vec![],
-            token_id: id("apit_1"),
+            token_id: parse_id("apit_1"),
             claims: BTreeMap::new(),
             expiry: None,
         }
     }
 
-    fn headers() -> Headers {
-        Headers::new(Settings::default())
+    fn headers() -> IdentityHeaders {
+        IdentityHeaders::new(Settings::default())
     }
 
     #[test]
@@ -339,26 +331,26 @@ mod tests {
                 "x-claim-",
             ] {
                 let name = name.replace('-', &separator.to_string());
-                assert!(headers.owns(&name), "{name}");
+                assert!(headers.owns_name(&name), "{name}");
             }
         }
-        assert!(headers.owns("x-claim"));
+        assert!(headers.owns_name("x-claim"));
         for name in
             ["x-org", "x-org-idx", "xx-org-id", "x-claims", "x-clai", "authorization", "x-role", "xorgid", ""]
         {
-            assert!(!headers.owns(name), "{name}");
+            assert!(!headers.owns_name(name), "{name}");
         }
     }
 
     #[test]
     fn renamed_and_default_headers_are_owned() {
-        let headers = Headers::new(Settings {
+        let headers = IdentityHeaders::new(Settings {
             org_id: HeaderName::from_static("x-tenant"),
             claim_prefix: "x-key-".to_owned(),
             ..Settings::default()
         });
         for name in ["x-tenant", "x_tenant", "x-org-id", "x-key-team", "x-claim-team"] {
-            assert!(headers.owns(name), "{name}");
+            assert!(headers.owns_name(name), "{name}");
         }
     }
 
@@ -383,7 +375,7 @@ mod tests {
 
     #[track_caller]
     fn check_encoding(text: &str, expected: &str) {
-        let value = encoded(text).unwrap();
+        let value = encode_text(text).unwrap();
         assert_eq!(value, expected);
         let back = percent_encoding::percent_decode(value.as_bytes()).decode_utf8().unwrap();
         assert_eq!(back, text, "one percent-decode gives the text back");
@@ -406,7 +398,7 @@ mod tests {
     #[test]
     fn roles_are_joined_with_encoded_commas() {
         let roles = ["admin".to_owned(), "read,write".to_owned(), " x ".to_owned()];
-        assert_eq!(joined(&roles).unwrap(), "admin,read%2Cwrite,%20x%20");
+        assert_eq!(join_roles(&roles).unwrap(), "admin,read%2Cwrite,%20x%20");
     }
 
     #[test]
@@ -426,10 +418,10 @@ mod tests {
 
         let only =
             Settings { claims: Some(vec!["team".to_owned(), "plan".to_owned()]), ..Settings::default() };
-        assert_eq!(Headers::new(only).set(&identity, &mut map), Ok(()));
+        assert_eq!(IdentityHeaders::new(only).set(&identity, &mut map), Ok(()));
         assert_eq!(map["x-claim-team"], "a", "a claim that is not passed on takes nothing away");
 
-        let named = Headers::new(Settings {
+        let named = IdentityHeaders::new(Settings {
             claim_headers: [("Team".to_owned(), HeaderName::from_static("x-claim-big-team"))].into(),
             ..Settings::default()
         });
@@ -459,9 +451,9 @@ mod tests {
 
     #[test]
     fn ids_must_be_visible_ascii() {
-        assert_eq!(id("org_1").unwrap(), "org_1");
+        assert_eq!(parse_id("org_1").unwrap(), "org_1");
         for bad in ["", "org 1", "org\r\n", "örg", "org\u{7f}"] {
-            assert!(id(bad).is_none(), "{bad:?}");
+            assert!(parse_id(bad).is_none(), "{bad:?}");
         }
     }
 }

@@ -152,7 +152,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Answers a request for which the listener has no room. It has no headers any more but its content type.
     fn refuse(&self, request: Request<Body>, _peer: Peer, rejection: Rejection) -> Response<Body> {
-        rejection.response(&ErrorFormat::of(&request), "", "")
+        rejection.to_response(&ErrorFormat::from_request(&request), "", "")
     }
 }
 
@@ -184,7 +184,9 @@ impl Listener {
     pub fn bind(settings: Settings, metrics: Arc<Metrics>) -> Result<Self, ListenError> {
         let certificate = settings.tls.as_ref().map(ServerCertificate::read).transpose()?;
         let tls = match &certificate {
-            Some(certificate) => Some(TlsAcceptor::from(Arc::new(tls::server(Arc::clone(certificate))?))),
+            Some(certificate) => {
+                Some(TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(certificate))?)))
+            }
             None => None,
         };
         let socket = Socket::bind(&settings.listen, settings.socket_mode)

@@ -1,4 +1,4 @@
-//! What a route asks of an identity. A [`Permit`] is the only way to the upstream, and is made only here.
+//! What a route requires of an identity. Forwarding needs a [`Permit`], which only this module creates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,56 +6,56 @@ use std::sync::Arc;
 use crate::identity::Identity;
 use crate::rejection::Rejection;
 
-/// Whose keys a route takes.
+/// Whose keys a route accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// Keys made for a user within an organization.
+    /// Keys that were created for a user within an organization.
     User,
-    /// Keys made for an organization as a whole.
+    /// Keys that were created for an organization as a whole.
     Organization,
 }
 
-/// What a route asks of the identity: everything named must hold.
+/// What a route requires of an identity. All of it must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Requirement {
-    /// Whose key it must be.
+    /// The required scope of the key.
     pub scope: Option<Scope>,
-    /// Roles that must all be held.
+    /// Roles that the identity must all have.
     pub roles: Vec<String>,
-    /// Claims that must all be equal.
+    /// Claims that the identity must all have, with these values.
     pub claims: BTreeMap<String, String>,
 }
 
-/// The right to forward one request. A public route's permit carries no identity.
+/// The right to forward one request. The permit of a public route has no identity.
 #[derive(Debug)]
 pub struct Permit(Option<Arc<Identity>>);
 
 impl Permit {
-    /// For a route that asks for no key, and for a CORS preflight.
+    /// For a route that requires no key, and for a CORS preflight.
     pub fn public() -> Self {
         Self(None)
     }
 
-    /// Whom the request speaks for.
+    /// The identity of the request; `None` if it was forwarded without a key.
     pub fn identity(&self) -> Option<&Arc<Identity>> {
         self.0.as_ref()
     }
 }
 
 impl Requirement {
-    /// Whether both admit the same identities.
+    /// Whether both requirements admit the same identities.
     pub fn asks_same(&self, other: &Self) -> bool {
         self.includes(other) && other.includes(self)
     }
 
-    /// Whether everything that the other asks for is asked for here, too.
+    /// Whether this requires everything that the other requires.
     pub fn includes(&self, other: &Self) -> bool {
         (other.scope.is_none() || self.scope == other.scope)
             && other.roles.iter().all(|role| self.roles.contains(role))
             && other.claims.iter().all(|(name, value)| self.claims.get(name) == Some(value))
     }
 
-    /// Admits the identity, if it has all that is asked.
+    /// Admits the identity if it has all that is required.
     ///
     /// # Errors
     /// `NotPermitted` otherwise.
@@ -74,13 +74,13 @@ impl Requirement {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::id;
+    use crate::identity::parse_id;
 
     fn identity(user: Option<&str>, roles: &[&str], claims: &[(&str, &str)]) -> Arc<Identity> {
         Arc::new(Identity {
-            org_id: id("org_1").unwrap(),
+            org_id: parse_id("org_1").unwrap(),
             org_external_id: None,
-            user_id: user.and_then(id),
+            user_id: user.and_then(parse_id),
             user_external_id: None,
             roles: roles.iter().map(ToString::to_string).collect(),
             token_id: None,

@@ -1,8 +1,8 @@
-//! Connections to one origin server (RFC 9110 section 3.6), kept and reused: HTTP/1.1 one request at a time, HTTP/2
-//! many. A request goes out a second time only if the first time nothing of it was processed.
+//! The connection pool of one origin server (RFC 9110 section 3.6): HTTP/1.1 connections carry one request at a time, HTTP/2
+//! connections many. A request is sent again only if the origin processed nothing of it.
 //!
-//! Keyward pools connections itself because a pool by URI would open one for each `Host` that callers choose, and
-//! HTTP/2 sends the URI's authority.
+//! hyper-util's pool is not used: it is keyed by URI and so would open a connection for each `Host` that clients choose, and
+//! over HTTP/2 it sends the URI's authority.
 
 mod dial;
 mod outgoing;
@@ -29,29 +29,29 @@ pub use self::tunnel::{PRODUCT, Tunnel};
 use crate::body::Body;
 use crate::tls::{KeyPair, TlsError};
 
-/// Where an origin is and how to speak with it.
+/// How to connect to an origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Where to connect.
     pub address: Address,
-    /// TLS, for https.
+    /// `None` for clear text.
     pub tls: Option<Tls>,
-    /// Which HTTP.
+    /// The HTTP version.
     pub protocol: Protocol,
-    /// The time for TCP and TLS together.
+    /// Time limit of TCP connect and TLS handshake together.
     pub connect_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
 }
 
 impl Settings {
-    /// Whether files beside these settings matter.
+    /// Whether certificate files are read, so that a reload must build the pool anew even if these settings are equal.
     pub fn reads_files(&self) -> bool {
         self.tls.as_ref().is_some_and(|tls| tls.roots.is_some() || tls.identity.is_some())
     }
 }
 
-/// Where to connect.
+/// The address of an origin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
     /// A DNS name or IP address (an IPv6 address without brackets) and a port.
@@ -60,51 +60,51 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// How an https origin is verified, and Keyward towards it.
+/// How an https origin's certificate is verified, and the certificate that Keyward presents to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tls {
-    /// PEM roots instead of the system's.
+    /// A PEM file of root certificates, instead of the system's.
     pub roots: Option<PathBuf>,
-    /// The name to verify (and for SNI) instead of the host.
+    /// The name to verify and to send as SNI, instead of the host.
     pub server_name: Option<Box<str>>,
-    /// A certificate to present.
+    /// The client certificate.
     pub identity: Option<KeyPair>,
 }
 
-/// Which HTTP.
+/// The HTTP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1.1 in clear text, by ALPN with TLS.
+    /// HTTP/1.1 in clear text; chosen by ALPN with TLS.
     Auto,
-    /// HTTP/1.1 alone.
+    /// Always HTTP/1.1.
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
 }
 
-/// Streams on one HTTP/2 connection before a second one is opened, if the origin allows so many: what servers are asked to allow at least (RFC 9113
-/// section 6.5.2).
+/// Maximum number of streams on one HTTP/2 connection, above which another connection is opened; RFC 9113 section 6.5.2 asks
+/// servers to allow at least this many.
 const STREAMS: usize = 100;
-/// How often a request is sent that the origin says, or is certain, not to have processed.
+/// How often a request is sent at most. It is sent again only if the origin has not processed it.
 const TRIES: usize = 3;
 
-/// Why there is no response.
+/// Why a request got no response.
 #[derive(Debug, thiserror::Error)]
 pub enum SendError {
-    /// No connection.
+    /// No connection could be made.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
-    /// The connection broke, or what came is no HTTP.
+    /// The connection broke, or the response is not HTTP.
     #[error("the connection broke: {0}")]
     Broken(#[source] hyper::Error),
-    /// An upgrade was asked of an origin that speaks HTTP/2 alone.
+    /// An upgrade was requested from an origin that only speaks HTTP/2.
     #[error("HTTP/2 cannot upgrade")]
     NoUpgrade,
 }
 
 impl SendError {
-    /// The error and its causes, in one line.
-    pub fn chain(&self) -> String {
+    /// The error and its causes on one line.
+    pub fn format_chain(&self) -> String {
         let mut text = self.to_string();
         // The text already has the first cause.
         let mut cause = std::error::Error::source(self).and_then(std::error::Error::source);
@@ -124,8 +124,8 @@ pub struct Origin {
     shared: Mutex<Vec<Shared>>,
     /// Whether the origin was last seen to speak HTTP/2.
     speaks_http2: AtomicBool,
-    /// One at a time connects while HTTP/2 is likely: the others use the same connection. Held across an await for
-    /// just that.
+    /// While HTTP/2 is likely, one task connects and the others wait to share its connection. A tokio mutex, because it is held
+    /// across the connect.
     dialing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
@@ -141,7 +141,7 @@ struct Shared {
     sender: http2::SendRequest<OutgoingBody>,
     streams: Arc<()>,
     opened: Instant,
-    /// How many the origin allows.
+    /// How many streams the origin allows.
     allowed: Arc<AtomicUsize>,
     used: Instant,
 }
@@ -152,19 +152,19 @@ enum Sender {
 }
 
 impl Origin {
-    /// An origin without connections. They run in `tasks`.
+    /// An origin without connections yet. Connections run as `tasks`.
     ///
     /// # Errors
     /// When a certificate cannot be used.
     pub fn new(settings: &Settings, tasks: TaskTracker) -> Result<Arc<Self>, TlsError> {
-        Self::through(None, settings, tasks)
+        Self::with_tunnel(None, settings, tasks)
     }
 
-    /// The same through a proxy, if there is one.
+    /// Like `new`, through an HTTP proxy if there is one.
     ///
     /// # Errors
-    /// As `new`.
-    pub fn through(
+    /// When a certificate cannot be used.
+    pub fn with_tunnel(
         tunnel: Option<Tunnel>,
         settings: &Settings,
         tasks: TaskTracker,
@@ -181,7 +181,7 @@ impl Origin {
         let (weak, period) = (Arc::downgrade(&origin), settings.idle_timeout);
         tasks.spawn(async move {
             while let Some(origin) = weak.upgrade() {
-                origin.reap();
+                origin.remove_expired();
                 drop(origin);
                 tokio::time::sleep(period).await;
             }
@@ -189,12 +189,12 @@ impl Origin {
         Ok(origin)
     }
 
-    /// Sends a request and gives the head of the answer; its body streams. The URI must be in origin-form and `Host`
-    /// present; over HTTP/2 it becomes `:authority`.
+    /// Sends a request and returns once the head of the response has arrived. The URI must be in origin-form and `Host` must be
+    /// present; over HTTP/2 it becomes `:authority`. Only connecting has a time limit.
     ///
     /// # Errors
-    /// When there is no answer. There is no time limit but that of connecting.
-    pub(crate) async fn send(
+    /// When there is no response.
+    pub(crate) async fn send_request(
         self: &Arc<Self>,
         request: Request<Body>,
     ) -> Result<Response<PooledBody>, SendError> {
@@ -202,7 +202,7 @@ impl Origin {
         let mut tries = 0;
         loop {
             tries += 1;
-            let (sender, kept) = self.sender(tries == 1).await?;
+            let (sender, kept) = self.acquire_sender(tries == 1).await?;
             let (connection, replay);
             (request, replay) = match &sender {
                 Sender::Http1(_) => {
@@ -216,16 +216,16 @@ impl Origin {
                     (request, Some(replay))
                 }
             };
-            let (error, unsent) = match self.exchange(sender, request).await {
+            let (error, unsent) = match self.send_on(sender, request).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
             let refused = is_refused(&error);
             if refused && let Some(connection) = connection {
-                // It is ending, or has more to do than it takes.
+                // The connection is closing, or at its limit of streams.
                 lock(&self.shared).retain(|shared| Arc::as_ptr(&shared.streams) != connection.as_ptr());
             }
-            // A kept connection may have died unnoticed, or end while the request is on its way.
+            // A kept connection may have been closed without notice, or may be closed while the request is sent.
             let replay = replay.filter(|replay| refused || (kept && replay.is_safe()));
             let again = unsent.map(|request| *request).filter(|_| kept).or_else(|| replay?.into_request());
             request = match again {
@@ -239,7 +239,7 @@ impl Origin {
     /// response can be upgraded.
     ///
     /// # Errors
-    /// As `send`.
+    /// As for `send_request`.
     pub(crate) async fn send_upgrade(
         self: &Arc<Self>,
         request: Request<Body>,
@@ -249,16 +249,17 @@ impl Origin {
         let dial::Dialed::Http1(sender) = dialed else {
             return Err(SendError::NoUpgrade);
         };
-        self.exchange(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
+        self.send_on(Sender::Http1(sender), request).await.map_err(|(error, _)| SendError::Broken(error))
     }
 
-    /// Forgets the connections that gave nothing since a moment: what is under way on them goes on, what comes gets others.
-    pub fn forget(&self, silent_since: Instant) {
+    /// Removes the connections that received nothing since `silent_since`. Requests in progress on them continue, new requests use
+    /// other connections.
+    pub fn forget_connections(&self, silent_since: Instant) {
         lock(&self.idle).retain(|idle| idle.since >= silent_since);
         lock(&self.shared).retain(|connection| connection.opened >= silent_since);
     }
 
-    async fn exchange(
+    async fn send_on(
         self: &Arc<Self>,
         sender: Sender,
         request: Request<OutgoingBody>,
@@ -283,14 +284,14 @@ impl Origin {
         }
     }
 
-    /// A connection to send on, and whether it was there before. With `reuse` off, HTTP/1.1 gets a new one.
-    async fn sender(self: &Arc<Self>, reuse: bool) -> Result<(Sender, bool), SendError> {
-        if let Some(sender) = self.kept(reuse) {
+    /// Returns a connection, and whether it was open before. Without `reuse`, an HTTP/1.1 request gets a new connection.
+    async fn acquire_sender(self: &Arc<Self>, reuse: bool) -> Result<(Sender, bool), SendError> {
+        if let Some(sender) = self.find_sender(reuse) {
             return Ok((sender, true));
         }
         let _one_at_a_time = if self.speaks_http2.load(Ordering::Relaxed) {
             let guard = self.dialing.lock().await;
-            if let Some(sender) = self.kept(reuse) {
+            if let Some(sender) = self.find_sender(reuse) {
                 return Ok((sender, true));
             }
             Some(guard)
@@ -311,7 +312,7 @@ impl Origin {
         }
     }
 
-    fn kept(&self, reuse: bool) -> Option<Sender> {
+    fn find_sender(&self, reuse: bool) -> Option<Sender> {
         let mut shared = lock(&self.shared);
         shared.retain(|connection| !connection.sender.is_closed());
         let free = |connection: &&mut Shared| {
@@ -327,16 +328,16 @@ impl Origin {
             return None;
         }
         let mut idle = lock(&self.idle);
-        // The last one used is the likeliest to live. One that is not ready still sends the body of a request that
-        // was answered early.
+        // The one used last is the least likely to have been closed. One that is not ready is still sending the body of a
+        // request that was answered early.
         let usable = |idle: &Idle| idle.sender.is_ready() && idle.since.elapsed() < self.idle_timeout;
         let place = idle.iter().rposition(usable)?;
         Some(Sender::Http1(idle.swap_remove(place).sender))
     }
 
-    fn reap(&self) {
+    fn remove_expired(&self) {
         let expired = |since: Instant| since.elapsed() >= self.idle_timeout;
-        // One that still sends the body of a request that was answered early does so to its end.
+        // A connection that is still sending the body of a request that was answered early is kept until that ends.
         lock(&self.idle).retain(|idle| !idle.sender.is_closed() && !expired(idle.since));
         lock(&self.shared).retain(|connection| {
             let unused = Arc::strong_count(&connection.streams) == 1;
@@ -345,7 +346,7 @@ impl Origin {
     }
 }
 
-/// Whether the origin says that it did not process the request (RFC 9113 section 8.7).
+/// Whether the origin states that it did not process the request (RFC 9113 section 8.7).
 fn is_refused(error: &hyper::Error) -> bool {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<h2::Error>());
     cause.is_some_and(|error| {
@@ -355,7 +356,7 @@ fn is_refused(error: &hyper::Error) -> bool {
     })
 }
 
-/// Runs what hyper spawns for HTTP/2 where its owner can see it.
+/// Runs the tasks that hyper spawns for HTTP/2 in a tracker, so that shutdown can wait for them.
 #[derive(Clone)]
 pub struct Tasks(pub TaskTracker);
 
@@ -368,7 +369,7 @@ where
     }
 }
 
-/// The lists are never left half changed, so a poisoned lock is as good as any.
+/// A poisoned lock is used all the same: a panic cannot leave the lists half changed.
 fn lock<T>(list: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     list.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,5 @@
-//! The closed list of answers that Keyward gives of its own. Each variant names the cause; what the caller is told
-//! stands in one table, and nothing internal is ever in it.
+//! The closed list of Keyward's own error responses. Each variant names the cause. One table has what clients are told, which
+//! never includes anything internal.
 
 use std::time::Duration;
 
@@ -12,29 +12,29 @@ use serde::Serialize;
 
 use crate::body::{self, Body};
 
-/// Marks an answer as Keyward's own and carries its code.
+/// Marks a response as Keyward's own; its value is the code.
 pub const KEYWARD_ERROR: HeaderName = HeaderName::from_static("keyward-error");
 
-/// Why Keyward answers a request itself.
+/// Why Keyward rejects a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// The request breaks HTTP; the text says how.
+    /// The request is not valid HTTP; the text says why.
     MalformedRequest(&'static str),
     /// More than one `Authorization`.
     AmbiguousCredential,
-    /// The path has a dot segment, a broken escape, or another reading that would take another route.
+    /// The path has a dot segment or a malformed escape, or the service could read it as the path of another route.
     AmbiguousPath,
     /// No Bearer credential.
     MissingCredential,
-    /// The key is not a key, unknown, expired or revoked: one answer for all, so that it tells nothing.
+    /// The key is malformed, unknown, expired or revoked. All are answered alike, so that the response does not tell which.
     InvalidKey,
-    /// The id of a key (`apit_…`) in place of the key. Callers are told the same as of any other bad key.
+    /// The id of a key (`apit_…`) in place of the key. Clients get the same response as for any other invalid key.
     KeyIdPresented,
-    /// A good key that this route does not accept.
+    /// A valid key that this route does not accept.
     NotPermitted,
-    /// No route takes the path.
+    /// No route matches the path.
     NoRoute,
-    /// The path's routes do not take the method; the value is for `Allow`.
+    /// The routes of the path do not accept the method. Holds the value of `Allow`.
     MethodNotAllowed(HeaderValue),
     /// The request's target is longer than `limits.uri`.
     UriTooLong,
@@ -42,25 +42,25 @@ pub enum Rejection {
     HeadTooLarge,
     /// The request's body made no progress for too long.
     BodyTimeout,
-    /// The request's body is longer than the limit.
+    /// The request's body exceeds the limit.
     BodyTooLarge,
-    /// Too many bad keys from the caller's address.
+    /// Too many invalid keys from the client's address. Holds the time to wait, as below.
     Throttled(Duration),
-    /// No connection to the upstream, or it broke before an answer.
+    /// No connection to the upstream, or it broke before the response.
     UpstreamUnreachable,
-    /// The upstream did not begin its answer in time.
+    /// The upstream did not begin its response in time.
     UpstreamTimeout,
-    /// The identity headers would exceed their limit.
+    /// The identity headers exceed their limit.
     IdentityTooLarge,
-    /// Two claims of the key would share a header.
+    /// Two claims of the key share a header.
     AmbiguousIdentity,
-    /// Scalekit gave no verdict: down, slow, throttling, or refusing Keyward itself.
+    /// Scalekit gave no verdict: it is down, slow, throttling, or refuses Keyward's own credentials.
     ValidationUnavailable(Duration),
-    /// Too many requests wait for a verdict or are under way, or hold too much memory.
+    /// Too many requests wait for a verdict or are in progress, or hold too much memory.
     Overloaded(Duration),
 }
 
-/// What a caller is told, apart from what is particular to the request.
+/// What a client is told, apart from what depends on the request.
 struct Answer {
     status: StatusCode,
     code: &'static str,
@@ -82,23 +82,24 @@ enum GrpcCode {
     Unauthenticated = 16,
 }
 
-/// What of a request decides the form of a refusal. Taken before the request is consumed.
+/// The properties of a request that decide the form of an error response. Taken before the request is consumed.
 #[derive(Clone, Debug)]
 pub struct ErrorFormat {
     head: bool,
     grpc: bool,
-    /// Reads a status after an answer has begun, as gRPC does over HTTP/2.
+    /// Whether the client accepts a status in trailers after the response has begun, as gRPC does over HTTP/2.
     trailers: bool,
-    /// The request's body may still be on its way: after the answer the connection is of no more use.
+    /// Whether the request's body may not have been read to its end, so that the connection cannot be used again.
     close: bool,
 }
 
 impl ErrorFormat {
-    /// Reads what matters.
-    pub fn of<B: http_body::Body>(request: &Request<B>) -> Self {
-        // SECURITY: every call of gRPC is a POST. Of a GET that only says so a cache could keep the 200, and to a CONNECT
-        // it would mean a tunnel.
-        let grpc = request.method() == Method::POST && is_type(request.headers(), b"application/grpc");
+    /// Takes the properties from a request.
+    pub fn from_request<B: http_body::Body>(request: &Request<B>) -> Self {
+        // SECURITY: every gRPC call is a POST. The 200 of a gRPC error could be cached if it answered a GET, and would open a
+        // tunnel if it answered a CONNECT.
+        let grpc =
+            request.method() == Method::POST && has_content_type(request.headers(), b"application/grpc");
         Self {
             head: request.method() == Method::HEAD,
             grpc,
@@ -107,21 +108,23 @@ impl ErrorFormat {
         }
     }
 
-    /// Whether an answer with these headers, that has begun, may end with a status. Who knows none would take trailers for a
-    /// good end; gRPC-Web has its own, within the body.
-    pub fn takes_status(&self, answered: &HeaderMap) -> bool {
-        self.trailers && is_type(answered, b"application/grpc") && !is_type(answered, b"application/grpc-web")
+    /// Whether a response that has begun with these headers may end with a gRPC status in its trailers. Other clients would take
+    /// trailers for a successful end; gRPC-Web has its trailers within the body.
+    pub fn takes_grpc_status(&self, answered: &HeaderMap) -> bool {
+        self.trailers
+            && has_content_type(answered, b"application/grpc")
+            && !has_content_type(answered, b"application/grpc-web")
     }
 }
 
-/// Whether a message says that it is one of gRPC's.
+/// Whether the content type is that of gRPC.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    is_type(headers, b"application/grpc")
+    has_content_type(headers, b"application/grpc")
 }
 
-fn is_type(headers: &HeaderMap, prefix: &[u8]) -> bool {
-    let is = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(prefix);
-    headers.get(CONTENT_TYPE).is_some_and(is)
+fn has_content_type(headers: &HeaderMap, prefix: &[u8]) -> bool {
+    let has_prefix = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(prefix);
+    headers.get(CONTENT_TYPE).is_some_and(has_prefix)
 }
 
 #[derive(Serialize)]
@@ -136,47 +139,47 @@ struct Problem<'a> {
 }
 
 impl Rejection {
-    /// The stable code, as in `Keyward-Error`, logs and metrics.
+    /// The stable code in `Keyward-Error`, logs and metrics.
     pub fn code(&self) -> &'static str {
-        self.answer().code
+        self.describe_answer().code
     }
 
-    /// The HTTP status, which gRPC callers see as a `grpc-status`.
+    /// The HTTP status; gRPC clients get a `grpc-status` instead.
     pub fn status(&self) -> StatusCode {
-        self.answer().status
+        self.describe_answer().status
     }
 
-    /// Whether the caller is at fault (4xx) rather than something behind or beside Keyward.
+    /// Whether the client is at fault (4xx), not Keyward, Scalekit or the upstream.
     pub fn is_denial(&self) -> bool {
         self.status().is_client_error()
     }
 
-    /// The one table of what clients are told.
+    /// The table of what clients are told.
     #[rustfmt::skip]
-    fn answer(&self) -> Answer {
+    fn describe_answer(&self) -> Answer {
         use hyper::StatusCode as Http;
         use GrpcCode as Grpc;
         let row = |status, code, grpc, sentence, detail| Answer { status, code, sentence, detail, grpc };
         match self {
             Self::MalformedRequest(detail)          => row(Http::BAD_REQUEST,                     "malformed_request",      Grpc::Internal,          "Malformed request",           detail),
             Self::AmbiguousCredential               => row(Http::BAD_REQUEST,                     "ambiguous_credential",   Grpc::Internal,          "Ambiguous credential",        "The request carries more than one Authorization header; send exactly one."),
-            Self::AmbiguousPath                     => row(Http::BAD_REQUEST,                     "ambiguous_path",         Grpc::Internal,          "Ambiguous path",              "The path has a dot segment, a broken or control escape, or another reading that leads elsewhere."),
+            Self::AmbiguousPath                     => row(Http::BAD_REQUEST,                     "ambiguous_path",         Grpc::Internal,          "Ambiguous path",              "The path has a '.' or '..' segment or a malformed or control-character escape, or could be read as the path of another route."),
             Self::MissingCredential                 => row(Http::UNAUTHORIZED,                    "missing_credential",     Grpc::Unauthenticated,   "Missing authorization token", "Send the API key as 'Authorization: Bearer <key>'."),
             Self::InvalidKey | Self::KeyIdPresented => row(Http::UNAUTHORIZED,                    "invalid_key",            Grpc::Unauthenticated,   "Invalid or expired token",    "The API key is not valid."),
             Self::NotPermitted                      => row(Http::FORBIDDEN,                       "not_permitted",          Grpc::PermissionDenied,  "Not permitted",               "The API key is valid, but this route does not accept it."),
-            Self::NoRoute                           => row(Http::NOT_FOUND,                       "no_route",               Grpc::Unimplemented,     "No route",                    "No route takes this path."),
-            Self::MethodNotAllowed(_)               => row(Http::METHOD_NOT_ALLOWED,              "method_not_allowed",     Grpc::Unimplemented,     "Method not allowed",          "This path does not take the request's method; Allow names those it takes."),
+            Self::NoRoute                           => row(Http::NOT_FOUND,                       "no_route",               Grpc::Unimplemented,     "No route",                    "No route matches this path."),
+            Self::MethodNotAllowed(_)               => row(Http::METHOD_NOT_ALLOWED,              "method_not_allowed",     Grpc::Unimplemented,     "Method not allowed",          "This path does not accept the request's method; the Allow header lists the methods that it accepts."),
             Self::UriTooLong                        => row(Http::URI_TOO_LONG,                    "uri_too_long",           Grpc::ResourceExhausted, "URI too long",                "The request's target is longer than this server accepts."),
             Self::HeadTooLarge                      => row(Http::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large",         Grpc::ResourceExhausted, "Too many headers",            "The request has more headers than this server accepts."),
             Self::BodyTimeout                       => row(Http::REQUEST_TIMEOUT,                 "body_timeout",           Grpc::DeadlineExceeded,  "Body timeout",                "The request's body made no progress for too long."),
             Self::BodyTooLarge                      => row(Http::PAYLOAD_TOO_LARGE,               "body_too_large",         Grpc::ResourceExhausted, "Body too large",              "The request's body is longer than this server accepts."),
-            Self::Throttled(_)                      => row(Http::TOO_MANY_REQUESTS,               "throttled",              Grpc::Unavailable,       "Too many bad keys",           "Too many bad keys came from this address; try again later."),
-            Self::UpstreamUnreachable               => row(Http::BAD_GATEWAY,                     "upstream_unreachable",   Grpc::Unavailable,       "Upstream unreachable",        "The service behind this proxy cannot be reached or broke off."),
+            Self::Throttled(_)                      => row(Http::TOO_MANY_REQUESTS,               "throttled",              Grpc::Unavailable,       "Too many bad keys",           "Too many invalid keys were sent from this address; try again later."),
+            Self::UpstreamUnreachable               => row(Http::BAD_GATEWAY,                     "upstream_unreachable",   Grpc::Unavailable,       "Upstream unreachable",        "The service behind this proxy cannot be reached, or closed the connection before it answered."),
             Self::UpstreamTimeout                   => row(Http::GATEWAY_TIMEOUT,                 "upstream_timeout",       Grpc::DeadlineExceeded,  "Upstream timeout",            "The service behind this proxy did not answer in time."),
-            Self::IdentityTooLarge                  => row(Http::BAD_GATEWAY,                     "identity_too_large",     Grpc::Unavailable,       "Identity too large",          "The key's roles and claims exceed what may be passed on in headers."),
-            Self::AmbiguousIdentity                 => row(Http::BAD_GATEWAY,                     "ambiguous_identity",     Grpc::Unavailable,       "Ambiguous identity",          "Two of the key's claims would be passed on in the same header."),
-            Self::ValidationUnavailable(_)          => row(Http::SERVICE_UNAVAILABLE,             "validation_unavailable", Grpc::Unavailable,       "Validation unavailable",      "The API key cannot be checked at the moment. This says nothing about the key."),
-            Self::Overloaded(_)                     => row(Http::SERVICE_UNAVAILABLE,             "overloaded",             Grpc::Unavailable,       "Overloaded",                  "Too many requests wait for a check of their key. This says nothing about the key."),
+            Self::IdentityTooLarge                  => row(Http::BAD_GATEWAY,                     "identity_too_large",     Grpc::Unavailable,       "Identity too large",          "The key's roles and claims exceed the limit for identity headers."),
+            Self::AmbiguousIdentity                 => row(Http::BAD_GATEWAY,                     "ambiguous_identity",     Grpc::Unavailable,       "Ambiguous identity",          "Two of the key's claims map to the same header."),
+            Self::ValidationUnavailable(_)          => row(Http::SERVICE_UNAVAILABLE,             "validation_unavailable", Grpc::Unavailable,       "Validation unavailable",      "The API key cannot be validated at the moment. It may be valid; try again later."),
+            Self::Overloaded(_)                     => row(Http::SERVICE_UNAVAILABLE,             "overloaded",             Grpc::Unavailable,       "Overloaded",                  "This server has too many requests at the moment. The API key may be valid; try again later."),
         }
     }
 
@@ -189,8 +192,8 @@ impl Rejection {
         }
     }
 
-    /// The challenge of RFC 6750 section 3. The realm is checked when the configuration is read.
-    fn challenge(&self, realm: &str) -> Option<HeaderValue> {
+    /// The challenge of RFC 6750 section 3. The configuration allows only realms that need no escaping.
+    fn auth_challenge(&self, realm: &str) -> Option<HeaderValue> {
         let error = match self {
             Self::MissingCredential => "",
             Self::InvalidKey | Self::KeyIdPresented => ", error=\"invalid_token\"",
@@ -200,33 +203,34 @@ impl Rejection {
         HeaderValue::try_from(format!("Bearer realm=\"{realm}\"{error}")).ok()
     }
 
-    /// The answer on the wire: `application/problem+json` (RFC 9457), or trailers only for a gRPC caller.
-    pub fn response(&self, caller: &ErrorFormat, request_id: &str, realm: &str) -> Response<Body> {
-        let answer = self.answer();
+    /// Builds the response: `application/problem+json` (RFC 9457), or "trailers only" for gRPC.
+    pub fn to_response(&self, format: &ErrorFormat, request_id: &str, realm: &str) -> Response<Body> {
+        let answer = self.describe_answer();
         let mut response = Response::new(body::empty());
         let headers = response.headers_mut();
         headers.insert(KEYWARD_ERROR, HeaderValue::from_static(answer.code));
         if let Some(value) = self.retry_after() {
             headers.insert(RETRY_AFTER, value);
         }
-        if let Some(value) = self.challenge(realm) {
+        if let Some(value) = self.auth_challenge(realm) {
             headers.insert(WWW_AUTHENTICATE, value);
         }
         if let Self::MethodNotAllowed(allow) = self {
             headers.insert(ALLOW, allow.clone());
         }
-        if caller.close {
-            // SECURITY: the rest of a refused body must never be read as the next request.
+        if format.close {
+            // SECURITY: the rest of a body that was not read must never be taken for the next request.
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        if caller.grpc {
-            grpc(headers, &answer);
+        if format.grpc {
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+            set_grpc_status(headers, &answer);
             return response;
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         *response.status_mut() = answer.status;
-        if !caller.head {
+        if !format.head {
             let problem = Problem {
                 r#type: format!("urn:keyward:error:{}", answer.code),
                 title: answer.sentence,
@@ -238,27 +242,22 @@ impl Rejection {
             };
             // A struct of strings and one number always serializes.
             let mut text = serde_json::to_vec(&problem).unwrap_or_default();
-            // So that a shell's prompt does not stick to it.
+            // For a shell, whose prompt should begin on a line of its own.
             text.push(b'\n');
             *response.body_mut() = body::full(text);
         }
         response
     }
 
-    /// What ends an answer of the upstream's that had begun, for a gRPC caller.
-    pub fn trailers(&self) -> HeaderMap {
+    /// The trailers that end a gRPC response which the upstream had begun.
+    pub fn to_trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::new();
-        status(&mut trailers, &self.answer());
+        set_grpc_status(&mut trailers, &self.describe_answer());
         trailers
     }
 }
 
-fn grpc(headers: &mut HeaderMap, answer: &Answer) {
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    status(headers, answer);
-}
-
-fn status(headers: &mut HeaderMap, answer: &Answer) {
+fn set_grpc_status(headers: &mut HeaderMap, answer: &Answer) {
     headers.insert("grpc-status", HeaderValue::from(answer.grpc as u16));
     headers.insert("grpc-message", HeaderValue::from_static(answer.sentence));
 }
@@ -307,7 +306,7 @@ mod tests {
     #[tokio::test]
     async fn rejections_are_problem_json_with_code_header() {
         for rejection in every() {
-            let response = rejection.response(&caller(false, false), "id-1", "api");
+            let response = rejection.to_response(&caller(false, false), "id-1", "api");
             assert_eq!(response.status(), rejection.status());
             assert_eq!(response.headers()[KEYWARD_ERROR], rejection.code());
             assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
@@ -337,7 +336,7 @@ mod tests {
             ),
             (Rejection::NotPermitted, "Not permitted", "Bearer realm=\"api\", error=\"insufficient_scope\""),
         ] {
-            let response = rejection.response(&caller(false, false), "", "api");
+            let response = rejection.to_response(&caller(false, false), "", "api");
             assert_eq!(response.headers()[WWW_AUTHENTICATE], challenge);
             assert_eq!(json(response).await["error"], sentence);
         }
@@ -346,10 +345,10 @@ mod tests {
     #[tokio::test]
     async fn head_gets_no_body_grpc_gets_trailers_only() {
         for rejection in every() {
-            let head = rejection.response(&caller(true, false), "", "api");
+            let head = rejection.to_response(&caller(true, false), "", "api");
             assert_eq!(head.status(), rejection.status());
             assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
-            let grpc = rejection.response(&caller(false, true), "", "api");
+            let grpc = rejection.to_response(&caller(false, true), "", "api");
             assert_eq!(grpc.status(), StatusCode::OK);
             let expected = match rejection.status().as_u16() {
                 401 => "16",
@@ -377,11 +376,15 @@ mod tests {
             (Method::GET, Version::HTTP_2, "application/grpc", "application/grpc", false),
         ] {
             let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
-            let caller = ErrorFormat::of(&request.body(body::empty()).unwrap());
+            let caller = ErrorFormat::from_request(&request.body(body::empty()).unwrap());
             let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
-            assert_eq!(caller.takes_status(&answered), takes, "{method} {version:?} {asked} {answered:?}");
+            assert_eq!(
+                caller.takes_grpc_status(&answered),
+                takes,
+                "{method} {version:?} {asked} {answered:?}"
+            );
         }
-        let trailers = Rejection::NotPermitted.trailers();
+        let trailers = Rejection::NotPermitted.to_trailers();
         assert_eq!(
             (&trailers["grpc-status"], &trailers["grpc-message"]),
             (&"7".parse().unwrap(), &"Not permitted".parse().unwrap())

@@ -1,4 +1,4 @@
-//! What HTTP asks of a request's head and hyper does not check. Everything of that kind is here, with its reason.
+//! Checks of a request's head that HTTP requires and hyper leaves out, each with its reason.
 
 use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::Authority;
@@ -6,32 +6,32 @@ use hyper::{HeaderMap, Request, Uri, Version};
 
 use crate::rejection::Rejection;
 
-/// Whom a request is addressed to.
+/// The host that a request is addressed to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// The authority as the caller wrote it, for `Host` and `X-Forwarded-Host`.
+    /// The authority as the client sent it, for `Host` and `X-Forwarded-Host`.
     pub value: HeaderValue,
-    /// Without port and a final dot, for matching.
+    /// Without port and final dot, for matching.
     pub name: Box<str>,
 }
 
-/// The most of a head.
+/// Limits of a request's head.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The most bytes of a request's target. hyper's own limit is 64 KiB, bare.
+    /// Maximum length of the request's target, in bytes. hyper's own limit is 64 KiB, and its response has no body.
     pub max_uri: usize,
-    /// The most header fields. hyper has no such limit over HTTP/2.
+    /// Maximum number of header fields. hyper has no such limit over HTTP/2.
     pub max_headers: usize,
 }
 
-/// Far beyond the registered ones, in bytes; hyper sets no limit.
+/// Maximum length of a method, in bytes: far longer than all registered methods. hyper has no limit.
 const LONGEST_METHOD: usize = 64;
 
-/// Checks the head and gives the host.
+/// Checks the head and returns the host.
 ///
 /// # Errors
 /// `MalformedRequest`, `UriTooLong` or `HeadTooLarge`.
-pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection> {
+pub fn check_head<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection> {
     let uri = request.uri();
     let length = uri.authority().map_or(0, |authority| authority.as_str().len())
         + uri.path_and_query().map_or(0, |path| path.as_str().len());
@@ -45,46 +45,46 @@ pub fn check<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejection>
         return Err(Rejection::MalformedRequest("The target's scheme is neither http nor https."));
     }
     if request.method().as_str().len() > LONGEST_METHOD {
-        return Err(Rejection::MalformedRequest("The method is longer than any."));
+        return Err(Rejection::MalformedRequest("The method is too long."));
     }
-    // RFC 3986 section 2: what is not ASCII is percent-encoded.
+    // RFC 3986 section 2: characters outside ASCII must be percent-encoded.
     if uri.path_and_query().is_some_and(|path| !path.as_str().is_ascii()) {
         return Err(Rejection::MalformedRequest("The target has a byte that is not ASCII."));
     }
-    // `path()` would say `/` of `?x`, which HTTP/2 and the absolute form can have.
+    // For `?x`, which HTTP/2 and the absolute form permit, `path()` would return `/`.
     if uri.path_and_query().is_some_and(|path| !path.as_str().starts_with(['/', '*'])) {
         return Err(Rejection::MalformedRequest("The target's path does not begin with '/'."));
     }
-    if !request.headers().keys().all(is_name) {
-        return Err(Rejection::MalformedRequest("The name of a header is none."));
+    if !request.headers().keys().all(is_valid_name) {
+        return Err(Rejection::MalformedRequest("A header name is not valid."));
     }
     if !has_single_framing(request.headers()) {
         return Err(Rejection::MalformedRequest(
-            "The body is framed twice, or by another Transfer-Encoding than 'chunked'.",
+            "The length of the body is stated more than once, or by a Transfer-Encoding other than 'chunked'.",
         ));
     }
-    host(uri, request.headers(), request.version())
+    read_host(uri, request.headers(), request.version())
 }
 
-/// RFC 9110 section 5.1. The http crate takes a quotation mark for a character of a token, and hyper does over HTTP/2.
-fn is_name(name: &HeaderName) -> bool {
+/// RFC 9110 section 5.1. The http crate allows a quotation mark in a header name, and so does hyper over HTTP/2.
+fn is_valid_name(name: &HeaderName) -> bool {
     !name.as_str().contains('"')
 }
 
-/// Removes fields whose name is none, from trailers and answers, which it is too late to refuse.
+/// Removes fields with invalid names from trailers and responses, which can no longer be refused.
 pub fn remove_invalid_names(headers: &mut HeaderMap) {
-    let none: Vec<HeaderName> = headers.keys().filter(|name| !is_name(name)).cloned().collect();
-    for name in none {
+    let invalid: Vec<HeaderName> = headers.keys().filter(|name| !is_valid_name(name)).cloned().collect();
+    for name in invalid {
         headers.remove(name);
     }
 }
 
-/// Whether a head says once how its body is framed: by `Transfer-Encoding: chunked`, one `Content-Length`, or nothing.
+/// Whether a head frames its body unambiguously: by `Transfer-Encoding: chunked`, by one `Content-Length`, or not at all.
 ///
-/// SECURITY: hyper looks at the end of the list of codings alone, and takes `gzip, chunked` and `x, chunked`. The others would
-/// be lost on the way, and Keyward's neighbours could differ with it on where the body ends. Of a request it drops a length
-/// beside a coding; of an answer it keeps both, and the caller would see the one that it did not go by. Over HTTP/2 it passes
-/// on a length that is empty, or there twice.
+/// SECURITY: ambiguous framing lets Keyward and its neighbours disagree on where the body ends (request smuggling). hyper only
+/// looks at the last transfer coding, so it accepts `gzip, chunked`, and the other codings would be lost. If there is a
+/// transfer coding, it removes the `Content-Length` of a request, but keeps that of a response, which the client would then
+/// see. Over HTTP/2 it forwards a `Content-Length` that is empty or repeated.
 pub fn has_single_framing(headers: &HeaderMap) -> bool {
     let (mut codings, mut lengths) =
         (headers.get_all(TRANSFER_ENCODING).iter(), headers.get_all(CONTENT_LENGTH).iter());
@@ -101,9 +101,9 @@ pub fn has_single_framing(headers: &HeaderMap) -> bool {
     }
 }
 
-/// RFC 9112 section 3.2: exactly one valid Host, and the target's authority before it. hyper takes none and two
-/// (hyper#3777), and anything in it. RFC 9113 section 8.3.1: `:authority` and Host agree.
-fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Rejection> {
+/// RFC 9112 section 3.2 requires exactly one valid `Host`, and the target's authority takes precedence over it. hyper accepts
+/// none, several (hyper#3777) and any value. By RFC 9113 section 8.3.1, `:authority` and `Host` must not differ.
+fn read_host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Rejection> {
     let mut values = headers.get_all(HOST).iter();
     let (header, more) = (values.next(), values.next());
     if more.is_some() {
@@ -121,19 +121,19 @@ fn host(uri: &Uri, headers: &HeaderMap, version: Version) -> Result<Host, Reject
             if differs && version >= Version::HTTP_2 {
                 return Err(Rejection::MalformedRequest("Host and :authority differ."));
             }
-            if header.is_some_and(|header| parse(header).is_none()) {
-                return Err(Rejection::MalformedRequest("Host is not a host."));
+            if header.is_some_and(|header| parse_host(header).is_none()) {
+                return Err(Rejection::MalformedRequest("Host is not a valid host."));
             }
             HeaderValue::from_str(authority.as_str())
-                .map_err(|_| Rejection::MalformedRequest("The target's authority is not a host."))?
+                .map_err(|_| Rejection::MalformedRequest("The target's authority is not a valid host."))?
         }
     };
-    let name = parse(&value).ok_or(Rejection::MalformedRequest("Host is not a host."))?;
+    let name = parse_host(&value).ok_or(Rejection::MalformedRequest("Host is not a valid host."))?;
     Ok(Host { value, name })
 }
 
-/// The name in `host [":" port]` (RFC 3986 section 3.2.2), without user information, which HTTP forbids there.
-fn parse(value: &HeaderValue) -> Option<Box<str>> {
+/// The name in `host [":" port]` (RFC 3986 section 3.2.2). User information is not allowed in HTTP, and so is refused.
+fn parse_host(value: &HeaderValue) -> Option<Box<str>> {
     let authority = Authority::try_from(value.as_bytes()).ok()?;
     let (host, text) = (authority.host(), authority.as_str());
     let literal = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
@@ -145,14 +145,14 @@ fn parse(value: &HeaderValue) -> Option<Box<str>> {
         }
     };
     let port = text.strip_prefix(host)?;
-    let port_is_one = match port.strip_prefix(':') {
+    let is_valid_port = match port.strip_prefix(':') {
         None => port.is_empty(),
         Some(digits) => {
             digits.is_empty()
                 || (digits.bytes().all(|byte| byte.is_ascii_digit()) && digits.parse::<u16>().is_ok())
         }
     };
-    (is_valid_host && port_is_one).then(|| host.strip_suffix('.').unwrap_or(host).into())
+    (is_valid_host && is_valid_port).then(|| host.strip_suffix('.').unwrap_or(host).into())
 }
 
 #[cfg(test)]
@@ -169,7 +169,7 @@ mod tests {
         for host in hosts {
             request.headers_mut().append(HOST, HeaderValue::from_bytes(host.as_bytes()).unwrap());
         }
-        let host = check(&request, LIMITS);
+        let host = check_head(&request, LIMITS);
         let found = host.as_ref().ok().map(|host| (host.value.to_str().unwrap(), &*host.name));
         assert_eq!(found, expected, "{target} {hosts:?}");
     }
@@ -254,7 +254,7 @@ mod tests {
             *request.method_mut() = method.parse().unwrap();
             *request.uri_mut() = target.parse().unwrap();
             request.headers_mut().insert(HOST, HeaderValue::from_static("a"));
-            assert_eq!(check(&request, LIMITS).is_ok(), good, "{method} {target}");
+            assert_eq!(check_head(&request, LIMITS).is_ok(), good, "{method} {target}");
         }
     }
 
@@ -263,11 +263,11 @@ mod tests {
         let mut request = Request::new(());
         *request.uri_mut() = format!("/{}", "a".repeat(64)).parse().unwrap();
         request.headers_mut().insert(HOST, HeaderValue::from_static("a"));
-        assert_eq!(check(&request, LIMITS), Err(Rejection::UriTooLong));
+        assert_eq!(check_head(&request, LIMITS), Err(Rejection::UriTooLong));
         *request.uri_mut() = "/".parse().unwrap();
         for _ in 0..4 {
             request.headers_mut().append("x", HeaderValue::from_static("y"));
         }
-        assert_eq!(check(&request, LIMITS), Err(Rejection::HeadTooLarge));
+        assert_eq!(check_head(&request, LIMITS), Err(Rejection::HeadTooLarge));
     }
 }

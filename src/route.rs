@@ -1,5 +1,5 @@
-//! The route table. The path is matched and forwarded as sent, byte for byte; a path that a service could read in another
-//! way, and that would then match another route, is refused.
+//! The route table. A path is matched and forwarded byte for byte as it was sent. A path is refused if the service could read it
+//! in a way that matches a route with other requirements.
 
 pub mod changes;
 mod path_readings;
@@ -15,88 +15,88 @@ use self::path_readings::{find_readings, has_dot_segment};
 use crate::policy::Requirement;
 use crate::rejection::Rejection;
 
-/// One `[[routes]]` of the file.
+/// An entry of `[[routes]]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     /// The label in logs and metrics: `name`, or else the host and path as written.
     pub label: Arc<str>,
     /// Only requests for this host, in lower case and without a port.
     pub host: Option<Box<str>>,
-    /// Which paths.
+    /// The paths that it matches.
     pub pattern: Pattern,
-    /// Only these methods; `None` takes all but TRACE and CONNECT.
+    /// Only these methods; `None` for all but TRACE and CONNECT.
     pub methods: Option<Vec<Method>>,
     /// The name of the upstream.
     pub upstream: Arc<str>,
     /// The service behind that upstream.
     pub service: Service,
-    /// What it takes to pass.
+    /// What it requires.
     pub auth: Auth,
-    /// Whether a CORS preflight passes without a key.
+    /// Whether CORS preflights are forwarded without a key.
     pub preflight: bool,
 }
 
-/// A service, which may stand under several names in `[upstreams]`.
+/// A service. `[upstreams]` may list its address under several names.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
-    /// The first upstream that has its address.
+    /// The name of the first upstream with its address.
     pub name: Arc<str>,
-    /// Whether it tells paths apart by letter case; so for each of its names.
+    /// Whether it distinguishes paths by letter case, by the settings of all its upstreams.
     pub case_sensitive: bool,
 }
 
-/// What it takes to pass.
+/// What a route requires of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Auth {
-    /// Nothing. No identity is set.
+    /// No key; no identity is set.
     Public,
     /// A valid key that meets the requirement.
     Key(Requirement),
 }
 
-/// A path as written in the file.
+/// The path of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pattern {
-    /// This path alone.
+    /// Only this path.
     Exact(Box<str>),
-    /// `/v1/*` is `Prefix("/v1")`: `/v1` and all below it. `/*` is `Prefix("")`.
+    /// `/v1/*` is `Prefix("/v1")` and matches `/v1` and all paths below it. `/*` is `Prefix("")`.
     Prefix(Box<str>),
 }
 
 impl Pattern {
-    /// Reads a pattern. The error says what would be right.
+    /// Parses a pattern.
     ///
     /// # Errors
-    /// For anything but a plain absolute path, with or without `/*` at its end.
+    /// What is wrong, for anything but a plain absolute path with or without `/*` at its end.
     pub fn parse(text: &str) -> Result<Self, &'static str> {
         let (path, prefix) = match text.strip_suffix("/*") {
             Some(path) => (path, true),
             None => (text, false),
         };
         if !text.starts_with('/') {
-            return Err("a path begins with '/'");
+            return Err("should begin with '/'");
         }
         if path.contains('*') {
-            return Err("'*' may stand only at the end, as '/*', for everything below a segment");
+            return Err("should have '*' only at the end, as in '/v1/*', which matches all paths below /v1");
         }
         if path.contains(['?', '#']) {
-            return Err("a path has no query and no fragment");
+            return Err("should have no query and no fragment");
         }
         if path.bytes().any(|byte| !byte.is_ascii_graphic()) || path.contains(['%', '\\', ';']) {
             return Err(
-                "a path has visible ASCII without '%', '\\' and ';' only; wider prefixes take the rest",
+                "should only have visible ASCII characters except '%', '\\' and ';'; use a prefix such as '/v1/*' for others",
             );
         }
         if path.contains("//") || (prefix && path.ends_with('/')) {
-            return Err("a path has no empty segment");
+            return Err("should have no empty segment");
         }
         if has_dot_segment(path.as_bytes()) {
-            return Err("a path has no '.' or '..' segment");
+            return Err("should have no '.' or '..' segment");
         }
         Ok(if prefix { Self::Prefix(path.into()) } else { Self::Exact(path.into()) })
     }
 
-    /// Whether it takes every path that the other takes.
+    /// Whether it matches every path that the other matches.
     pub fn covers(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Exact(_), Self::Prefix(_)) => false,
@@ -104,8 +104,8 @@ impl Pattern {
         }
     }
 
-    /// Whether a service may take both for one, as they differ in a final slash or, for one that does not tell it apart, letter
-    /// case alone.
+    /// Whether a service may treat both patterns as one, because they differ only in a final slash or, unless it is case-sensitive,
+    /// in letter case.
     pub fn is_like(&self, other: &Self, case_sensitive: bool) -> bool {
         let case = if case_sensitive { Case::Compared } else { Case::Ignored };
         match (self, other) {
@@ -126,8 +126,7 @@ impl Pattern {
         }
     }
 
-    /// Whether a service that takes a final slash for none, and perhaps one letter case for the other, could take the path for
-    /// this one.
+    /// Whether a service that ignores a final slash, and with `Case::Ignored` letter case, could match the path with this pattern.
     fn may_match(&self, path: &[u8], case: Case) -> bool {
         let equal = |one: &[u8], other: &[u8]| match case {
             Case::Ignored => one.eq_ignore_ascii_case(other),
@@ -142,7 +141,7 @@ impl Pattern {
     }
 }
 
-/// Whether letter case tells paths apart.
+/// Whether paths are compared with letter case.
 #[derive(Clone, Copy)]
 enum Case {
     Ignored,
@@ -162,28 +161,28 @@ impl std::fmt::Display for Pattern {
 #[derive(Debug)]
 pub struct RouteTable {
     routes: Vec<Route>,
-    /// Where the routes of one host and path stand in `routes`; they differ in their methods.
+    /// The ranges of `routes` that have the same host and path. The routes of such a place differ in their methods.
     places: Vec<Range<usize>>,
 }
 
-/// Two routes that could not be told apart, as places in the list given.
+/// The indices of two routes that match the same requests.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Clash(pub usize, pub usize);
 
-/// Why a path is not matched, for people.
+/// Why a path is ambiguous.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ambiguity<'t> {
-    /// No route could make it safe.
+    /// It is refused with any routes, for this reason.
     Unsafe(&'static str),
-    /// A service could read it as this path, which these routes take.
+    /// A service could read it as this path, which these routes match.
     Elsewhere(String, &'t [Route]),
 }
 
-/// What a route is looked for.
+/// The kind of request that a route is searched for.
 #[derive(Clone, Copy)]
-enum Ask<'m> {
+enum Query<'m> {
     Request(&'m Method),
-    /// A CORS preflight that asks about this method.
+    /// A CORS preflight for this method.
     Preflight(&'m Method),
 }
 
@@ -207,7 +206,7 @@ impl RouteTable {
         if !clashes.is_empty() {
             return Err(clashes);
         }
-        // Those of one place stand together, where the first of them stood.
+        // Routes of the same place are sorted next to each other.
         let first_of_place = |route: &Route| routes.iter().position(|other| route.same_place(other));
         let mut order: Vec<&Route> = routes.iter().collect();
         order.sort_by_cached_key(|route| (Reverse(route.rank()), first_of_place(route)));
@@ -225,51 +224,51 @@ impl RouteTable {
         &self.routes
     }
 
-    /// The route of a request.
+    /// Finds the route of a request.
     ///
     /// # Errors
-    /// `AmbiguousPath`, `NoRoute`, or `MethodNotAllowed`: the path decides before the method. TRACE and CONNECT are
-    /// never taken.
+    /// `AmbiguousPath`, `NoRoute`, or `MethodNotAllowed` if only the method does not match, which is always so for TRACE and
+    /// CONNECT.
     pub fn find(&self, method: &Method, host: &str, path: &str) -> Result<&Route, Rejection> {
         if *method == Method::TRACE || *method == Method::CONNECT {
             return Err(Rejection::MethodNotAllowed(allow_header(
                 self.find_place(host, path.as_bytes()).unwrap_or_default(),
             )));
         }
-        self.find_unambiguous(Ask::Request(method), host, path).map_err(|refusal| match refusal {
+        self.find_unambiguous(Query::Request(method), host, path).map_err(|refusal| match refusal {
             Refusal::Ambiguous(_) => Rejection::AmbiguousPath,
             Refusal::NoRoute => Rejection::NoRoute,
             Refusal::Method(place) => Rejection::MethodNotAllowed(allow_header(place)),
         })
     }
 
-    /// The route that a CORS preflight (Fetch standard, section 3.2.2) for `method` asks about, if it may pass.
+    /// Finds the route that a CORS preflight (Fetch standard, section 3.2.2) for `method` is about, if the preflight is allowed.
     pub fn find_preflight(&self, method: &Method, host: &str, path: &str) -> Option<&Route> {
-        self.find_unambiguous(Ask::Preflight(method), host, path).ok()
+        self.find_unambiguous(Query::Preflight(method), host, path).ok()
     }
 
-    /// Why `find` says `AmbiguousPath`.
+    /// Why `find` returns `AmbiguousPath`, if it does.
     pub fn explain_ambiguity(&self, method: &Method, host: &str, path: &str) -> Option<Ambiguity<'_>> {
-        match self.find_unambiguous(Ask::Request(method), host, path) {
+        match self.find_unambiguous(Query::Request(method), host, path) {
             Err(Refusal::Ambiguous(ambiguity)) => Some(ambiguity),
             _ => None,
         }
     }
 
-    /// The route, if every way in which a service could read the path leads to one that asks for the same. A path that is
-    /// refused anyway is not compared: nothing is forwarded.
-    fn find_unambiguous(&self, ask: Ask<'_>, host: &str, path: &str) -> Result<&Route, Refusal<'_>> {
+    /// Finds the route if every way in which a service could read the path leads to a route with the same requirements. A request
+    /// without a route is refused without this comparison.
+    fn find_unambiguous(&self, query: Query<'_>, host: &str, path: &str) -> Result<&Route, Refusal<'_>> {
         let path = path.as_bytes();
         let readings = find_readings(path).map_err(|reason| Refusal::Ambiguous(Ambiguity::Unsafe(reason)))?;
-        // The places before have nothing to do with this path, however it is read.
+        // Places before this one do not match any reading of the path.
         let similar = |place: &[Route]| place[0].pattern.may_match(path, Case::Ignored);
         let from = self.places_of(host).position(similar).ok_or(Refusal::NoRoute)?;
         let place = self.places_of(host).skip(from).find(|place| place[0].pattern.matches_path(path));
         let place = place.ok_or(Refusal::NoRoute)?;
-        let route = ask.route_of(place).ok_or(Refusal::Method(place))?;
+        let route = query.find_route(place).ok_or(Refusal::Method(place))?;
         let readings = readings.iter().map(|reading| (0, reading.as_slice()));
         for (from, reading) in std::iter::once((from, path)).chain(readings) {
-            if let Some(other) = differing_place(self.places_of(host).skip(from), ask, reading, route) {
+            if let Some(other) = differing_place(self.places_of(host).skip(from), query, reading, route) {
                 let reading = String::from_utf8_lossy(reading).into_owned();
                 return Err(Refusal::Ambiguous(Ambiguity::Elsewhere(reading, other)));
             }
@@ -277,25 +276,26 @@ impl RouteTable {
         Ok(route)
     }
 
-    /// The routes of the winning path.
+    /// The routes of the most specific pattern that matches.
     fn find_place(&self, host: &str, path: &[u8]) -> Option<&[Route]> {
         self.places_of(host).find(|place| place[0].pattern.matches_path(path))
     }
 
-    /// The places that a host has, the most specific first. None is empty.
+    /// The places for a host, the most specific first. Each has at least one route.
     fn places_of(&self, host: &str) -> impl Iterator<Item = &[Route]> {
         let place = |range: &Range<usize>| self.routes.get(range.clone());
         self.places.iter().filter_map(place).filter(move |place| place[0].takes_host(host))
     }
 }
 
-/// A place of these that asks for something else, and that a service may read the path to be in: one at least as specific as the
-/// path's own, letter case and a final slash aside. No place at all, which serves nobody, is an empty one.
+/// Finds a place with other requirements that a service may match the path with when it ignores letter case or a final slash. Only
+/// places at least as specific as the path's own are considered. The result is an empty slice if no place matches the path, as
+/// such a request would be refused.
 ///
-/// SECURITY: Express, Koa, ASP.NET Core and IIS match without letter case, and with or without a final slash.
+/// SECURITY: Express, Koa, ASP.NET Core and IIS ignore letter case and a final slash.
 fn differing_place<'t>(
     places: impl Iterator<Item = &'t [Route]>,
-    ask: Ask<'_>,
+    query: Query<'_>,
     path: &[u8],
     route: &Route,
 ) -> Option<&'t [Route]> {
@@ -305,14 +305,14 @@ fn differing_place<'t>(
         if own.is_some_and(|own| first.rank() < own) {
             break;
         }
-        let told_apart =
+        let are_distinguished =
             || route.service.case_sensitive && place.iter().all(|other| other.service.case_sensitive);
         if !first.pattern.may_match(path, Case::Ignored)
-            || (told_apart() && !first.pattern.may_match(path, Case::Compared))
+            || (are_distinguished() && !first.pattern.may_match(path, Case::Compared))
         {
             continue;
         }
-        if !ask.route_of(place).is_some_and(|other| ask.is_same(route, other)) {
+        if !query.find_route(place).is_some_and(|other| query.is_same(route, other)) {
             return Some(place);
         }
         if first.pattern.matches_path(path) {
@@ -322,8 +322,8 @@ fn differing_place<'t>(
     own.is_none().then_some(&[])
 }
 
-impl Ask<'_> {
-    fn route_of<'t>(&self, place: &'t [Route]) -> Option<&'t Route> {
+impl Query<'_> {
+    fn find_route<'t>(&self, place: &'t [Route]) -> Option<&'t Route> {
         let (method, preflight) = match self {
             Self::Request(method) => (method, false),
             Self::Preflight(method) => (method, true),
@@ -331,8 +331,7 @@ impl Ask<'_> {
         place.iter().find(|route| route.takes_method(method)).filter(|route| !preflight || route.preflight)
     }
 
-    /// Whether both routes, which take this, ask the same of it, and so would the same service. What another service serves at a
-    /// path is nobody's to reach here.
+    /// Whether both routes require the same of this request and forward it to the same service.
     fn is_same(&self, one: &Route, other: &Route) -> bool {
         let asks = match self {
             Self::Request(_) => one.auth.asks_same(&other.auth),
@@ -343,7 +342,7 @@ impl Ask<'_> {
 }
 
 impl Auth {
-    /// Whether both admit the same callers.
+    /// Whether both admit the same clients.
     pub fn asks_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Public, Self::Public) => true,
@@ -354,7 +353,7 @@ impl Auth {
 }
 
 impl Route {
-    /// Higher wins. A final slash of an exact path is no part of it.
+    /// The specificity; the highest wins. A final slash of an exact path does not count.
     fn rank(&self) -> (bool, bool, usize) {
         let (exact, length) = match &self.pattern {
             Pattern::Exact(path) => (true, without_final_slash(path.as_bytes()).len()),
@@ -371,7 +370,7 @@ impl Route {
         self.shares_method(other) && self.same_place(other)
     }
 
-    /// Whether there is a method that both take.
+    /// Whether both match some method.
     pub fn shares_method(&self, other: &Self) -> bool {
         match (&self.methods, &other.methods) {
             (Some(one), Some(two)) => one.iter().any(|method| two.contains(method)),

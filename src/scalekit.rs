@@ -1,9 +1,9 @@
-//! Keyward's way to Scalekit: connections, the access token, and how often a validation is tried. The messages and what
-//! they mean are the `scalekit` crate's.
+//! Calls to Scalekit: connections, the access token, and retries of validations. The crate `scalekit` encodes the messages and
+//! interprets them.
 //!
-//! Validations, one for each request, go over the pool that upstreams use, because reqwest would cost 7.8 µs of CPU a
-//! request there, of 46 in all. Access tokens and key management go through the crate's client, on reqwest. The probe
-//! takes the way of the requests, so that a Keyward that is ready has found both ways open.
+//! Validations, one for each request, use Keyward's own connection pool, because reqwest would add 7.8 µs of CPU to the 46 µs
+//! of a request. Access tokens and key management use the crate's client, which is built on reqwest. The probe uses the same
+//! connections as validations, so that readiness covers both.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -37,29 +37,29 @@ use crate::pool::{self, Address, Origin, PRODUCT, SendError, Tunnel};
 use crate::secret::SecretSource;
 use crate::tls::{self, TlsError};
 
-/// How to reach an environment, and as whom.
+/// How to connect to an environment, and as which client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Which environment.
+    /// The environment.
     pub environment: Environment,
-    /// How the pool for validations connects to it; its roots and its time limit for connecting hold for the client, too.
+    /// How the pool for validations connects to it. Its roots and its connect timeout apply to the client, too.
     pub origin: pool::Settings,
-    /// The HTTP proxy on the way; `None` for a direct connection.
+    /// The HTTP proxy; `None` for a direct connection.
     pub proxy: Option<ProxyServer>,
     /// `SCALEKIT_CLIENT_ID`.
     pub client_id: SecretSource,
     /// `SCALEKIT_CLIENT_SECRET`.
     pub client_secret: SecretSource,
-    /// For one validation, retries included.
+    /// Time limit of one validation, retries included.
     pub timeout: Duration,
     /// REST or gRPC.
     pub transport: Transport,
 }
 
 impl Settings {
-    /// The same over another transport.
+    /// Changes the transport, and with it the HTTP version of the pool.
     #[must_use]
-    pub fn over(mut self, transport: Transport) -> Self {
+    pub fn with_transport(mut self, transport: Transport) -> Self {
         self.origin.protocol = match transport {
             Transport::Rest => pool::Protocol::Auto,
             Transport::Grpc => pool::Protocol::Http2,
@@ -68,7 +68,7 @@ impl Settings {
     }
 }
 
-/// How a pool connects to an environment, with these roots instead of the system's.
+/// How a pool connects to an environment. `roots` replaces the system's root certificates.
 pub fn origin_settings(environment: &Environment, roots: Option<PathBuf>) -> pool::Settings {
     pool::Settings {
         address: Address::Tcp(environment.host().into(), environment.port()),
@@ -80,33 +80,33 @@ pub fn origin_settings(environment: &Environment, roots: Option<PathBuf>) -> poo
     }
 }
 
-/// Why there is no way to Scalekit at all.
+/// Why connections to Scalekit cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum SetupError {
-    /// A certificate or a name.
+    /// A certificate or a host name is wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The client.
+    /// The client cannot be built.
     #[error(transparent)]
     Client(#[from] client::SetupError),
 }
 
-/// What Scalekit says of a key.
+/// What Scalekit states about a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is good, and speaks for this identity.
+    /// It is valid, with this identity.
     Valid(Arc<Identity>),
-    /// It is definitely not: unknown, expired, revoked or malformed.
+    /// It is definitely invalid: unknown, expired, revoked or malformed.
     Invalid,
 }
 
-/// An environment of Scalekit's.
+/// The connections to an environment.
 pub struct Scalekit {
-    /// For everything but validations; keeps the access token.
+    /// Used for everything but validations; it also keeps the access token.
     pub client: Client,
     origin: Arc<Origin>,
     host: HeaderValue,
-    /// Host and port of the proxy.
+    /// Host and port of the proxy, for error messages.
     proxy: Option<String>,
     timeout: Duration,
     transport: Transport,
@@ -114,13 +114,14 @@ pub struct Scalekit {
     metrics: Arc<Metrics>,
 }
 
-/// Retries may be a tenth of validations, and ten at once: an outage must not double the load.
+/// Limits retries to a tenth of the validations, and to bursts of ten, so that an outage does not multiply the load. Counts in
+/// tenths of a retry.
 struct RetryBudget(AtomicU32);
 
 const MAX_TENTHS: u32 = 100;
 const TRIES: u32 = 3;
 
-/// The crate's client for an environment. Nothing is sent before its first call.
+/// Builds the crate's client for an environment. Nothing is sent before its first call.
 ///
 /// # Errors
 /// When TLS cannot be set up.
@@ -133,9 +134,9 @@ pub fn build_client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client
         Ok(Credentials { client_id: id.expose().to_owned(), client_secret })
     };
     let tls = match &settings.origin.tls {
-        Some(tls) => tls::client(tls.roots.as_deref(), None, &[])?,
-        // Never used: looking for the system's roots could fail.
-        None => tls::client_without_roots()?,
+        Some(tls) => tls::client_config(tls.roots.as_deref(), None, &[])?,
+        // Without TLS the system's root certificates are not needed, and loading them could fail.
+        None => tls::client_config_without_roots()?,
     };
     let mut client = client::Settings::new(settings.environment.clone(), credentials);
     client.transport = settings.transport;
@@ -167,7 +168,7 @@ fn record_token_fetch(metrics: &Metrics, fetched: Fetched<'_>) {
 }
 
 impl Scalekit {
-    /// The ways to an environment. Nothing is sent before the first call. Connections run in `tasks`.
+    /// Nothing is sent before the first call. Connections run as `tasks`.
     ///
     /// # Errors
     /// When TLS cannot be set up.
@@ -181,7 +182,7 @@ impl Scalekit {
         let tunnel = settings.proxy.clone().map(|proxy| Tunnel::new(proxy, &settings.environment, roots));
         Ok(Arc::new(Self {
             client: build_client(settings, Arc::clone(&metrics))?,
-            origin: Origin::through(tunnel.transpose()?, &settings.origin, tasks)?,
+            origin: Origin::with_tunnel(tunnel.transpose()?, &settings.origin, tasks)?,
             host: HeaderValue::from_str(authority).map_err(|_| TlsError::Name(authority.to_owned()))?,
             proxy: settings.proxy.as_ref().map(ProxyServer::address),
             timeout: settings.timeout,
@@ -191,25 +192,25 @@ impl Scalekit {
         }))
     }
 
-    /// Asks whether the key is good, within the time limit of `scalekit.timeout`, retries included.
+    /// Validates a key, within `scalekit.timeout` including retries.
     ///
     /// # Errors
-    /// When there is no verdict: see [`Error::class`].
+    /// When there is no verdict; see [`Error::class`].
     pub async fn validate(&self, key: &ApiKey) -> Result<Verdict, Error> {
         self.retries.deposit();
         self.validate_within(key.expose(), Instant::now() + self.timeout).await
     }
 
-    /// Asks about a key that nobody has. Only a definite "invalid" is success: address, proxy, credentials, permission and
-    /// the token API must all be right for it.
+    /// Validates a random key. Only the verdict "invalid" is success, which proves that address, proxy, credentials, permission
+    /// and token API are right.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Why the verdict was another one, or there was none.
     pub async fn probe(&self) -> Result<(), Error> {
         let key = validate::random_token();
         match self.validate_within(&key, Instant::now() + self.timeout).await? {
             Verdict::Invalid => Ok(()),
-            Verdict::Valid(_) => Err(Error::WrongEndpoint("it calls a made-up key valid".into())),
+            Verdict::Valid(_) => Err(Error::WrongEndpoint("it accepts a random key as valid".into())),
         }
     }
 
@@ -217,7 +218,7 @@ impl Scalekit {
         let call = Call::Validate(SecretString::from(key));
         let mut tried = 1;
         loop {
-            match interpret(key, self.call_api(&call, deadline).await, Timestamp::now()) {
+            match interpret_outcome(key, self.call_api(&call, deadline).await, Timestamp::now()) {
                 Err(error) if error.is_transient() && tried < TRIES => {
                     let pause = Duration::from_millis(10 << tried).mul_f64(0.5 + fastrand::f64());
                     if Instant::now() + pause >= deadline || !self.retries.withdraw() {
@@ -232,13 +233,13 @@ impl Scalekit {
         }
     }
 
-    /// One call, and once more with a new access token where the one it had is refused.
+    /// Makes a call, and repeats it once with a new access token if the first one is refused.
     async fn call_api(&self, call: &Call, deadline: Instant) -> Result<Reply, Error> {
         let access_token = self.client.access_token();
-        let bearer = access_token.bearer(deadline).await?;
+        let bearer = access_token.wait_for_bearer(deadline).await?;
         match self.call_with_token(call, &bearer, deadline).await {
             Err(Error::Credentials) => {
-                let bearer = access_token.renewed(&bearer, deadline).await?;
+                let bearer = access_token.wait_for_renewed(&bearer, deadline).await?;
                 self.call_with_token(call, &bearer, deadline).await
             }
             outcome => outcome,
@@ -254,8 +255,8 @@ impl Scalekit {
         headers.insert(AUTHORIZATION, bearer.authorization().clone());
         let response =
             timeout_at(deadline, self.send_request(request, operation)).await.unwrap_or_else(|_| {
-                // The connections may be dead (a black hole): the next call opens a new one.
-                self.origin.forget(began);
+                // The connections may be dead without notice, so that the next call must open a new one.
+                self.origin.forget_connections(began);
                 Err(Error::Timeout)
             })?;
         self.transport.decode_response(operation, &response)
@@ -266,13 +267,14 @@ impl Scalekit {
         request: Request<Body>,
         operation: Operation,
     ) -> Result<HttpResponse, Error> {
-        let response = self.origin.send(request).await.map_err(|error| self.classify_error(&error))?;
+        let response =
+            self.origin.send_request(request).await.map_err(|error| self.classify_error(&error))?;
         HttpResponse::read(response, operation.max_response_bytes()).await
     }
 
     fn classify_error(&self, error: &SendError) -> Error {
         let SendError::Connect(io) = error else {
-            return Error::ConnectionLost(error.chain());
+            return Error::ConnectionLost(error.format_chain());
         };
         match (io.get_ref(), &self.proxy) {
             (Some(cause), _) if cause.is::<rustls::Error>() => Error::Tls(io.to_string()),
@@ -280,20 +282,20 @@ impl Scalekit {
                 Error::Unreachable(format!("no connection through the proxy {proxy} in time"))
             }
             (cause, _) => {
-                // What the tunnel failed with.
+                // The error of the proxy tunnel, if there is one.
                 let failed = cause.and_then(|cause| cause.downcast_ref::<Error>());
-                failed.cloned().unwrap_or_else(|| Error::Unreachable(error.chain()))
+                failed.cloned().unwrap_or_else(|| Error::Unreachable(error.format_chain()))
             }
         }
     }
 }
 
-/// What the outcome of a call to validate a key means for it, at the moment `now`.
+/// Interprets the outcome of a ValidateToken call at the time `now`.
 ///
 /// # Errors
-/// When nothing is known about the key.
-pub fn interpret(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
-    match validate::interpret(Presented::Token(key), outcome, now)? {
+/// When there is no verdict.
+pub fn interpret_outcome(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Result<Verdict, Error> {
+    match validate::interpret_outcome(Presented::Token(key), outcome, now)? {
         Validation::Valid(token) => Ok(Verdict::Valid(Arc::new(identity_from_token(token)?))),
         Validation::Invalid => Ok(Verdict::Invalid),
     }
@@ -301,9 +303,9 @@ pub fn interpret(key: &str, outcome: Result<Reply, Error>, now: Timestamp) -> Re
 
 const NO_TIMESTAMP: Error = Error::BrokenContract("expiry is not a timestamp");
 
-/// SECURITY: ids become headers as they are, so that nothing but visible ASCII may be in them.
+/// SECURITY: ids become header values without encoding, so they must be visible ASCII.
 fn identity_from_token(token: Token) -> Result<Identity, Error> {
-    let id = |text: &str, what| identity::id(text).ok_or(Error::BrokenContract(what));
+    let id = |text: &str, what| identity::parse_id(text).ok_or(Error::BrokenContract(what));
     let some = |text: String| Some(text).filter(|text| !text.is_empty());
     Ok(Identity {
         org_id: id(&token.organization_id, "organization_id is not visible ASCII")?,
@@ -317,24 +319,24 @@ fn identity_from_token(token: Token) -> Result<Identity, Error> {
     })
 }
 
-/// A failure in words for operators: the crate's, and which of Keyward's settings to look at.
+/// An error for operators: the crate's text, and which of Keyward's settings to check.
 #[derive(Clone, Copy, Debug)]
 pub struct Explained<'a>(pub &'a Error);
 
 impl fmt::Display for Explained<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
-            // Without a token nothing can be asked: the reason is what matters.
+            // Only the reason for the missing access token matters to operators.
             Error::AccessToken(error) => Explained(error).fmt(f),
             Error::Credentials => f.write_str(
                 "Scalekit refuses Keyward's own credentials: check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET",
             ),
             Error::WrongEndpoint(what) => {
-                write!(f, "no Scalekit token API answers there ({what}): check SCALEKIT_ENVIRONMENT_URL")
+                write!(f, "no Scalekit token API at this URL ({what}): check SCALEKIT_ENVIRONMENT_URL")
             }
             error @ Error::Tls(_) => write!(
                 f,
-                "{error}; check SCALEKIT_ENVIRONMENT_URL, and scalekit.ca_file if a private authority signs for it"
+                "{error}; check SCALEKIT_ENVIRONMENT_URL, and scalekit.ca_file if a private CA issued the certificate"
             ),
             error @ (Error::ProxyUnreachable { .. } | Error::ProxyRefused { .. }) => {
                 write!(f, "{error}; check HTTPS_PROXY and NO_PROXY, or scalekit.proxy")

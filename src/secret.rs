@@ -1,4 +1,4 @@
-//! Secret values: no `Display`, no `Serialize`, and a `Debug` that does not reveal them.
+//! Secret values, which have no `Display` and no `Serialize`, and whose `Debug` does not reveal them.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use zeroize::Zeroizing;
 pub struct Secret(Zeroizing<Box<str>>);
 
 impl Secret {
-    /// Wraps a value.
+    /// Takes over the value; a `String` with spare capacity is copied, and its old memory is not overwritten.
     pub fn new(value: impl Into<Box<str>>) -> Self {
         Self(Zeroizing::new(value.into()))
     }
 
-    /// The value itself. Every call is a place where it could leak.
+    /// The value itself, which the caller must not print or log.
     pub fn expose(&self) -> &str {
         &self.0
     }
 
-    /// Compares in constant time.
+    /// Compares in constant time, by the HMAC of both under a random key.
     pub fn equals(&self, given: &[u8]) -> bool {
         let Ok(key) = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new()) else { return false };
         hmac::verify(&key, given, hmac::sign(&key, self.0.as_bytes()).as_ref()).is_ok()
@@ -35,17 +35,17 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Where a secret comes from. A file is read each time the secret is needed, so that a rotated secret works without a
+/// Where a secret comes from. A file is read each time the secret is needed, so that a rotated secret is used without a
 /// restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SecretSource {
-    /// Given directly, by the environment.
+    /// The secret itself, from the environment.
     Value(Secret),
     /// The content of a file, without the white space around it.
     File(PathBuf),
 }
 
-/// Why a secret could not be read. Never holds any of it.
+/// Why a secret could not be read. The messages never contain the secret.
 #[derive(Debug, thiserror::Error)]
 pub enum SecretError {
     /// The file could not be read.
@@ -53,25 +53,25 @@ pub enum SecretError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         error: std::io::Error,
     },
-    /// Nothing but white space in it.
+    /// The file is empty or contains only white space.
     #[error("the secret file {} is empty", .0.display())]
     Empty(PathBuf),
-    /// A secret is one line of visible characters.
+    /// The content is not a single line of visible ASCII characters.
     #[error("the secret file {} holds more than one line of visible ASCII", .0.display())]
     Malformed(PathBuf),
 }
 
-/// The longest secret file that is read; a longer one is a mistake in the path.
+/// Maximum length of a secret file, in bytes; a longer file means that the path is wrong.
 const MAX_FILE: u64 = 64 * 1024;
 
 impl SecretSource {
-    /// The secret as it is now.
+    /// Reads the current secret.
     ///
     /// # Errors
-    /// When the file is unreadable, empty, or holds something that cannot be a secret.
+    /// When the file cannot be read, is empty, or contains something that cannot be a secret.
     pub fn read(&self) -> Result<Secret, SecretError> {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
@@ -83,7 +83,7 @@ impl SecretSource {
 fn read_file(path: &Path) -> Result<Secret, SecretError> {
     let unreadable = |error| SecretError::Unreadable { path: path.to_owned(), error };
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    // A device or a pipe could have no end. What a folder is, the system says.
+    // Reading a device or a pipe may never end. Reading a directory fails with the system's own message.
     if !(metadata.is_file() || metadata.is_dir()) || metadata.len() > MAX_FILE {
         return Err(SecretError::Malformed(path.to_owned()));
     }

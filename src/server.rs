@@ -342,7 +342,7 @@ impl SharedResources {
         Ok(Gateway {
             settings: config.gateway,
             credential: config.credential,
-            identity: Arc::new(identity::Headers::new(config.identity)),
+            identity: Arc::new(identity::IdentityHeaders::new(config.identity)),
             trusted: config.trusted,
             routes: config.routes,
             upstreams,

@@ -1,10 +1,10 @@
-//! Characters that a terminal acts on instead of showing them, and text without them.
+//! Escapes characters that a terminal interprets instead of displaying.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal or log viewer interprets the character instead of printing it: controls (C0, DEL, C1), line and paragraph
-/// separators, and marks that change the direction of the text behind them, which could make one id look like another.
+/// Whether a terminal or log viewer interprets the character instead of displaying it: control characters (C0, DEL, C1), line and
+/// paragraph separators, and marks that change the direction of text, which could make one id look like another.
 pub fn is_terminal_control(char: char) -> bool {
     let is_mark = matches!(
         char,
@@ -13,8 +13,8 @@ pub fn is_terminal_control(char: char) -> bool {
     char.is_control() || is_mark
 }
 
-/// The text with each such character as in JSON, `\u001b`, but for those in `kept`.
-pub fn escape<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
+/// Writes each such character as in JSON (`\u001b`), except those in `kept`.
+pub fn escape_controls<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
     let is_escaped = |char: char| is_terminal_control(char) && !kept.contains(&char);
     if !text.contains(is_escaped) {
         return Cow::Borrowed(text);
@@ -22,7 +22,7 @@ pub fn escape<'t>(text: &'t str, kept: &[char]) -> Cow<'t, str> {
     let mut out = String::with_capacity(text.len() + 16);
     for char in text.chars() {
         if is_escaped(char) {
-            // All of them have four digits. Writing to a String cannot fail.
+            // Four hexadecimal digits are enough for all of them. Writing to a String cannot fail.
             let _ = write!(out, "\\u{:04x}", u32::from(char));
         } else {
             out.push(char);
@@ -41,15 +41,15 @@ mod tests {
         let marks = [0x061c, 0x200e, 0x200f].into_iter().chain(0x2028..=0x202e).chain(0x2066..=0x2069);
         for number in controls.chain(marks) {
             let char = char::from_u32(number).unwrap();
-            assert_eq!(escape(&format!("a{char}b"), &[]), format!("a\\u{number:04x}b"));
+            assert_eq!(escape_controls(&format!("a{char}b"), &[]), format!("a\\u{number:04x}b"));
         }
-        assert_eq!(escape("a\u{1b}[1m\u{9b}b", &['\u{1b}']), "a\u{1b}[1m\\u009bb");
+        assert_eq!(escape_controls("a\u{1b}[1m\u{9b}b", &['\u{1b}']), "a\u{1b}[1m\\u009bb");
     }
 
     #[test]
     fn text_without_controls_is_unchanged() {
         for text in ["", "plain", "zürich 東京 🔑 \"\\u0000\"", "\u{200b}\u{2027}\u{2070}"] {
-            assert!(matches!(escape(text, &[]), Cow::Borrowed(same) if same == text), "{text}");
+            assert!(matches!(escape_controls(text, &[]), Cow::Borrowed(same) if same == text), "{text}");
         }
     }
 }

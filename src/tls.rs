@@ -1,4 +1,4 @@
-//! TLS settings, made in one place: rustls with ring, TLS 1.2 and 1.3, and no switch that turns verification off.
+//! TLS configurations: rustls with ring, TLS 1.2 and 1.3. Verification cannot be turned off.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
@@ -10,7 +10,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, ConfigBuilder, RootCertStore, ServerConfig};
 
-/// A certificate chain and its key, in PEM files that are read again when they change.
+/// The PEM files of a certificate chain and its key. They are read again when they change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyPair {
     /// The chain, leaf first.
@@ -19,13 +19,13 @@ pub struct KeyPair {
     pub key: PathBuf,
 }
 
-/// Why TLS cannot be set up. The texts name files, never what is in them.
+/// Why TLS cannot be set up. The messages name files, never their content.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// A file that is not there or not PEM.
+    /// A file that is missing or not PEM.
     #[error("cannot read {what} from {}: {error}", path.display())]
     Pem {
-        /// What was looked for.
+        /// What was expected in it.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -43,21 +43,22 @@ pub enum TlsError {
         /// What is wrong.
         error: rustls::Error,
     },
-    /// A host that no certificate can be for.
+    /// A host for which no certificate can be issued.
     #[error("'{0}' is neither a DNS name nor an IP address, so no certificate can be verified for it")]
     Name(String),
-    /// Nothing to verify anybody with.
+    /// There are no root certificates.
     #[error(
         "this system has no root certificates; install ca-certificates, set SSL_CERT_FILE, or set ca_file"
     )]
     NoRoots,
 }
 
-/// For https origins: verified against `roots`, or else the system's (`SSL_CERT_FILE` and `SSL_CERT_DIR` are heeded).
+/// The configuration for https origins, verified with `roots` or else with the system's roots, which `SSL_CERT_FILE` and
+/// `SSL_CERT_DIR` replace.
 ///
 /// # Errors
 /// When a file cannot be used.
-pub fn client(
+pub fn client_config(
     roots: Option<&Path>,
     identity: Option<&KeyPair>,
     alpn: &[&[u8]],
@@ -79,11 +80,11 @@ pub fn client(
     Ok(config)
 }
 
-/// For whoever takes TLS settings without need of them: no certificate is trusted.
+/// A configuration that trusts no certificate, for clients which require one but only connect in clear text.
 ///
 /// # Errors
-/// None that this system causes.
-pub fn client_without_roots() -> Result<ClientConfig, TlsError> {
+/// Never with the versions of TLS that ring supports.
+pub fn client_config_without_roots() -> Result<ClientConfig, TlsError> {
     Ok(client_builder(Arc::new(RootCertStore::empty()))?.with_no_client_auth())
 }
 
@@ -97,7 +98,7 @@ fn client_builder(
     Ok(builder.with_root_certificates(roots))
 }
 
-/// A listener's certificate, which can be read again while connections are made.
+/// A listener's certificate, which can be replaced while connections are accepted.
 #[derive(Debug)]
 pub struct ServerCertificate {
     pair: KeyPair,
@@ -110,17 +111,19 @@ impl ServerCertificate {
     /// # Errors
     /// When a file cannot be used.
     pub fn read(pair: &KeyPair) -> Result<Arc<Self>, TlsError> {
-        let current = RwLock::new(Arc::new(certified(pair)?));
+        let current = RwLock::new(Arc::new(read_certified_key(pair)?));
         Ok(Arc::new(Self { pair: pair.clone(), current }))
     }
 
-    /// Reads the files of these again, all or none; new connections get what they hold.
+    /// Reads the files of all these certificates again. New connections use the new certificates.
     ///
     /// # Errors
-    /// When a file cannot be used. What was read before stays in use.
-    pub fn refresh(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
-        let new: Vec<_> =
-            certificates.iter().map(|own| certified(&own.pair).map(Arc::new)).collect::<Result<_, _>>()?;
+    /// When a file cannot be used. Then no certificate is replaced.
+    pub fn refresh_all(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
+        let new: Vec<_> = certificates
+            .iter()
+            .map(|own| read_certified_key(&own.pair).map(Arc::new))
+            .collect::<Result<_, _>>()?;
         for (own, new) in certificates.iter().zip(new) {
             *own.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         }
@@ -134,11 +137,11 @@ impl ResolvesServerCert for ServerCertificate {
     }
 }
 
-/// For the public listener, with ALPN `h2` and `http/1.1`.
+/// The configuration of a listener, with ALPN `h2` and `http/1.1`.
 ///
 /// # Errors
-/// None that a certificate causes.
-pub fn server(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsError> {
+/// Never because of the certificate, which was checked when it was read.
+pub fn server_config(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsError> {
     let path = certificate.pair.certificate.clone();
     let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
@@ -149,8 +152,8 @@ pub fn server(certificate: Arc<ServerCertificate>) -> Result<ServerConfig, TlsEr
     Ok(config)
 }
 
-/// A chain and the key that belongs to it.
-fn certified(pair: &KeyPair) -> Result<CertifiedKey, TlsError> {
+/// Reads a certificate chain and checks that the key belongs to it.
+fn read_certified_key(pair: &KeyPair) -> Result<CertifiedKey, TlsError> {
     let (chain, key) = read_pair(pair)?;
     CertifiedKey::from_der(chain, key, &rustls::crypto::ring::default_provider())
         .map_err(|error| TlsError::Unusable { path: pair.certificate.clone(), error })

@@ -20,7 +20,7 @@ use self::capacity::Capacity;
 use self::request_body::{Limits, Progress, RequestBody};
 use crate::body::Body;
 use crate::hop_by_hop::{self, WebSocket};
-use crate::identity::Headers;
+use crate::identity::IdentityHeaders;
 use crate::logging::failure_log::FailureLog;
 use crate::policy::Permit;
 use crate::pool::{self, Origin, PooledBody, Protocol, SendError};
@@ -69,7 +69,7 @@ pub(crate) struct ForwardOptions<'a> {
     /// When to wake the task if there is no response by then: one timer serves that and the time limit.
     pub(crate) wake_at: Option<Instant>,
     /// Identity headers are removed from the request's trailers.
-    pub(crate) identity: &'a Arc<Headers>,
+    pub(crate) identity: &'a Arc<IdentityHeaders>,
     /// Limits on the request's body.
     pub(crate) limits: Limits,
 }
@@ -121,7 +121,7 @@ impl Upstream {
             set_upgrade(request.headers_mut());
             self.wait_for_head(self.origin.send_upgrade(request), wake_at, &progress).await?
         } else {
-            self.wait_for_head(self.origin.send(request), wake_at, &progress).await?
+            self.wait_for_head(self.origin.send_request(request), wake_at, &progress).await?
         };
         progress.set_answering(true);
         let exchange = Exchange(progress);
@@ -241,7 +241,7 @@ impl Failure {
                 Self { rejection: rejection.clone(), cause: "the client's body broke off".into() }
             }
             (None, SendError::NoUpgrade) => Self::unreachable("it speaks HTTP/2 alone, which has no upgrade"),
-            (None, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.chain()),
+            (None, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.format_chain()),
         }
     }
 }
@@ -256,7 +256,7 @@ impl From<Rejection> for Failure {
 /// Removes what the upstream may not send to the client: hop-by-hop headers, `Keyward-Error` and invalid names. Also for
 /// trailers.
 pub fn clean(headers: &mut HeaderMap) {
-    hop_by_hop::strip(headers);
+    hop_by_hop::strip_headers(headers);
     headers.remove(KEYWARD_ERROR);
     request_head::remove_invalid_names(headers);
 }

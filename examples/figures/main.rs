@@ -372,7 +372,7 @@ async fn serve(scalekit: &str, upstream: &str, lines: &str) -> Result<()> {
         "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[log]\naccess = false\n\
          [upstreams.echo]\nurl = \"{upstream}\"\n[[routes]]\npath = \"/*\"\nupstream = \"echo\"\n[scalekit]\n{lines}"
     );
-    let environment = Environment::of([
+    let environment = Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", scalekit),
         ("SCALEKIT_CLIENT_ID", "dev"),
         ("SCALEKIT_CLIENT_SECRET", "dev"),

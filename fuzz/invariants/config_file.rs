@@ -45,7 +45,7 @@ pub fn config_file(data: &[u8]) -> &'static str {
 
 /// All that is ever said of a file.
 fn read(text: &str, secret: &str) -> (String, &'static str) {
-    let environment = Environment::of([
+    let environment = Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com"),
         ("SCALEKIT_CLIENT_ID", "skc_1"),
         ("SCALEKIT_CLIENT_SECRET", secret),

@@ -19,7 +19,7 @@ pub fn credential(data: &[u8]) -> &'static str {
     let mut others = headers.clone();
     others.remove(AUTHORIZATION);
 
-    let taken = ApiKey::take(&mut headers, &settings);
+    let taken = ApiKey::take_from(&mut headers, &settings);
     assert_eq!(headers, others, "Authorization is gone, and nothing else");
     let [value] = &sent[..] else {
         return match taken {

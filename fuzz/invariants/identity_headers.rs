@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
-use keyward::identity::{Headers, Identity, Misfit, Settings, id};
+use keyward::identity::{Identity, IdentityHeaders, Misfit, Settings, parse_id};
 
 use super::NO_INPUT;
 use super::lines::{cut, decoded, decoded_text, head_and_rest, headers};
@@ -19,7 +19,7 @@ pub fn identity_headers(data: &[u8]) -> &'static str {
     let Some(settings) = settings(first) else { return NO_INPUT };
     let Some(identity) = identity(lines) else { return NO_INPUT };
     let sent = headers(lines.iter().copied());
-    let ours = Headers::new(settings.clone());
+    let ours = IdentityHeaders::new(settings.clone());
 
     let mut map = sent.clone();
     ours.strip(&mut map);
@@ -107,12 +107,12 @@ fn identity(lines: &[&[u8]]) -> Option<Identity> {
         Some((decoded_text(key.strip_prefix(b"claim.")?), decoded_text(value)))
     };
     Some(Identity {
-        org_id: id(&one(b"org")?)?,
+        org_id: parse_id(&one(b"org")?)?,
         org_external_id: one(b"org_external"),
-        user_id: one(b"user").and_then(|text| id(&text)),
+        user_id: one(b"user").and_then(|text| parse_id(&text)),
         user_external_id: one(b"user_external"),
         roles: all(b"role"),
-        token_id: one(b"token").and_then(|text| id(&text)),
+        token_id: one(b"token").and_then(|text| parse_id(&text)),
         claims: pairs.iter().filter_map(claim).collect(),
         expiry: None,
     })

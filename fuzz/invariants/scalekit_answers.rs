@@ -9,7 +9,7 @@ use hyper::{HeaderMap, StatusCode};
 use jiff::Timestamp;
 use keyward::credential::{ApiKey, Settings};
 use keyward::identity::Identity;
-use keyward::scalekit::{Verdict, interpret};
+use keyward::scalekit::{Verdict, interpret_outcome};
 use scalekit::call::{Operation, Permission};
 use scalekit::error::Error;
 use scalekit::response::HttpResponse;
@@ -34,7 +34,7 @@ pub fn scalekit_answers(data: &[u8]) -> &'static str {
 
     let outcome = rest::decode_response(Operation::Validate, &answer);
     let moment = Timestamp::try_from(now).expect("it is in the range");
-    let reading = interpret(key.expose(), outcome, moment);
+    let reading = interpret_outcome(key.expose(), outcome, moment);
     let json = match serde_json::from_slice::<Value>(body) {
         Ok(json) => json,
         // In what is ignored there may be half of a surrogate pair, or a number beyond all measure.

@@ -57,7 +57,7 @@ pub(super) fn run_schema() -> Result<()> {
 
 /// The routes as a table, the most specific first.
 pub(super) fn format_routes(config: &Config) -> String {
-    let header = ["HOST", "PATH", "METHODS", "ASKS FOR", "UPSTREAM"].map(str::to_owned);
+    let header = ["HOST", "PATH", "METHODS", "REQUIRES", "UPSTREAM"].map(str::to_owned);
     let row = |route: &Route| {
         let host = route.host.as_deref().unwrap_or("any").to_owned();
         [

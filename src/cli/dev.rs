@@ -43,7 +43,7 @@ const CLIENT: &str = "dev";
 
 pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
     if let Some(url) = &mut args.upstream {
-        *url = config::upstream_url(url).map_err(|problem| anyhow::anyhow!("--upstream {problem}"))?;
+        *url = config::parse_upstream_url(url).map_err(|problem| anyhow::anyhow!("--upstream {problem}"))?;
     }
     let metrics = Arc::new(Metrics::default());
     // Text also when piped: the reader is a person.
@@ -69,7 +69,7 @@ pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
                 url
             }
         };
-        let environment = Environment::of([
+        let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", &environment_url),
             ("SCALEKIT_CLIENT_ID", CLIENT),
             ("SCALEKIT_CLIENT_SECRET", CLIENT),

@@ -10,7 +10,7 @@ use hyper::{Method, Request, Uri};
 
 use super::ConfigFile;
 use crate::config::Config;
-use crate::identity::Headers;
+use crate::identity::IdentityHeaders;
 use crate::policy::{Requirement, Scope};
 use crate::pool::{self, Address, Protocol};
 use crate::rejection::Rejection;
@@ -38,7 +38,7 @@ pub(super) fn run_explain(args: &ExplainArgs) -> Result<()> {
 fn explain_request(config: &Config, method: &str, target: &str) -> Result<String, String> {
     let upper = method.to_ascii_uppercase();
     if method != upper && COMMON_METHODS.contains(&upper.as_str()) {
-        return Err(format!("methods are in capitals; did you mean {upper}?"));
+        return Err(format!("methods are in capital letters; did you mean {upper}?"));
     }
     let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))?;
     let uri: Uri = target.parse().map_err(|_| format!("{target:?} is neither a path nor a URL"))?;
@@ -50,7 +50,7 @@ fn explain_request(config: &Config, method: &str, target: &str) -> Result<String
     let host = uri.authority().map_or("host.invalid", |authority| authority.as_str());
     request.headers_mut().insert(HOST, host.parse().map_err(|_| format!("{target:?} has no valid host"))?);
     (*request.method_mut(), *request.uri_mut()) = (method, uri);
-    let host = request_head::check(&request, config.gateway.head);
+    let host = request_head::check_head(&request, config.gateway.head);
     let (method, path) = (request.method(), request.uri().path());
     let find = |host: &request_head::Host| config.routes.find(method, &host.name, path);
     let found = host.as_ref().map_err(Clone::clone).and_then(find);
@@ -72,7 +72,7 @@ fn explain_request(config: &Config, method: &str, target: &str) -> Result<String
         if let Some(host) = hosts.filter(differs).min() {
             text.add_line(
                 "note",
-                "some routes are for one host alone; to choose the host, give a full URL, such as",
+                "some routes are for one host only; to choose the host, give a full URL, such as",
             );
             text.add_more(&format!("http://{host}{target}"));
         }
@@ -130,10 +130,10 @@ fn mask_control_chars(path: &str) -> String {
 
 fn explain_reason(rejection: &Rejection) -> String {
     match rejection {
-        Rejection::NoRoute => "no route takes this path".to_owned(),
+        Rejection::NoRoute => "no route matches this path".to_owned(),
         Rejection::MethodNotAllowed(allow) => match allow.to_str().unwrap_or_default() {
             "" => "the method is never forwarded".to_owned(),
-            methods => format!("the routes of this path take {methods}"),
+            methods => format!("the routes of this path accept {methods}"),
         },
         Rejection::AmbiguousPath => "a service may read the path as one for another route".to_owned(),
         Rejection::MalformedRequest(reason) => (*reason).to_owned(),
@@ -144,7 +144,7 @@ fn explain_reason(rejection: &Rejection) -> String {
 
 fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
     text.add_line("route", &route.label);
-    text.add_line("asks for", &describe_requirement(route));
+    text.add_line("requires", &describe_requirement(route));
     if let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.name == route.upstream) {
         text.add_line("upstream", &format!("{} at {}", upstream.name, format_url(&upstream.origin)));
     }
@@ -152,16 +152,16 @@ fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
         Auth::Key(requirement) => list_headers(text, config, requirement),
         Auth::Public => text.add_line("sets", FORWARDING_HEADERS),
     }
-    text.add_line("removes", "Authorization, and every spelling of an identity header that the caller sends");
+    text.add_line("removes", "Authorization, and every spelling of an identity header that the client sends");
 }
 
 const FORWARDING_HEADERS: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id";
 
 /// Lists the headers that a route sets, each with the condition under which it is sent.
 fn list_headers(text: &mut Lines, config: &Config, requirement: &Requirement) {
-    let headers = Headers::new(config.identity.clone());
+    let headers = IdentityHeaders::new(config.identity.clone());
     let [org, org_external, user, user_external, roles, token] =
-        headers.names().map(|name| title_case(name.as_str()));
+        config.identity.header_names().map(|name| title_case(name.as_str()));
     let mut rows =
         vec![(org, "always"), (org_external, "where Scalekit has one"), (token, "where Scalekit has one")];
     match requirement.scope {
@@ -178,7 +178,7 @@ fn list_headers(text: &mut Lines, config: &Config, requirement: &Requirement) {
         Some(Scope::Organization) => {}
     }
     match &config.identity.claims {
-        None => rows.push((format!("{}<Name>", title_case(headers.claim_prefix())), "for each claim")),
+        None => rows.push((format!("{}<Name>", title_case(&config.identity.claim_prefix)), "for each claim")),
         Some(claims) => rows.extend(claims.iter().filter_map(|claim| {
             let name = headers.claim_header(claim)?;
             Some((title_case(name.as_str()), "where the key has the claim"))

@@ -58,7 +58,7 @@ fn find_address(args: &HealthcheckArgs) -> Result<(Address, String)> {
     if let Some(given) = args.admin.as_deref().filter(|given| !given.is_empty()) {
         return Ok((parse_address(given)?, String::new()));
     }
-    let (listen, caveat) = match args.config.as_deref().map(config::admin_listen) {
+    let (listen, caveat) = match args.config.as_deref().map(config::read_admin_listen) {
         None => (Listen::Tcp(DEFAULT_ADMIN), String::new()),
         Some(Ok(listen)) => (listen.unwrap_or(Listen::Tcp(DEFAULT_ADMIN)), String::new()),
         Some(Err(problem)) => (
@@ -102,7 +102,7 @@ async fn fetch_health(args: &HealthcheckArgs, address: Address) -> Result<(u16, 
     let mut request = Request::new(body::empty());
     *request.uri_mut() = hyper::Uri::from_static(if args.live { "/livez" } else { "/readyz" });
     request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
-    let response = origin.send(request).await.map_err(|error| anyhow!(error.chain()))?;
+    let response = origin.send_request(request).await.map_err(|error| anyhow!(error.format_chain()))?;
     let status = response.status().as_u16();
     let body = response.into_body().collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
     Ok((status, String::from_utf8_lossy(&body).into_owned()))

@@ -1,4 +1,4 @@
-//! `keyward keys`: manages keys from a shell, configured by environment variables alone. A key is read from standard input or a
+//! `keyward keys`: manages keys from a shell, configured only by environment variables. A key is read from standard input or a
 //! prompt, never from an argument, as other users see those, and printed once.
 
 mod create;
@@ -10,13 +10,13 @@ mod revoke;
 mod rotate;
 mod update;
 
-use std::fmt;
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use ::scalekit::ExposeSecret as _;
 use ::scalekit::client::Client;
 use ::scalekit::token::{Claims, Created, NewToken};
 use ::scalekit::transport::Transport;
@@ -24,6 +24,7 @@ use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::json;
 use tokio::time::Duration;
 
 use self::prompt::{Interrupt, Interrupted};
@@ -191,7 +192,8 @@ struct Session(Client);
 
 impl Session {
     fn new(transport: Transport) -> Result<Self> {
-        let settings = Environment::process().scalekit_settings(transport).map_err(anyhow::Error::msg)?;
+        let settings =
+            Environment::from_process().scalekit_settings(transport).map_err(anyhow::Error::msg)?;
         Ok(Self(scalekit::build_client(&settings, Arc::new(Metrics::default()))?))
     }
 
@@ -238,8 +240,32 @@ fn is_dev_null(out: &io::Stdout) -> bool {
     }
 }
 
-/// A key that cannot be printed is lost, so the error names its id.
-fn print_new_key(created: &Created, text: &impl fmt::Display) -> Result<()> {
+/// Prints a new key, which replaces the key `replaced` if there is one. A key that cannot be printed is lost, so the error names its
+/// id.
+fn print_new_key(
+    created: &Created,
+    replaced: Option<&TokenId>,
+    output: KeyOutputArgs,
+    now: Timestamp,
+) -> Result<()> {
+    let (key, token) = (created.token.expose_secret(), &created.info);
+    let text = if output.quiet {
+        format!("{key}\n")
+    } else if output.json {
+        let mut content = json!({ "token": key, "token_id": token.token_id, "token_info": token });
+        if let Some(old) = replaced {
+            content["replaced_token_id"] = old.to_string().into();
+        }
+        to_json_line(&content)?
+    } else {
+        let replacing = replaced.map_or_else(String::new, |old| format!(" in place of {old},"));
+        let scope = display::format_scope(&token.organization_id, token.user_id.as_deref());
+        format!(
+            "Created {}{replacing} for {scope}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
+            display::escape_text(&token.token_id),
+            display::expiry_sentence(token.expiry, now),
+        )
+    };
     let mut out = io::stdout().lock();
     let printed = write!(out, "{text}").and_then(|()| out.flush());
     printed.map_err(|error| {

@@ -16,7 +16,7 @@ pub(super) const HELP: &str = include_str!("help/run.txt").trim_ascii_end();
 pub(super) fn run_proxy(file: ConfigFile) -> Result<()> {
     let protected = protect_memory();
     let hup = Arc::new(Notify::new());
-    let source = reload::Source::new(file.config, Environment::process(), Arc::clone(&hup));
+    let source = reload::Source::new(file.config, Environment::from_process(), Arc::clone(&hup));
     let config = source.load()?;
     let metrics = Arc::new(Metrics::default());
     let _log = logging::start(config.log, &metrics);

@@ -1,4 +1,4 @@
-//! What is wrong with a route file, and where. Nothing here repeats a value that could be a secret.
+//! Problems and warnings of a route file. None of them repeats a value that could be a secret.
 
 use std::cell::{Ref, RefCell};
 use std::fmt;
@@ -8,15 +8,15 @@ use serde::Serialize;
 /// One problem of a configuration.
 #[derive(Clone, Debug, Serialize)]
 pub struct Diagnostic {
-    /// The file, as it was named.
+    /// The file name as given.
     pub file: String,
-    /// From 1; `None` for what is not in the file, such as an environment variable.
+    /// From 1; `None` for a problem that is not in the file, such as one with an environment variable.
     pub line: Option<usize>,
     /// From 1, in characters.
     pub column: Option<usize>,
-    /// The dotted key, or an environment variable; empty where the text is not TOML.
+    /// The join_key key, or an environment variable; empty where the text is not TOML.
     pub key: String,
-    /// What is wrong, and what would be right.
+    /// What is wrong, and how to correct it.
     pub message: String,
 }
 
@@ -48,9 +48,9 @@ impl fmt::Display for Diagnostics {
 
 impl std::error::Error for Diagnostics {}
 
-/// A problem before its line is known.
+/// A problem whose line is not known yet.
 pub(super) struct Problem {
-    /// The place in the text, in bytes.
+    /// The byte offset in the text.
     pub(super) at: Option<usize>,
     pub(super) key: String,
     pub(super) message: String,
@@ -68,7 +68,7 @@ impl Report {
         self.problems.borrow_mut().push(Problem { at, key: key.into(), message: message.into() });
     }
 
-    pub(super) fn warn(&self, text: impl Into<String>) {
+    pub(super) fn add_warning(&self, text: impl Into<String>) {
         self.warnings.borrow_mut().push(text.into());
     }
 
@@ -80,40 +80,40 @@ impl Report {
         self.warnings.take()
     }
 
-    /// With lines and columns; `file` stands for the text.
+    /// Adds lines and columns. `file` names the text.
     pub(super) fn into_diagnostics(self, file: &str, lines: &Lines<'_>) -> Diagnostics {
         let mut problems = self.problems.into_inner();
         problems.sort_by_key(|problem| problem.at.unwrap_or(usize::MAX));
         let diagnostic = |Problem { at, key, message }| {
-            let (line, column) = at.map(|at| lines.position(at)).unzip();
+            let (line, column) = at.map(|at| lines.find_position(at)).unzip();
             Diagnostic { file: file.to_owned(), line, column, key, message }
         };
         Diagnostics(problems.into_iter().map(diagnostic).collect())
     }
 }
 
-/// A text, and where each of its lines begins.
+/// A text and the byte offsets of its lines.
 pub(super) struct Lines<'t> {
     text: &'t str,
     starts: Vec<usize>,
 }
 
 impl<'t> Lines<'t> {
-    pub(super) fn of(text: &'t str) -> Self {
+    pub(super) fn new(text: &'t str) -> Self {
         let starts = std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect();
         Self { text, starts }
     }
 
-    /// The line and the column of a place, from 1, the column in characters.
-    pub(super) fn position(&self, at: usize) -> (usize, usize) {
+    /// Line and column of a byte offset, from 1; the column is in characters.
+    pub(super) fn find_position(&self, at: usize) -> (usize, usize) {
         let line = self.starts.partition_point(|start| *start <= at);
         let start = line.checked_sub(1).map_or(0, |before| self.starts[before]);
         (line, self.text.get(start..at).map_or(1, |before| before.chars().count() + 1))
     }
 }
 
-/// A text of the file's within a message: on one line, and not all of it if it is long.
-pub(super) fn quoted(text: &str) -> String {
+/// Quotes a text for a message: escaped onto one line, and cut to 60 characters.
+pub(super) fn quote_text(text: &str) -> String {
     const MOST: usize = 60;
     match text.char_indices().nth(MOST) {
         None => format!("{text:?}"),
@@ -121,7 +121,7 @@ pub(super) fn quoted(text: &str) -> String {
     }
 }
 
-/// `; did you mean "x"?` where one of the candidates is near: one slip away, or alike from the beginning.
+/// `; did you mean "x"?` if a candidate is similar: one typing error away, or with a similar beginning.
 pub(super) fn did_you_mean<'c>(given: &str, candidates: impl IntoIterator<Item = &'c str>) -> String {
     let given = given.to_lowercase();
     let likeness = |candidate: &str| {

@@ -1,5 +1,5 @@
-//! Reads TOML into the types of `file` and reports every problem: where serde stops at the first, the entry that it stopped
-//! at is removed from a copy of the document, and serde is asked again.
+//! Reads TOML into the types of `file` and reports every problem. serde stops at the first one; the entry with that problem is
+//! then removed from a copy of the document, and the copy is read again.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -8,14 +8,14 @@ use serde::de::DeserializeOwned;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Error, ValueDeserializer};
 
-use super::diagnostics::{Report, did_you_mean, quoted};
+use super::diagnostics::{Report, did_you_mean, quote_text};
 
 pub(super) type Document<'t> = Spanned<DeValue<'t>>;
 
-/// Each problem takes another look at the whole document; over this many the rest waits until these are mended.
+/// Maximum number of problems that are reported, as each requires reading the whole document again.
 const MAX_PROBLEMS: usize = 200;
 
-/// Parses TOML; `None` where the text is something else, with every place that is not TOML in the report.
+/// Parses TOML. `None` if there are syntax errors, all of which are reported.
 pub(super) fn parse_toml<'t>(text: &'t str, report: &Report) -> Option<Document<'t>> {
     let (document, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -26,26 +26,26 @@ pub(super) fn parse_toml<'t>(text: &'t str, report: &Report) -> Option<Document<
     errors.is_empty().then(|| Spanned::new(span, DeValue::Table(document.into_inner())))
 }
 
-/// What the parser says, and where it is short, what it means. Values are not repeated: one could be a secret.
+/// Adds hints to the parser's message. Values are not repeated, as one could be a secret.
 fn describe_syntax_error(text: &str, span: Range<usize>, message: &str) -> String {
     let (before, after) = text.split_at_checked(span.start).unwrap_or((text, ""));
     let line = before.rsplit('\n').next().unwrap_or_default();
-    // The value as far as it was taken for one, where there is no sign of a string, list or table.
+    // The part of a value before the error, if it does not look like a string, list or table.
     let value = line.split_once('=').map(|(_, value)| value.trim_start());
     let bare = value.is_some_and(|value| !value.contains(['"', '\'', '[', '{', '#', ' ', '\t']));
     match (text.get(span), after.chars().next()) {
         (Some(key), _) if message == "duplicate key" => {
-            format!("{} is here a second time, and TOML takes it once", quoted(key))
+            format!("{} is set twice, and TOML allows a key only once", quote_text(key))
         }
         (_, Some('\r' | '\n' | '#') | None) if bare => "this is not TOML: a value is missing".to_owned(),
         (_, Some(next)) if bare && !"\"'[{".contains(next) => {
-            "this is not TOML: texts, durations and sizes stand in quotes".to_owned()
+            "this is not TOML: strings, durations and sizes need quotes".to_owned()
         }
         _ => format!("this is not TOML: {message}"),
     }
 }
 
-/// Reads a document without the entries that have problems, which go into the report.
+/// Reads a document without the entries that have problems, which are reported.
 pub(super) fn read_document<T: DeserializeOwned>(document: &Document<'_>, report: &Report) -> Option<T> {
     let root = Place::root(document, report);
     let mut rest = document.clone();
@@ -54,32 +54,36 @@ pub(super) fn read_document<T: DeserializeOwned>(document: &Document<'_>, report
             Ok(read) => return Some(read),
             Err(error) => error,
         };
-        let wanted = Wanted::of(&error);
-        let Some(found) = root.find(&wanted) else {
-            // SECURITY: the error's own text may repeat a value.
-            report.add_problem(None, "", "cannot be read, for a reason that has no place in the file");
+        let wanted = Wanted::from_error(&error);
+        let Some(found) = root.find_entry(&wanted) else {
+            // SECURITY: the error's own message may repeat a value.
+            report.add_problem(None, "", "cannot be read, for an unknown reason");
             return None;
         };
-        report.add_problem(Some(wanted.span.start), found.path.as_str(), found.describe(error.message()));
-        if !remove(&mut rest, &wanted) {
+        report.add_problem(
+            Some(wanted.span.start),
+            found.path.as_str(),
+            found.describe_error(error.message()),
+        );
+        if !remove_entry(&mut rest, &wanted) {
             return None;
         }
     }
-    report.add_problem(None, "", "there may be more problems; these come first");
+    report.add_problem(None, "", "there may be more problems; correct these first");
     None
 }
 
 /// The entry that an error is about.
 struct Wanted {
     span: Range<usize>,
-    /// Whether the span is that of its key.
+    /// Whether `span` is that of the key, not of the value.
     is_key: bool,
-    /// An array of tables and its first table have one span.
+    /// An array of tables and its first table have the same span.
     is_array: bool,
 }
 
 impl Wanted {
-    fn of(error: &Error) -> Self {
+    fn from_error(error: &Error) -> Self {
         let message = error.message();
         Self {
             span: error.span().unwrap_or_default(),
@@ -90,19 +94,19 @@ impl Wanted {
 
     fn is_entry(&self, key: Option<&Range<usize>>, value: &Document<'_>) -> bool {
         let is_key = self.is_key && key == Some(&self.span);
-        // serde takes a datetime for a table with one strange key.
+        // serde reads a datetime as a table with an internal key.
         let is_value = (!self.is_key || value.get_ref().is_datetime()) && value.span() == self.span;
         is_key || is_value && value.get_ref().is_array() == self.is_array
     }
 }
 
-fn remove(value: &mut Document<'_>, wanted: &Wanted) -> bool {
+fn remove_entry(value: &mut Document<'_>, wanted: &Wanted) -> bool {
     match value.get_mut() {
         DeValue::Table(table) => {
             let entry = table.iter().find(|(key, value)| wanted.is_entry(Some(&key.span()), value));
             match entry.map(|(key, _)| key.clone()) {
                 Some(key) => table.remove(&key).is_some(),
-                None => table.iter_mut().any(|(_, value)| remove(value, wanted)),
+                None => table.iter_mut().any(|(_, value)| remove_entry(value, wanted)),
             }
         }
         DeValue::Array(items) if items.iter().any(|item| wanted.is_entry(None, item)) => {
@@ -112,7 +116,7 @@ fn remove(value: &mut Document<'_>, wanted: &Wanted) -> bool {
             *items = kept.collect();
             true
         }
-        DeValue::Array(items) => items.iter_mut().any(|item| remove(item, wanted)),
+        DeValue::Array(items) => items.iter_mut().any(|item| remove_entry(item, wanted)),
         _ => false,
     }
 }
@@ -123,7 +127,8 @@ enum Step<'f> {
     Item(usize, &'f Document<'f>),
 }
 
-/// The steps from a value to the entry within it; paths are only made for what is found, as keys can be long.
+/// Finds the steps from a value to an entry within it. The path is built afterwards, and only for what is found, as keys can be
+/// long.
 fn find_steps<'f>(value: &'f Document<'f>, wanted: &Wanted, steps: &mut Vec<Step<'f>>) -> bool {
     let mut enter = |step, is_it: bool, value| {
         steps.push(step);
@@ -145,15 +150,15 @@ fn find_steps<'f>(value: &'f Document<'f>, wanted: &Wanted, steps: &mut Vec<Step
     }
 }
 
-/// A place in the document as it was written, for problems that take more than one value to see.
+/// A place in the document, for problems that concern more than one value.
 #[derive(Clone)]
 pub(super) struct Place<'f> {
     report: &'f Report,
-    /// The dotted key.
+    /// The join_key key.
     pub(super) path: String,
-    /// `None` for what is not in the document.
+    /// `None` if the document has no such entry.
     value: Option<&'f Document<'f>>,
-    /// Where it is, or else what it would be in.
+    /// The byte offset of the entry, or else of the table that it would be in.
     pub(super) at: usize,
 }
 
@@ -162,33 +167,33 @@ impl<'f> Place<'f> {
         Self { report, path: String::new(), value: Some(document), at: 0 }
     }
 
-    fn within(&self, path: String, value: Option<&'f Document<'f>>) -> Self {
+    fn make_place(&self, path: String, value: Option<&'f Document<'f>>) -> Self {
         let at = value.map_or(self.at, |value| value.span().start);
         Self { report: self.report, path, value, at }
     }
 
-    /// What a key of this table stands for.
+    /// The entry of a key in this table.
     pub(super) fn child(&self, key: &str) -> Self {
-        self.within(dotted(&self.path, key), self.table().and_then(|table| table.get(key)))
+        self.make_place(join_key(&self.path, key), self.as_table().and_then(|table| table.get(key)))
     }
 
-    /// The items of this array with their indices, by where they are.
-    pub(super) fn items(&self) -> HashMap<usize, (usize, Self)> {
+    /// The items of this array and their indices, by byte offset.
+    pub(super) fn items_by_position(&self) -> HashMap<usize, (usize, Self)> {
         let items = self.value.and_then(|value| value.get_ref().as_array());
         let items = items.into_iter().flat_map(|items| items.iter()).enumerate();
-        let place = |(index, item)| self.within(format!("{}[{index}]", self.path), Some(item));
+        let place = |(index, item)| self.make_place(format!("{}[{index}]", self.path), Some(item));
         items.map(|(index, item)| (item.span().start, (index, place((index, item))))).collect()
     }
 
     /// The keys of this table, in the order of the file.
-    pub(super) fn names(&self) -> Vec<&'f str> {
-        let mut keys: Vec<_> = self.table().into_iter().flat_map(DeTable::keys).collect();
-        // `toml` sorts by name; people read from top to bottom.
+    pub(super) fn key_names(&self) -> Vec<&'f str> {
+        let mut keys: Vec<_> = self.as_table().into_iter().flat_map(DeTable::keys).collect();
+        // The `toml` crate sorts keys by name.
         keys.sort_by_key(|key| key.span().start);
         keys.into_iter().map(|key| key.get_ref().as_ref()).collect()
     }
 
-    pub(super) fn has(&self, key: &str) -> bool {
+    pub(super) fn has_key(&self, key: &str) -> bool {
         self.child(key).exists()
     }
 
@@ -196,7 +201,7 @@ impl<'f> Place<'f> {
         self.value.is_some()
     }
 
-    /// Whether it is a table or an array with nothing in it.
+    /// Whether it is an empty table or array.
     pub(super) fn is_empty(&self) -> bool {
         match self.value.map(Spanned::get_ref) {
             Some(DeValue::Table(table)) => table.is_empty(),
@@ -205,16 +210,16 @@ impl<'f> Place<'f> {
         }
     }
 
-    /// Whether a problem with it, or with something within, is known.
+    /// Whether reading the document found a problem with it or with something in it.
     pub(super) fn is_faulty(&self) -> bool {
         let is_within = |key: &str| {
             key.strip_prefix(&self.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };
-        // Problems with single values come first; those that are found later are none of this question.
+        // Problems with single values are found first; later ones do not count here.
         self.report.problems().iter().take(MAX_PROBLEMS).any(|problem| is_within(&problem.key))
     }
 
-    /// How many problems are known in all.
+    /// The number of problems found so far.
     pub(super) fn problem_count(&self) -> usize {
         self.report.problems().len()
     }
@@ -223,12 +228,12 @@ impl<'f> Place<'f> {
         self.report.add_problem(Some(self.at), self.path.as_str(), message);
     }
 
-    pub(super) fn warn(&self, text: impl Into<String>) {
-        self.report.warn(text);
+    pub(super) fn add_warning(&self, text: impl Into<String>) {
+        self.report.add_warning(text);
     }
 
-    /// The value of a key, and a problem where the document has none.
-    pub(super) fn require<T>(&self, key: &str, value: Option<T>, example: &str) -> Option<T> {
+    /// Reports a problem if the document does not have the key.
+    pub(super) fn require_key<T>(&self, key: &str, value: Option<T>, example: &str) -> Option<T> {
         let place = self.child(key);
         if !place.exists() {
             place.add_problem(format!("is missing; for example {key} = {example}"));
@@ -236,8 +241,8 @@ impl<'f> Place<'f> {
         value
     }
 
-    /// Makes something of the value of a key; an error becomes a problem.
-    pub(super) fn convert<T, U>(
+    /// Converts the value of a key, and reports an error as a problem.
+    pub(super) fn convert_value<T, U>(
         &self,
         key: &str,
         value: Option<T>,
@@ -246,24 +251,24 @@ impl<'f> Place<'f> {
         convert(value?).map_err(|problem| self.child(key).add_problem(problem)).ok()
     }
 
-    fn table(&self) -> Option<&'f DeTable<'f>> {
+    fn as_table(&self) -> Option<&'f DeTable<'f>> {
         self.value.and_then(|value| value.get_ref().as_table())
     }
 
-    fn find(&self, wanted: &Wanted) -> Option<Self> {
+    fn find_entry(&self, wanted: &Wanted) -> Option<Self> {
         let mut steps = Vec::new();
         let is_found = self.value.is_some_and(|value| find_steps(value, wanted, &mut steps));
         is_found.then(|| {
             steps.into_iter().fold(self.clone(), |place, step| match step {
                 Step::Key(key) => place.child(key),
-                Step::Item(index, item) => place.within(format!("{}[{index}]", place.path), Some(item)),
+                Step::Item(index, item) => place.make_place(format!("{}[{index}]", place.path), Some(item)),
             })
         })
     }
 
-    /// What serde says of this entry, in the words of this file. Our own types say it in these words already.
-    /// SECURITY: serde repeats values, and only what was expected is taken from its text.
-    fn describe(&self, message: &str) -> String {
+    /// Rewords serde's message for this entry. The messages of the types in `values` are kept as they are.
+    /// SECURITY: serde's messages repeat values, so only the expected type is taken from them.
+    fn describe_error(&self, message: &str) -> String {
         let is_datetime = self.value.is_some_and(|value| value.get_ref().is_datetime());
         let Some((found, expected)) = message.rsplit_once(", expected ") else {
             let is_overflow = message.ends_with("number overflowed");
@@ -291,7 +296,8 @@ impl<'f> Place<'f> {
             "a boolean" => ("true or false", String::new()),
             "a string" => ("a string in quotes", String::new()),
             "a sequence" if self.path == "routes" && value.is_some_and(DeValue::is_table) => {
-                return "there can be several; write [[routes]], in double brackets, for each".to_owned();
+                return "should be a list of tables; write [[routes]], in double brackets, for each route"
+                    .to_owned();
             }
             "a sequence" if self.path == "routes" => {
                 ("a list of tables", "; write [[routes]] for each".to_owned())
@@ -315,7 +321,7 @@ impl<'f> Place<'f> {
     }
 
     fn describe_unknown_key(&self, key: &str, known: &[&str]) -> String {
-        let section = self.path.strip_suffix(&dotted("", key)).unwrap_or_default().trim_end_matches('.');
+        let section = self.path.strip_suffix(&join_key("", key)).unwrap_or_default().trim_end_matches('.');
         match (section, key) {
             ("scalekit", "client_secret" | "access_token") => return NO_SECRETS.to_owned(),
             ("management", "secret") => {
@@ -325,25 +331,25 @@ impl<'f> Place<'f> {
         }
         let hint = match did_you_mean(key, known.iter().copied()) {
             _ if looks_secret(section, key) => format!("; {NO_SECRETS}"),
-            hint if hint.is_empty() => format!("; known are {}", known.join(", ")),
+            hint if hint.is_empty() => format!("; known keys are {}", known.join(", ")),
             hint => hint,
         };
-        format!("is not known here{hint}")
+        format!("is not a known key{hint}")
     }
 }
 
-/// A key as it would be written, in quotes where TOML asks for them.
-pub(super) fn dotted(path: &str, key: &str) -> String {
+/// Appends a key to a dotted path, in quotes where TOML requires them.
+pub(super) fn join_key(path: &str, key: &str) -> String {
     let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-    let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { quoted(key) };
+    let key = if !key.is_empty() && key.bytes().all(bare) { key.to_owned() } else { quote_text(key) };
     if path.is_empty() { key } else { format!("{path}.{key}") }
 }
 
-/// The file is in version control, in a ConfigMap, in a backup.
+/// Files are kept in version control, ConfigMaps and backups.
 const NO_SECRETS: &str =
     "a secret does not belong in this file; set SCALEKIT_CLIENT_SECRET, or client_secret_file";
 
-/// Whether somebody wrote a secret into the file, under whatever name. The name of a file with one is none.
+/// Whether an unknown key looks like the name of a secret. The path of a file with a secret is allowed.
 fn looks_secret(section: &str, key: &str) -> bool {
     let key: String = key.chars().filter(char::is_ascii_alphanumeric).collect();
     let key = key.to_ascii_lowercase();

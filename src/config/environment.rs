@@ -1,4 +1,4 @@
-//! The environment variables that count, and who Keyward is to Scalekit by them.
+//! Environment variables, and the settings of Scalekit from them.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -9,22 +9,22 @@ use ::scalekit::proxy::{Proxy, ProxyServer};
 use ::scalekit::transport::Transport;
 
 use super::scalekit::{
-    CLIENT_ID, CLIENT_SECRET, ENVIRONMENT_URL, Setting, connection_settings, is_path, is_visible,
+    CLIENT_ID, CLIENT_SECRET, ENVIRONMENT_URL, Setting, check_path, connection_settings, is_visible,
     read_environment,
 };
 use crate::scalekit::Settings;
 use crate::secret::{Secret, SecretSource};
 use crate::validator;
 
-/// The environment variables that count.
+/// The environment variables that settings are read from.
 #[derive(Default)]
 pub struct Environment {
     pub(super) variables: HashMap<String, String>,
-    /// Whether what Scalekit needs may be missing.
+    /// Whether the settings for Scalekit may be missing.
     pub(super) incomplete: bool,
 }
 
-/// A value, and the variable that has it.
+/// A value and the variable that it is from.
 pub(super) struct Found {
     pub(super) source: SecretSource,
     pub(super) variable: String,
@@ -37,30 +37,29 @@ pub(super) struct Problem {
 }
 
 impl Environment {
-    /// Those of this process. One that is not UTF-8 counts as absent.
-    pub fn process() -> Self {
+    /// The variables of this process. Variables that are not UTF-8 are ignored.
+    pub fn from_process() -> Self {
         let text =
             |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
         Self { variables: std::env::vars_os().filter_map(text).collect(), incomplete: false }
     }
 
-    /// These, for tests and for `keyward dev`.
-    pub fn of<const N: usize>(variables: [(&str, &str); N]) -> Self {
+    /// Only these variables, for tests and for `keyward dev`.
+    pub fn from_pairs<const N: usize>(variables: [(&str, &str); N]) -> Self {
         let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         Self { variables, incomplete: false }
     }
 
-    /// The same, where a file is to be looked at and not run: that a variable for Scalekit is missing, as on a machine without
-    /// secrets, is a warning.
+    /// For checking a file on a machine without secrets: missing settings for Scalekit are warnings, not problems.
     #[must_use]
     pub fn without_scalekit(self) -> Self {
         Self { incomplete: true, ..self }
     }
 
-    /// How to reach Scalekit by the environment alone, for commands without a route file.
+    /// The settings for Scalekit from the environment only, for commands without a route file.
     ///
     /// # Errors
-    /// Everything that is missing or wrong.
+    /// All that is missing or wrong.
     pub fn scalekit_settings(&self, transport: Transport) -> Result<Settings, String> {
         let find = |setting: &Setting| match self.find_scalekit(setting) {
             Ok(Some(found)) => Ok(found),
@@ -86,21 +85,22 @@ impl Environment {
             timeout,
             transport,
         };
-        Ok(settings.over(transport))
+        Ok(settings.with_transport(transport))
     }
 
-    /// What the environment says of a setting. A file that is named must be readable now.
+    /// Finds a setting in the environment. If a variable names a file, the file must be readable.
     pub(super) fn find_scalekit(&self, setting: &Setting) -> Result<Option<Found>, Problem> {
         let variable = setting.variable;
         let problem = |variable: &str, message: String| Problem { variable: variable.to_owned(), message };
         let file_variable = format!("{variable}_FILE");
-        match (self.get(variable), self.get(&file_variable)) {
-            (Some(_), Some(_)) => {
-                Err(problem(variable, format!("{variable} and {file_variable} are both set; set one")))
-            }
+        match (self.find_variable(variable), self.find_variable(&file_variable)) {
+            (Some(_), Some(_)) => Err(problem(
+                variable,
+                format!("{variable} and {file_variable} are both set; set only one of them"),
+            )),
             (Some(value), None) if !is_visible(value) => Err(problem(
                 variable,
-                "has white space or a character in it that is not visible ASCII".to_owned(),
+                "contains white space or a character that is not visible ASCII".to_owned(),
             )),
             (Some(value), None) => Ok(Some(Found {
                 source: SecretSource::Value(Secret::new(value)),
@@ -108,7 +108,8 @@ impl Environment {
             })),
             (None, Some(path)) => {
                 let source = SecretSource::File(PathBuf::from(path));
-                let checked = is_path(path).and_then(|()| source.read().map_err(|error| error.to_string()));
+                let checked =
+                    check_path(path).and_then(|()| source.read().map_err(|error| error.to_string()));
                 checked.map_err(|message| problem(&file_variable, message))?;
                 Ok(Some(Found { source, variable: file_variable }))
             }
@@ -116,24 +117,24 @@ impl Environment {
         }
     }
 
-    /// The proxy on the way to an environment, if there is one.
+    /// The proxy for connections to an environment, if there is one.
     pub(super) fn resolve_proxy(
         &self,
         proxy: &Proxy,
         scalekit: &ScalekitEnvironment,
     ) -> Result<Option<ProxyServer>, Problem> {
-        let resolved = proxy.resolve_with(scalekit, |name| self.get(name).map(str::to_owned));
+        let resolved = proxy.resolve_with(scalekit, |name| self.find_variable(name).map(str::to_owned));
         resolved.map_err(|error| {
-            // The variable's name, and what is wrong with its value.
+            // The text has the variable's name and the problem.
             let text = error.to_string();
             let (variable, message) = text.split_once(": ").unwrap_or(("HTTPS_PROXY", &text));
             Problem { variable: variable.to_owned(), message: message.to_owned() }
         })
     }
 
-    /// An empty one counts as absent, as Compose files and charts set those; white space around a value is not part of it, as
-    /// secrets made from files end in a line break.
-    fn get(&self, name: &str) -> Option<&str> {
+    /// Empty variables count as missing, as Compose files and charts often set such. White space around a value is removed, as
+    /// secrets that are made from files end in a line break.
+    fn find_variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 }

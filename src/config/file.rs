@@ -1,5 +1,5 @@
-//! The whole route file: every section, every key, with its default beside it. Only this shape is known to `serde`, and the
-//! JSON Schema is made from it; what values mean together is checked where they become the settings of each part.
+//! The whole route file: every section and key, with its default. serde reads these types, and the JSON Schema is generated from
+//! them and their comments. Values that depend on each other are checked in `settings`.
 
 use std::net::Ipv4Addr;
 
@@ -31,12 +31,12 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const PIB: u64 = 1 << 50;
 
-/// Where requests arrive, where they go, and what they need.
+/// A route file of Keyward.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(title = "Keyward's route file", extend("required" = ["version", "upstreams", "routes"]))]
 pub(super) struct File {
-    /// The version of this format. There is one.
+    /// The version of this format. The only one is 1.
     pub(super) version: Option<Version>,
     pub(super) server: Table<Server>,
     pub(super) admin: Table<Admin>,
@@ -49,35 +49,36 @@ pub(super) struct File {
     pub(super) streams: Table<Streams>,
     pub(super) identity: Table<Identity>,
     pub(super) log: Table<Log>,
-    /// The services behind Keyward, by a name of letters, digits, "-" and "_".
+    /// The services behind Keyward, by name. Names have letters, digits, "-" and "_".
     pub(super) upstreams: Named<Table<Upstream>>,
-    /// Which requests go where, and what they need. The most specific route wins, whatever the order.
+    /// The requests that are forwarded, their upstreams, and what they require. The most specific route wins, in any order.
     #[schemars(with = "Vec<Route>")]
     pub(super) routes: Vec<Spanned<Table<Route>>>,
 }
 
-/// Where requests arrive.
+/// The proxy's listener.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Server {
-    /// HTTP/1.1 and HTTP/2 on one port: an IP address and a port, or "unix:/path".
+    /// Address of the proxy, for HTTP/1.1 and HTTP/2: an IP address and a port, or "unix:/path".
     pub(super) listen: Text<Listen>,
-    /// To receive the head of a request; for the first one of a connection, TLS included. From "1ms".
+    /// Time to receive the head of a request; for the first request of a connection, this includes the TLS handshake. From "1ms".
     pub(super) header_timeout: Time<1>,
-    /// How long an open connection may wait for its next request. From "1ms".
+    /// How long an open connection may be idle between requests. From "1ms".
     pub(super) idle_timeout: Time<1>,
-    /// After SIGTERM, for load balancers to notice: not ready any more, and still accepting.
+    /// How long Keyward continues to accept connections after SIGTERM, with /readyz failing, so that load balancers notice.
     pub(super) drain_delay: Time<0>,
-    /// Then, to finish what is open. What takes longer is closed.
+    /// How long open requests may then take to finish. What is still open after that is closed.
     pub(super) drain_timeout: Time<0>,
-    /// Proxies in front, as networks or addresses, whose X-Forwarded-* is kept. "unix:" trusts who connects over a unix socket.
+    /// Proxies in front of Keyward, as networks or addresses, whose X-Forwarded-* is kept. "unix:" stands for every peer on a unix
+    /// socket.
     pub(super) trusted_proxies: Vec<Text<TrustedProxies>>,
-    /// Other headers about forwarding that are kept from trusted proxies; name only what your proxy sets or removes itself.
+    /// Further headers to keep from trusted proxies. List only headers that your proxy sets or removes itself.
     #[schemars(with = "Vec<String>")]
     pub(super) pass_headers: Vec<Spanned<Text<PlainHeader>>>,
     /// Load balancers that begin each connection with a PROXY header, version 1 or 2, as networks or addresses.
     pub(super) proxy_protocol_from: Vec<Text<TrustedProxies>>,
-    /// The realm in the WWW-Authenticate of a 401.
+    /// The realm in the WWW-Authenticate header of a 401.
     pub(super) realm: Text<Realm>,
     /// Serve TLS with these PEM files. They are read again when they change.
     pub(super) tls: Option<Table<TlsFiles>>,
@@ -87,10 +88,10 @@ impl Default for Server {
     fn default() -> Self {
         Self {
             listen: Text(Listen::Tcp((Ipv4Addr::UNSPECIFIED, 4480).into())),
-            header_timeout: Time::seconds(10),
-            idle_timeout: Time::seconds(60),
-            drain_delay: Time::seconds(5),
-            drain_timeout: Time::seconds(25),
+            header_timeout: Time::from_seconds(10),
+            idle_timeout: Time::from_seconds(60),
+            drain_delay: Time::from_seconds(5),
+            drain_timeout: Time::from_seconds(25),
             trusted_proxies: Vec::new(),
             pass_headers: Vec::new(),
             proxy_protocol_from: Vec::new(),
@@ -105,17 +106,18 @@ impl Default for Server {
 #[serde(deny_unknown_fields)]
 #[schemars(extend("required" = ["certificate", "key"]))]
 pub(super) struct TlsFiles {
-    /// The certificate, with those between it and the root.
+    /// The certificate, followed by intermediate certificates.
     pub(super) certificate: Option<Text<PemPath>>,
     /// Its private key.
     pub(super) key: Option<Text<PemPath>>,
 }
 
-/// Health, metrics and the routes.
+/// The admin port: health, metrics and the routes.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Admin {
-    /// Keep it to those who ask: on loopback, or within a pod. Never the same as server.listen.
+    /// Address of the admin port. There is no authentication, so restrict access to it: use loopback, or an address within a pod. It
+    /// must differ from server.listen.
     pub(super) listen: Text<Listen>,
 }
 
@@ -125,69 +127,56 @@ impl Default for Admin {
     }
 }
 
-/// Key management over HTTP. Whoever reaches it makes keys of every organization; it is off unless this section is there.
-#[derive(Deserialize, JsonSchema)]
+/// Key management over HTTP. Every client that can connect can create keys of every organization. It is off unless this section is
+/// present.
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["listen"]))]
 pub(super) struct Management {
-    /// A unix socket, or a loopback address. Elsewhere only with tls and secret_file.
+    /// Address: a unix socket or a loopback address. Any other address requires tls and secret_file.
     pub(super) listen: Option<Text<Listen>>,
-    /// Who may connect to the unix socket, besides the user that Keyward runs as: "0660" its group, "0600" nobody.
+    /// File mode of the unix socket: "0660" admits the user that Keyward runs as and its group, "0600" that user alone.
     pub(super) socket_mode: SocketMode,
-    /// PEM files, read again when they change.
+    /// Serve TLS with these PEM files. They are read again when they change.
     pub(super) tls: Option<Table<TlsFiles>>,
-    /// A file with what callers present as a Bearer token, of at least 16 characters; read anew for each request.
+    /// A file with the secret, of at least 16 characters, that clients send as a Bearer token. It is read for each request.
     pub(super) secret_file: Option<Text<SecretPath>>,
-    /// The longest life of a new key, from "1h" to "3660d". One for which no end is asked ends then.
+    /// The longest lifetime of a new key, from "1h" to "3660d". A key that is created without an expiry gets this one.
     pub(super) max_expiry: Option<Lifetime>,
-    /// Whether every creation must name an end.
+    /// Whether every creation must state an expiry.
     pub(super) require_expiry: bool,
-    /// The claims that may be set, changed and removed. Without this, all.
+    /// The claims that may be set, changed and removed. Default: all.
     pub(super) allowed_claims: Option<Vec<String>>,
 }
 
-impl Default for Management {
-    fn default() -> Self {
-        Self {
-            listen: None,
-            socket_mode: SocketMode(0o660),
-            tls: None,
-            secret_file: None,
-            max_expiry: None,
-            require_expiry: false,
-            allowed_claims: None,
-        }
-    }
-}
-
-/// Where your Scalekit environment is, and who Keyward is to it. Environment variables come before this file.
+/// The Scalekit environment, and the client that Keyward authenticates as. Environment variables take precedence over this file.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Scalekit {
-    /// As in `https://acme.scalekit.com`; `http://` only for loopback hosts.
+    /// The environment's URL, such as `https://acme.scalekit.com`; `http://` only for loopback hosts.
     pub(super) environment_url: Option<Text<VisibleText>>,
-    /// The client, as in "skc_1234567890".
+    /// The client id, such as "skc_1234567890".
     pub(super) client_id: Option<Text<VisibleText>>,
-    /// A file that holds the client, instead of client_id.
+    /// A file that holds the client id, instead of client_id.
     pub(super) client_id_file: Option<Text<SecretPath>>,
-    /// A file that holds the client's secret. A secret itself is refused in this file.
+    /// A file that holds the client secret. The secret itself is not accepted in the route file.
     pub(super) client_secret_file: Option<Text<SecretPath>>,
-    /// The roots that Scalekit's certificate is verified with, in PEM, instead of the system's.
+    /// Root certificates (PEM) to verify Scalekit's certificate with, instead of the system's.
     pub(super) ca_file: Option<Text<PemPath>>,
-    /// The HTTP proxy on the way to Scalekit, with "user:password@" before the host if it asks for that; or "none". Without this
-    /// key HTTPS_PROXY and NO_PROXY decide. A Scalekit on `http://` is never reached through a proxy, nor is any upstream.
+    /// The HTTP proxy for connections to Scalekit, with "user:password@" before the host if the proxy requires it; or "none".
+    /// Default: HTTPS_PROXY and NO_PROXY. A Scalekit on `http://` and upstreams are never reached through a proxy.
     pub(super) proxy: Option<Text<Proxy>>,
-    /// "rest", or "grpc", which is what Scalekit's own SDKs speak.
+    /// The protocol to Scalekit: "rest", or "grpc", which Scalekit's own SDKs use.
     pub(super) transport: Choice<Transport>,
-    /// From a request's arrival to the verdict on its key, retries included; after it the answer is 503. From "10ms".
+    /// Time from a request's arrival to the verdict on its key, retries included; after that, the response is 503. From "10ms".
     pub(super) timeout: Time<10>,
-    /// Validations of one key at once. Further requests with that key share the next one, which begins after they arrived.
+    /// Concurrent validations of one key. Further requests with that key share the next validation, which begins after they arrived.
     pub(super) max_in_flight_per_key: Number<1, 1_000_000>,
-    /// Calls to Scalekit at once, over all keys.
+    /// Concurrent calls to Scalekit, over all keys.
     pub(super) max_in_flight: Number<1, 1_000_000>,
-    /// Requests that wait for a verdict beyond that. Over it the answer is 503 at once. 0: none waits.
+    /// Requests that may wait for a verdict when max_in_flight is reached; beyond that, the response is 503 at once. 0: none.
     pub(super) max_waiting: Number<0, 1_000_000>,
-    /// Calls to Scalekit in a minute. Over it the answer is 503. 0: as many as needed.
+    /// Budget of calls to Scalekit per minute; beyond it, the response is 503. 0: no limit.
     pub(super) validations_per_minute: Number<0, 100_000_000>,
 }
 
@@ -215,11 +204,11 @@ impl Choices for Transport {
     const WORDS: &'static [(&'static str, Self)] = &[("rest", Self::Rest), ("grpc", Self::Grpc)];
 }
 
-/// What can be a key at all. Anything else is 401 without asking Scalekit.
+/// The syntax of a key. Any other value is refused with 401 without asking Scalekit.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Credential {
-    /// "base62": digits and letters; or "token68", which adds -._~+/ and = at the end.
+    /// "base62": digits and letters. "token68": also - . _ ~ + / and, at the end, =.
     pub(super) alphabet: Choice<Alphabet>,
     /// The shortest key, in characters.
     pub(super) min_length: Number<1, 512>,
@@ -242,13 +231,13 @@ impl Choices for Alphabet {
     const WORDS: &'static [(&'static str, Self)] = &[("base62", Self::Base62), ("token68", Self::Token68)];
 }
 
-/// Keys that are definitely bad. Good keys are never remembered.
+/// Invalid keys are remembered for a short time. Valid keys are never remembered.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct NegativeCache {
-    /// How long one is remembered, from Scalekit's answer on; hits do not prolong it. "0s": not at all.
+    /// How long an invalid key is remembered, counted from Scalekit's response; hits do not extend it. "0s": not at all.
     pub(super) ttl: Time<0>,
-    /// How many are remembered.
+    /// How many invalid keys are remembered.
     pub(super) max_entries: Number<1, 10_000_000>,
 }
 
@@ -259,51 +248,44 @@ impl Default for NegativeCache {
     }
 }
 
-/// A limit on guessing.
-#[derive(Deserialize, JsonSchema)]
+/// A limit on guessing keys.
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Throttle {
-    /// Bad keys in a minute from one client address (IPv6: one /64), before it gets 429. 0: off. "auto": 300 where
-    /// server.trusted_proxies or server.proxy_protocol_from says where client addresses come from, else off.
+    /// Invalid keys per minute from one client address (IPv6: one /64) before it gets 429. 0: off. "auto": 300 if
+    /// server.trusted_proxies or server.proxy_protocol_from is set, otherwise off.
     pub(super) bad_keys_per_minute: BadKeys,
 }
 
 impl Throttle {
-    /// What "auto" is where client addresses are known: more than a misconfigured client tries, and too few to use up a rate
-    /// limit.
+    /// The limit for "auto": more than a misconfigured client sends, but too few to use up Scalekit's rate limit.
     pub(super) const AUTO: u32 = 300;
-}
-
-impl Default for Throttle {
-    fn default() -> Self {
-        Self { bad_keys_per_minute: BadKeys::Auto }
-    }
 }
 
 /// Limits on requests and connections.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Limits {
-    /// The head of a request, all of it; over it 431. From "8KiB" to "16MiB".
+    /// Size of a request's head; beyond it, 431. From "8KiB" to "16MiB".
     pub(super) head: Size<{ 8 * KIB }, { 16 * MIB }>,
-    /// The header fields in it; over it 431.
+    /// Number of header fields in a request; beyond it, 431.
     pub(super) headers: Number<1, 10_000>,
-    /// The target in it, path and query; over it 414. From "256B" to "64KiB".
+    /// Length of a request's target, path and query; beyond it, 414. From "256B" to "64KiB".
     pub(super) uri: Size<256, { 64 * KIB }>,
-    /// The body of a request, counted as it comes; over it 413. Without it, no limit.
+    /// Size of a request's body, counted as it arrives; beyond it, 413. Default: no limit.
     pub(super) body: Option<Size<0, PIB>>,
-    /// How long a caller may send nothing of a body that the service waits for; after it 408. "0s": no limit.
+    /// How long a client may send nothing of a body that the service waits for; after that, 408. "0s": no limit.
     pub(super) body_timeout: Time<0>,
-    /// How long a caller may take nothing of an answer that is there for it. "0s": no limit.
+    /// How long a client may read nothing of a response that is ready for it. "0s": no limit.
     pub(super) answer_timeout: Time<0>,
-    /// Requests at once on one HTTP/2 connection; clients keep further ones back.
+    /// Concurrent requests on one HTTP/2 connection; clients delay further ones.
     pub(super) streams: Number<1, 10_000>,
-    /// Open connections. Further ones wait, and silent ones without a good key make room.
+    /// Open connections. Further ones wait, and idle ones without a valid key are closed to make room.
     pub(super) connections: Number<1, 1_000_000>,
-    /// And from one client address (IPv6: one /64); further ones are closed. 0: no limit. Without it, a quarter of
-    /// connections where server.proxy_protocol_from tells addresses, else no limit.
+    /// Open connections from one client address (IPv6: one /64); further ones are closed. 0: no limit. Default: a quarter of
+    /// connections if server.proxy_protocol_from is set, otherwise no limit.
     pub(super) connections_per_address: Option<Number<0, 1_000_000>>,
-    /// The memory that Keyward may use, where its cgroup sets no lower limit; without either, all of the machine's. From "32MiB".
+    /// Memory that Keyward may use, if its cgroup has no lower limit. Default: the machine's memory. From "32MiB".
     pub(super) memory: Option<Size<{ 32 * MIB }, PIB>>,
 }
 
@@ -314,8 +296,8 @@ impl Default for Limits {
             headers: Number(100),
             uri: Size(16 << 10),
             body: None,
-            body_timeout: Time::seconds(30),
-            answer_timeout: Time::seconds(30),
+            body_timeout: Time::from_seconds(30),
+            answer_timeout: Time::from_seconds(30),
             streams: Number(100),
             connections: Number(10_000),
             connections_per_address: None,
@@ -324,46 +306,45 @@ impl Default for Limits {
     }
 }
 
-/// Requests that last: WebSockets, event streams, gRPC streams, downloads, uploads.
+/// Long requests: WebSockets, event streams, gRPC streams, downloads, uploads.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Streams {
-    /// How often, at the least, the key of such a request is asked about again. From "1s".
+    /// The longest time between two validations of the key of such a request. From "1s".
     pub(super) revalidate_every: Time<1000>,
-    /// How long such a request may go on when nobody can say whether its key is still good. Not less than revalidate_every;
-    /// without this, twice that.
+    /// How long such a request may continue while its key cannot be validated. At least revalidate_every; default: twice that.
     pub(super) unconfirmed_for: Option<Time<1000>>,
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { revalidate_every: Time::seconds(30), unconfirmed_for: None }
+        Self { revalidate_every: Time::from_seconds(30), unconfirmed_for: None }
     }
 }
 
-/// The headers that tell the upstream who calls. A caller's own are removed on every route.
+/// The headers that carry the identity to the upstream. Such headers from clients are removed on every route.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Identity {
-    /// Always there, on a route that takes keys.
+    /// The organization's id; always set on a route that requires a key.
     pub(super) org_id: Text<IdentityHeader>,
-    /// Where Scalekit has one.
+    /// The organization's external id, if Scalekit has one.
     pub(super) org_external_id: Text<IdentityHeader>,
-    /// For a user's key.
+    /// The user's id, for a key of a user.
     pub(super) user_id: Text<IdentityHeader>,
-    /// Where Scalekit has one.
+    /// The user's external id, if Scalekit has one.
     pub(super) user_external_id: Text<IdentityHeader>,
-    /// Joined with ",".
+    /// The user's roles, joined with ",".
     pub(super) roles: Text<IdentityHeader>,
     /// The id of the key.
     pub(super) token_id: Text<IdentityHeader>,
-    /// A claim's header: this, and the claim's name with "-" for everything but letters and digits.
+    /// The header of a claim is this prefix and the claim's name, with "-" for everything but letters and digits.
     pub(super) claim_prefix: Text<ClaimPrefix>,
-    /// Which claims pass: "all", or a list of names. []: none.
+    /// The claims to forward: "all", or a list of names. []: none.
     pub(super) claims: Claims,
-    /// Headers for single claims, each beginning with the prefix.
+    /// Header names for single claims; each must begin with the prefix.
     pub(super) claim_headers: Named<Text<IdentityHeader>>,
-    /// The most that names and values may take together. Over it the answer is 502. From "64B" to "1MiB".
+    /// Total size of the names and values of the identity headers; beyond it, 502. From "64B" to "1MiB".
     pub(super) max_bytes: Size<64, MIB>,
 }
 
@@ -386,13 +367,13 @@ impl Default for Identity {
     }
 }
 
-/// What is logged.
+/// The log.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Log {
-    /// "json": a JSON object a line. "text": short lines for people. "auto": text on a terminal.
+    /// "json": one JSON object per line. "text": short lines for people. "auto": "text" on a terminal, otherwise "json".
     pub(super) format: Choice<Format>,
-    /// A line for each request. Events are logged anyway.
+    /// Whether to log a line for each request. Events are logged in any case.
     pub(super) access: bool,
 }
 
@@ -414,25 +395,25 @@ impl Choices for Format {
 pub(super) struct Upstream {
     /// "http://host:port", "https://host", "h2c://host:port" (HTTP/2 in clear text), or "unix:/path". Without a path.
     pub(super) url: Option<Text<UpstreamUrl>>,
-    /// "auto": HTTP/1.1, and by ALPN with https://. "1": HTTP/1.1 alone. "2": HTTP/2 alone.
+    /// "auto": HTTP/1.1, or by ALPN with https://. "1": HTTP/1.1 only. "2": HTTP/2 only.
     pub(super) http: Choice<Protocol>,
-    /// To connect, TLS included. From "1ms".
+    /// Time to connect, TLS included. From "1ms".
     pub(super) connect_timeout: Time<1>,
-    /// How long an unused connection is kept: less than the service keeps it. From "1ms".
+    /// How long an unused connection is kept. Keep it shorter than the upstream's keep-alive timeout. From "1ms".
     pub(super) idle_timeout: Time<1>,
-    /// From the last of the request that was sent to the head of the answer; after it the answer is 504. From "1ms".
+    /// Time from the end of the request to the head of the response; after that, 504. From "1ms".
     pub(super) response_timeout: Time<1>,
-    /// Whether the service tells paths apart by letter case.
+    /// Whether the service distinguishes paths by letter case.
     pub(super) case_sensitive_paths: bool,
-    /// Requests at once, to the ends of their answers; over it 503.
+    /// Concurrent requests, until their responses have ended; beyond it, 503.
     pub(super) max_requests: Number<1, 1_000_000>,
-    /// With https:// alone: roots in PEM, instead of the system's.
+    /// For https:// only: root certificates (PEM) instead of the system's.
     pub(super) ca_file: Option<Text<PemPath>>,
-    /// With https:// alone: the name to verify, instead of the host.
+    /// For https:// only: the name to verify and to send in SNI, instead of the host.
     pub(super) server_name: Option<Text<ServerNameText>>,
-    /// With https:// alone: a certificate to present, in PEM.
+    /// For https:// only: a client certificate (PEM).
     pub(super) client_certificate: Option<Text<PemPath>>,
-    /// Its private key.
+    /// The private key of the client certificate (PEM).
     pub(super) client_key: Option<Text<PemPath>>,
 }
 
@@ -441,9 +422,9 @@ impl Default for Upstream {
         Self {
             url: None,
             http: Choice(Protocol::Auto),
-            connect_timeout: Time::seconds(1),
-            idle_timeout: Time::seconds(4),
-            response_timeout: Time::seconds(30),
+            connect_timeout: Time::from_seconds(1),
+            idle_timeout: Time::from_seconds(4),
+            response_timeout: Time::from_seconds(30),
             case_sensitive_paths: false,
             max_requests: Number(4096),
             ca_file: None,
@@ -459,46 +440,32 @@ impl Choices for Protocol {
         &[("auto", Self::Auto), ("1", Self::Http1), ("2", Self::Http2)];
 }
 
-/// Which requests go where, and what they need.
-#[derive(Deserialize, JsonSchema)]
+/// The requests that it matches, their upstream, and what it requires.
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 #[schemars(extend("required" = ["path", "upstream"]))]
 pub(super) struct Route {
-    /// "/healthz" is this path alone; "/v1/*" is /v1 and all below it, not /v12.
+    /// "/healthz" matches this path only; "/v1/*" matches /v1 and everything below it, but not /v12.
     pub(super) path: Option<Text<Pattern>>,
-    /// One of the upstreams.
+    /// The name of an upstream.
     pub(super) upstream: Option<String>,
-    /// "key": takes a good key. "none": open to everybody.
+    /// "key": requires a valid key. "none": open to everybody.
     pub(super) auth: Choice<Authentication>,
-    /// Let a CORS preflight, which has no key, pass without one.
+    /// Whether to accept a CORS preflight, which has no key, without one.
     pub(super) preflight: bool,
-    /// Only requests for this host: one name, without a port.
+    /// Match only this host: one name, without a port. Default: every host.
     pub(super) host: Option<Text<Host>>,
-    /// Only these methods. Without this, all but TRACE and CONNECT, which are never forwarded.
+    /// Match only these methods. Default: all except TRACE and CONNECT, which are never forwarded.
     pub(super) methods: Option<Vec<Text<hyper::Method>>>,
-    /// The label in logs and metrics, instead of host and path. No two routes have the same.
+    /// The label in logs and metrics, which must be unique. Default: host and path.
     pub(super) name: Option<Text<RouteName>>,
-    /// What the key must have besides being good.
+    /// What a valid key must have.
     pub(super) require: Option<Table<Require>>,
 }
 
-impl Default for Route {
-    fn default() -> Self {
-        Self {
-            path: None,
-            upstream: None,
-            auth: Choice(Authentication::Key),
-            preflight: false,
-            host: None,
-            methods: None,
-            name: None,
-            require: None,
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Default, PartialEq)]
 pub(super) enum Authentication {
+    #[default]
     Key,
     None,
 }
@@ -507,15 +474,15 @@ impl Choices for Authentication {
     const WORDS: &'static [(&'static str, Self)] = &[("key", Self::Key), ("none", Self::None)];
 }
 
-/// What a key must have; each may be left out.
+/// What a key must have. Each key is optional.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Require {
-    /// Whose key: "user" or "organization".
+    /// The key's scope: "user" or "organization".
     pub(super) scope: Option<Choice<Scope>>,
-    /// Every one of these roles.
+    /// All of these roles.
     pub(super) roles: Option<Vec<Text<RoleName>>>,
-    /// Every one of these claims, with this value.
+    /// All of these claims, with these values.
     pub(super) claims: Option<Named<String>>,
 }
 

@@ -1,17 +1,17 @@
-//! `[identity]`: which headers say who calls. No name may be one that HTTP, a proxy or Keyward gives another meaning, and
-//! no claim may reach one.
+//! Converts `[identity]` and `server.pass_headers`. An identity header must not have a name to which HTTP, proxies or Keyward give
+//! another meaning, and the header of a claim must not have such a name or that of another identity header.
 
 use std::collections::HashMap;
 
 use hyper::header::HeaderName;
 use toml::Spanned;
 
-use super::diagnostics::quoted;
+use super::diagnostics::quote_text;
 use super::document::Place;
 use super::file;
 use super::values::tables::Claims;
 use super::values::{FromText, Text};
-use crate::identity::{Headers, Settings};
+use crate::identity::{IdentityHeaders, Settings};
 use crate::upstream::forwarded;
 
 pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Settings {
@@ -44,27 +44,20 @@ pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Setti
     settings
 }
 
-/// No two headers are one, and no claim reaches one.
+/// Checks that all names differ, and that no claim could set one of these headers.
 fn check_names(settings: &Settings, place: &Place<'_>) {
-    let names = [
-        ("org_id", &settings.org_id),
-        ("org_external_id", &settings.org_external_id),
-        ("user_id", &settings.user_id),
-        ("user_external_id", &settings.user_external_id),
-        ("roles", &settings.roles),
-        ("token_id", &settings.token_id),
-    ];
+    let keys = ["org_id", "org_external_id", "user_id", "user_external_id", "roles", "token_id"];
     let (prefix, mut taken) = (&settings.claim_prefix, HashMap::new());
-    for (key, name) in names {
+    for (key, name) in keys.into_iter().zip(settings.header_names()) {
         if name.as_str().starts_with(prefix) {
-            // A default name is not what somebody wrote.
-            let blamed = if place.has(key) { key } else { "claim_prefix" };
+            // The problem is reported for a key that the file has.
+            let blamed = if place.has_key(key) { key } else { "claim_prefix" };
             let problem = format!("would let a claim set {key}: {name} begins with {prefix}");
             place.child(blamed).add_problem(problem);
         }
         if let Some(other) = taken.insert(name, key) {
-            let (blamed, other) = if place.has(key) { (key, other) } else { (other, key) };
-            place.child(blamed).add_problem(format!("is the header of {other} already"));
+            let (blamed, other) = if place.has_key(key) { (key, other) } else { (other, key) };
+            place.child(blamed).add_problem(format!("is already the header of {other}"));
         }
     }
 }
@@ -77,23 +70,24 @@ fn check_claim_header(
 ) -> Result<(), String> {
     let prefix = &settings.claim_prefix;
     if !name.as_str().starts_with(prefix) || name.as_str() == prefix {
-        return Err(format!("should begin with {prefix}, as every claim's header does"));
+        return Err(format!("should begin with {prefix}, as the header of every claim"));
     }
     if settings.claims.as_ref().is_some_and(|claims| !claims.iter().any(|passed| passed == claim)) {
-        return Err("is for a claim that identity.claims does not let pass".to_owned());
+        return Err("is for a claim that identity.claims does not include".to_owned());
     }
     let other = taken.insert(name.clone(), claim.to_owned());
-    other.map_or(Ok(()), |other| Err(format!("is the header of {} already", quoted(&other))))
+    other.map_or(Ok(()), |other| Err(format!("is already the header of {}", quote_text(&other))))
 }
 
-/// `server.pass_headers`: what is kept from trusted proxies beside the usual headers.
+/// Converts `server.pass_headers`: further headers that are kept from trusted proxies.
 pub(super) fn convert_pass_headers(
     names: Vec<Spanned<Text<PlainHeader>>>,
     place: &Place<'_>,
     identity: &Settings,
     has_trusted: bool,
 ) -> Vec<HeaderName> {
-    let (identity, items, mut passed) = (Headers::new(identity.clone()), place.items(), Vec::new());
+    let (identity, items, mut passed) =
+        (IdentityHeaders::new(identity.clone()), place.items_by_position(), Vec::new());
     for name in names {
         let start = name.span().start;
         match check_passed_header(name.into_inner().0, &identity) {
@@ -105,34 +99,35 @@ pub(super) fn convert_pass_headers(
         }
     }
     if !passed.is_empty() && !has_trusted {
-        place.warn(
-            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
-             alone",
+        place.add_warning(
+            "server.pass_headers has no effect without server.trusted_proxies, as headers are only kept from trusted proxies",
         );
     }
     for name in passed.iter().filter(|name| !forwarded::is_removed(name.as_str())) {
-        place.warn(format!("server.pass_headers has {name}, which Keyward passes on from everybody anyway"));
+        place.add_warning(format!(
+            "server.pass_headers has {name}, which Keyward forwards from every client anyway"
+        ));
     }
     passed
 }
 
-fn check_passed_header(header: PlainHeader, identity: &Headers) -> Result<HeaderName, String> {
+fn check_passed_header(header: PlainHeader, identity: &IdentityHeaders) -> Result<HeaderName, String> {
     let PlainHeader { name, given } = header;
-    // SECURITY: these are never the caller's to say, whoever stands between.
-    if identity.owns(name.as_str()) {
+    // SECURITY: neither clients nor proxies may set identity headers.
+    if identity.owns_name(name.as_str()) {
         return Err(format!(
-            "should be another header: {given} says who the caller is, which Keyward alone sets"
+            "should be another header: {given} is an identity header, which only Keyward sets"
         ));
     }
     match name.as_str() {
         "authorization" => {
-            Err("should be another header: Authorization carries the key, and never goes on".to_owned())
+            Err("should be another header: Authorization carries the key, and is never forwarded".to_owned())
         }
         "content-length" | "transfer-encoding" | "host" | "expect" => Err(format!(
-            "should be another header: {given} frames or addresses the message, which Keyward does anew"
+            "should be another header: {given} frames or addresses the message, and is set by Keyward"
         )),
         other if HOP_BY_HOP.split(' ').any(|name| name == other) => {
-            Err(format!("should be another header: {given} concerns one connection, and never goes on"))
+            Err(format!("should be another header: {given} is a hop-by-hop header, which is never forwarded"))
         }
         _ => Ok(name),
     }
@@ -141,38 +136,39 @@ fn check_passed_header(header: PlainHeader, identity: &Headers) -> Result<Header
 const HOP_BY_HOP: &str = "connection http2-settings keep-alive proxy-authenticate proxy-authorization proxy-connection te \
     trailer upgrade";
 
-/// Which is known beforehand only of claims that are chosen by name.
+/// Only claims that are listed by name are known in advance.
 fn warn_of_shared_headers(settings: &Settings, place: &Place<'_>) {
-    let (headers, mut taken) = (Headers::new(settings.clone()), HashMap::new());
+    let (headers, mut taken) = (IdentityHeaders::new(settings.clone()), HashMap::new());
     for claim in settings.claims.iter().flatten() {
         let Some(name) = headers.claim_header(claim) else { continue };
         if let Some(other) = taken.insert(name.clone(), claim).filter(|other| *other != claim) {
-            place.warn(format!(
-                "identity.claims has {} and {}, which share the header {name}: a key with both is answered 502; name a \
-                 header for one under identity.claim_headers",
-                quoted(other),
-                quoted(claim)
+            place.add_warning(format!(
+                "identity.claims has {} and {}, which share the header {name}: requests with a key that has both get 502; \
+                 set a header for one of them in identity.claim_headers",
+                quote_text(other),
+                quote_text(claim)
             ));
         }
     }
 }
 
-/// What the names of all claims' headers begin with, in lower case.
+/// The prefix of the headers of claims, in lower case.
 pub(super) struct ClaimPrefix(pub(super) String);
 
 impl FromText for ClaimPrefix {
     fn parse_text(text: &str) -> Result<Self, String> {
         let prefix = IdentityHeader::parse_text(text)?.0.as_str().to_owned();
         if !prefix.ends_with('-') || prefix.len() < 3 {
-            return Err("should be some letters and a '-' at the end, as in \"X-Claim-\"".to_owned());
+            return Err("should be letters followed by '-', as in \"X-Claim-\"".to_owned());
         }
-        // SECURITY: a claim is named by whoever makes a key. With "Transfer-" for a prefix, one named "encoding" would frame
-        // the request; with "X-User-" one named "id" would be a user to any backend that reads the usual name.
-        let headers = Headers::new(Settings::default());
+        // SECURITY: whoever creates a key chooses the names of its claims. With the prefix "Transfer-", a claim named "encoding"
+        // would frame the request; with "X-User-", a claim named "id" would be taken for the user by a service that reads
+        // the default header.
+        let defaults = Settings::default();
         let reserved = RESERVED.split(' ').chain(RESERVED_STARTS.split(' '));
-        let mut reserved = reserved.chain(headers.names().map(HeaderName::as_str));
+        let mut reserved = reserved.chain(defaults.header_names().map(HeaderName::as_str));
         match reserved.find(|name| name.starts_with(&prefix)) {
-            Some(name) => Err(format!("would let a claim set {name}, which has a meaning of its own")),
+            Some(name) => Err(format!("would let a claim set {name}, which is reserved")),
             None => Ok(Self(prefix)),
         }
     }
@@ -182,7 +178,7 @@ impl FromText for ClaimPrefix {
     }
 }
 
-/// A header that may carry an identity: none that HTTP, a proxy or Keyward itself gives a meaning.
+/// The name of an identity header, which HTTP, proxies and Keyward must not use for something else.
 pub(super) struct IdentityHeader(pub(super) HeaderName);
 
 impl FromText for IdentityHeader {
@@ -191,7 +187,7 @@ impl FromText for IdentityHeader {
         let is_reserved = RESERVED.split(' ').any(|reserved| name == reserved)
             || RESERVED_STARTS.split(' ').any(|start| name.as_str().starts_with(start));
         match is_reserved {
-            true => Err(format!("should be another name: {given} has a meaning of its own")),
+            true => Err(format!("should be another name: {given} is reserved")),
             false => Ok(Self(name)),
         }
     }
@@ -201,7 +197,7 @@ impl FromText for IdentityHeader {
     }
 }
 
-/// A header, and its name as it was written.
+/// A header name, and the text that it was parsed from.
 pub(super) struct PlainHeader {
     name: HeaderName,
     given: String,
@@ -213,7 +209,7 @@ impl FromText for PlainHeader {
         let name = HeaderName::try_from(text).ok();
         let name = name.filter(|name| name.as_str().bytes().all(plain) && !name.as_str().starts_with('-'));
         name.map(|name| Self { name, given: text.to_owned() }).ok_or_else(|| {
-            "should be a header's name of letters, digits and '-' alone: backends read other characters in different ways"
+            "should be a header name of only letters, digits and '-', as services read other characters in different ways"
                 .to_owned()
         })
     }

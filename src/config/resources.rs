@@ -1,4 +1,4 @@
-//! What the machine gives, and the limits that fit it. The file's own are lowered where they do not, and a warning says so.
+//! Lowers limits that do not fit the memory and file descriptors of the machine, each with a warning.
 
 use std::path::{Path, PathBuf};
 
@@ -7,30 +7,30 @@ use crate::listener::BESIDE_CONNECTIONS;
 use crate::memory_plan::{BAD_KEY, Plan};
 use crate::peer::TrustedProxies;
 
-/// Memory and file descriptors, as far as they are known.
+/// The memory and file descriptors that are available, as far as they are known.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Resources {
-    /// Of the cgroup, or else of the machine, in bytes.
+    /// Memory of the cgroup or else of the machine, in bytes.
     pub memory: Option<usize>,
-    /// Of the process.
+    /// Limit of open files of the process.
     pub descriptors: Option<usize>,
 }
 
-/// Files, pipes, timers and listeners of the process.
+/// Descriptors for files, pipes, timers and listeners.
 const OTHER_DESCRIPTORS: usize = 64;
-/// A cgroup of version 1 without a limit says some number near 2^63.
+/// A version 1 cgroup without a limit reports a number near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
 
 impl Resources {
-    /// Of this process.
+    /// The resources of this process.
     pub fn of_process() -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-        Self { memory: memory(), descriptors: limit.and_then(|limit| usize::try_from(limit).ok()) }
+        Self { memory: read_memory(), descriptors: limit.and_then(|limit| usize::try_from(limit).ok()) }
     }
 }
 
 impl Config {
-    /// Lowers limits to what there is. Adds a warning for each that it lowers.
+    /// Lowers limits to the resources. Adds a warning for each limit that it lowers.
     pub fn fit(&mut self, resources: Resources) {
         self.memory = [self.memory, resources.memory].into_iter().flatten().min();
         if let Some(memory) = self.memory {
@@ -102,21 +102,21 @@ impl Config {
     }
 }
 
-/// The memory that this process may have: what its cgroup and those around it allow, or else all there is.
-fn memory() -> Option<usize> {
+/// The memory that this process may use: the lowest limit of its cgroups, or else the machine's memory.
+fn read_memory() -> Option<usize> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limit = cgroup_limit(&groups, Path::new("/sys/fs/cgroup"));
-    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total(&text));
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| parse_total_memory(&text));
     let memory = [limit, total].into_iter().flatten().min()?;
     usize::try_from(memory).ok()
 }
 
-fn total(meminfo: &str) -> Option<u64> {
+fn parse_total_memory(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().trim_end_matches(" kB").parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The least limit on the way from the process's cgroup to the root, of version 2 and 1.
+/// The lowest limit of the process's cgroup and its ancestors, for cgroup versions 1 and 2.
 fn cgroup_limit(groups: &str, root: &Path) -> Option<u64> {
     let found = groups.lines().filter_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -128,7 +128,7 @@ fn cgroup_limit(groups: &str, root: &Path) -> Option<u64> {
             }
             _ => return None,
         };
-        // Within a container the path may be one of the host's, which is not there: its own is the root then.
+        // In a container, the path may be one of the host that does not exist here; the root is then the container's cgroup.
         let folder = root.join(path);
         let up = folder.ancestors().take_while(|folder| folder.starts_with(&root));
         up.filter_map(|folder| std::fs::read_to_string(folder.join(file)).ok()?.trim().parse().ok()).min()

@@ -1,4 +1,4 @@
-//! `[[routes]]`.
+//! Converts `[[routes]]` to the route table.
 
 mod warnings;
 
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use hyper::Method;
 use toml::Spanned;
 
-use super::diagnostics::{Lines, did_you_mean, quoted};
-use super::document::{Place, dotted};
+use super::diagnostics::{Lines, did_you_mean, quote_text};
+use super::document::{Place, join_key};
 use super::file::{self, Authentication};
 use super::urls::read_host;
 use super::values::tables::Table;
@@ -19,39 +19,39 @@ use crate::pool::Address;
 use crate::route::{Auth, Clash, Pattern, Route, RouteTable, Service};
 use crate::upstream;
 
-/// A route of the file, with its index and its place there.
+/// A route with its index and its place in the file.
 struct Numbered<'f> {
     index: usize,
     place: Place<'f>,
     route: Route,
 }
 
-/// The routes; `None` where there is a problem with one. Without any upstream, which is a problem already, each is accepted.
+/// `None` if there is a problem with a route. If no upstream is defined, which is a problem of its own, any name is accepted.
 pub(super) fn convert_routes(
     file: Vec<Spanned<Table<file::Route>>>,
     root: &Place<'_>,
     upstreams: &[upstream::Settings],
     lines: &Lines<'_>,
 ) -> Option<RouteTable> {
-    let (place, names) = (root.child("routes"), root.child("upstreams").names());
+    let (place, names) = (root.child("routes"), root.child("upstreams").key_names());
     if !place.exists() || place.is_empty() {
-        place.add_problem("there are none, so nothing would be forwarded; write [[routes]]");
+        place.add_problem("is missing or empty, so nothing would be forwarded; add [[routes]]");
         return None;
     }
     let mut is_whole = !place.is_faulty();
     let (mut routes, mut labels): (Vec<Numbered<'_>>, _) = (Vec::new(), HashMap::new());
-    let mut places = place.items();
+    let mut places = place.items_by_position();
     for route in file {
         let Some((index, place)) = places.remove(&route.span().start) else {
-            // SECURITY: a route is never left out, as a looser one could take its requests.
-            place.add_problem("has a route whose place in the file is not known");
+            // SECURITY: a route is never left out, as a route with fewer requirements could then match its requests.
+            place.add_problem("has a route that cannot be found in the file");
             is_whole = false;
             continue;
         };
         let route = route.into_inner().0;
         let name = route.name.as_ref().map(|name| name.0.0.clone());
         if let Some(other) = name.and_then(|name| labels.insert(name, index)) {
-            place.child("name").add_problem(format!("is the name of routes[{other}] already"));
+            place.child("name").add_problem(format!("is already the name of routes[{other}]"));
             is_whole = false;
         }
         let converted = convert_route(index, route, &place, &names);
@@ -60,37 +60,37 @@ pub(super) fn convert_routes(
     }
     if is_whole {
         for name in names.iter().filter(|name| routes.iter().all(|route| *route.route.upstream != ***name)) {
-            root.warn(format!("upstreams.{name} is used by no route"));
+            root.add_warning(format!("upstreams.{name} is not used by any route"));
         }
     }
     let (indices, places): (Vec<usize>, Vec<Place<'_>>) =
         routes.iter().map(|route| (route.index, route.place.clone())).unzip();
     let mut routes: Vec<Route> = routes.into_iter().map(|route| route.route).collect();
-    let services = services(upstreams);
+    let services = group_services(upstreams);
     for route in &mut routes {
         route.service = services.get(&route.upstream).cloned().unwrap_or_default();
     }
-    warnings::warn(&indices, &routes, root);
+    warnings::warn_of_routes(&indices, &routes, root);
     tell_labels_apart(&mut routes);
     let clashes = match RouteTable::new(routes) {
         Ok(table) => return is_whole.then_some(table),
         Err(clashes) => clashes,
     };
-    // Of three that are alike, the second and the third clash with the first; no more needs to be said.
+    // Each route is reported once: of three that clash, the second and the third, both with the first.
     let mut said = HashSet::new();
     for Clash(first, second) in clashes.into_iter().filter(|clash| said.insert(clash.1)) {
-        let (line, _) = lines.position(places[first].at);
+        let (line, _) = lines.find_position(places[first].at);
         let first = indices[first];
         places[second].add_problem(format!(
-            "has the same host, path and a method in common with routes[{first}] in line {line}, so that they cannot be \
-             told apart; list different methods"
+            "has the same host and path and a common method with routes[{first}] in line {line}, so both match the same \
+             requests; list different methods"
         ));
     }
     None
 }
 
-/// The service of each upstream: upstreams with one address are one service.
-fn services(upstreams: &[upstream::Settings]) -> HashMap<Arc<str>, Service> {
+/// The service of each upstream. Upstreams with the same address are one service.
+fn group_services(upstreams: &[upstream::Settings]) -> HashMap<Arc<str>, Service> {
     let service = |upstream: &upstream::Settings| {
         let address = place_of(&upstream.origin.address);
         let mut names = upstreams.iter().filter(|other| place_of(&other.origin.address) == address);
@@ -103,7 +103,7 @@ fn services(upstreams: &[upstream::Settings]) -> HashMap<Arc<str>, Service> {
     upstreams.iter().map(|upstream| (Arc::clone(&upstream.name), service(upstream))).collect()
 }
 
-/// An address in one spelling; a machine has one loopback, whatever it is called.
+/// Normalizes an address. All names of the loopback address are the same.
 fn place_of(address: &Address) -> Address {
     match address {
         Address::Tcp(host, port)
@@ -116,7 +116,7 @@ fn place_of(address: &Address) -> Address {
     }
 }
 
-/// Routes that differ in their methods alone get them into their labels.
+/// Adds the methods to the labels of routes that differ only in their methods.
 fn tell_labels_apart(routes: &mut [Route]) {
     let labels: Vec<Arc<str>> = routes.iter().map(|route| Arc::clone(&route.label)).collect();
     for route in routes {
@@ -129,7 +129,7 @@ fn tell_labels_apart(routes: &mut [Route]) {
     }
 }
 
-/// A route of which host, path and methods are known, even where something else is wrong: it may clash with another.
+/// A route. It is present if host, path and methods are valid, even if something else is not, so that clashes are found.
 struct Converted {
     route: Option<Route>,
     is_sound: bool,
@@ -137,34 +137,38 @@ struct Converted {
 
 fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: &[&str]) -> Converted {
     let known = place.problem_count();
-    let pattern = place.require("path", file.path, "\"/v1/*\"").map(|path| path.0);
+    let pattern = place.require_key("path", file.path, "\"/v1/*\"").map(|path| path.0);
     let methods: Option<Vec<Method>> =
         file.methods.map(|methods| methods.into_iter().map(|method| method.0).collect());
     check_methods(index, methods.as_deref(), &place.child("methods"));
     let is_placed = place.problem_count() == known
         && !["path", "host", "methods"].iter().any(|key| place.child(key).is_faulty());
     let example = format!("{:?}", upstreams.first().unwrap_or(&"api"));
-    let upstream = place.require("upstream", file.upstream, &example);
-    let upstream = place.convert("upstream", upstream, |name| check_upstream(name, upstreams));
+    let upstream = place.require_key("upstream", file.upstream, &example);
+    let upstream = place.convert_value("upstream", upstream, |name| check_upstream(name, upstreams));
     let is_public = file.auth.0 == Authentication::None;
     let requirement = file.require.map(|require| convert_requirement(require.0, &place.child("require")));
-    if is_public && place.has("require") {
-        place
-            .child("require")
-            .add_problem("asks something of the key, and auth = \"none\" takes no key; remove one of them");
+    if is_public && place.has_key("require") {
+        place.child("require").add_problem(
+            "requires a key, but auth = \"none\" accepts requests without one; remove one of them",
+        );
     }
     let is_sound = place.problem_count() == known && !place.is_faulty();
     let Some(pattern) = pattern.filter(|_| is_placed) else { return Converted { route: None, is_sound } };
     if pattern.to_string().contains("/:") {
-        place.warn(format!("routes[{index}].path is matched as it stands: {pattern} has no parameters"));
+        place.add_warning(format!(
+            "routes[{index}].path is matched literally, as there are no parameters: {pattern}"
+        ));
     }
     if is_public && file.preflight {
-        place.warn(format!("routes[{index}].preflight adds nothing to auth = \"none\""));
+        place.add_warning(format!("routes[{index}].preflight has no effect with auth = \"none\""));
     }
     if let Some(Requirement { scope: Some(Scope::Organization), roles, .. }) = &requirement
         && !roles.is_empty()
     {
-        place.warn(format!("routes[{index}].require lets nobody pass: an organization's key has no roles"));
+        place.add_warning(format!(
+            "routes[{index}].require admits no key: an organization's key has no roles"
+        ));
     }
     let host = file.host.map(|host| host.0.0);
     let label = || format!("{}{pattern}", host.as_deref().unwrap_or_default()).into();
@@ -173,9 +177,9 @@ fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: 
         host,
         pattern,
         methods,
-        // Without one there is a problem, and so no configuration.
+        // If there is none, a problem is reported, and the route is not used.
         upstream: upstream.unwrap_or_default(),
-        // Known once all upstreams are.
+        // Set once all upstreams are known.
         service: Service::default(),
         auth: if is_public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
         preflight: file.preflight,
@@ -185,7 +189,7 @@ fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: 
 
 fn check_methods(index: usize, methods: Option<&[Method]>, place: &Place<'_>) {
     if place.is_empty() {
-        place.add_problem("would take no request; leave it out to take every method");
+        place.add_problem("is empty, so no request would match; omit it to match every method");
     }
     if let Some(again) = methods.and_then(first_repeated) {
         place.add_problem(format!("lists {again} twice"));
@@ -194,16 +198,16 @@ fn check_methods(index: usize, methods: Option<&[Method]>, place: &Place<'_>) {
     {
         let hint = did_you_mean(method, METHODS);
         if !hint.is_empty() {
-            place.warn(format!("routes[{index}].methods has {method:?}{hint}"));
+            place.add_warning(format!("routes[{index}].methods has {method:?}{hint}"));
         }
     }
 }
 
 fn convert_requirement(file: file::Require, place: &Place<'_>) -> Requirement {
     for (place, problem) in [
-        (place.clone(), "asks for nothing; leave it out, and every good key passes"),
-        (place.child("roles"), "asks for no role; leave it out, or name the roles that a key must have"),
-        (place.child("claims"), "asks for no claim; leave it out, or name the claims that a key must have"),
+        (place.clone(), "is empty; omit it to accept every valid key"),
+        (place.child("roles"), "is empty; omit it, or list the roles that a key must have"),
+        (place.child("claims"), "is empty; omit it, or list the claims that a key must have"),
     ] {
         if place.is_empty() {
             place.add_problem(problem);
@@ -219,10 +223,12 @@ fn convert_requirement(file: file::Require, place: &Place<'_>) -> Requirement {
 impl FromText for Pattern {
     fn parse_text(text: &str) -> Result<Self, String> {
         if text.contains(['{', '}', '<', '>']) {
-            return Err("should have no parameters; \"/v1/orders/*\" takes all below /v1/orders".to_owned());
+            return Err(
+                "should have no parameters; \"/v1/orders/*\" matches all paths below /v1/orders".to_owned()
+            );
         }
         if text == "*" {
-            return Err("a path begins with '/'; did you mean \"/*\"?".to_owned());
+            return Err("should begin with '/'; did you mean \"/*\"?".to_owned());
         }
         Ok(Self::parse(text)?)
     }
@@ -234,12 +240,12 @@ fn check_upstream(name: String, known: &[&str]) -> Result<Arc<str>, String> {
     }
     let hint = match did_you_mean(&name, known.iter().copied()) {
         hint if hint.is_empty() => {
-            let names: Vec<String> = known.iter().map(|name| dotted("", name)).collect();
-            format!("; known are {}", names.join(", "))
+            let names: Vec<String> = known.iter().map(|name| join_key("", name)).collect();
+            format!("; known upstreams are {}", names.join(", "))
         }
         hint => hint,
     };
-    Err(format!("no upstream is named {}{hint}", quoted(&name)))
+    Err(format!("there is no upstream named {}{hint}", quote_text(&name)))
 }
 
 const METHODS: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
@@ -250,10 +256,10 @@ impl FromText for Method {
         match Self::from_bytes(text.as_bytes()) {
             Ok(Self::TRACE | Self::CONNECT) => Err(format!("{text} is never forwarded")),
             Ok(_) if text != upper => {
-                Err(format!("methods are in capitals; did you mean {}?", quoted(&upper)))
+                Err(format!("should be in capital letters; did you mean {}?", quote_text(&upper)))
             }
             Ok(method) => Ok(method),
-            Err(_) => Err(format!("{} is not a method{}", quoted(text), did_you_mean(&upper, METHODS))),
+            Err(_) => Err(format!("{} is not a method{}", quote_text(text), did_you_mean(&upper, METHODS))),
         }
     }
 }
@@ -281,7 +287,7 @@ pub(super) struct RoleName(String);
 
 impl FromText for RoleName {
     fn parse_text(text: &str) -> Result<Self, String> {
-        let problem = || "is empty, and no role is".to_owned();
+        let problem = || "should not be empty".to_owned();
         (!text.is_empty()).then(|| Self(text.to_owned())).ok_or_else(problem)
     }
 }

@@ -1,4 +1,4 @@
-//! `[scalekit]`, and what the environment says of it.
+//! Converts `[scalekit]`, over which environment variables take precedence.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,12 +17,12 @@ use super::values::FromText;
 use crate::secret::{Secret, SecretSource};
 use crate::{pool, scalekit};
 
-/// Something that the environment or the file has to say.
+/// A setting that the environment or the file must have.
 pub(super) struct Setting {
     pub(super) variable: &'static str,
     value_key: Option<&'static str>,
     file_key: Option<&'static str>,
-    /// Where it may be missing.
+    /// Used where the setting may be missing.
     placeholder: &'static str,
 }
 
@@ -45,7 +45,7 @@ pub(super) const CLIENT_SECRET: Setting = Setting {
     placeholder: "missing",
 };
 
-/// `None` only where a problem was found.
+/// `None` only if a problem was reported.
 pub(super) fn convert_scalekit(
     file: file::Scalekit,
     place: &Place<'_>,
@@ -55,14 +55,15 @@ pub(super) fn convert_scalekit(
     let finder = Finder { place, report, environment };
     let value = |text: VisibleText| SecretSource::Value(Secret::new(text.0));
     let path = |path: SecretPath| SecretSource::File(path.0);
-    let url = finder.find(&ENVIRONMENT_URL, file.environment_url.map(|url| value(url.0)), None);
-    let client_id = finder.find(
+    let url = finder.find_setting(&ENVIRONMENT_URL, file.environment_url.map(|url| value(url.0)), None);
+    let client_id = finder.find_setting(
         &CLIENT_ID,
         file.client_id.map(|id| value(id.0)),
         file.client_id_file.map(|file| path(file.0)),
     );
-    let client_secret = finder.find(&CLIENT_SECRET, None, file.client_secret_file.map(|file| path(file.0)));
-    let roots = place.convert("ca_file", file.ca_file, |path| check_roots(&path.0));
+    let client_secret =
+        finder.find_setting(&CLIENT_SECRET, None, file.client_secret_file.map(|file| path(file.0)));
+    let roots = place.convert_value("ca_file", file.ca_file, |path| check_roots(&path.0));
     let timeout = file.timeout.0;
     let scalekit = url.and_then(|(source, origin)| {
         read_environment(&source).map_err(|problem| finder.add_problem(&origin, problem)).ok()
@@ -81,10 +82,10 @@ pub(super) fn convert_scalekit(
         timeout,
         transport: file.transport.0,
     };
-    Some(settings.over(file.transport.0))
+    Some(settings.with_transport(file.transport.0))
 }
 
-/// The environment that a URL names.
+/// Reads the environment's URL.
 pub(super) fn read_environment(url: &SecretSource) -> Result<ScalekitEnvironment, String> {
     let url = url.read().map_err(|error| error.to_string())?;
     let url = url.expose().trim_end_matches('/');
@@ -92,7 +93,7 @@ pub(super) fn read_environment(url: &SecretSource) -> Result<ScalekitEnvironment
     url.parse().map_err(|error: InvalidEnvironment| error.to_string())
 }
 
-/// How to connect to an environment: within the time that a validation has.
+/// How to connect to an environment. Connecting takes at most the time limit of a validation.
 pub(super) fn connection_settings(
     scalekit: &ScalekitEnvironment,
     roots: Option<PathBuf>,
@@ -103,8 +104,8 @@ pub(super) fn connection_settings(
     origin
 }
 
-/// Who said it.
-enum Said {
+/// Where a value was set, to report problems with it.
+enum SetBy {
     Variable(String),
     Key(&'static str),
 }
@@ -116,24 +117,24 @@ struct Finder<'a, 'f> {
 }
 
 impl Finder<'_, '_> {
-    /// The environment comes first.
-    fn find(
+    /// Environment variables take precedence over the file.
+    fn find_setting(
         &self,
         setting: &Setting,
         value: Option<SecretSource>,
         file: Option<SecretSource>,
-    ) -> Option<(SecretSource, Said)> {
+    ) -> Option<(SecretSource, SetBy)> {
         if let (Some(value), Some(file)) = (setting.value_key, setting.file_key)
-            && self.place.has(value)
-            && self.place.has(file)
+            && self.place.has_key(value)
+            && self.place.has_key(file)
         {
-            self.place.child(file).add_problem(format!("and {value} are both set; set one"));
+            self.place.child(file).add_problem(format!("is set together with {value}; set only one of them"));
         }
         let of_file = value.zip(setting.value_key).or_else(|| file.zip(setting.file_key));
         match (self.environment.find_scalekit(setting), of_file) {
-            (Ok(Some(Found { source, variable })), _) => Some((source, Said::Variable(variable))),
+            (Ok(Some(Found { source, variable })), _) => Some((source, SetBy::Variable(variable))),
             (Ok(None), Some((source, key))) => match source.read() {
-                Ok(_) => Some((source, Said::Key(key))),
+                Ok(_) => Some((source, SetBy::Key(key))),
                 Err(error) => {
                     self.place.child(key).add_problem(error.to_string());
                     None
@@ -147,28 +148,28 @@ impl Finder<'_, '_> {
         }
     }
 
-    fn report_missing(&self, setting: &Setting) -> Option<(SecretSource, Said)> {
+    fn report_missing(&self, setting: &Setting) -> Option<(SecretSource, SetBy)> {
         let keys: Vec<&str> = setting.value_key.into_iter().chain(setting.file_key).collect();
-        if keys.iter().any(|key| self.place.has(key)) {
-            // What the file says of it is a problem already.
+        if keys.iter().any(|key| self.place.has_key(key)) {
+            // A problem with the key has been reported.
             return None;
         }
         let variable = setting.variable;
         let keys: Vec<String> = keys.iter().map(|key| format!("scalekit.{key}")).collect();
         let problem = format!("is not set, nor {variable}_FILE, nor {} in the file", keys.join(", nor "));
         if self.environment.incomplete {
-            self.report.warn(format!("{variable} {problem}; `keyward run` needs it"));
+            self.report.add_warning(format!("{variable} {problem}; `keyward run` needs it"));
             let placeholder = SecretSource::Value(Secret::new(setting.placeholder));
-            return Some((placeholder, Said::Variable(variable.to_owned())));
+            return Some((placeholder, SetBy::Variable(variable.to_owned())));
         }
         self.report.add_problem(None, variable, problem);
         None
     }
 
-    fn add_problem(&self, said: &Said, message: String) {
-        match said {
-            Said::Variable(name) => self.report.add_problem(None, name, message),
-            Said::Key(key) => self.place.child(key).add_problem(message),
+    fn add_problem(&self, origin: &SetBy, message: String) {
+        match origin {
+            SetBy::Variable(name) => self.report.add_problem(None, name, message),
+            SetBy::Key(key) => self.place.child(key).add_problem(message),
         }
     }
 }
@@ -186,7 +187,7 @@ impl FromText for VisibleText {
     }
 }
 
-/// SECURITY: there may be a password in it, which the error does not repeat.
+/// SECURITY: the URL may contain a password, so the error does not repeat it.
 impl FromText for Proxy {
     fn parse_text(text: &str) -> Result<Self, String> {
         match text {
@@ -196,18 +197,18 @@ impl FromText for Proxy {
     }
 }
 
-/// The path of a file with a secret.
+/// The path of a file that holds a secret.
 pub(super) struct SecretPath(pub(super) PathBuf);
 
 impl FromText for SecretPath {
     fn parse_text(text: &str) -> Result<Self, String> {
-        is_path(text).map(|()| Self(PathBuf::from(text)))
+        check_path(text).map(|()| Self(PathBuf::from(text)))
     }
 }
 
-/// SECURITY: a path is shown when it cannot be read, and a secret in its place must not be.
-pub(super) fn is_path(given: &str) -> Result<(), String> {
+/// SECURITY: paths are repeated in error messages, so a secret in place of a path must be refused here.
+pub(super) fn check_path(given: &str) -> Result<(), String> {
     let is_one = ["/", "./", "../"].iter().any(|start| given.starts_with(start));
-    let problem = "should be the path of a file that holds it, beginning with '/' or './'";
+    let problem = "should be the path of a file, beginning with '/' or './'";
     is_one.then_some(()).ok_or_else(|| problem.to_owned())
 }

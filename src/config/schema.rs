@@ -12,13 +12,13 @@ use super::file::File;
 /// # Errors
 /// When it cannot be written as JSON.
 pub fn json_schema() -> Result<String, serde_json::Error> {
-    // Draft 7 is what editors for TOML know.
+    // Editors for TOML support draft 7.
     let settings = SchemaSettings::draft07().with_transform(RecursiveTransform(remove_null));
     let schema = settings.into_generator().into_root_schema_for::<File>();
     serde_json::to_string_pretty(&schema).map(|schema| schema + "\n")
 }
 
-/// TOML has no null: what may be left out is not said to be null.
+/// Removes null from the schema, as TOML has no null: optional keys are omitted.
 fn remove_null(schema: &mut Schema) {
     let is_null = |value: &Value| value.is_null() || value["type"] == "null" || value == "null";
     if schema.get("default").is_some_and(Value::is_null) {
@@ -36,7 +36,7 @@ fn remove_null(schema: &mut Schema) {
             schema.insert("type".to_owned(), only);
         }
     }
-    // One way left is no choice; but draft 7 reads nothing beside a reference.
+    // A single alternative replaces the choice. Draft 7 ignores all keywords beside a reference, so then it must be the only one.
     let only = schema.get("anyOf").and_then(Value::as_array).and_then(|choices| match &choices[..] {
         [Value::Object(only)] => Some(only.clone()),
         _ => None,

@@ -1,10 +1,10 @@
-//! What the sections of a route file mean together, as the settings of each part.
+//! Converts the sections of a route file to the settings of each part, and checks values that depend on each other.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::diagnostics::{Lines, Report, quoted};
+use super::diagnostics::{Lines, Report, quote_text};
 use super::document::{Place, parse_toml, read_document};
 use super::file::{self, File};
 use super::headers::{convert_identity, convert_pass_headers};
@@ -12,7 +12,7 @@ use super::management::convert_management;
 use super::routes::convert_routes;
 use super::scalekit::convert_scalekit;
 use super::upstreams::convert_upstreams;
-use super::urls::clash;
+use super::urls::listeners_clash;
 use super::values::special::BadKeys;
 use super::values::{FromText, Text, Time};
 use super::{Config, Environment};
@@ -24,7 +24,7 @@ use crate::tls::{self, KeyPair, ServerCertificate};
 use crate::upstream::request_body;
 use crate::{credential, gateway, listener, logging, request_head, validator};
 
-/// `None` where there are problems in the report.
+/// `None` if there are problems in the report.
 pub(super) fn read_config(
     text: &str,
     lines: &Lines<'_>,
@@ -37,7 +37,7 @@ pub(super) fn read_config(
     config.filter(|_| report.problems().is_empty())
 }
 
-/// `None` only where a problem was found.
+/// `None` only if a problem was reported.
 fn convert_file(
     file: File,
     root: &Place<'_>,
@@ -47,7 +47,7 @@ fn convert_file(
 ) -> Option<Config> {
     let (server, limits, log) = (file.server.0, file.limits.0, file.log.0);
     let scalekit_limits = validator_limits(&file.scalekit.0, &file.negative_cache.0);
-    root.require("version", file.version, "1");
+    root.require_key("version", file.version, "1");
     let scalekit = convert_scalekit(file.scalekit.0, &root.child("scalekit"), report, environment);
     let credential = convert_credential(&file.credential.0, &root.child("credential"));
     let identity = convert_identity(file.identity.0, &root.child("identity"));
@@ -82,7 +82,7 @@ fn convert_file(
 
     let max_headers = limits.headers.to_usize();
     let max_connections = limits.connections.to_usize();
-    // The addresses that a load balancer tells are those of callers; others may be an ingress's or a mesh's, which all share.
+    // PROXY headers tell the addresses of clients. Other addresses may be those of an ingress or a mesh, which all clients share.
     let per_address = if proxied == TrustedProxies::default() { 0 } else { max_connections.div_ceil(4) };
     let per_address = limits.connections_per_address.map_or(per_address, |most| most.to_usize());
     let log = logging::Settings { format: log.format.0, access: log.access };
@@ -131,12 +131,12 @@ fn convert_file(
     })
 }
 
-/// "0s" is for no limit.
+/// "0s" means no limit.
 fn unless_zero(timeout: Time<0>) -> Option<Duration> {
     (!timeout.0.is_zero()).then_some(timeout.0)
 }
 
-/// Without the throttle.
+/// The validator's settings without the throttle.
 fn validator_limits(scalekit: &file::Scalekit, cache: &file::NegativeCache) -> validator::Settings {
     let per_minute = scalekit.validations_per_minute.to_u32();
     validator::Settings {
@@ -154,9 +154,9 @@ fn validator_limits(scalekit: &file::Scalekit, cache: &file::NegativeCache) -> v
 fn convert_credential(file: &file::Credential, place: &Place<'_>) -> credential::Settings {
     let (min_length, max_length) = (file.min_length.to_usize(), file.max_length.to_usize());
     if min_length > max_length {
-        let blamed = if place.has("max_length") { "max_length" } else { "min_length" };
+        let blamed = if place.has_key("max_length") { "max_length" } else { "min_length" };
         place.child(blamed).add_problem(format!(
-            "leaves no key: the shortest would have {min_length} characters, the longest {max_length}"
+            "allows no key: the minimum length is {min_length} characters, the maximum {max_length}"
         ));
     }
     credential::Settings { alphabet: file.alphabet.0, min_length, max_length }
@@ -169,20 +169,20 @@ fn convert_streams(file: &file::Streams, place: &Place<'_>) -> (Duration, Durati
     if within < every {
         let every = humantime::format_duration(every);
         place.child("unconfirmed_for").add_problem(format!(
-            "should be at least \"{every}\" (streams.revalidate_every): no key is confirmed more often"
+            "should be at least \"{every}\" (streams.revalidate_every), as keys are not validated more often"
         ));
     }
     (every, within)
 }
 
 fn check_listeners(root: &Place<'_>, server: &Listen, admin: &Listen) {
-    if clash(server, admin) {
-        let (section, other, taken) = match root.child("admin").has("listen") {
+    if listeners_clash(server, admin) {
+        let (section, other, taken) = match root.child("admin").has_key("listen") {
             true => ("admin", "server", server),
             false => ("server", "admin", admin),
         };
         root.child(section).child("listen").add_problem(format!(
-            "is taken by {other}.listen, {taken}; health and metrics have a port of their own"
+            "is already the address of {other}.listen ({taken}); health and metrics need a port of their own"
         ));
     }
 }
@@ -196,22 +196,22 @@ fn warn_of_addresses(
     let takes_keys =
         routes.is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
     if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
-        root.warn(
-            "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
-             for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in \
-             front, else throttle.bad_keys_per_minute, or scalekit.validations_per_minute",
+        root.add_warning(
+            "nothing limits how many invalid keys are sent to Scalekit, which may use up the rate limit that your logins \
+             share: set server.trusted_proxies or server.proxy_protocol_from if proxies are in front, otherwise \
+             throttle.bad_keys_per_minute or scalekit.validations_per_minute",
         );
     }
     if validator.bad_keys_per_minute.is_some() && proxies == [&TrustedProxies::default(); 2] {
-        root.warn(
-            "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share \
-             one address, and so one allowance",
+        root.add_warning(
+            "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress, all clients share \
+             one address and so one limit",
         );
     }
     for (key, proxies) in ["trusted_proxies", "proxy_protocol_from"].into_iter().zip(proxies) {
         if proxies.networks.iter().any(|network| network.prefix_len() == 0) {
-            root.warn(format!(
-                "server.{key} has a network of all addresses: everybody can say who the client is"
+            root.add_warning(format!(
+                "server.{key} includes all addresses, so every client can choose the address that it seems to have"
             ));
         }
     }
@@ -225,14 +225,14 @@ fn merge_trusted(given: Vec<Text<TrustedProxies>>) -> TrustedProxies {
     })
 }
 
-/// A certificate and its key that can be used together.
+/// Checks the files of a certificate and its key.
 pub(super) fn convert_tls(file: file::TlsFiles, place: &Place<'_>) -> Option<KeyPair> {
-    let certificate = place.require("certificate", file.certificate, "\"/tls/tls.crt\"");
-    let key = place.require("key", file.key, "\"/tls/tls.key\"");
-    let certificate = place.convert("certificate", certificate, |path| check_file(&path.0));
-    let key = place.convert("key", key, |path| check_file(&path.0));
+    let certificate = place.require_key("certificate", file.certificate, "\"/tls/tls.crt\"");
+    let key = place.require_key("key", file.key, "\"/tls/tls.key\"");
+    let certificate = place.convert_value("certificate", certificate, |path| check_file(&path.0));
+    let key = place.convert_value("key", key, |path| check_file(&path.0));
     let pair = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
-    place.convert("certificate", pair, check_pair)
+    place.convert_value("certificate", pair, check_pair)
 }
 
 /// The path of a PEM file.
@@ -240,22 +240,22 @@ pub(super) struct PemPath(String);
 
 impl FromText for PemPath {
     fn parse_text(text: &str) -> Result<Self, String> {
-        // SECURITY: what is in the file may be a key, and is not repeated.
+        // SECURITY: the text may be a private key, and is not repeated.
         match text.contains("-----BEGIN") {
-            true => Err("should be the path of a PEM file, not what is in one".to_owned()),
+            true => Err("should be the path of a PEM file, not its content".to_owned()),
             false => Ok(Self(text.to_owned())),
         }
     }
 }
 
-/// A file that can be read.
+/// Checks that a file can be read.
 pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
-    // SECURITY: a key that stands here in base64 is no path, and is not repeated.
+    // SECURITY: the text may be a key in base64, which is not repeated.
     let is_path = given.starts_with('/') || given.contains('.');
-    let name = if is_path { quoted(given) } else { "the file".to_owned() };
+    let name = if is_path { quote_text(given) } else { "the file".to_owned() };
     let fail = |error: &dyn Display| format!("{name} cannot be read: {error}");
     let path = Path::new(given);
-    // A pipe would wait for somebody to write; a directory can be opened, and not read.
+    // Opening a pipe would wait for a writer; a directory can be opened but not read.
     let metadata = std::fs::metadata(path).map_err(|error| fail(&error))?;
     if !metadata.is_file() {
         return Err(fail(&"it is not a file"));
@@ -264,14 +264,14 @@ pub(super) fn check_file(PemPath(given): &PemPath) -> Result<PathBuf, String> {
     Ok(path.to_owned())
 }
 
-/// A file with root certificates that can be used.
+/// Checks a file of root certificates.
 pub(super) fn check_roots(path: &PemPath) -> Result<PathBuf, String> {
     let path = check_file(path)?;
-    tls::client(Some(&path), None, &[]).map_err(|error| error.to_string())?;
+    tls::client_config(Some(&path), None, &[]).map_err(|error| error.to_string())?;
     Ok(path)
 }
 
-/// A certificate and its key that can be used together.
+/// Checks that a certificate and its key belong together.
 pub(super) fn check_pair(pair: KeyPair) -> Result<KeyPair, String> {
     ServerCertificate::read(&pair).map_err(|error| error.to_string())?;
     Ok(pair)

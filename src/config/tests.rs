@@ -15,7 +15,7 @@ fn root() -> &'static Path {
 }
 
 fn environment() -> Environment {
-    Environment::of([
+    Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com"),
         ("SCALEKIT_CLIENT_ID", "skc_1"),
         ("SCALEKIT_CLIENT_SECRET", "not-a-real-secret"),
@@ -178,7 +178,7 @@ fn reported_problems_are_limited() {
     let found = problems(&format!("version = 1\n{unknown}{REST}"));
     let lines: Vec<&str> = found.lines().collect();
     assert_eq!(lines.len(), 1 + 200 + 1, "{found}");
-    assert_eq!(lines[201], "  f: there may be more problems; these come first");
+    assert_eq!(lines[201], "  f: there may be more problems; correct these first");
     assert!(!found.contains("hunter2"), "{found}");
 }
 
@@ -198,7 +198,7 @@ fn column_is_counted_in_characters() {
         format!("version = 1\n[server] # größer 🔑\nrealm = \"é\" # 鍵\n{REST}\"ключ\" = {{ 'é' = 1 }}\n");
     let found = problems(&text);
     assert!(found.contains("f:3:9: server.realm: "), "{found}");
-    assert!(found.contains("f:9:1: routes[0].\"ключ\": is not known here"), "{found}");
+    assert!(found.contains("f:9:1: routes[0].\"ключ\": is not a known key"), "{found}");
     let found = problems(&text.replace("realm = \"é\"", "'é' = \"é\" ; realm"));
     assert!(found.contains("f:3:11: this is not TOML"), "{found}");
 }
@@ -246,16 +246,16 @@ fn probable_mistakes_are_warned_of() {
          [[routes]]\npath = \"/v1/:id\"\nupstream = \"api\"\nauth = \"none\"\npreflight = true\n"
     );
     let warnings = parse(&text, "f", &environment()).unwrap().warnings;
-    let unbounded = "nothing limits how many made-up keys strangers can have Scalekit asked about, which may use up its rate limit \
-         for your logins too: set server.trusted_proxies or server.proxy_protocol_from where there are proxies in front, else \
-         throttle.bad_keys_per_minute, or scalekit.validations_per_minute";
+    let unbounded = "nothing limits how many invalid keys are sent to Scalekit, which may use up the rate limit that your logins \
+         share: set server.trusted_proxies or server.proxy_protocol_from if proxies are in front, otherwise \
+         throttle.bad_keys_per_minute or scalekit.validations_per_minute";
     let expected = [
         "routes[0].methods has \"DELTE\"; did you mean \"DELETE\"?",
-        "routes[1].path is matched as it stands: /v1/:id has no parameters",
-        "routes[1].preflight adds nothing to auth = \"none\"",
-        "upstreams.x is used by no route",
-        "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress all callers share one address, \
-         and so one allowance",
+        "routes[1].path is matched literally, as there are no parameters: /v1/:id",
+        "routes[1].preflight has no effect with auth = \"none\"",
+        "upstreams.x is not used by any route",
+        "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress, all clients share one \
+         address and so one limit",
     ];
     assert_eq!(warnings, expected);
     let shared = format!("version = 1\n[identity]\nclaims = [\"a b\", \"plan\", \"a-b\"]\n{REST}");
@@ -263,8 +263,8 @@ fn probable_mistakes_are_warned_of() {
     assert_eq!(
         warnings,
         [
-            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: a key with both is answered \
-          502; name a header for one under identity.claim_headers",
+            "identity.claims has \"a b\" and \"a-b\", which share the header x-claim-a-b: requests with a \
+          key that has both get 502; set a header for one of them in identity.claim_headers",
             unbounded,
         ]
     );
@@ -273,24 +273,22 @@ fn probable_mistakes_are_warned_of() {
     assert_eq!(
         warnings,
         [
-            "server.pass_headers has no effect without server.trusted_proxies: these headers are kept from trusted proxies \
-             alone",
-            "server.pass_headers has x-api-version, which Keyward passes on from everybody anyway",
+            "server.pass_headers has no effect without server.trusted_proxies, as headers are only kept from trusted \
+             proxies",
+            "server.pass_headers has x-api-version, which Keyward forwards from every client anyway",
             unbounded,
         ]
     );
     let nobody =
         format!("version = 1\n{REST}require = {{ scope = \"organization\", roles = [\"admin\"] }}\n");
     let warnings = parse(&nobody, "f", &environment()).unwrap().warnings;
-    assert_eq!(
-        warnings,
-        ["routes[0].require lets nobody pass: an organization's key has no roles", unbounded]
-    );
+    assert_eq!(warnings, ["routes[0].require admits no key: an organization's key has no roles", unbounded]);
     let everybody = format!("version = 1\n[server]\ntrusted_proxies = [\"::/0\"]\n{REST}");
     for key in ["trusted_proxies", "proxy_protocol_from"] {
         let text = everybody.replace("trusted_proxies", key);
-        let warning =
-            format!("server.{key} has a network of all addresses: everybody can say who the client is");
+        let warning = format!(
+            "server.{key} includes all addresses, so every client can choose the address that it seems to have"
+        );
         assert_eq!(parse(&text, "f", &environment()).unwrap().warnings, [warning]);
     }
 }
@@ -309,8 +307,8 @@ fn loose_host_route_around_stricter_is_warned_of() {
     assert_eq!(
         warnings(public, admin),
         [
-            "routes[0] lets callers who name the host docs.test reach /v1/admin/* without what routes[1] asks; give routes[1] \
-             the same host as well, or neither of them one"
+            "routes[0] lets clients that send the host docs.test reach /v1/admin/* without the requirements of routes[1]; \
+             set the same host in routes[1], or no host in either"
         ]
     );
     assert_eq!(warnings("path = \"/*\"", admin).len(), 1);
@@ -333,8 +331,8 @@ fn warnings_of(routes: &str) -> Vec<String> {
     );
     let warnings = parse(&text, "f", &environment()).unwrap_or_else(|problems| panic!("{problems}")).warnings;
     let about_routes = |warning: &String| {
-        !warning.ends_with("is used by no route")
-            && !warning.starts_with("nothing limits how many made-up keys")
+        !warning.ends_with("is not used by any route")
+            && !warning.starts_with("nothing limits how many invalid keys")
     };
     warnings.into_iter().filter(about_routes).collect()
 }
@@ -351,8 +349,8 @@ const ADMIN: &str = "require = { roles = [\"admin\"] }";
 fn strict_host_route_beside_loose_is_warned_of() {
     let on_host = |more: &str| format!("host = \"admin.test\"\n{more}");
     let strict = route_of("/admin/*", "api", &on_host(""));
-    let expected = "routes[1] lets callers who name any host but admin.test reach /admin/* without what routes[0] asks; give \
-                    routes[1] a host as well, or neither of them one";
+    let expected = "routes[1] lets clients that send any host but admin.test reach /admin/* without the requirements of \
+                    routes[0]; set a host in routes[1], or no host in either";
     for (loose, warned) in [
         (route_of("/*", "api", OPEN), true),
         (route_of("/*", "same", OPEN), true),
@@ -372,8 +370,9 @@ fn strict_host_route_beside_loose_is_warned_of() {
 
 #[test]
 fn exact_route_stricter_than_prefix_is_warned_of() {
-    let expected = "routes[0] takes /v1/rotate.json and the like without what routes[1] asks for /v1/rotate: make sure that the \
-                    service does not answer a path with a suffix as the path without (Rails does), or let routes[0] ask for as much";
+    let expected = "routes[0] matches /v1/rotate.json without the requirements of routes[1] for /v1/rotate: make sure that the \
+                    service does not treat a path with a suffix as the path without it, as Rails does, or set the same \
+                    requirements in routes[0]";
     for (around, exact, warned) in [
         (route_of("/v1/*", "api", ""), route_of("/v1/rotate", "api", ADMIN), true),
         (route_of("/*", "same", OPEN), route_of("/v1/rotate", "api", ""), true),

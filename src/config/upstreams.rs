@@ -1,10 +1,10 @@
-//! `[upstreams.NAME]`.
+//! Converts `[upstreams.NAME]`.
 
 use std::sync::Arc;
 
 use rustls::pki_types::ServerName;
 
-use super::diagnostics::quoted;
+use super::diagnostics::quote_text;
 use super::document::Place;
 use super::file;
 use super::settings::{check_file, check_pair, check_roots};
@@ -17,16 +17,16 @@ use crate::upstream;
 
 pub(super) const EXAMPLE: &str = "[upstreams.api] with url = \"http://127.0.0.1:8080\"";
 const FORMS: &str = "\"http://host:port\", \"https://host\", \"h2c://host:port\" or \"unix:/path\"";
-/// What `url` must be for these to mean anything.
+/// Keys that are only for https:// upstreams.
 const FOR_TLS: [&str; 4] = ["ca_file", "server_name", "client_certificate", "client_key"];
 
-/// The upstreams that can be used, in the order of the file.
+/// The upstreams without problems, in the order of the file.
 pub(super) fn convert_upstreams(
     file: Named<Table<file::Upstream>>,
     place: &Place<'_>,
 ) -> Vec<upstream::Settings> {
     if !place.exists() || place.is_empty() {
-        place.add_problem(format!("there are none; for example {EXAMPLE}"));
+        place.add_problem(format!("is missing or empty; for example {EXAMPLE}"));
     }
     let mut entries: Vec<_> =
         file.0.into_iter().map(|(name, upstream)| (place.child(&name), name, upstream.0)).collect();
@@ -42,10 +42,10 @@ pub(super) fn convert_upstreams(
 }
 
 fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> Option<upstream::Settings> {
-    let url = place.require("url", file.url, "\"http://127.0.0.1:8080\"").map(|url| url.0);
+    let url = place.require_key("url", file.url, "\"http://127.0.0.1:8080\"").map(|url| url.0);
     if url.as_ref().is_some_and(|url| !url.tls) {
-        for key in FOR_TLS.into_iter().filter(|key| place.has(key)) {
-            place.child(key).add_problem("is for https:// alone, which url is not");
+        for key in FOR_TLS.into_iter().filter(|key| place.has_key(key)) {
+            place.child(key).add_problem("is only for https:// upstreams");
         }
     }
     let protocol = match (url.as_ref().map(|url| url.protocol), file.http.0) {
@@ -57,18 +57,18 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
         (_, protocol) => protocol,
     };
     let certificate =
-        place.convert("client_certificate", file.client_certificate, |path| check_file(&path.0));
-    let key = place.convert("client_key", file.client_key, |path| check_file(&path.0));
+        place.convert_value("client_certificate", file.client_certificate, |path| check_file(&path.0));
+    let key = place.convert_value("client_key", file.client_key, |path| check_file(&path.0));
     for (one, other) in [("client_certificate", "client_key"), ("client_key", "client_certificate")] {
-        if place.has(one) && !place.has(other) {
-            place.child(one).add_problem(format!("does nothing without {other}"));
+        if place.has_key(one) && !place.has_key(other) {
+            place.child(one).add_problem(format!("has no effect without {other}"));
         }
     }
     let identity = certificate.zip(key).map(|(certificate, key)| KeyPair { certificate, key });
     let tls = Tls {
-        roots: place.convert("ca_file", file.ca_file, |path| check_roots(&path.0)),
+        roots: place.convert_value("ca_file", file.ca_file, |path| check_roots(&path.0)),
         server_name: file.server_name.map(|name| name.0.0),
-        identity: place.convert("client_certificate", identity, check_pair),
+        identity: place.convert_value("client_certificate", identity, check_pair),
     };
     let UpstreamUrl { address, tls: is_tls, .. } = url?;
     let origin = pool::Settings {
@@ -87,12 +87,12 @@ fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> 
     })
 }
 
-/// The name that an upstream's certificate is verified with.
+/// The name that an upstream's certificate is verified against.
 pub(super) struct ServerNameText(Box<str>);
 
 impl FromText for ServerNameText {
     fn parse_text(text: &str) -> Result<Self, String> {
-        let problem = |_| format!("{} is neither a DNS name nor an IP address", quoted(text));
+        let problem = |_| format!("{} is neither a DNS name nor an IP address", quote_text(text));
         ServerName::try_from(text).map(|_| Self(text.into())).map_err(problem)
     }
 }

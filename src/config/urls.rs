@@ -1,39 +1,41 @@
-//! Addresses as people write them: to listen on, to connect to, to believe.
+//! Parses addresses: of listeners, of upstreams, and of trusted proxies.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 
-use super::diagnostics::quoted;
+use super::diagnostics::quote_text;
 use super::values::FromText;
 use crate::listener::Listen;
 use crate::peer::TrustedProxies;
 
-/// A URL that is a scheme, a host and perhaps a port.
+/// A URL of a scheme, a host and optionally a port.
 pub(super) struct Url {
     /// In lower case.
     pub(super) scheme: String,
-    /// A name or an address, an IPv6 address without brackets.
+    /// A name or an IP address; an IPv6 address has no brackets.
     pub(super) host: String,
     pub(super) port: Option<u16>,
 }
 
-/// Reads a URL; `forms` says what it may be like.
+/// Parses a URL. `forms` describes the allowed forms for the error.
 pub(super) fn read_url(given: &str, forms: &str) -> Result<Url, String> {
     let unlike = || format!("should be {forms}");
     let (scheme, rest) = given.split_once("://").ok_or_else(unlike)?;
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    // SECURITY: nothing of this text may be repeated, as there can be a password in it, with a '/' that is not encoded too.
+    // SECURITY: this text must not be repeated, as it may contain a password, possibly with an unencoded '/'.
     if rest.contains('@') {
-        return Err("has a user or a password in it, which Keyward does not send; remove them".to_owned());
+        return Err("has a user or password, which Keyward does not send; remove it".to_owned());
     }
     if !matches!(path, "" | "/") {
-        return Err("should end after host and port; paths are forwarded as callers send them".to_owned());
+        return Err("should end after host and port; paths are forwarded as clients send them".to_owned());
     }
     let (host, port) = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
         Some((address, rest)) => {
-            address.parse::<Ipv6Addr>().map_err(|_| format!("{} is not an IPv6 address", quoted(address)))?;
+            address
+                .parse::<Ipv6Addr>()
+                .map_err(|_| format!("{} is not an IPv6 address", quote_text(address)))?;
             (address, rest)
         }
         None if authority.matches(':').count() > 1 => {
@@ -41,7 +43,7 @@ pub(super) fn read_url(given: &str, forms: &str) -> Result<Url, String> {
         }
         None => authority.split_at(authority.find(':').unwrap_or(authority.len())),
     };
-    let named = !host.is_empty() && (host.contains(':') || host.bytes().all(is_of_a_name));
+    let named = !host.is_empty() && (host.contains(':') || host.bytes().all(is_name_byte));
     if !named {
         return Err(unlike());
     }
@@ -50,20 +52,19 @@ pub(super) fn read_url(given: &str, forms: &str) -> Result<Url, String> {
         None => return Err(unlike()),
         Some(digits) => {
             let number = digits.parse::<u16>().ok().filter(|port| *port > 0);
-            Some(
-                number
-                    .ok_or_else(|| format!("has {} for a port, which is from 1 to 65535", quoted(digits)))?,
-            )
+            Some(number.ok_or_else(|| {
+                format!("has the port {}, which should be from 1 to 65535", quote_text(digits))
+            })?)
         }
     };
     Ok(Url { scheme: scheme.to_ascii_lowercase(), host: host.to_owned(), port })
 }
 
-fn is_of_a_name(byte: u8) -> bool {
+fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._".contains(&byte)
 }
 
-/// What a route's `host` is compared with: a name in lower case, or an IPv6 address in brackets, without a port.
+/// Parses a route's `host`: a name, which is converted to lower case, or an IPv6 address in brackets; without a port.
 pub(super) fn read_host(given: &str) -> Result<Box<str>, String> {
     let problem = if given.contains("://") || given.contains('/') {
         "should be a host name alone, without scheme and path"
@@ -72,18 +73,18 @@ pub(super) fn read_host(given: &str) -> Result<Box<str>, String> {
     } else if let Some(address) = given.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return match address.parse::<Ipv6Addr>() {
             Ok(address) => Ok(format!("[{address}]").into()),
-            Err(_) => Err(format!("{} is not an IPv6 address", quoted(address))),
+            Err(_) => Err(format!("{} is not an IPv6 address", quote_text(address))),
         };
     } else if given.contains(':') {
         "is matched without a port; remove it"
     } else if given.contains('*') {
-        "should be one host name; there are no patterns"
+        "should be one host name; patterns are not supported"
     } else if !given.is_ascii() {
         "should be the host name in ASCII, as clients send it (xn--…)"
     } else {
         let name = given.strip_suffix('.').unwrap_or(given);
         if !name.is_empty()
-            && name.bytes().all(is_of_a_name)
+            && name.bytes().all(is_name_byte)
             && name.split('.').all(|label| !label.is_empty())
         {
             return Ok(name.to_ascii_lowercase().into());
@@ -119,8 +120,8 @@ fn read_listen(given: &str) -> Result<Listen, String> {
     })
 }
 
-/// Whether two listeners would be in each other's way.
-pub(super) fn clash(one: &Listen, two: &Listen) -> bool {
+/// Whether two listeners cannot both be bound.
+pub(super) fn listeners_clash(one: &Listen, two: &Listen) -> bool {
     match (one, two) {
         (Listen::Unix(one), Listen::Unix(two)) => one == two,
         (Listen::Tcp(one), Listen::Tcp(two)) => {
@@ -131,22 +132,22 @@ pub(super) fn clash(one: &Listen, two: &Listen) -> bool {
     }
 }
 
-/// The path of `unix:/path`, if it is one. `unix:///path` is the same.
+/// Parses `unix:/path` or `unix:///path`; `None` for another form.
 pub(super) fn unix_path(given: &str) -> Option<Result<PathBuf, String>> {
-    /// What `sockaddr_un` holds, without the zero at its end.
+    /// Length of `sun_path` in `sockaddr_un`, without the terminating zero.
     const LONGEST: usize = 107;
     let path = given.strip_prefix("unix:")?;
     let path = path.strip_prefix("//").unwrap_or(path);
     Some(if !path.starts_with('/') || path.ends_with('/') || path.contains('\0') {
         Err("should have an absolute path after \"unix:\", as in \"unix:/run/app.sock\"".to_owned())
     } else if path.len() > LONGEST {
-        Err(format!("should have a path of at most {LONGEST} bytes, which is all that a unix socket takes"))
+        Err(format!("should have a path of at most {LONGEST} bytes, the limit for unix sockets"))
     } else {
         Ok(PathBuf::from(path))
     })
 }
 
-/// One of `trusted_proxies` or `proxy_protocol_from`: a network, an address, or `unix:`.
+/// An item of `trusted_proxies` or `proxy_protocol_from`: a network, an address, or `unix:`.
 impl FromText for TrustedProxies {
     fn parse_text(text: &str) -> Result<Self, String> {
         read_trusted(text)
@@ -159,7 +160,10 @@ fn read_trusted(given: &str) -> Result<TrustedProxies, String> {
     }
     let network = given.parse().ok().or_else(|| given.parse::<IpAddr>().ok().map(IpNet::from));
     let network: IpNet = network.ok_or_else(|| {
-        format!("{} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"", quoted(given))
+        format!(
+            "{} is neither a network such as \"10.0.0.0/8\", an address, nor \"unix:\"",
+            quote_text(given)
+        )
     })?;
     if network.trunc() != network {
         let (network, address) = (network.trunc(), network.addr());
@@ -168,7 +172,7 @@ fn read_trusted(given: &str) -> Result<TrustedProxies, String> {
     if let IpNet::V6(six) = network
         && let Some(four) = six.addr().to_ipv4_mapped()
     {
-        // Peers are compared in this form, so that this would never match.
+        // Peers' addresses are converted to IPv4, so this network would never match.
         let length = six.prefix_len().saturating_sub(96);
         return Err(format!("is an IPv4 network in IPv6 form; write \"{four}/{length}\""));
     }

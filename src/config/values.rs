@@ -1,4 +1,4 @@
-//! The kinds of values in the route file: what each accepts, what is said of the rest, and how a JSON Schema describes it.
+//! The types of values in the route file: what each accepts, the messages for everything else, and its JSON Schema.
 
 pub(super) mod special;
 pub(super) mod tables;
@@ -15,20 +15,20 @@ use serde_json::{Value as Json, json};
 
 use self::special::{BadKeys, Lifetime, SocketMode, Version};
 
-use super::diagnostics::{did_you_mean, quoted};
+use super::diagnostics::{did_you_mean, quote_text};
 
-/// A value that is read from a string or an integer. `None` where it is never of that type.
+/// A value that is written as a string or an integer. `from_text` and `from_integer` return `None` if it is never of that type.
 pub(super) trait Scalar: Sized {
-    /// What a value of another type should be.
-    fn describe() -> String;
+    /// The expected value, as the end of "should be …".
+    fn describe_type() -> String;
     fn from_text(_: &str) -> Option<Result<Self, String>> {
         None
     }
     fn from_integer(_: i128) -> Option<Result<Self, String>> {
         None
     }
-    fn schema() -> Schema;
-    /// As a default in the schema; null for what is never one.
+    fn make_schema() -> Schema;
+    /// The value as a default in the schema; null if it never is a default.
     fn to_json(&self) -> Json {
         Json::Null
     }
@@ -50,7 +50,7 @@ impl<T: Scalar> Visitor<'_> for ScalarVisitor<T> {
     type Value = T;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&T::describe())
+        f.write_str(&T::describe_type())
     }
 
     fn visit_str<E: Error>(self, text: &str) -> Result<T, E> {
@@ -78,7 +78,7 @@ impl<T: Scalar> Visitor<'_> for ScalarVisitor<T> {
     }
 }
 
-/// What serde and schemars ask of a scalar.
+/// Implements the traits of serde and schemars for a scalar.
 macro_rules! implement_scalar {
     ([$($generics:tt)*] $type:ty) => {
         impl<'de, $($generics)*> Deserialize<'de> for $type {
@@ -103,7 +103,7 @@ macro_rules! implement_scalar {
             }
 
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                Self::schema()
+                Self::make_schema()
             }
         }
     };
@@ -127,7 +127,7 @@ const DAY: Duration = Duration::from_secs(86_400);
 const DURATION_PATTERN: &str = r"^\s*(\d+(\.\d+)?\s*[a-zA-Zµ]+\s*)+$|^\s*0\s*$";
 
 impl<const LEAST: u64> Time<LEAST> {
-    pub(super) const fn seconds(seconds: u64) -> Self {
+    pub(super) const fn from_seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 }
@@ -137,7 +137,7 @@ fn lacks_unit(number: impl Display) -> String {
 }
 
 impl<const LEAST: u64> Scalar for Time<LEAST> {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "a duration in quotes, such as \"2s\", \"250ms\" or \"1m 30s\"".to_owned()
     }
 
@@ -151,7 +151,7 @@ impl<const LEAST: u64> Scalar for Time<LEAST> {
         }
         let range = Duration::from_millis(LEAST)..=DAY;
         Some(match super::parse_duration(text) {
-            None => Err(format!("should be {}", Self::describe())),
+            None => Err(format!("should be {}", Self::describe_type())),
             Some(given) if range.contains(&given) => Ok(Self(given)),
             Some(_) => {
                 let limit = |limit: &Duration| humantime::format_duration(*limit);
@@ -160,7 +160,7 @@ impl<const LEAST: u64> Scalar for Time<LEAST> {
         })
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "string", "pattern": DURATION_PATTERN })
     }
 
@@ -169,7 +169,7 @@ impl<const LEAST: u64> Scalar for Time<LEAST> {
     }
 }
 
-/// A size in bytes, as a number or with a unit of 1,024.
+/// A size in bytes, written as a number or with a unit such as KiB.
 #[derive(Clone, Copy)]
 pub(super) struct Size<const LEAST: u64, const MOST: u64>(pub(super) usize);
 
@@ -186,7 +186,7 @@ impl<const LEAST: u64, const MOST: u64> Size<LEAST, MOST> {
 }
 
 impl<const LEAST: u64, const MOST: u64> Scalar for Size<LEAST, MOST> {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "a size in quotes, such as \"64KiB\" or \"1MiB\"".to_owned()
     }
 
@@ -198,7 +198,7 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Size<LEAST, MOST> {
         let digits = text.trim_end_matches(|char: char| char.is_ascii_alphabetic());
         let (number, unit) = (digits.trim(), &text[digits.len()..]);
         if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Some(Err(format!("should be {}", Self::describe())));
+            return Some(Err(format!("should be {}", Self::describe_type())));
         }
         let factor = UNITS.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor);
         Some(match factor.or_else(|| unit.is_empty().then_some(1)) {
@@ -207,7 +207,7 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Size<LEAST, MOST> {
         })
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({
             "anyOf": [
                 { "type": "string", "pattern": r"^\s*\d+\s*(B|KiB|MiB|GiB)?$" },
@@ -226,12 +226,12 @@ fn format_size(bytes: u64) -> String {
     unit.map_or_else(|| bytes.to_string(), |(name, factor)| format!("{}{name}", bytes / factor))
 }
 
-/// `64k`, `64KB` and the like are meant as 64 KiB, but that is not for Keyward to decide.
+/// `64k` or `64KB` may mean 64 KiB or 64,000 bytes, so it is refused with a hint.
 fn unknown_unit(number: &str, unit: &str) -> String {
     let first = unit.get(..1).unwrap_or_default().to_ascii_uppercase();
     let near = UNITS.iter().find(|(name, _)| name.starts_with(&first) && unit.len() <= 3);
     let hint = near.map_or_else(String::new, |(name, _)| format!("; did you mean \"{number}{name}\"?"));
-    format!("has an unknown unit {}; known are B, KiB, MiB and GiB{hint}", quoted(unit))
+    format!("has an unknown unit {}; known units are B, KiB, MiB and GiB{hint}", quote_text(unit))
 }
 
 /// A whole number.
@@ -249,7 +249,7 @@ impl<const LEAST: u64, const MOST: u64> Number<LEAST, MOST> {
 }
 
 impl<const LEAST: u64, const MOST: u64> Scalar for Number<LEAST, MOST> {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "a whole number".to_owned()
     }
 
@@ -262,7 +262,7 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Number<LEAST, MOST> {
         text.parse::<u64>().ok().map(|_| Err("should be a whole number, without quotes".to_owned()))
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "integer", "minimum": LEAST, "maximum": MOST })
     }
 
@@ -271,33 +271,34 @@ impl<const LEAST: u64, const MOST: u64> Scalar for Number<LEAST, MOST> {
     }
 }
 
-/// What is chosen by one of a few words.
+/// A type whose values are written as fixed words.
 pub(super) trait Choices: Copy + PartialEq + 'static {
     const WORDS: &'static [(&'static str, Self)];
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(super) struct Choice<T>(pub(super) T);
 
-fn words<T: Choices>() -> impl Iterator<Item = &'static str> {
+fn choice_words<T: Choices>() -> impl Iterator<Item = &'static str> {
     T::WORDS.iter().map(|(word, _)| *word)
 }
 
 impl<T: Choices> Scalar for Choice<T> {
-    fn describe() -> String {
-        let quoted: Vec<String> = words::<T>().map(|word| format!("\"{word}\"")).collect();
+    fn describe_type() -> String {
+        let quoted: Vec<String> = choice_words::<T>().map(|word| format!("\"{word}\"")).collect();
         let (last, rest) = quoted.split_last().map_or(("", &[][..]), |(last, rest)| (last.as_str(), rest));
         format!("{} or {last}", rest.join(", "))
     }
 
     fn from_text(text: &str) -> Option<Result<Self, String>> {
         let chosen = T::WORDS.iter().find(|(word, _)| *word == text).map(|(_, choice)| Self(*choice));
-        let problem = || format!("should be {}{}", Self::describe(), did_you_mean(text, words::<T>()));
+        let problem =
+            || format!("should be {}{}", Self::describe_type(), did_you_mean(text, choice_words::<T>()));
         Some(chosen.ok_or_else(problem))
     }
 
-    fn schema() -> Schema {
-        json_schema!({ "type": "string", "enum": words::<T>().collect::<Vec<_>>() })
+    fn make_schema() -> Schema {
+        json_schema!({ "type": "string", "enum": choice_words::<T>().collect::<Vec<_>>() })
     }
 
     fn to_json(&self) -> Json {
@@ -305,10 +306,10 @@ impl<T: Choices> Scalar for Choice<T> {
     }
 }
 
-/// What is written as a string of a certain form.
+/// A type that is parsed from a string.
 pub(super) trait FromText: Sized {
     fn parse_text(text: &str) -> Result<Self, String>;
-    /// As a default in the schema.
+    /// The value as a default in the schema.
     fn format_text(&self) -> Option<String> {
         None
     }
@@ -318,7 +319,7 @@ pub(super) trait FromText: Sized {
 pub(super) struct Text<T>(pub(super) T);
 
 impl<T: FromText> Scalar for Text<T> {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "a string in quotes".to_owned()
     }
 
@@ -326,7 +327,7 @@ impl<T: FromText> Scalar for Text<T> {
         Some(T::parse_text(text).map(Self))
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "string" })
     }
 

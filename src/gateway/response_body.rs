@@ -18,7 +18,7 @@ pub(super) struct ResponseBody {
     record: Record,
     revalidation: Revalidation,
     /// Whether the client understands a gRPC status in the trailers.
-    takes_status: bool,
+    takes_grpc_status: bool,
     /// Whether such a status ended the body early.
     ended_early: bool,
     _exchange: Exchange,
@@ -29,14 +29,15 @@ impl ResponseBody {
         body: PooledBody,
         mut record: Record,
         revalidation: Revalidation,
-        takes_status: bool,
+        takes_grpc_status: bool,
         exchange: Exchange,
     ) -> Body {
         if body.is_end_stream() {
             record.mark_complete();
             return body::empty();
         }
-        let adapter = Self { record, revalidation, takes_status, ended_early: false, _exchange: exchange };
+        let adapter =
+            Self { record, revalidation, takes_grpc_status, ended_early: false, _exchange: exchange };
         Adapted::new(body, adapter).boxed_unsync()
     }
 }
@@ -71,12 +72,12 @@ impl Adapter for ResponseBody {
         let over = matches!(polled, Poll::Ready(None | Some(Err(_)))) || body.is_end_stream();
         if !over && let Poll::Ready(rejection) = self.revalidation.poll_closed(cx) {
             self.record.mark_cut(close_reason(&rejection), None);
-            if !self.takes_status {
+            if !self.takes_grpc_status {
                 return Poll::Ready(Some(Err(close_reason(&rejection).into())));
             }
             // The upload has its own check and ends by itself.
             self.ended_early = true;
-            return Poll::Ready(Some(Ok(Frame::trailers(rejection.trailers()))));
+            return Poll::Ready(Some(Ok(Frame::trailers(rejection.to_trailers()))));
         }
         polled
     }

@@ -105,7 +105,7 @@ impl JsonLine<'_> {
                 '"' => self.raw("\\\""),
                 '\\' => self.raw("\\\\"),
                 char if terminal::is_terminal_control(char) => {
-                    self.raw(&terminal::escape(char.encode_utf8(&mut [0; 4]), &[]));
+                    self.raw(&terminal::escape_controls(char.encode_utf8(&mut [0; 4]), &[]));
                 }
                 char => self.raw(char.encode_utf8(&mut [0; 4])),
             }

@@ -215,7 +215,7 @@ fn escape_line<'l>(line: &'l [u8], kept: &[char]) -> Cow<'l, [u8]> {
     if text.len() < line.len() && !text.iter().any(may_be_obeyed) {
         return Cow::Borrowed(line);
     }
-    let mut out = terminal::escape(&String::from_utf8_lossy(text), kept).into_owned().into_bytes();
+    let mut out = terminal::escape_controls(&String::from_utf8_lossy(text), kept).into_owned().into_bytes();
     out.push(b'\n');
     Cow::Owned(out)
 }

@@ -1,4 +1,4 @@
-//! Opens a connection: name, TCP or unix socket, TLS, and the HTTP handshake, all within one time limit.
+//! Opens a connection: name resolution, TCP or unix socket, TLS and HTTP handshake, all within one time limit.
 
 use std::io;
 use std::pin::Pin;
@@ -20,12 +20,13 @@ use super::outgoing::OutgoingBody;
 use super::{Address, Protocol, SendError, Settings, Tasks, Tunnel};
 use crate::tls::{self, TlsError};
 
-/// No more often, or Scalekit's front closes the connection (contract section 4).
+/// More frequent pings would make Scalekit's load balancer close the connection (contract section 4).
 const PING_EVERY: Duration = Duration::from_secs(60);
 const PONG_WITHIN: Duration = Duration::from_secs(10);
-/// What an HTTP/2 origin may send of one answer before it is read.
+/// Flow-control window of one response, in bytes: how much the origin may send before it is read.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// And of all answers: so much that those that nobody reads leave room for the others.
+/// Flow-control window of all responses on a connection. Enough for a full window each, so that responses which are not read
+/// do not block the others.
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * super::STREAMS as u32;
 
 pub(super) struct Dialer {
@@ -33,10 +34,10 @@ pub(super) struct Dialer {
     address: Address,
     protocol: Protocol,
     timeout: Duration,
-    tls: Option<Secure>,
+    tls: Option<TlsConnectors>,
 }
 
-struct Secure {
+struct TlsConnectors {
     any: TlsConnector,
     http1: TlsConnector,
     name: ServerName<'static>,
@@ -50,21 +51,21 @@ pub(super) enum Wanted {
 
 pub(super) enum Dialed {
     Http1(http1::SendRequest<OutgoingBody>),
-    /// With the number of streams that the origin allows at once.
+    /// With the number of concurrent streams that the origin allows.
     Http2(http2::SendRequest<OutgoingBody>, Arc<AtomicUsize>),
 }
 
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
-/// What is read ahead of who takes it, in bytes, and so the longest head of an answer; hyper would take some 400 KiB.
+/// Size of the read buffer, in bytes, which also limits the head of a response; hyper's default is some 400 KiB.
 const MAX_BUFFER: usize = 64 * 1024;
 
 impl Dialer {
     pub(super) fn new(tunnel: Option<Tunnel>, settings: &Settings) -> Result<Self, TlsError> {
         let tls = match (&settings.tls, &settings.address) {
-            (Some(tls), Address::Tcp(host, _)) => Some(Secure::new(tls, host, settings.protocol)?),
-            (Some(tls), Address::Unix(_)) => Some(Secure::new(tls, "localhost", settings.protocol)?),
+            (Some(tls), Address::Tcp(host, _)) => Some(TlsConnectors::new(tls, host, settings.protocol)?),
+            (Some(tls), Address::Unix(_)) => Some(TlsConnectors::new(tls, "localhost", settings.protocol)?),
             (None, _) => None,
         };
         Ok(Self {
@@ -83,8 +84,8 @@ impl Dialer {
     pub(super) async fn dial(&self, wanted: Wanted, tasks: &TaskTracker) -> Result<Dialed, SendError> {
         let deadline = Instant::now() + self.timeout;
         let connect = async {
-            let stream = self.connect(deadline).await?;
-            self.secure(stream, wanted).await
+            let stream = self.connect_stream(deadline).await?;
+            self.start_tls(stream, wanted).await
         };
         let (stream, alpn) = match tokio::time::timeout_at(deadline, connect).await {
             Ok(connected) => connected.map_err(SendError::Connect)?,
@@ -109,7 +110,7 @@ impl Dialer {
                 .await
                 .map_err(SendError::Broken)?;
             let allowed = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
-            tasks.spawn(watched(connection, Arc::clone(&allowed)));
+            tasks.spawn(run_http2(connection, Arc::clone(&allowed)));
             Ok(Dialed::Http2(sender, allowed))
         } else {
             let (sender, connection) = http1::Builder::new()
@@ -117,13 +118,13 @@ impl Dialer {
                 .handshake(io)
                 .await
                 .map_err(SendError::Broken)?;
-            // What ends a connection reaches whoever waits for an answer on it.
+            // An error of the connection is returned to the request that waits for a response on it.
             tasks.spawn(connection.with_upgrades());
             Ok(Dialed::Http1(sender))
         }
     }
 
-    async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
+    async fn connect_stream(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
         match (&self.tunnel, &self.address) {
             (Some(tunnel), _) => tunnel.open(deadline).await,
             (None, Address::Unix(path)) => Ok(Box::new(UnixStream::connect(path).await?)),
@@ -131,13 +132,13 @@ impl Dialer {
         }
     }
 
-    /// TLS, if there is any, and whether ALPN chose HTTP/2.
-    async fn secure(&self, stream: Box<dyn Io>, wanted: Wanted) -> io::Result<(Box<dyn Io>, bool)> {
-        let Some(secure) = &self.tls else {
+    /// Starts TLS if it is configured, and tells whether ALPN selected HTTP/2.
+    async fn start_tls(&self, stream: Box<dyn Io>, wanted: Wanted) -> io::Result<(Box<dyn Io>, bool)> {
+        let Some(connectors) = &self.tls else {
             return Ok((stream, false));
         };
-        let connector = if wanted == Wanted::Upgrade { &secure.http1 } else { &secure.any };
-        let stream = connector.connect(secure.name.clone(), stream).await?;
+        let connector = if wanted == Wanted::Upgrade { &connectors.http1 } else { &connectors.any };
+        let stream = connector.connect(connectors.name.clone(), stream).await?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
         Ok((Box::new(stream), http2))
     }
@@ -147,7 +148,7 @@ pub(super) async fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io:
     let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
     let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for (index, address) in addresses.iter().enumerate() {
-        // Each address gets its share of the time, so that a dead first one leaves some for the next.
+        // Each address gets a share of the time, so that an unreachable one leaves time for the next.
         let share = deadline.saturating_duration_since(Instant::now()) / (addresses.len() - index) as u32;
         match tokio::time::timeout(share, TcpStream::connect(address)).await {
             Ok(Ok(stream)) => {
@@ -161,8 +162,8 @@ pub(super) async fn connect_tcp(host: &str, port: u16, deadline: Instant) -> io:
     Err(failed)
 }
 
-/// Runs the connection, and notes how many streams the origin allows.
-async fn watched<T>(mut connection: http2::Connection<T, OutgoingBody, Tasks>, allowed: Arc<AtomicUsize>)
+/// Runs the connection and records how many streams the origin allows.
+async fn run_http2<T>(mut connection: http2::Connection<T, OutgoingBody, Tasks>, allowed: Arc<AtomicUsize>)
 where
     T: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
 {
@@ -171,20 +172,20 @@ where
         if polled.is_pending() {
             allowed.store(connection.current_max_send_streams(), Ordering::Relaxed);
         }
-        // What ends a connection reaches whoever waits for an answer on it.
+        // An error of the connection is returned to the requests that wait for responses on it.
         polled.map(drop)
     })
     .await;
 }
 
-impl Secure {
+impl TlsConnectors {
     fn new(settings: &super::Tls, host: &str, protocol: Protocol) -> Result<Self, TlsError> {
         let alpn: &[&[u8]] = match protocol {
             Protocol::Auto => &[b"h2", b"http/1.1"],
             Protocol::Http1 => &[b"http/1.1"],
             Protocol::Http2 => &[b"h2"],
         };
-        let any = tls::client(settings.roots.as_deref(), settings.identity.as_ref(), alpn)?;
+        let any = tls::client_config(settings.roots.as_deref(), settings.identity.as_ref(), alpn)?;
         let mut http1 = any.clone();
         http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         let name = settings.server_name.as_deref().unwrap_or(host);

@@ -1,5 +1,5 @@
-//! A request on its way out, and what it takes to send it once more: its head, and as much of its body as went out, where that
-//! is little.
+//! The body of a request that is sent, and a copy of the request for sending it again: its head, and the part of its body that
+//! was sent, if that is small.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -12,8 +12,8 @@ use hyper::{Method, Request};
 use super::lock;
 use crate::body::{self, Body, BodyError, PolledFrame};
 
-/// A body of which more than this went out is not sent again, in bytes. Within what a request is counted for
-/// (`memory_plan::REQUEST`).
+/// A request is not sent again after more than this of its body was sent, in bytes. Less than the memory that each request is
+/// accounted for (`memory_plan::REQUEST`).
 const MAX_RECORDED: usize = 16 * 1024;
 
 /// A request's body as hyper sends it.
@@ -22,15 +22,15 @@ pub(super) enum OutgoingBody {
     Once(Body),
     /// Recorded while it is sent, so that it can be sent again.
     Recorded(Arc<Mutex<Recording>>),
-    /// Sent again: first what went out before, then the rest.
+    /// Sent again: first the recorded part, then the rest.
     Replayed { recorded: Bytes, rest: Option<Box<OutgoingBody>>, size_hint: SizeHint },
 }
 
 /// A body that is being sent over HTTP/2.
 pub(super) struct Recording {
-    /// None once it has ended, or was taken to be sent again.
+    /// `None` once it has ended, or was taken to be sent again.
     body: Option<OutgoingBody>,
-    /// What went out; none once that was too much.
+    /// The part that was sent; `None` once that was too much.
     recorded: Option<Vec<u8>>,
     size_hint: SizeHint,
 }
@@ -42,7 +42,7 @@ pub(super) struct Replay {
 }
 
 impl Replay {
-    /// For any request, in case the origin says that it did not process it. The body is recorded from now on.
+    /// For any request, in case the origin states that it did not process it. Its body is recorded while it is sent.
     pub(super) fn record(request: Request<OutgoingBody>) -> (Request<OutgoingBody>, Self) {
         let head = copy_head(&request);
         if request.body().is_end_stream() {
@@ -56,13 +56,13 @@ impl Replay {
         (Request::from_parts(parts, body), Self { head, body: Some(recording) })
     }
 
-    /// For a request without a body, in case nobody knows what the origin did with it: none of it can be half sent.
+    /// For a request without a body, which cannot have been sent in part.
     pub(super) fn without_body(request: &Request<OutgoingBody>) -> Option<Self> {
         request.body().is_end_stream().then(|| Self { head: copy_head(request), body: None })
     }
 
-    /// Whether the request may be repeated whatever the origin did with it: the method is idempotent (RFC 9110 section 9.2.2),
-    /// and there is no body.
+    /// Whether the request may be repeated even if the origin may have processed it: its method is idempotent (RFC 9110
+    /// section 9.2.2), and it has no body.
     pub(super) fn is_safe(&self) -> bool {
         let is_idempotent = matches!(
             *self.head.method(),
@@ -71,7 +71,7 @@ impl Replay {
         is_idempotent && self.body.is_none()
     }
 
-    /// The request again, unless too much of its body is gone.
+    /// The request to send again; `None` if too much of its body was sent.
     pub(super) fn into_request(self) -> Option<Request<OutgoingBody>> {
         let body = match self.body {
             None => OutgoingBody::Once(body::empty()),
@@ -106,12 +106,12 @@ impl Recording {
             Poll::Ready(Some(frame)) => {
                 let data = frame.as_ref().ok().and_then(Frame::data_ref);
                 match (data, &mut self.recorded) {
-                    // A copy: the bytes themselves count against their connection until they are dropped, and where memory is
-                    // tight the rest of the body waits for that.
+                    // Copied, because the original bytes count against the memory of their connection until they are dropped,
+                    // and the rest of the body may wait for that memory.
                     (Some(data), Some(recorded)) if recorded.len() + data.len() <= MAX_RECORDED => {
                         recorded.extend_from_slice(data);
                     }
-                    // Too much, trailers, or broken.
+                    // Too long, trailers, or an error.
                     _ => self.recorded = None,
                 }
             }

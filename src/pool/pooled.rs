@@ -1,4 +1,4 @@
-//! The body of a response, and the connection that it comes on.
+//! The body of a response, which holds the connection that it arrives on.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -13,7 +13,7 @@ use super::outgoing::OutgoingBody;
 use super::{Idle, Origin, lock};
 use crate::body::{self, Adapted, Adapter, PolledFrame};
 
-/// A response's body. Read to its end, the connection can serve again; dropped before, it is closed.
+/// A response's body. Reading it to its end returns the connection to the pool; dropping it earlier closes the connection.
 pub(crate) type PooledBody = Adapted<Lease>;
 
 /// What a response's body holds until its end.

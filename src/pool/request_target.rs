@@ -1,4 +1,4 @@
-//! A request as HTTP/1.1 and HTTP/2 write it.
+//! Adapts a request to HTTP/1.1 or HTTP/2.
 
 use http_body::Body as _;
 use hyper::header::{CONTENT_LENGTH, COOKIE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
@@ -10,7 +10,7 @@ use super::outgoing::OutgoingBody;
 pub(super) fn for_http1(mut request: Request<OutgoingBody>) -> Request<OutgoingBody> {
     *request.version_mut() = Version::HTTP_11;
     join_cookies(request.headers_mut());
-    // hyper would drop the body of a GET or HEAD that does not say how long it is.
+    // hyper would drop the body of a GET or HEAD without a length.
     if !request.body().is_end_stream() && !request.headers().contains_key(CONTENT_LENGTH) {
         let (name, value) = match request.body().size_hint().exact() {
             Some(length) => (CONTENT_LENGTH, HeaderValue::from(length)),
@@ -19,7 +19,7 @@ pub(super) fn for_http1(mut request: Request<OutgoingBody>) -> Request<OutgoingB
         request.headers_mut().insert(name, value);
     }
     if let Some(authority) = request.uri().authority() {
-        // Prepared for HTTP/2, and then not sent on it.
+        // The request was prepared for HTTP/2 and is sent again over HTTP/1.1.
         if let Ok(host) = HeaderValue::from_str(authority.as_str()) {
             request.headers_mut().insert(HOST, host);
         }
@@ -29,7 +29,7 @@ pub(super) fn for_http1(mut request: Request<OutgoingBody>) -> Request<OutgoingB
     request
 }
 
-/// HTTP/2 may send cookies one by one, which HTTP/1.1 knows as one header alone (RFC 9113 section 8.2.3).
+/// HTTP/2 may split `Cookie` into several fields; HTTP/1.1 requires a single one (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if crumbs.len() > 1

@@ -1,5 +1,5 @@
-//! A way through an HTTP proxy (CONNECT, RFC 9110 section 9.3.6), which the connections to Scalekit may need. Upstreams
-//! are never reached through one.
+//! Tunnels through an HTTP proxy (CONNECT, RFC 9110 section 9.3.6), for connections to Scalekit. Upstreams are never reached
+//! through a proxy.
 
 use std::io;
 use std::path::Path;
@@ -16,10 +16,10 @@ use tokio_rustls::TlsConnector;
 use super::dial::{Io, connect_tcp};
 use crate::tls::{self, TlsError};
 
-/// Keyward's name towards Scalekit and the proxy, for `User-Agent`.
+/// The `User-Agent` that Scalekit and the proxy see.
 pub const PRODUCT: &str = concat!("keyward/", env!("CARGO_PKG_VERSION"));
 
-/// The proxy, and where it is to connect to.
+/// A proxy and the environment that it connects to.
 pub struct Tunnel {
     proxy: ProxyServer,
     environment: Environment,
@@ -28,10 +28,10 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// A way to an environment. An https:// proxy is verified against `roots`, or else the system's.
+    /// The certificate of an https:// proxy is verified with `roots`, or else with the system's.
     ///
     /// # Errors
-    /// When a certificate cannot be used, or none can be verified for the proxy's name.
+    /// When a certificate cannot be used, or no certificate can be verified for the proxy's name.
     pub fn new(
         proxy: ProxyServer,
         environment: &Environment,
@@ -40,16 +40,16 @@ impl Tunnel {
         let tls = if proxy.is_https() {
             let name = proxy.host().to_owned();
             let name = ServerName::try_from(name).map_err(|_| TlsError::Name(proxy.host().to_owned()))?;
-            Some((Arc::new(tls::client(roots, None, &[b"http/1.1"])?).into(), name))
+            Some((Arc::new(tls::client_config(roots, None, &[b"http/1.1"])?).into(), name))
         } else {
             None
         };
         Ok(Self { proxy, environment: environment.clone(), tls })
     }
 
-    /// A connection through the proxy. What fails is an [`Error`] within the `io::Error`.
+    /// Opens a connection through the proxy. The `io::Error` wraps an [`Error`].
     pub(super) async fn open(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
-        let mut stream = self.connect(deadline).await.map_err(|error| {
+        let mut stream = self.connect_proxy(deadline).await.map_err(|error| {
             let (proxy, reason) = (self.proxy.address(), error.to_string());
             io::Error::other(Error::ProxyUnreachable { proxy, reason })
         })?;
@@ -58,7 +58,7 @@ impl Tunnel {
         Ok(stream)
     }
 
-    async fn connect(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
+    async fn connect_proxy(&self, deadline: Instant) -> io::Result<Box<dyn Io>> {
         let stream = connect_tcp(self.proxy.host(), self.proxy.port(), deadline).await?;
         match &self.tls {
             Some((connector, name)) => Ok(Box::new(connector.connect(name.clone(), stream).await?)),

@@ -1,5 +1,5 @@
-//! What a new route table changes for callers: routes that are gone, opened, or ask for less. Only what a reload needs to
-//! warn about and to wait for; a route that asks for more is no change here.
+//! The changes between two route tables that a reload warns about and delays: routes that are dropped, opened, added or require
+//! less. A route that requires more is not reported.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,29 +10,29 @@ use hyper::Method;
 use super::{Auth, Pattern, Route, RouteTable};
 use crate::policy::{Requirement, Scope};
 
-/// How a route differs.
+/// How a route has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
-    /// It is gone, for some of its methods at least. Its requests are refused, or another route takes them.
+    /// It no longer exists, or not for all of its methods. Its requests are refused, or matched by another route.
     Dropped,
-    /// Requests that needed a key, or were refused, pass without one.
+    /// Requests that required a key, or were refused, are forwarded without one.
     Opened,
-    /// It asks for less than before.
+    /// It requires less than before.
     Loosened,
-    /// It asks for a key where requests were refused before.
+    /// It requires a key for requests that were refused before.
     Added,
 }
 
 /// One difference between two route tables.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// How it differs.
+    /// How the route has changed.
     pub kind: Kind,
     /// The label of the route: the old one of a dropped route, the new one otherwise.
     pub route: Arc<str>,
-    /// What was asked for before.
+    /// What was required before.
     pub from: String,
-    /// What is asked for now.
+    /// What is required now.
     pub to: String,
 }
 
@@ -48,9 +48,9 @@ impl fmt::Display for Change {
     }
 }
 
-/// The routes that `after` drops, opens, loosens or adds. Compared by host, path and method, not by label, and as requests
-/// meet them: a new route within an older, stricter one loosens that.
-pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
+/// Lists the routes that `after` drops, opens, loosens or adds. Routes are compared by host, path and method, not by label, and
+/// by their effect on requests: a new route within an older one that requires more counts as loosened.
+pub fn compare_tables(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     let changed = |own: &RouteTable, other: &RouteTable| -> Vec<Route> {
         own.routes()
             .iter()
@@ -60,21 +60,21 @@ pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     };
     let differing = [changed(before, after), changed(after, before)].concat();
     let tables = || before.routes().iter().chain(after.routes());
-    // Every method that a route names, and one that none names.
+    // Every method that a route names, and `None` for all others.
     let named: BTreeSet<&str> =
         tables().flat_map(|route| route.methods.iter().flatten()).map(Method::as_str).collect();
     let methods: Vec<Option<&str>> = named.into_iter().map(Some).chain([None]).collect();
     let mut changes: Vec<Change> = Vec::new();
     let mut seen = BTreeSet::new();
     for route in &differing {
-        // A place that a differing route takes from another one is a place that may have changed.
+        // A differing route may also change the result for the more specific patterns that it covers.
         for place in tables().filter(|place| route.pattern.covers(&place.pattern)) {
             if !seen.insert((route.host.as_deref(), place.pattern.to_string())) {
                 continue;
             }
             for method in &methods {
-                let at = |table| find(table, route.host.as_deref(), &place.pattern, *method);
-                if let Some(change) = difference(at(before), at(after), &place.pattern)
+                let at = |table| find_winner(table, route.host.as_deref(), &place.pattern, *method);
+                if let Some(change) = find_change(at(before), at(after), &place.pattern)
                     && !changes.contains(&change)
                 {
                     changes.push(change);
@@ -86,9 +86,8 @@ pub fn compare(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     changes
 }
 
-/// The route that takes what is at this place. A host that is `None` stands for all that no route names, a method that is
-/// `None` for all that no route names.
-fn find<'a>(
+/// Finds the route that requests for this pattern match. A host or method of `None` stands for all that no route names.
+fn find_winner<'a>(
     table: &'a RouteTable,
     host: Option<&str>,
     place: &Pattern,
@@ -104,7 +103,7 @@ fn find<'a>(
     table.routes().iter().filter(|route| winner.same_place(route)).find(takes_method)
 }
 
-fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -> Option<Change> {
+fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -> Option<Change> {
     let change = |kind, label: &Arc<str>| {
         let [from, to] = [before, after].map(describe_route);
         Some(Change { kind, route: Arc::clone(label), from, to })
@@ -114,8 +113,10 @@ fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) ->
         (None, Some(now)) if now.auth == Auth::Public => change(Kind::Opened, &now.label),
         (None, Some(now)) => change(Kind::Added, &now.label),
         (Some(was), None) => change(Kind::Dropped, &was.label),
-        // Its own place before, and another route's now.
-        (Some(was), Some(now)) if was.pattern == *place && !was.same_place(now) && !now.narrows(was) => {
+        // The route itself is gone, and another route matches its requests.
+        (Some(was), Some(now))
+            if was.pattern == *place && !was.same_place(now) && !now.takes_part_of(was) =>
+        {
             change(Kind::Dropped, &was.label)
         }
         (Some(was), Some(now)) if !now.auth.asks_as_much_as(&was.auth) => {
@@ -127,7 +128,7 @@ fn difference(before: Option<&Route>, after: Option<&Route>, place: &Pattern) ->
 }
 
 impl Route {
-    /// Whether it takes the same requests and asks them for the same.
+    /// Whether both match the same requests and require the same.
     fn asks_the_same(&self, other: &Self) -> bool {
         self.same_place(other)
             && self.methods == other.methods
@@ -135,14 +136,14 @@ impl Route {
             && self.preflight == other.preflight
     }
 
-    /// Whether it takes some of the other's requests and leaves it the rest.
-    fn narrows(&self, other: &Self) -> bool {
+    /// Whether it matches only some of the other's requests, because it is for one host.
+    fn takes_part_of(&self, other: &Self) -> bool {
         self.host.is_some() && other.host.is_none()
     }
 }
 
 impl Auth {
-    /// Whether nobody passes this who would not pass the other.
+    /// Whether every client that this admits is admitted by the other, too.
     fn asks_as_much_as(&self, other: &Self) -> bool {
         match (self, other) {
             (_, Self::Public) => true,
@@ -219,7 +220,7 @@ mod tests {
 
     #[track_caller]
     fn check(before: &[&str], after: &[&str], expected: &[(Kind, &str)]) {
-        let changes = compare(&table(before), &table(after));
+        let changes = compare_tables(&table(before), &table(after));
         let found: Vec<(Kind, &str)> = changes.iter().map(|change| (change.kind, &*change.route)).collect();
         assert_eq!(found, expected, "{changes:?}");
     }
@@ -289,9 +290,9 @@ mod tests {
 
     #[test]
     fn change_names_the_route_and_both_requirements() {
-        let changes = compare(&table(&["/* user"]), &table(&["/* none"]));
+        let changes = compare_tables(&table(&["/* user"]), &table(&["/* none"]));
         assert_eq!(changes[0].to_string(), "opens the route \"/*\": from a key of scope user to no key");
-        let changes = compare(&table(&["/* admin"]), &table(&[]));
+        let changes = compare_tables(&table(&["/* admin"]), &table(&[]));
         assert_eq!(
             changes[0].to_string(),
             "drops the route \"/*\": from a key, roles [\"admin\"] to no route"

@@ -1,22 +1,23 @@
-//! The ways in which a service could read a path other than as sent. Pure; what one path may cost is bounded.
+//! The ways in which a service could read a path other than as it was sent, found with bounded work for each path.
 
 use std::collections::BTreeSet;
 
-/// What the readings of one path may cost, in bytes: 64 and its length for each text that is not the path itself, decoded or not.
-/// SECURITY: HPACK makes a long path a few bytes on the wire, and a caller needs no key to send one.
+/// Limit of the work for one path, in bytes: each reading costs its length and 64.
+/// SECURITY: with HPACK, a long path can take few bytes on the wire, and clients need no key to send one.
 const BUDGET: usize = 8 * 1024;
 
-/// How many times a path is decoded: by a proxy or a framework, and once more by what it calls.
+/// How many times a path may be decoded: by a proxy or framework, and again by the code behind it.
 const DECODINGS: usize = 2;
 
-/// Every other common reading of a path: decoded up to twice, and each time with `\` as `/`, with `;…` cut off a segment, with
-/// the path ended at `;`, `?` or `#`, and without the authority behind two leading separators, in any order; then with `//` as
-/// `/`, and without the spaces and dots at the ends of segments. Letter case and a final slash are the table's to compare.
+/// Finds every other common reading of a path. It is decoded up to twice, and each time these are applied in any order: `\` is
+/// read as `/`, `;…` is removed from segments, the path ends at `;`, `?` or `#`, and an authority after two leading separators
+/// is removed. Then `//` is read as `/`, and spaces and dots at the ends of segments are removed. The route table ignores letter
+/// case and a final slash when it compares.
 ///
-/// Empty, and without an allocation, for a path that has none of these.
+/// For a path without any of these, the result is empty and nothing is allocated.
 ///
 /// # Errors
-/// What makes the path unsafe, whatever the routes are.
+/// Why the path is unsafe with any routes.
 pub(super) fn find_readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
     if path.first() != Some(&b'/') {
         return Err("the path does not begin with '/'");
@@ -25,25 +26,25 @@ pub(super) fn find_readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
         return Ok(Vec::new());
     }
     if !has_whole_escapes(path) {
-        return Err("the path has a broken escape");
+        return Err("the path has a malformed percent-encoding");
     }
     let (mut all, mut budget) = (BTreeSet::new(), BUDGET);
     let mut texts = BTreeSet::from([path.to_vec()]);
     for decodings in 0..=DECODINGS {
-        // SECURITY: servers cut parameters before they decode, or after, or both; with `%2F` in one, these are other paths.
+        // SECURITY: servers remove parameters before or after decoding; with `%2F` in a parameter, the results differ.
         add_rewritten(&mut texts, &mut budget)?;
         for text in &texts {
             if has_dot_segment(text) {
-                return Err("the path has a '.' or '..' segment in some spelling");
+                return Err("the path has a '.' or '..' segment, possibly encoded");
             }
             if decodings > 0 && text.iter().any(u8::is_ascii_control) {
-                return Err("the path has an encoded control byte");
+                return Err("the path has an encoded control character");
             }
             if decodings > 0 && is_overlong(text) {
                 return Err("the path has a character in an overlong form of UTF-8");
             }
         }
-        // Decoding twice meets text that was never meant as an escape: what is none stays as it is.
+        // Decoded text may contain a `%` that is not an escape; it is kept as it is.
         let decoded: BTreeSet<Vec<u8>> =
             texts.iter().map(|text| percent_encoding::percent_decode(text).collect()).collect();
         let settled = decoded == texts;
@@ -61,7 +62,7 @@ pub(super) fn find_readings(path: &[u8]) -> Result<Vec<Vec<u8>>, &'static str> {
     Ok(readings)
 }
 
-/// Whether every server reads the path's bytes as sent. A dot segment ends with a dot.
+/// Whether every server reads the path as it was sent. Dot segments are found by the dot at the end of a segment.
 fn is_plain(path: &[u8]) -> bool {
     let odd = |byte: u8| matches!(byte, b'%' | b'\\' | b';' | b'?' | b'#' | b' ') || !byte.is_ascii();
     let mut last = 0;
@@ -74,7 +75,7 @@ fn is_plain(path: &[u8]) -> bool {
     last != b'.'
 }
 
-/// Adds what the rewritings make of the texts, in any order.
+/// Adds all texts that result from the rewritings, applied in any order.
 fn add_rewritten(texts: &mut BTreeSet<Vec<u8>>, budget: &mut usize) -> Result<(), &'static str> {
     let mut open: Vec<Vec<u8>> = texts.iter().cloned().collect();
     while let Some(text) = open.pop() {
@@ -103,7 +104,7 @@ fn with_slashes(text: &[u8]) -> Option<Vec<u8>> {
     text.contains(&b'\\').then(|| text.iter().map(slash).collect())
 }
 
-/// `;…` cut off each segment, as servlet containers do.
+/// Removes `;…` from each segment, as servlet containers do.
 fn without_parameters(text: &[u8]) -> Option<Vec<u8>> {
     let mut cut = false;
     let kept = |byte: &u8| {
@@ -113,14 +114,14 @@ fn without_parameters(text: &[u8]) -> Option<Vec<u8>> {
     text.contains(&b';').then(|| text.iter().copied().filter(kept).collect())
 }
 
-/// The text before the first of these bytes: `;` begins the query for Fastify, a decoded `?` or `#` ends the path elsewhere.
+/// The text before the first of these bytes: Fastify begins the query at `;`, and others end the path at a decoded `?` or `#`.
 fn cut_at(text: &[u8], ends: &[u8]) -> Option<Vec<u8>> {
     let end = text.iter().position(|byte| ends.contains(byte))?;
     Some(text[..end].to_vec())
 }
 
-/// SECURITY: two leading separators begin an authority (RFC 3986 section 4.2), and parsers of whole URLs take the path to begin
-/// behind it: `//x/api` is `/api` for WHATWG URL, `java.net.URI` and PHP's `parse_url`. WHATWG URL skips any number of `/` and `\`.
+/// SECURITY: two leading separators begin an authority (RFC 3986 section 4.2), after which parsers of whole URLs begin the path:
+/// `//x/api` is `/api` for WHATWG URL, `java.net.URI` and PHP's `parse_url`. WHATWG URL skips any number of `/` and `\`.
 fn without_authority(text: &[u8]) -> Option<Vec<u8>> {
     let is_separator = |byte: &u8| matches!(byte, b'/' | b'\\');
     if !text.iter().take(2).all(is_separator) || text.len() < 2 {
@@ -134,7 +135,7 @@ fn without_authority(text: &[u8]) -> Option<Vec<u8>> {
     })
 }
 
-/// The forms that servers and file systems reduce a text to before they look it up, where they differ from it.
+/// The normalized forms under which servers and file systems look a path up, as far as they differ from it.
 fn normalized_forms(text: &[u8]) -> Vec<Vec<u8>> {
     let has = |condition: fn(&[u8]) -> bool| text.windows(2).any(condition);
     let is_empty_segment = has(|pair| pair == b"//");
@@ -179,8 +180,8 @@ fn with_trimmed_segments(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// SECURITY: the four letters outside ASCII that have an ASCII one in another case; to Java's `equalsIgnoreCase` and Python's
-/// `re.IGNORECASE` they are equal.
+/// SECURITY: replaces the four letters outside ASCII that are equal to an ASCII letter without regard to case, for example for
+/// Java's `equalsIgnoreCase` and Python's `re.IGNORECASE`.
 fn with_ascii_letters(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path;
@@ -197,7 +198,7 @@ fn with_ascii_letters(path: &[u8]) -> Vec<u8> {
     out
 }
 
-/// `.` or `..` between separators, `/` or `\`, with or without `;…` or spaces behind it.
+/// Whether a segment between `/` or `\` is `.` or `..`, possibly followed by spaces or `;…`.
 pub(super) fn has_dot_segment(path: &[u8]) -> bool {
     path.split(|byte| matches!(byte, b'/' | b'\\')).any(|segment| {
         let name = segment.split(|&byte| byte == b';').next().unwrap_or(segment);
@@ -205,8 +206,8 @@ pub(super) fn has_dot_segment(path: &[u8]) -> bool {
     })
 }
 
-/// SECURITY: UTF-8 forbids to write a character longer than need be (RFC 3629 section 3), but lenient decoders read `%C0%AE`
-/// as `.` and `%C0%AF` as `/`; the forms of five and six bytes are those of RFC 2279.
+/// SECURITY: UTF-8 forbids overlong encodings (RFC 3629 section 3), but lenient decoders read `%C0%AE` as `.` and `%C0%AF` as `/`.
+/// Forms of five and six bytes are from RFC 2279.
 fn is_overlong(path: &[u8]) -> bool {
     let overlong = |pair: &[u8]| {
         matches!(
@@ -221,7 +222,7 @@ fn is_overlong(path: &[u8]) -> bool {
     path.windows(2).any(overlong)
 }
 
-/// Whether every `%` begins an escape.
+/// Whether every `%` begins a percent-encoded byte.
 fn has_whole_escapes(path: &[u8]) -> bool {
     let escapes = path.iter().filter(|&&byte| byte == b'%').count();
     path.len() - percent_encoding::percent_decode(path).count() == 2 * escapes

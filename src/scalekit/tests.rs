@@ -7,7 +7,7 @@ use super::*;
 const KEY: &str = "0123456789ABCDEFGHIJabcdefxY9Z";
 
 fn valid(token: Token) -> Result<Verdict, Error> {
-    interpret(KEY, Ok(Reply::Token(token)), Timestamp::UNIX_EPOCH)
+    interpret_outcome(KEY, Ok(Reply::Token(token)), Timestamp::UNIX_EPOCH)
 }
 
 fn token() -> Token {

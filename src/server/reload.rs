@@ -233,7 +233,7 @@ impl Watcher {
             return Err(Refused::Invalid(format!("{} cannot change without a restart", changed.join(", "))));
         }
         let in_force = shared.current.gateway();
-        let changes = changes::compare(&in_force.routes, &config.routes);
+        let changes = changes::compare_tables(&in_force.routes, &config.routes);
         if !is_held && !changes.is_empty() {
             return Err(Refused::Early(changes));
         }
@@ -248,7 +248,7 @@ impl Watcher {
         let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
         let gateway = gateway.map_err(|error| invalid(&error))?;
         // The last step that can fail, so that the configuration takes effect as a whole or not at all.
-        ServerCertificate::refresh(certificates).map_err(|error| invalid(&error))?;
+        ServerCertificate::refresh_all(certificates).map_err(|error| invalid(&error))?;
         *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
         for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
             listener.send_replace(settings);

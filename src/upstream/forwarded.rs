@@ -99,7 +99,7 @@ const TRUSTED_HEADERS: [HeaderName; 6] =
 ///
 /// SECURITY: proxies forward headers that they do not know, so that these may be a client's even from a trusted proxy.
 /// Some backends take the target from `X-Original-URL`, so that a public route would open all others; CGI makes `Proxy` the
-/// variable `HTTP_PROXY` (CVE-2016-5385). Spellings are folded as in `identity::Headers::owns`: `X_Forwarded_For` is
+/// variable `HTTP_PROXY` (CVE-2016-5385). Spellings are folded as in `identity::IdentityHeaders::owns_name`: `X_Forwarded_For` is
 /// `X-Forwarded-For` to many backends.
 pub fn is_removed(name: &str) -> bool {
     let (names, prefixes): (&[&str], &[&str]) = match name.as_bytes().first() {

@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::capacity::Place;
 use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
 use crate::hop_by_hop;
-use crate::identity::Headers;
+use crate::identity::IdentityHeaders;
 use crate::rejection::Rejection;
 use crate::request_head;
 
@@ -87,7 +87,7 @@ impl Progress {
 }
 
 pub(super) struct RequestBody {
-    identity: Arc<Headers>,
+    identity: Arc<IdentityHeaders>,
     progress: Arc<Progress>,
     /// Bytes that may still come.
     left: u64,
@@ -104,7 +104,7 @@ impl RequestBody {
     pub(super) fn wrap(
         body: Body,
         limits: Limits,
-        identity: Arc<Headers>,
+        identity: Arc<IdentityHeaders>,
         progress: Arc<Progress>,
     ) -> Result<Body, Rejection> {
         let left = limits.max_bytes.unwrap_or(u64::MAX);
@@ -183,9 +183,9 @@ impl Adapter for RequestBody {
 
 /// SECURITY: a backend may merge trailers into headers. None may say who the caller is, carry the key, or frame or address
 /// a message (RFC 9110 section 6.5.1).
-fn strip_trailers(trailers: &mut HeaderMap, identity: &Headers) {
+fn strip_trailers(trailers: &mut HeaderMap, identity: &IdentityHeaders) {
     identity.strip(trailers);
-    hop_by_hop::strip(trailers);
+    hop_by_hop::strip_headers(trailers);
     for name in [AUTHORIZATION, PROXY_AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
         trailers.remove(name);
     }
@@ -218,7 +218,7 @@ mod tests {
         ] {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
         }
-        strip_trailers(&mut trailers, &Headers::new(Settings::default()));
+        strip_trailers(&mut trailers, &IdentityHeaders::new(Settings::default()));
         let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["grpc-status", "x-checksum"]);

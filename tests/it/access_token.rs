@@ -159,11 +159,11 @@ async fn broken_token_endpoint_is_503_and_recovers() {
         (Effect::Answer(Answer::status(403)), "lacks a permission"),
         (Effect::Answer(Answer::status(429)), "throttles this client"),
         (Effect::Answer(Answer::status(500)), "answered 500"),
-        (text(404, "<html>"), "no Scalekit token API answers there (HTTP 404)"),
-        (text(200, "<html>"), "its token endpoint gave no access_token"),
+        (text(404, "<html>"), "no Scalekit token API at this URL (HTTP 404)"),
+        (text(200, "<html>"), "its token endpoint returned no access_token"),
         (text(200, r#"{"access_token":""}"#), "the access token is empty"),
         (text(200, r#"{"access_token":"a\nb"}"#), "the access token is not"),
-        (Effect::Reset, "gave no answer"),
+        (Effect::Reset, "connection to Scalekit broke"),
         (Effect::Truncated, "the response broke off"),
         (Effect::Hang, "did not answer in time"),
     ];
@@ -211,7 +211,7 @@ async fn first_probe_distinguishes_failures() {
     tokio::spawn(async move { Echo::new().serve(listener, stop).await });
     let keyward = Probing::start(&format!("http://{address}"), "dev", "");
     let reason = keyward.wait_for_reason().await;
-    assert!(reason.contains("no Scalekit token API answers there"), "{reason}");
+    assert!(reason.contains("no Scalekit token API at this URL"), "{reason}");
     assert!(reason.contains("check SCALEKIT_ENVIRONMENT_URL"), "{reason}");
 
     // An environment without the REST token API: its gateway returns 404 for the path.
@@ -221,7 +221,7 @@ async fn first_probe_distinguishes_failures() {
     emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
     let keyward = Probing::start(&url, "dev", "");
     let reason = keyward.wait_for_reason().await;
-    assert!(reason.contains("no Scalekit token API answers there (HTTP 404)"), "{reason}");
+    assert!(reason.contains("no Scalekit token API at this URL (HTTP 404)"), "{reason}");
 
     // Nothing listens there.
     let (listener, address) = bind_loopback().await;

@@ -96,7 +96,7 @@ async fn check_reads_standard_input() {
     assert!(out.contains("the configuration is fine"), "{out}");
     let (code, out, error) = run_with_stdin(&["check", "-"], "version = 2\n").await;
     assert_eq!((code, out.as_str()), (1, ""));
-    assert!(error.contains("<stdin>:1:11: version: is one that this Keyward does not know"), "{error}");
+    assert!(error.contains("<stdin>:1:11: version: is not a version that this Keyward supports"), "{error}");
     let (code, _, error) = run_with_stdin(&["check", "-"], &"#".repeat((1 << 20) + 1)).await;
     assert_eq!(code, 1);
     assert!(error.contains("<stdin>: is longer than 1 MiB"), "{error}");

@@ -28,7 +28,7 @@ async fn refusal(listen: &str, admin: &str) -> String {
         "version = 1\n[server]\nlisten = \"{listen}\"\n[admin]\nlisten = \"{admin}\"\n\
          [upstreams.a]\nurl = \"http://127.0.0.1:9\"\n[[routes]]\npath = \"/*\"\nupstream = \"a\""
     );
-    let environment = Environment::of([
+    let environment = Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "http://127.0.0.1:9"),
         ("SCALEKIT_CLIENT_ID", "dev"),
         ("SCALEKIT_CLIENT_SECRET", "dev"),

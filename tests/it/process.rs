@@ -329,7 +329,7 @@ async fn check_and_explain_need_no_secrets() {
     assert!(warnings.contains("SCALEKIT_CLIENT_SECRET"), "{warnings}");
     let (code, out, _) = run(&["explain", "--config", file, "GET", "/v1/orders"]).await;
     assert_eq!(code, 0);
-    assert!(out.contains("asks for    a key"), "{out}");
+    assert!(out.contains("requires    a key"), "{out}");
     assert_eq!(run(&["explain", "--config", file, "G T", "/"]).await.0, 1);
 }
 

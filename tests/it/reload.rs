@@ -94,7 +94,7 @@ impl Reloading {
         let server = format!("[server]\n{server}");
         std::fs::write(&file, text(echo_address, &["/a"], more).replace("[server]", &server)).unwrap();
         let url = format!("http://{emulator_address}");
-        let environment = Environment::of([
+        let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", &*url),
             ("SCALEKIT_CLIENT_ID", "dev"),
             ("SCALEKIT_CLIENT_SECRET", "dev"),

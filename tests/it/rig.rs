@@ -160,7 +160,7 @@ impl Probing {
              [log]\naccess = false\n[scalekit]\ntimeout = \"400ms\"\n{scalekit}\n[upstreams.none]\nurl = \"http://127.0.0.1:9\"\n\
              [[routes]]\npath = \"/*\"\nupstream = \"none\""
         );
-        let environment = Environment::of([
+        let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", url),
             ("SCALEKIT_CLIENT_ID", "dev"),
             ("SCALEKIT_CLIENT_SECRET", secret),

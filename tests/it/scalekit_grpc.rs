@@ -164,7 +164,7 @@ async fn key_lifecycle_works_over_rest_and_grpc() {
             timeout: std::time::Duration::from_secs(2),
             transport: Transport::Rest,
         }
-        .over(transport);
+        .with_transport(transport);
         let keys = Keys::new(build_client(&settings, Default::default()).unwrap());
 
         let new = NewToken {

@@ -149,7 +149,7 @@ impl Stage {
             setup.scalekit, setup.upstream, setup.sections, setup.routes
         );
         let url = format!("http://{emulator_address}");
-        let environment = Environment::of([
+        let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", &*url),
             ("SCALEKIT_CLIENT_ID", "dev"),
             ("SCALEKIT_CLIENT_SECRET", "dev"),

@@ -1,10 +1,9 @@
-//! What can be called, and how a response goes back: over REST or gRPC for the API, over REST alone for access tokens.
+//! What can be called, and how a response goes back: over REST or gRPC for the API, only over REST for access tokens.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{HeaderMap, Method, Response, StatusCode};
+use hyper::{HeaderMap, Method, Response};
 use scalekit::call::{Operation, Reply};
 use scalekit::response::HttpResponse;
 use scalekit::status::{Code, Status};
@@ -12,6 +11,8 @@ use scalekit::transport::Transport;
 use scalekit::{oauth, rest};
 
 use crate::body::{Body, full};
+
+const JSON: &str = "application/json";
 
 /// What can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +39,10 @@ impl Endpoint {
     pub(crate) fn response_of_status(self, transport: Transport, status: u16) -> HttpResponse {
         let code = Code::from_http_status(status);
         match (transport, status) {
-            (Transport::Rest, 200..400) => json(status, "{}".to_owned()),
+            (Transport::Rest, 200..400) => HttpResponse::with_content(status, JSON, "{}"),
             (Transport::Rest, _) if self == Self::Token => {
-                json(status, serde_json::json!({"error": code.name().to_ascii_lowercase()}).to_string())
+                let error = serde_json::json!({"error": code.name().to_ascii_lowercase()});
+                HttpResponse::with_content(status, JSON, error.to_string())
             }
             (Transport::Rest, _) => rest::encode_refusal(status, &Status::new(code, code.name())),
             (Transport::Grpc, 200..400) => transport.encode_response(Ok(&Reply::Invalidated)),
@@ -58,17 +60,8 @@ pub(crate) fn too_large(transport: Transport) -> HttpResponse {
     }
 }
 
-fn json(status: u16, body: String) -> HttpResponse {
-    HttpResponse {
-        status: StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
-        headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static("application/json"))]),
-        body: body.into(),
-        trailers: HeaderMap::new(),
-    }
-}
-
 /// A response without its trailers, and those.
-pub(crate) fn split(response: HttpResponse) -> (Response<Bytes>, HeaderMap) {
+pub(crate) fn split_trailers(response: HttpResponse) -> (Response<Bytes>, HeaderMap) {
     let mut head = Response::new(response.body);
     *head.status_mut() = response.status;
     *head.headers_mut() = response.headers;
@@ -76,8 +69,8 @@ pub(crate) fn split(response: HttpResponse) -> (Response<Bytes>, HeaderMap) {
 }
 
 /// A response that is ready to be sent.
-pub(crate) fn send(response: HttpResponse) -> Response<Body> {
-    let (response, trailers) = split(response);
+pub(crate) fn to_http_response(response: HttpResponse) -> Response<Body> {
+    let (response, trailers) = split_trailers(response);
     let response = response.map(full);
     if trailers.is_empty() {
         return response;

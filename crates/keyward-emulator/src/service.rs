@@ -36,13 +36,13 @@ pub(crate) async fn handle_request(
     let transport = Transport::of_request(&head.headers);
     let endpoint = match Endpoint::of_request(transport, &head) {
         Ok(endpoint) => endpoint,
-        Err(status) => return Ok(endpoint::send(transport.encode_response(Err(&status)))),
+        Err(status) => return Ok(endpoint::to_http_response(transport.encode_response(Err(&status)))),
     };
     let _open = emulator.counters.count_call(endpoint);
     let body = match Limited::new(body, MAX_BODY).collect().await {
         Ok(body) => body.to_bytes(),
         Err(error) if error.is::<LengthLimitError>() => {
-            return Ok(endpoint::send(endpoint::too_large(transport)));
+            return Ok(endpoint::to_http_response(endpoint::too_large(transport)));
         }
         Err(_) => return Err(NoResponse),
     };
@@ -137,7 +137,7 @@ async fn apply_faults_after(plan: &mut Plan, mut response: HttpResponse) -> Resp
             | Effect::Refuse => {}
         }
     }
-    if truncated { truncate_body(response) } else { endpoint::send(response) }
+    if truncated { truncate_body(response) } else { endpoint::to_http_response(response) }
 }
 
 fn encode_fault_answer(transport: Transport, endpoint: Endpoint, answer: Answer) -> HttpResponse {
@@ -163,7 +163,7 @@ fn set_content_type(response: &mut HttpResponse, content_type: &str) {
 
 /// Announces the whole length and breaks the transfer after half of it.
 fn truncate_body(response: HttpResponse) -> Response<Body> {
-    let (mut head, body) = endpoint::split(response).0.into_parts();
+    let (mut head, body) = endpoint::split_trailers(response).0.into_parts();
     head.headers.insert(CONTENT_LENGTH, HeaderValue::from(body.len()));
     let half = body.slice(..body.len() / 2);
     let frames = stream::unfold(Some(half), |half| async move {

@@ -1,6 +1,6 @@
-//! Keeps the client's access token: fetched once however many wait for it, renewed well before it expires, and never waited
-//! for while the one that is there is good. How a token is fetched is the caller's affair, so that it can be over any
-//! HTTP client.
+//! Keeps the client's access token. It is fetched once for all calls that wait for it, and renewed well before it expires, so
+//! that calls do not wait while the current token is good. The caller provides the function that fetches a token, so that
+//! any HTTP client can be used.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -13,24 +13,24 @@ use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use crate::error::{Class, Error};
 use crate::oauth::Grant;
 
-/// Between the starts of two fetches, at least, where a token was fetched: a token that is refused all the time is renewed
-/// no more often.
+/// Minimum time between the starts of two fetches after a successful one, which limits renewals of tokens that are refused again
+/// and again.
 const MIN_INTERVAL: Duration = Duration::from_secs(1);
-/// The first delay after a failed fetch. It grows to `MIN_INTERVAL` while calls wait.
+/// The delay after the first failed fetch. While calls wait it grows to `MIN_INTERVAL`.
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
-/// The longest delay after failed fetches while nobody waits.
+/// The longest delay after failed fetches while no call waits.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The part of its life after which a token is renewed at the latest, and how far before that replicas spread.
+/// The share of a token's lifetime after which it is renewed at the latest, and the range before that over which replicas spread.
 const RENEW_AFTER: f64 = 0.8;
 const RENEW_SPREAD: f64 = 0.08;
 
-/// The access token as it is now. [`keep`](Self::keep) must run for it to be fetched.
+/// The current access token. [`keep`](Self::keep) must run for it to be fetched.
 #[derive(Debug, Default)]
 pub struct AccessToken {
     state: watch::Sender<State>,
-    /// The serial of the newest token that was refused.
+    /// The highest serial of a token that was refused.
     refused: AtomicU64,
     wanted: Notify,
 }
@@ -38,16 +38,16 @@ pub struct AccessToken {
 #[derive(Debug, Default)]
 struct State {
     bearer: Option<Bearer>,
-    /// Why the last fetch failed; `None` after one that succeeded.
+    /// Why the last fetch failed; `None` if it succeeded.
     error: Option<Error>,
 }
 
-/// An access token that was good when it was handed out.
+/// An access token that had not expired when it was returned.
 #[derive(Clone, Debug)]
 pub struct Bearer {
     authorization: HeaderValue,
     expires: Instant,
-    /// Which fetch it came from.
+    /// The number of the fetch that it is from.
     serial: u64,
 }
 
@@ -62,16 +62,16 @@ impl Bearer {
     }
 }
 
-/// How a fetch ended, for metrics and logs.
+/// The outcome of a fetch, for metrics and logs.
 #[derive(Clone, Copy, Debug)]
 pub enum Fetched<'a> {
-    /// There is a new token, which lives this long.
+    /// A new token was fetched, with this lifetime.
     Renewed(Duration),
-    /// There is none.
+    /// The fetch failed.
     Failed {
-        /// Why. It is wrapped in [`Error::AccessToken`] only for those who wait.
+        /// Why. Waiting calls get it wrapped in [`Error::AccessToken`].
         error: &'a Error,
-        /// How many fetches have failed in a row, from 1.
+        /// The number of failures in a row, from 1.
         failures: u32,
     },
 }
@@ -82,54 +82,54 @@ impl AccessToken {
         Self::default()
     }
 
-    /// A good token; waits for one if there is none.
+    /// Returns the current token, or waits for one.
     ///
     /// # Errors
-    /// [`Error::AccessToken`]: there is none at the deadline, or a fetch failed in a way that only someone can mend.
-    pub async fn bearer(&self, deadline: Instant) -> Result<Bearer, Error> {
-        match self.current() {
+    /// [`Error::AccessToken`] if there is none at the deadline, or a fetch failed because of a misconfiguration.
+    pub async fn wait_for_bearer(&self, deadline: Instant) -> Result<Bearer, Error> {
+        match self.current_bearer() {
             Some(bearer) => Ok(bearer),
-            None => self.newer_than(0, deadline).await,
+            None => self.wait_for_newer(0, deadline).await,
         }
     }
 
-    /// Another token than this one, which Scalekit refused. Waits for it if there is none yet.
+    /// Returns a newer token than this one, which Scalekit refused, or waits for one.
     ///
     /// # Errors
-    /// As [`bearer`](Self::bearer).
-    pub async fn renewed(&self, refused: &Bearer, deadline: Instant) -> Result<Bearer, Error> {
-        match self.current() {
+    /// As [`wait_for_bearer`](Self::wait_for_bearer).
+    pub async fn wait_for_renewed(&self, refused: &Bearer, deadline: Instant) -> Result<Bearer, Error> {
+        match self.current_bearer() {
             Some(bearer) if bearer.serial > refused.serial => Ok(bearer),
-            _ => self.newer_than(refused.serial, deadline).await,
+            _ => self.wait_for_newer(refused.serial, deadline).await,
         }
     }
 
-    /// Waits until there is a token or the first fetch has failed, whichever comes first: for a program that someone
-    /// waits for, and that should rather end than try again.
+    /// Waits until there is a token or the first fetch has failed. For programs that should end with an error instead of trying
+    /// again.
     ///
     /// # Errors
     /// [`Error::AccessToken`] with the reason.
-    pub async fn first(&self, deadline: Instant) -> Result<(), Error> {
+    pub async fn wait_for_first(&self, deadline: Instant) -> Result<(), Error> {
         let mut state = self.state.subscribe();
         let known = state.wait_for(|state| state.bearer.is_some() || state.error.is_some());
         match timeout_at(deadline, known).await {
             Ok(Ok(state)) if state.bearer.is_some() => Ok(()),
-            Ok(Ok(state)) => Err(unavailable(state.error.as_ref())),
+            Ok(Ok(state)) => Err(unavailable_error(state.error.as_ref())),
             // The sender lives as long as `self`.
-            Ok(Err(_)) | Err(_) => Err(unavailable(None)),
+            Ok(Err(_)) | Err(_) => Err(unavailable_error(None)),
         }
     }
 
     /// Whether there is a good token.
     pub fn is_available(&self) -> bool {
-        self.current().is_some()
+        self.current_bearer().is_some()
     }
 
-    fn current(&self) -> Option<Bearer> {
+    fn current_bearer(&self) -> Option<Bearer> {
         self.state.borrow().bearer.clone().filter(Bearer::is_good)
     }
 
-    async fn newer_than(&self, serial: u64, deadline: Instant) -> Result<Bearer, Error> {
+    async fn wait_for_newer(&self, serial: u64, deadline: Instant) -> Result<Bearer, Error> {
         let mut state = self.state.subscribe();
         self.refused.fetch_max(serial, Ordering::Relaxed);
         loop {
@@ -143,23 +143,23 @@ impl AccessToken {
             // The sender lives as long as `self`.
             let changed = timeout_at(deadline, state.changed()).await;
             match (changed, &state.borrow().error) {
-                // A fetch that was made while this waited has failed for good: the next one will fail as well.
+                // A fetch failed because of a misconfiguration, so the next one will fail, too.
                 (Ok(_), Some(error)) if error.class() == Class::Misconfigured => {
-                    return Err(unavailable(Some(error)));
+                    return Err(unavailable_error(Some(error)));
                 }
                 (Ok(_), _) => {}
-                (Err(_), error) => return Err(unavailable(error.as_ref())),
+                (Err(_), error) => return Err(unavailable_error(error.as_ref())),
             }
         }
     }
 
-    /// Keeps a good token there, at first and whenever it comes to its end or is refused. Runs until it is dropped; run it
-    /// once. `fetch` gets at most 5 seconds each time, and should read the credentials anew, so that a rotated secret is
-    /// used. `observe` is told how each fetch ended.
+    /// Fetches a token, and another one before it expires or when it is refused. Must run once, and runs until it is dropped.
+    /// `fetch` may take at most 5 seconds, and should read the credentials each time, so that a rotated secret is used.
+    /// `observe` is called with the outcome of each fetch.
     ///
-    /// A token is renewed after 72 to 80 % of its life, not by all replicas at once. One that was refused is renewed at
-    /// once, but no more often than once a second. After failures the delay grows to 1 second while calls wait, to 5
-    /// seconds while none does, and is never shorter than what Scalekit asked for ([`Error::hold`]).
+    /// A token is renewed after 72 to 80 % of its lifetime, at random, so that replicas do not fetch at the same time. A token that
+    /// was refused is renewed immediately, but at most once a second. After failures, the delay grows to 1 second while calls
+    /// wait, otherwise to 5 seconds, and is never shorter than Scalekit's `Retry-After` ([`Error::hold`]).
     pub async fn keep<F>(&self, fetch: impl Fn() -> F, mut observe: impl FnMut(Fetched<'_>))
     where
         F: Future<Output = Result<Grant, Error>>,
@@ -168,10 +168,10 @@ impl AccessToken {
         for serial in 1.. {
             let started = Instant::now();
             let fetched = match timeout(FETCH_TIMEOUT, fetch()).await {
-                Ok(fetched) => fetched.and_then(|grant| Ok((authorization(&grant)?, grant.lifetime))),
+                Ok(fetched) => fetched.and_then(|grant| Ok((make_authorization(&grant)?, grant.lifetime))),
                 Err(_) => Err(Error::Timeout),
             };
-            // When it is fetched again without need, and the earliest moment even where there is need.
+            // When the next fetch starts, and when it may start earlier because calls wait for it.
             let (next, earliest) = match fetched {
                 Ok((authorization, lifetime)) => {
                     failures = 0;
@@ -185,14 +185,14 @@ impl AccessToken {
                     failures = failures.saturating_add(1);
                     observe(Fetched::Failed { error: &error, failures });
                     let held = error.hold().unwrap_or_default();
-                    // The token that is there may be good for long.
+                    // The current token, if there is one, is kept: it may be good for long.
                     self.state.send_modify(|state| state.error = Some(error));
                     let backoff = FIRST_BACKOFF * 2_u32.saturating_pow(failures.min(8) - 1);
                     let backoff = backoff.min(MAX_BACKOFF).mul_f64(1.0 - 0.2 * fastrand::f64());
                     (started + backoff, started + (FIRST_BACKOFF * failures.min(4)).max(held))
                 }
             };
-            // Those who asked while the fetch was under way have what they wanted, unless it failed or was refused since.
+            // Calls that waited during the fetch have their token, unless it failed or the token was refused since.
             let is_wanted = || failures > 0 || self.refused.load(Ordering::Relaxed) >= serial;
             let wanted = async {
                 loop {
@@ -211,7 +211,7 @@ impl AccessToken {
     }
 }
 
-fn authorization(grant: &Grant) -> Result<HeaderValue, Error> {
+fn make_authorization(grant: &Grant) -> Result<HeaderValue, Error> {
     let text = format!("Bearer {}", grant.access_token.expose_secret());
     let mut value = HeaderValue::try_from(text)
         .map_err(|_| Error::BrokenContract("the access token is not visible ASCII"))?;
@@ -219,8 +219,8 @@ fn authorization(grant: &Grant) -> Result<HeaderValue, Error> {
     Ok(value)
 }
 
-/// Why there is no token: what the last fetch failed with, or that there was no time.
-fn unavailable(error: Option<&Error>) -> Error {
+/// The error for calls without a token: the reason for which the last fetch failed, or a timeout.
+fn unavailable_error(error: Option<&Error>) -> Error {
     Error::AccessToken(Box::new(error.cloned().unwrap_or(Error::Timeout)))
 }
 

@@ -1,4 +1,4 @@
-//! The calls of the API and their replies, apart from how REST and gRPC write them.
+//! The calls of the API and their replies, independent of REST and gRPC.
 
 use std::fmt;
 
@@ -6,23 +6,22 @@ use secrecy::SecretString;
 
 use crate::token::{Created, NewToken, Page, PageRequest, Token, TokenUpdate};
 
-/// A call of `scalekit.v1.tokens.ApiTokenService`. Tokens in it are not shown by `Debug`.
+/// A call of `scalekit.v1.tokens.ApiTokenService`. `Debug` does not show tokens.
 #[derive(Clone, Debug)]
 pub enum Call {
-    /// Makes a token.
+    /// Creates a token.
     Create(NewToken),
-    /// Asks whether a token is valid, and what it stands for. The API takes the id of a token (`apit_…`) as well: see
-    /// [`validate`](crate::validate).
+    /// Validates a token. The API also accepts the id of a token (`apit_…`); see [`validate`](crate::validate).
     Validate(SecretString),
-    /// Revokes the token, or the token of this id. Idempotent: revoking it again succeeds.
+    /// Revokes a token, given as itself or by its id. Revoking it again succeeds.
     Invalidate(SecretString),
     /// Lists an organization's live tokens.
     List(PageRequest),
-    /// Changes the token, or the token of this id.
+    /// Changes a token, given as itself or by its id.
     Update(SecretString, TokenUpdate),
 }
 
-/// Which call it is.
+/// The kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// [`Call::Create`].
@@ -37,7 +36,7 @@ pub enum Operation {
     Update,
 }
 
-/// What a client needs to be granted for a call.
+/// The permission that a client needs for a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Permission {
     /// Validates and lists.
@@ -48,7 +47,7 @@ pub enum Permission {
     Rotate,
 }
 
-/// What a call that succeeded gives.
+/// The result of a successful call.
 #[derive(Clone, Debug)]
 pub enum Reply {
     /// To [`Call::Create`].
@@ -61,11 +60,11 @@ pub enum Reply {
     Page(Page),
 }
 
-/// Twenty claims of 256 characters, each escaped to six bytes, twice over.
+/// Twice the size of twenty claims of 256 characters, each of which is escaped to six bytes.
 const MAX_TOKEN_RESPONSE: usize = 256 * 1024;
 
 impl Call {
-    /// Which call it is.
+    /// The kind of the call.
     pub fn operation(&self) -> Operation {
         match self {
             Self::Create(_) => Operation::Create,
@@ -78,7 +77,7 @@ impl Call {
 }
 
 impl Operation {
-    /// What a client needs to be granted for it (`auth_option` of the service's annotations).
+    /// The permission that it needs (`auth_option` in the service's annotations).
     pub fn permission(self) -> Permission {
         match self {
             Self::Validate | Self::List => Permission::Read,
@@ -87,7 +86,7 @@ impl Operation {
         }
     }
 
-    /// The largest body of a response, in bytes: 256 KiB, and for a page as much for each of its 30 tokens.
+    /// Maximum size of a response's body, in bytes: 256 KiB, and for a page 30 times that.
     pub fn max_response_bytes(self) -> usize {
         match self {
             Self::List => usize::from(crate::limits::MAX_PAGE_SIZE) * MAX_TOKEN_RESPONSE,

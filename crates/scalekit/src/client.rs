@@ -28,10 +28,10 @@ use crate::token::{Created, NewToken, Page, PageRequest, Token, TokenUpdate};
 use crate::transport::Transport;
 use crate::validate::{self, Presented, Validation};
 
-/// A client of one environment. Make one and share it: it keeps connections and the access token. Cloning is cheap.
+/// A client of one environment. Create it once and share it, as it holds connections and the access token. Cloning is cheap.
 ///
-/// Calls need a tokio runtime with I/O and time. The first one starts the task that keeps the access token, which ends with
-/// the last clone of the client.
+/// Calls need a tokio runtime with I/O and time. The first call starts a task that keeps the access token, and that ends when the
+/// last clone of the client is dropped.
 #[derive(Clone)]
 pub struct Client(Arc<Shared>);
 
@@ -43,7 +43,7 @@ struct Shared {
     keeper: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What it takes to send requests and to fetch access tokens; shared with the task that keeps them.
+/// Sends requests and fetches access tokens; shared with the task that keeps the access token.
 struct Endpoint {
     http: reqwest::Client,
     environment: Environment,
@@ -53,17 +53,17 @@ struct Endpoint {
     failure: Failure,
 }
 
-/// Scalekit closes idle connections after 5 minutes; its SDKs do so after 4.
+/// Shorter than the 5 minutes after which Scalekit closes idle connections, and the 4 minutes of its SDKs.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(200);
-/// Pings more often than every 30 seconds would end the connection.
+/// Scalekit closes connections with pings more frequent than every 30 seconds.
 const PING_INTERVAL: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long sent bytes may stay unacknowledged: it ends connections that lead nowhere, which HTTP/2 would go on using.
+/// How long sent bytes may stay unacknowledged. It closes dead connections, which HTTP/2 would otherwise continue to use.
 #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]
 const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Client {
-    /// A client. Nothing is sent before its first call.
+    /// Nothing is sent before the first call.
     ///
     /// # Errors
     /// When the proxy's environment variable is wrong, or TLS or reqwest cannot be set up.
@@ -71,7 +71,7 @@ impl Client {
         let proxy = settings.proxy.resolve(&settings.environment)?;
         let failure = Failure::new(proxy.as_ref().map(ProxyServer::address));
         let mut builder = reqwest::Client::builder()
-            // One URL is asked for, and nobody else may be told the token: no redirects, and no proxy but this one.
+            // SECURITY: the token must not be sent anywhere else, so there are no redirects and no proxies of the environment.
             .redirect(reqwest::redirect::Policy::none())
             .referer(false)
             .no_proxy()
@@ -110,13 +110,13 @@ impl Client {
         })))
     }
 
-    /// The access token, which a task of the client keeps from now on: for calls over other connections.
+    /// The access token, for calls over other connections. Starts the task that keeps it.
     ///
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn access_token(&self) -> &Arc<AccessToken> {
         let mut keeper = self.0.keeper.lock().unwrap_or_else(PoisonError::into_inner);
-        // A task ends with the runtime that it was started on; the client may be used on another one.
+        // The task ends with the runtime that it was started on, but the client may be used on another one.
         if keeper.as_ref().is_none_or(JoinHandle::is_finished) {
             let (access_token, endpoint) = (Arc::clone(&self.0.access_token), Arc::clone(&self.0.endpoint));
             *keeper = Some(tokio::spawn(async move {
@@ -131,56 +131,56 @@ impl Client {
         &self.0.access_token
     }
 
-    /// Waits for the first access token, or for the first failure to get one: a program that someone waits for calls it
-    /// first, to end at once where nothing would succeed.
+    /// Waits for the first access token, or for the first failure to fetch one. Programs that should fail immediately call this
+    /// before anything else.
     ///
     /// # Errors
     /// [`Error::AccessToken`] with the reason.
     pub async fn authenticate(&self) -> Result<(), Error> {
-        self.access_token().first(Instant::now() + self.0.timeout).await
+        self.access_token().wait_for_first(Instant::now() + self.0.timeout).await
     }
 
-    /// Asks about a random token. Only a definite "invalid" is success: URL, proxy, credentials, permission and the token
-    /// API must all be right for it.
+    /// Validates a random token. Only the verdict "invalid" is success, which proves that URL, proxy, credentials, permission and
+    /// token API are right.
     ///
     /// # Errors
-    /// What is wrong.
+    /// Why the verdict was another one, or there was none.
     pub async fn probe(&self) -> Result<(), Error> {
         match self.validate_token(&validate::random_token()).await? {
             Validation::Invalid => Ok(()),
-            Validation::Valid(_) => Err(Error::WrongEndpoint("it calls a made-up key valid".into())),
+            Validation::Valid(_) => Err(Error::WrongEndpoint("it accepts a random token as valid".into())),
         }
     }
 
-    /// Asks whether a token is valid, and what it stands for. What cannot be a token ([`validate::is_token`]), such as the
-    /// id of one, is invalid without a call.
+    /// Validates a token. A value that cannot be a token ([`validate::is_token`]), such as the id of one, is invalid without a
+    /// call.
     ///
     /// # Errors
-    /// When nothing is known about the token: never take that for a verdict.
+    /// When there is no verdict. An error must not be taken for one.
     pub async fn validate_token(&self, token: &str) -> Result<Validation, Error> {
         if !validate::is_token(token) {
             return Ok(Validation::Invalid);
         }
         let outcome = self.call(&Call::Validate(SecretString::from(token))).await;
-        validate::interpret(Presented::Token(token), outcome, Timestamp::now())
+        validate::interpret_outcome(Presented::Token(token), outcome, Timestamp::now())
     }
 
-    /// Finds the live token of an id (`apit_…`); `None` for one that is unknown, expired or revoked.
+    /// Finds a live token by its id (`apit_…`); `None` if it is unknown, expired or revoked.
     ///
     /// # Errors
-    /// When nothing is known about it.
+    /// When there is no verdict.
     pub async fn find_token(&self, token_id: &str) -> Result<Option<Token>, Error> {
         let outcome = self.call(&Call::Validate(SecretString::from(token_id))).await;
-        match validate::interpret(Presented::TokenId(token_id), outcome, Timestamp::now())? {
+        match validate::interpret_outcome(Presented::TokenId(token_id), outcome, Timestamp::now())? {
             Validation::Valid(token) => Ok(Some(token)),
             Validation::Invalid => Ok(None),
         }
     }
 
-    /// Makes a token.
+    /// Creates a token.
     ///
     /// # Errors
-    /// With [`Error::is_outcome_unknown`] a token may have been made that nobody has seen: look for it in the list, and
+    /// With [`Error::is_outcome_unknown`], a token may have been created whose response was lost. Find it in the list and
     /// invalidate it.
     pub async fn create_token(&self, new: &NewToken) -> Result<Created, Error> {
         new.check(Timestamp::now())?;
@@ -193,7 +193,7 @@ impl Client {
     /// Lists a page of an organization's live tokens.
     ///
     /// # Errors
-    /// When there is no such page.
+    /// When the request exceeds a limit, or the call fails.
     pub async fn list_tokens(&self, page: &PageRequest) -> Result<Page, Error> {
         page.check()?;
         match self.call(&Call::List(page.clone())).await? {
@@ -202,10 +202,10 @@ impl Client {
         }
     }
 
-    /// Changes a live token, by its id or by itself.
+    /// Changes a live token, given as itself or by its id.
     ///
     /// # Errors
-    /// [`Error::is_not_found`] for one that is not live; with [`Error::is_outcome_unknown`] it may have been changed.
+    /// [`Error::is_not_found`] if it is not live. With [`Error::is_outcome_unknown`], it may have been changed.
     pub async fn update_token(&self, token: &str, update: &TokenUpdate) -> Result<Token, Error> {
         update.check()?;
         match self.call(&Call::Update(SecretString::from(token), update.clone())).await? {
@@ -214,10 +214,10 @@ impl Client {
         }
     }
 
-    /// Revokes a token, by its id or by itself. It takes effect at once. One that is revoked already stays so.
+    /// Revokes a token, given as itself or by its id, with immediate effect. Revoking it again succeeds.
     ///
     /// # Errors
-    /// [`Error::is_not_found`] for one that never was; with [`Error::is_outcome_unknown`] it may have been revoked.
+    /// [`Error::is_not_found`] if it never existed. With [`Error::is_outcome_unknown`], it may have been revoked.
     pub async fn invalidate_token(&self, token: &str) -> Result<(), Error> {
         match self.call(&Call::Invalidate(SecretString::from(token))).await? {
             Reply::Invalidated => Ok(()),
@@ -225,18 +225,18 @@ impl Client {
         }
     }
 
-    /// Makes a call, and once more with a new access token where the one it had is refused. Limits are not checked, and what
-    /// a reply to a validation means is for [`validate::interpret`].
+    /// Makes a call, and repeats it once with a new access token if the first one is refused. Limits are not checked, and the
+    /// reply to a validation must be interpreted with [`validate::interpret_outcome`].
     ///
     /// # Errors
-    /// Why there is no reply.
+    /// When there is no reply.
     pub async fn call(&self, call: &Call) -> Result<Reply, Error> {
         let deadline = Instant::now() + self.0.timeout;
         let access_token = self.access_token();
-        let bearer = access_token.bearer(deadline).await?;
+        let bearer = access_token.wait_for_bearer(deadline).await?;
         match self.call_with(call, &bearer, deadline).await {
             Err(Error::Credentials) => {
-                let bearer = access_token.renewed(&bearer, deadline).await?;
+                let bearer = access_token.wait_for_renewed(&bearer, deadline).await?;
                 self.call_with(call, &bearer, deadline).await
             }
             outcome => outcome,
@@ -247,7 +247,7 @@ impl Client {
         let mut request = self.0.transport.encode_request(call);
         request.headers_mut().insert(AUTHORIZATION, bearer.authorization().clone());
         let operation = call.operation();
-        let response = self.0.endpoint.send(request, operation.max_response_bytes());
+        let response = self.0.endpoint.send_request(request, operation.max_response_bytes());
         let response = timeout_at(deadline, response).await.unwrap_or(Err(Error::Timeout))?;
         self.0.transport.decode_response(operation, &response)
     }
@@ -256,19 +256,24 @@ impl Client {
 const OTHER_REPLY: Error = Error::BrokenContract("the reply is to another call");
 
 impl Endpoint {
-    /// Sends a request and reads the response to its end, up to this many bytes. There is no time limit but that of
-    /// connecting.
-    async fn send(&self, mut request: Request<Bytes>, max_bytes: usize) -> Result<HttpResponse, Error> {
+    /// Sends a request and reads the whole response, up to `max_bytes`. Only connecting has a time limit.
+    async fn send_request(
+        &self,
+        mut request: Request<Bytes>,
+        max_bytes: usize,
+    ) -> Result<HttpResponse, Error> {
         *request.uri_mut() = self.environment.absolute_uri(request.uri().path_and_query());
         request.headers_mut().insert(USER_AGENT, self.user_agent.clone());
-        let request = request.try_into().map_err(|error| self.failure.classify(error))?;
-        let response = self.http.execute(request).await.map_err(|error| self.failure.classify(error))?;
+        let request = request.try_into().map_err(|error| self.failure.classify_error(error))?;
+        let response =
+            self.http.execute(request).await.map_err(|error| self.failure.classify_error(error))?;
         HttpResponse::read(response.into(), max_bytes).await
     }
 
     async fn fetch_access_token(&self) -> Result<Grant, Error> {
         let credentials = (self.credentials)().map_err(Error::CredentialsUnreadable)?;
-        let response = self.send(oauth::encode_request(&credentials), oauth::MAX_RESPONSE_BYTES).await?;
+        let response =
+            self.send_request(oauth::encode_request(&credentials), oauth::MAX_RESPONSE_BYTES).await?;
         oauth::decode_response(&response)
     }
 }

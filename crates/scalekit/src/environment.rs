@@ -1,4 +1,4 @@
-//! The URL of a Scalekit environment: a scheme and an authority, nothing else.
+//! The URL of a Scalekit environment, which has only a scheme and an authority.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,22 +7,22 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{Authority, PathAndQuery, Scheme};
 
-/// An environment of Scalekit's, such as `https://acme.scalekit.com`.
+/// A Scalekit environment, such as `https://acme.scalekit.com`.
 ///
-/// SECURITY: `http://` is accepted for loopback hosts only. Credentials and tokens would cross the network in clear text.
+/// SECURITY: `http://` is only accepted for loopback hosts, as it sends credentials and tokens in clear text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Environment {
     scheme: Scheme,
     authority: Authority,
 }
 
-/// Why a text is not the URL of an environment. It does not repeat the text.
+/// Why a text is not the URL of an environment. The message does not repeat the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct InvalidEnvironment(&'static str);
 
 impl Environment {
-    /// Whether the connection is encrypted.
+    /// Whether connections use TLS.
     pub fn is_https(&self) -> bool {
         self.scheme == Scheme::HTTPS
     }
@@ -66,7 +66,7 @@ impl FromStr for Environment {
         };
         if authority.as_str().contains('@') || !path_is_empty {
             return refuse(
-                "an environment URL is a scheme and a host alone, as in https://acme.scalekit.com",
+                "an environment URL has only a scheme and a host, as in https://acme.scalekit.com",
             );
         }
         if authority.host().is_empty() || (authority.port().is_none() && authority.as_str().ends_with(':')) {
@@ -79,7 +79,7 @@ impl FromStr for Environment {
         match environment.scheme.as_str() {
             "https" => Ok(environment),
             "http" if is_loopback => Ok(environment),
-            "http" => refuse("http:// would send secrets in clear text; only loopback hosts may have it"),
+            "http" => refuse("http:// sends secrets in clear text, and is only allowed for loopback hosts"),
             _ => refuse("an environment URL begins with https://"),
         }
     }
@@ -124,9 +124,9 @@ mod tests {
             ("ftp://acme.scalekit.com", "begins with https://"),
             ("http://acme.scalekit.com", "in clear text"),
             ("http://10.0.0.1", "in clear text"),
-            ("https://user:pass@acme.scalekit.com", "a scheme and a host alone"),
-            ("https://acme.scalekit.com/path", "a scheme and a host alone"),
-            ("https://acme.scalekit.com/?a=b", "a scheme and a host alone"),
+            ("https://user:pass@acme.scalekit.com", "only a scheme and a host"),
+            ("https://acme.scalekit.com/path", "only a scheme and a host"),
+            ("https://acme.scalekit.com/?a=b", "only a scheme and a host"),
         ] {
             let error = url.parse::<Environment>().unwrap_err().to_string();
             assert!(error.contains(reason), "{url}: {error}");

@@ -1,4 +1,4 @@
-//! Everything that can go wrong with a call, and the one place that says what a failure means: [`Error::class`].
+//! The errors of calls, and their meaning for the caller: [`Error::class`].
 
 use std::time::Duration;
 
@@ -6,8 +6,8 @@ use crate::call::Permission;
 use crate::limits::InvalidArgument;
 use crate::status::Code;
 
-/// Why a call gave no reply. Causes are kept as text, because one failure can be reported to many waiters at once; no
-/// text holds a key, an access token or a credential.
+/// Why a call has no reply. Causes are kept as text, so that an error can be cloned for all calls that wait for the same thing. No
+/// text contains a token, an access token or a credential.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,12 +15,12 @@ pub enum Error {
     #[error("Scalekit cannot be reached: {0}")]
     Unreachable(String),
     /// The connection broke, or the response was cut off, after the request may have been sent.
-    #[error("Scalekit gave no answer: {0}")]
+    #[error("the connection to Scalekit broke: {0}")]
     ConnectionLost(String),
     /// The server's certificate is not trusted, or it does not speak TLS.
     #[error("no trusted TLS connection to Scalekit: {0}")]
     Tls(String),
-    /// No response within the deadline.
+    /// No response before the deadline.
     #[error("Scalekit did not answer in time")]
     Timeout,
     /// No connection to the HTTP proxy; nothing was sent.
@@ -31,40 +31,40 @@ pub enum Error {
         /// The cause.
         reason: String,
     },
-    /// The HTTP proxy refused to open a tunnel, so that Scalekit was never asked.
+    /// The HTTP proxy refused to open a tunnel, so nothing was sent to Scalekit.
     #[error("the proxy {proxy} refuses a connection to Scalekit: {}", explain_proxy_status(*.status))]
     ProxyRefused {
         /// Host and port of the proxy.
         proxy: String,
-        /// The status of its response to CONNECT; `None` where that is not known or is no HTTP.
+        /// The status of its response to CONNECT; `None` if it is unknown or the response is not HTTP.
         status: Option<u16>,
     },
-    /// A 5xx status, or 499 for CANCELLED; the same for the gRPC codes that stand for them.
+    /// A 5xx status, 499 for CANCELLED, or the equivalent gRPC codes.
     #[error("Scalekit answered {0}")]
     Unavailable(u16),
-    /// Too many calls (429), with the delay of `Retry-After`, if there is one.
+    /// Too many calls (429). Holds `Retry-After`, if the response has it.
     #[error("Scalekit throttles this client")]
     Throttled(Option<Duration>),
-    /// A 401: the access token is refused, or the client id and secret are. It says nothing about an API token.
+    /// A 401: the access token, or the client id and secret, are refused. It is not about an API token.
     #[error("Scalekit refuses the client's own credentials: check the client id and the client secret")]
     Credentials,
-    /// A 403: the client is known but lacks this permission.
-    #[error("Scalekit's client lacks a permission: grant it {0}")]
+    /// A 403: the client lacks this permission.
+    #[error("the Scalekit client lacks a permission: grant it {0}")]
     Permission(Permission),
-    /// The response is not one of Scalekit's token API: a wrong URL, or a gateway that does not serve it.
-    #[error("no Scalekit token API answers there ({0}): check the environment's URL")]
+    /// The response is not from Scalekit's token API: the URL is wrong, or a gateway does not route it.
+    #[error("no Scalekit token API at this URL ({0}): check the environment's URL")]
     WrongEndpoint(String),
-    /// A response that the API's contract does not allow.
-    #[error("Scalekit's answer breaks the contract: {0}")]
+    /// The response violates the API's contract.
+    #[error("Scalekit's response violates the API contract: {0}")]
     BrokenContract(&'static str),
-    /// The provider of the client's credentials failed, with its own words.
+    /// The provider of the client's credentials failed. Holds its message.
     #[error("{0}")]
     CredentialsUnreadable(String),
-    /// There is no access token, for this reason; the call itself was not sent or was refused.
+    /// There is no access token, for this reason. The call itself was not sent, or was refused.
     #[error("cannot get an access token: {0}")]
     AccessToken(Box<Error>),
     /// Scalekit refused the call.
-    #[error("Scalekit refuses it: {0}")]
+    #[error("Scalekit refuses the call: {0}")]
     Refused(Refusal),
     /// The call exceeds a documented limit; nothing was sent.
     #[error(transparent)]
@@ -75,33 +75,33 @@ pub enum Error {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message} (code {})", .code.number())]
 pub struct Refusal {
-    /// The gRPC code, which responses over REST carry too.
+    /// The gRPC code, which REST responses also have.
     pub code: Code,
     /// Scalekit's message: at most 300 characters, control characters escaped.
     pub message: String,
 }
 
-/// What a failure means for the caller. A circuit breaker opens on [`Outage`](Self::Outage), waits on
-/// [`Throttled`](Self::Throttled), and takes the others for answers.
+/// What an error means for the caller. A circuit breaker opens on [`Outage`](Self::Outage), waits on
+/// [`Throttled`](Self::Throttled), and counts the others as responses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// Scalekit, or the way to it, is down or slow. It may pass by itself.
+    /// Scalekit or the network is down or slow. Later calls may succeed.
     Outage,
-    /// Scalekit asks for fewer calls: `None` where it does not say for how long. See [`Error::hold`].
+    /// Scalekit rate-limits calls; holds `Retry-After`, if the response has it. See [`Error::hold`].
     Throttled(Option<Duration>),
-    /// It stays so until someone mends a URL, a secret, a permission, a proxy, or Scalekit itself.
+    /// All calls fail until someone corrects a URL, a secret, a permission, a proxy, or Scalekit itself.
     Misconfigured,
-    /// The call was understood and refused; another call may succeed.
+    /// This call was refused; other calls may succeed.
     Refused,
 }
 
-/// A longer `Retry-After` may be a mistake; nothing would be sent meanwhile.
+/// A longer `Retry-After` may be a mistake, and no calls would be made meanwhile.
 const MAX_HOLD: Duration = Duration::from_secs(30);
 
 const MAX_MESSAGE_CHARS: usize = 300;
 
 impl Error {
-    /// What the failure means.
+    /// What the error means for the caller.
     pub fn class(&self) -> Class {
         match self {
             Self::Unreachable(_)
@@ -123,7 +123,7 @@ impl Error {
         }
     }
 
-    /// A stable word for metrics and logs.
+    /// A stable name for metrics and logs.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Unreachable(_) | Self::ConnectionLost(_) => "unreachable",
@@ -143,7 +143,7 @@ impl Error {
         }
     }
 
-    /// How long to send nothing: the `Retry-After` of a throttled call, at most 30 seconds.
+    /// How long to make no calls: the `Retry-After` of a throttled call, at most 30 seconds.
     pub fn hold(&self) -> Option<Duration> {
         match self.class() {
             Class::Throttled(retry_after) => retry_after.map(|delay| delay.min(MAX_HOLD)),
@@ -151,7 +151,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed when it is repeated at once. Repeat only calls that change nothing.
+    /// Whether the call may succeed if it is repeated immediately. Repeat only calls that change nothing.
     pub fn is_transient(&self) -> bool {
         matches!(
             self,
@@ -163,8 +163,8 @@ impl Error {
         )
     }
 
-    /// Whether a call that creates, updates or invalidates may have taken effect all the same: the request was sent, and
-    /// no usable response came.
+    /// Whether a call that creates, updates or invalidates may have taken effect, because the request was sent but there was no
+    /// usable response.
     pub fn is_outcome_unknown(&self) -> bool {
         matches!(
             self,
@@ -172,15 +172,15 @@ impl Error {
         )
     }
 
-    /// Whether Scalekit refused the call because it knows no live token of that name.
+    /// Whether Scalekit refused the call because there is no such live token.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused(Refusal { code: Code::NotFound, .. }))
     }
 }
 
 impl Refusal {
-    /// SECURITY: the message may come from whoever answers there. It is cut to one line of bounded length, so that it
-    /// can write neither lines of a log nor escape sequences of a terminal.
+    /// SECURITY: the message may be from an untrusted server. It is escaped and cut, so that it can forge neither lines of a log nor
+    /// escape sequences for a terminal.
     pub(crate) fn new(code: Code, message: &str) -> Self {
         let escape = |char: char| {
             // Marks that change the direction of text could make one id look like another.
@@ -196,9 +196,9 @@ impl Refusal {
 
 fn explain_proxy_status(status: Option<u16>) -> String {
     match status {
-        Some(407) => "it asks for other credentials than it was given (HTTP 407)".to_owned(),
+        Some(407) => "it requires other credentials (HTTP 407)".to_owned(),
         Some(status) => format!("HTTP {status}"),
-        None => "its response to CONNECT is no success".to_owned(),
+        None => "its response to CONNECT is not a success".to_owned(),
     }
 }
 

@@ -1,5 +1,5 @@
-//! The API over gRPC, unary calls only: one length-prefixed message each way, and a status in the trailers or, where there
-//! is no message, in the headers. Both directions, without I/O.
+//! Encodes and decodes the API over gRPC, for clients and servers, without I/O. All calls are unary: one length-prefixed message
+//! each way, and a status in the trailers or, without a message, in the headers.
 
 mod messages;
 
@@ -11,7 +11,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_decode, utf8_percent_encode};
 use prost::Message;
 use secrecy::{ExposeSecret, SecretString};
 
-use self::messages::optional;
+use self::messages::non_empty;
 use crate::call::{Call, Operation, Reply};
 use crate::error::{Error, Refusal};
 use crate::proto;
@@ -19,7 +19,7 @@ use crate::response::HttpResponse;
 use crate::rest::{known_page, known_token, new_token, page_size};
 use crate::status::{Code, Status};
 use crate::token::{Page, PageRequest, Token, TokenUpdate};
-use crate::wipe::wiped;
+use crate::wipe::wipe_on_drop;
 
 const SERVICE: &str = "/scalekit.v1.tokens.ApiTokenService/";
 const GRPC: &str = "application/grpc";
@@ -28,35 +28,37 @@ const STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
 
-/// What `grpc-message` encodes; what is beyond ASCII is encoded anyway.
+/// The characters that `grpc-message` percent-encodes, besides those outside ASCII.
 const ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// A flag for compression and the length of the message.
+/// A compression flag and the length of the message.
 const PREFIX_BYTES: usize = 5;
 
-// ---- A client's half.
+// ---- For clients.
 
-/// Writes a call as a request for HTTP/2. Its target is a path; where it goes and as whom is for the caller to add.
+/// Encodes a call as a request for HTTP/2. The caller adds authority and `Authorization`.
 pub fn encode_request(call: &Call) -> Request<Bytes> {
     let named = |token: &SecretString| proto::TokenRequest { token: token.expose_secret().to_owned() };
     let (path, body) = match call {
-        Call::Create(new) => ("CreateToken", frame(&proto::CreateTokenRequest { token: Some(new.into()) })),
-        Call::Validate(token) => ("ValidateToken", frame(&named(token))),
-        Call::Invalidate(token) => ("InvalidateToken", frame(&named(token))),
-        Call::List(page) => ("ListTokens", frame(&proto::ListTokensRequest::from(page))),
+        Call::Create(new) => {
+            ("CreateToken", frame_message(&proto::CreateTokenRequest { token: Some(new.into()) }))
+        }
+        Call::Validate(token) => ("ValidateToken", frame_message(&named(token))),
+        Call::Invalidate(token) => ("InvalidateToken", frame_message(&named(token))),
+        Call::List(page) => ("ListTokens", frame_message(&proto::ListTokensRequest::from(page))),
         Call::Update(token, update) => {
             let request = proto::UpdateTokenRequest {
                 token: token.expose_secret().to_owned(),
                 description: update.description.clone(),
                 custom_claims: update.custom_claims.clone().unwrap_or_default(),
             };
-            ("UpdateToken", frame(&request))
+            ("UpdateToken", frame_message(&request))
         }
     };
     let mut request = Request::new(body);
     *request.method_mut() = Method::POST;
     *request.version_mut() = Version::HTTP_2;
-    // The service and a method's name are a path.
+    // Cannot fail: a service and a method's name form a valid path.
     *request.uri_mut() = format!("{SERVICE}{path}").parse().unwrap_or_else(|_| Uri::from_static(SERVICE));
     let headers = request.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(GRPC));
@@ -64,16 +66,16 @@ pub fn encode_request(call: &Call) -> Request<Bytes> {
     request
 }
 
-/// Reads the response to a call, as [`rest::decode_response`](crate::rest::decode_response) does.
+/// Decodes the response to a call, like [`rest::decode_response`](crate::rest::decode_response).
 ///
 /// # Errors
-/// `Refused` where Scalekit itself refuses the call. A gateway's response for an unknown path is UNIMPLEMENTED here, and so
-/// is `WrongEndpoint`. A response without a status was cut off.
+/// `Refused` if Scalekit itself refuses the call. A gateway answers unknown paths with UNIMPLEMENTED, which is
+/// `WrongEndpoint`. A response without a status was cut off, which is `ConnectionLost`.
 pub fn decode_response(operation: Operation, response: &HttpResponse) -> Result<Reply, Error> {
     if response.status != StatusCode::OK {
         return Err(response.status_error(operation.permission()));
     }
-    if !matches!(subtype(&response.headers), Some("" | "+proto")) {
+    if !matches!(grpc_subtype(&response.headers), Some("" | "+proto")) {
         return Err(Error::WrongEndpoint("its answer is not gRPC".into()));
     }
     let field = |name| response.trailers.get(&name).or_else(|| response.headers.get(&name));
@@ -116,48 +118,48 @@ fn status_error(operation: Operation, number: i64, message: &str, response: &Htt
 fn decode_success(operation: Operation, body: &[u8]) -> Result<Reply, Error> {
     match operation {
         Operation::Create => {
-            let created: proto::CreateTokenResponse = decode(body)?;
+            let created: proto::CreateTokenResponse = decode_body(body)?;
             new_token(created.token, created.token_info.map(Token::try_from).transpose()?)
         }
         Operation::Validate | Operation::Update => {
-            let info = decode::<proto::TokenResponse>(body)?.token_info;
+            let info = decode_body::<proto::TokenResponse>(body)?.token_info;
             let token = info.ok_or(Error::BrokenContract("a 200 without token_info"))?.try_into()?;
             known_token(operation, token).map(Reply::Token)
         }
-        Operation::Invalidate => decode::<()>(body).map(|()| Reply::Invalidated),
+        Operation::Invalidate => decode_body::<()>(body).map(|()| Reply::Invalidated),
         Operation::List => {
-            let page: proto::ListTokensResponse = decode(body)?;
+            let page: proto::ListTokensResponse = decode_body(body)?;
             let tokens = page.tokens.into_iter().map(Token::try_from).collect::<Result<_, _>>()?;
             let page = Page {
                 tokens,
                 total_count: page.total_count.into(),
-                next_page_token: optional(page.next_page_token),
-                prev_page_token: optional(page.prev_page_token),
+                next_page_token: non_empty(page.next_page_token),
+                prev_page_token: non_empty(page.prev_page_token),
             };
             known_page(page).map(Reply::Page)
         }
     }
 }
 
-fn decode<M: Message + Default>(body: &[u8]) -> Result<M, Error> {
-    let message = unframe(body).ok().and_then(|message| M::decode(message).ok());
+fn decode_body<M: Message + Default>(body: &[u8]) -> Result<M, Error> {
+    let message = unframe_message(body).ok().and_then(|message| M::decode(message).ok());
     message.ok_or(Error::BrokenContract("a message that is not the one expected"))
 }
 
-// ---- A server's half.
+// ---- For servers.
 
-/// Whether a request or response says that it is gRPC, with messages in any encoding.
+/// Whether the content type is that of gRPC, with messages in any encoding.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    subtype(headers).is_some()
+    grpc_subtype(headers).is_some()
 }
 
-/// Finds the call that a request makes.
+/// Determines the operation of a request.
 ///
 /// # Errors
 /// UNIMPLEMENTED for anything else.
 pub fn route_request(method: &Method, path: &str, headers: &HeaderMap) -> Result<Operation, Status> {
     let unimplemented = |message: &str| Err(Status::from_gateway(Code::Unimplemented, message));
-    if method != Method::POST || !matches!(subtype(headers), Some("" | "+proto")) {
+    if method != Method::POST || !matches!(grpc_subtype(headers), Some("" | "+proto")) {
         return unimplemented("gRPC is POST with messages in protobuf");
     }
     match path.strip_prefix(SERVICE) {
@@ -171,10 +173,10 @@ pub fn route_request(method: &Method, path: &str, headers: &HeaderMap) -> Result
     }
 }
 
-/// Reads the call of a request.
+/// Decodes the call of a request.
 ///
 /// # Errors
-/// Why it is not the one message expected. The content is not repeated, as there may be a token in it.
+/// Why the body is not the expected message. The content is not repeated, as it may contain a token.
 pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status> {
     let token = |body| decode_message::<proto::TokenRequest>(body).map(|request| request.token.into());
     Ok(match operation {
@@ -190,9 +192,9 @@ pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status>
             let page: proto::ListTokensRequest = decode_message(body)?;
             Call::List(PageRequest {
                 organization_id: page.organization_id,
-                user_id: page.user_id.and_then(optional),
+                user_id: page.user_id.and_then(non_empty),
                 page_size: page_size(page.page_size)?,
-                page_token: optional(page.page_token),
+                page_token: non_empty(page.page_token),
             })
         }
         Operation::Update => {
@@ -203,22 +205,13 @@ pub fn decode_request(operation: Operation, body: &[u8]) -> Result<Call, Status>
     })
 }
 
-/// Writes the response to a call: a refusal has its status in the headers, and neither content nor trailers.
+/// Encodes the response to a call. A refusal has its status in the headers, and neither content nor trailers.
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     let frame = match outcome {
-        Ok(Reply::Created(created)) => frame(&proto::CreateTokenResponse {
-            token: created.token.expose_secret().to_owned(),
-            token_id: created.info.token_id.clone(),
-            token_info: Some((&created.info).into()),
-        }),
-        Ok(Reply::Token(token)) => frame(&proto::TokenResponse { token_info: Some(token.into()) }),
-        Ok(Reply::Invalidated) => frame(&()),
-        Ok(Reply::Page(page)) => frame(&proto::ListTokensResponse {
-            tokens: page.tokens.iter().map(proto::Token::from).collect(),
-            total_count: i32::try_from(page.total_count).unwrap_or(i32::MAX),
-            next_page_token: page.next_page_token.clone().unwrap_or_default(),
-            prev_page_token: page.prev_page_token.clone().unwrap_or_default(),
-        }),
+        Ok(Reply::Created(created)) => frame_message(&proto::CreateTokenResponse::from(created)),
+        Ok(Reply::Token(token)) => frame_message(&proto::TokenResponse { token_info: Some(token.into()) }),
+        Ok(Reply::Invalidated) => frame_message(&()),
+        Ok(Reply::Page(page)) => frame_message(&proto::ListTokensResponse::from(page)),
         Err(status) => return encode_refusal(status),
     };
     let mut response = HttpResponse::with_content(200, GRPC, frame);
@@ -241,32 +234,32 @@ fn encode_refusal(status: &Status) -> HttpResponse {
 
 fn decode_message<M: Message + Default>(body: &[u8]) -> Result<M, Status> {
     let broken = || Status::from_gateway(Code::Internal, "not the message expected");
-    unframe(body).and_then(|message| M::decode(message).map_err(|_| broken()))
+    unframe_message(body).and_then(|message| M::decode(message).map_err(|_| broken()))
 }
 
 // ---- Framing.
 
-/// What stands after `application/grpc` in the content type, without parameters.
-fn subtype(headers: &HeaderMap) -> Option<&str> {
+/// The rest of the content type after `application/grpc`, without parameters. `None` if it is not gRPC.
+fn grpc_subtype(headers: &HeaderMap) -> Option<&str> {
     let subtype = headers.get(CONTENT_TYPE)?.to_str().ok()?.strip_prefix(GRPC)?;
     let subtype = subtype.split(';').next().unwrap_or_default().trim();
     (subtype.is_empty() || subtype.starts_with('+')).then_some(subtype)
 }
 
-fn frame(message: &impl Message) -> Bytes {
+fn frame_message(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
     let mut frame = Vec::with_capacity(PREFIX_BYTES + length);
     frame.put_u8(0);
     frame.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
-    // A `Vec` grows as needed, so that encoding cannot fail.
+    // Cannot fail, as a `Vec` grows as needed.
     let _ = message.encode(&mut frame);
-    wiped(frame)
+    wipe_on_drop(frame)
 }
 
-/// The one message of a unary call. Nobody asked for compression, so a compressed one is refused.
-fn unframe(body: &[u8]) -> Result<&[u8], Status> {
+/// Returns the single message of a unary call. Compressed messages are refused, as they were not requested.
+fn unframe_message(body: &[u8]) -> Result<&[u8], Status> {
     let broken = |message| Status::from_gateway(Code::Internal, message);
-    let (prefix, message) = body.split_at_checked(PREFIX_BYTES).ok_or_else(|| broken("no whole frame"))?;
+    let (prefix, message) = body.split_at_checked(PREFIX_BYTES).ok_or_else(|| broken("incomplete frame"))?;
     let length = prefix[1..].iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
     match prefix[0] {
         0 if length == message.len() => Ok(message),

@@ -1,4 +1,4 @@
-//! Fields of the API's JSON as they may come: absent, `null` and `""` mean the same, and a struct is an object only.
+//! Deserializes fields of the API's JSON: absent, `null` and `""` are equivalent, and a struct must be an object.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,13 +7,13 @@ use std::marker::PhantomData;
 use jiff::Timestamp;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serializer};
 use serde_json::Value;
 
 use crate::timestamp;
 use crate::token::Claims;
 
-/// A struct that must be written as a JSON object. serde's derived structs would accept an array, field by field.
+/// A struct that must be a JSON object. serde's derived structs would also accept an array, field by field.
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
@@ -36,37 +36,45 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
     }
 }
 
-/// A string; `null` is `""`.
-pub(crate) fn string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
-    null_as_default(from)
+/// A string; `""` for `null`.
+pub(crate) fn read_string<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    read_or_default(from)
 }
 
-/// A string that is not empty.
-pub(crate) fn text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+/// A string; `None` if it is empty.
+pub(crate) fn read_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(Option::<String>::deserialize(from)?.filter(|text| !text.is_empty()))
 }
 
-/// The same for a field that nothing is decided by: a value of another type does not spoil the message.
-pub(crate) fn lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+/// A string, for an informational field: `None` for a value of another type.
+pub(crate) fn read_lenient_text<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
     Ok(match Value::deserialize(from)? {
         Value::String(text) if !text.is_empty() => Some(text),
         _ => None,
     })
 }
 
-/// RFC 3339.
-pub(crate) fn timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    let parse = |text: String| timestamp::parse(&text).ok_or_else(|| D::Error::custom("not a timestamp"));
-    text(from)?.map(parse).transpose()
+/// Serializes an absent string as `""`.
+pub(crate) fn write_text<S: Serializer>(text: &Option<String>, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(text.as_deref().unwrap_or_default())
 }
 
-/// The same for a field that nothing is decided by.
-pub(crate) fn lenient_timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
-    Ok(lenient_text(from)?.and_then(|text| timestamp::parse(&text)))
+/// A timestamp in RFC 3339.
+pub(crate) fn read_timestamp<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Timestamp>, D::Error> {
+    let parse =
+        |text: String| timestamp::parse_rfc3339(&text).ok_or_else(|| D::Error::custom("not a timestamp"));
+    read_text(from)?.map(parse).transpose()
 }
 
-/// Any value; `null` is its default.
-pub(crate) fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
+/// A timestamp in RFC 3339, for an informational field: `None` for any other value.
+pub(crate) fn read_lenient_timestamp<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<Timestamp>, D::Error> {
+    Ok(read_lenient_text(from)?.and_then(|text| timestamp::parse_rfc3339(&text)))
+}
+
+/// Any value; its default for `null`.
+pub(crate) fn read_or_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
@@ -75,18 +83,18 @@ where
 }
 
 /// A list of objects.
-pub(crate) fn objects<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
+pub(crate) fn read_objects<'de, D, T>(from: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
 {
-    let objects: Vec<Object<T>> = null_as_default(from)?;
+    let objects: Vec<Object<T>> = read_or_default(from)?;
     Ok(objects.into_iter().map(|Object(object)| object).collect())
 }
 
-/// Claims: a value that is not a string is taken as its JSON text.
-pub(crate) fn claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
-    let claims: BTreeMap<String, Value> = null_as_default(from)?;
+/// Claims. A value that is not a string is converted to its JSON text.
+pub(crate) fn read_claims<'de, D: Deserializer<'de>>(from: D) -> Result<Claims, D::Error> {
+    let claims: BTreeMap<String, Value> = read_or_default(from)?;
     let text = |value| match value {
         Value::String(text) => text,
         other => other.to_string(),

@@ -13,26 +13,25 @@
 //! };
 //! let client = Client::new(Settings::new("https://acme.scalekit.com".parse()?, credentials))?;
 //! match client.validate_token("the caller's token").await {
-//!     Ok(Validation::Valid(token)) => println!("{} may pass", token.organization_id),
+//!     Ok(Validation::Valid(token)) => println!("{} is admitted", token.organization_id),
 //!     Ok(Validation::Invalid) => println!("401"),
-//!     // Scalekit gave no verdict. That is not the caller's fault, and never a reason to let it pass.
+//!     // There is no verdict. The client is not at fault, and must not be admitted.
 //!     Err(error) => println!("503: {error} ({:?})", error.class()),
 //! }
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! The messages and their meaning need no I/O: [`transport`], [`rest`], [`grpc`] and [`oauth`] turn calls into requests and
-//! responses into replies, [`validate`] says what a response means for a token, [`access_token`] keeps the client's access
-//! token, and [`proxy`] and [`tunnel`] get through an HTTP proxy. `client` puts them on reqwest. Whoever has connections of
-//! their own uses them without it. Each codec has the server's half as well, for a server that stands in for Scalekit in
-//! tests.
+//! [`transport`], [`rest`], [`grpc`] and [`oauth`] encode calls as requests and decode responses, without I/O; [`validate`] interprets
+//! the response to a validation, [`access_token`] keeps the client's access token, and [`proxy`] and [`tunnel`] connect through an
+//! HTTP proxy. `client` uses them with reqwest. Programs that manage connections themselves can use them without it. Each codec also
+//! has the server's half, for servers that replace Scalekit in tests.
 //!
 //! # Sources
 //!
 //! Messages, field numbers, limits, paths and permissions are those of the protobuf descriptors that Scalekit's SDKs carry
-//! (`scalekit/v1/tokens/tokens.proto`), errors and their codes those of its API reference and of the SDKs. Where both are
-//! silent, the item says what it assumes. The REST paths are in the descriptors' annotations only.
+//! (`scalekit/v1/tokens/tokens.proto`); errors and their codes are those of its API reference and of the SDKs. Items state what they
+//! assume beyond these. The REST paths are only in the descriptors' annotations.
 //!
 //! # Features
 //!

@@ -1,25 +1,25 @@
-//! The API's documented limits (the `buf.validate` rules of `scalekit/v1/tokens/tokens.proto`), checked before anything is
+//! The API's documented limits (the `buf.validate` rules of `scalekit/v1/tokens/tokens.proto`), which are checked before a call is
 //! sent. Lengths are in characters, not bytes.
 
 use jiff::Timestamp;
 
 use crate::token::{Claims, NewToken, PageRequest, TokenUpdate};
 
-/// Claims of one token.
+/// Maximum number of claims of a token.
 pub const MAX_CLAIMS: usize = 20;
-/// Characters of a claim's name, from 1.
+/// Maximum length of a claim's name; the minimum is 1.
 pub const MAX_CLAIM_NAME: usize = 30;
-/// Characters of a claim's value, from 1: an empty value is refused.
+/// Maximum length of a claim's value; the minimum is 1.
 pub const MAX_CLAIM_VALUE: usize = 256;
-/// Characters of a description.
+/// Maximum length of a description.
 pub const MAX_DESCRIPTION: usize = 255;
-/// What the id of an organization begins with.
+/// The prefix of organization ids.
 pub const ORGANIZATION_PREFIX: &str = "org_";
-/// Characters of the id of an organization.
+/// Maximum length of an organization id.
 pub const MAX_ORGANIZATION_ID: usize = 32;
-/// Tokens on one page.
+/// Maximum number of tokens on a page.
 pub const MAX_PAGE_SIZE: u8 = 30;
-/// Tokens on a page where no size is asked for.
+/// Number of tokens on a page without a requested size.
 pub const DEFAULT_PAGE_SIZE: u8 = 10;
 
 /// An argument that the API would refuse.
@@ -28,20 +28,20 @@ pub const DEFAULT_PAGE_SIZE: u8 = 10;
 pub struct InvalidArgument {
     /// The field's name in the API.
     pub field: &'static str,
-    /// What is wrong, and what would be right. A claim's value is never repeated.
+    /// What is wrong, and what is allowed. Values of claims are never repeated.
     pub problem: String,
 }
 
 impl NewToken {
-    /// Tests the new token against the limits.
+    /// Checks the new token against the limits, and `expiry` against `now`. `organization_id` is checked by the rule for listing,
+    /// as the token could not be listed otherwise.
     ///
     /// # Errors
-    /// The first field that the API would refuse; `now` decides whether `expiry` has passed. The rule for
-    /// `organization_id` is the one of listing: no token could be listed of an organization that breaks it.
+    /// The first field that the API would refuse.
     pub fn check(&self, now: Timestamp) -> Result<(), InvalidArgument> {
         check_scope(&self.organization_id, self.user_id.as_deref())?;
         if let Some(expiry) = self.expiry.filter(|expiry| *expiry <= now) {
-            return refuse("expiry", format!("{expiry} has passed; it should be in the future"));
+            return refuse_field("expiry", format!("{expiry} has passed; it should be in the future"));
         }
         check_claims(&self.custom_claims)?;
         check_description(self.description.as_deref())
@@ -49,15 +49,15 @@ impl NewToken {
 }
 
 impl TokenUpdate {
-    /// Tests the update against the limits.
+    /// Checks the update against the limits.
     ///
     /// # Errors
-    /// The first field that the API would refuse, or that it would ignore: an empty map of claims.
+    /// The first field that the API would refuse, or ignore, as it does an empty map of claims.
     pub fn check(&self) -> Result<(), InvalidArgument> {
         if let Some(claims) = &self.custom_claims {
             if claims.is_empty() {
-                let problem = "Scalekit cannot take a key's last claim away; make a new key without it";
-                return refuse("custom_claims", problem);
+                let problem = "Scalekit cannot remove the last claim of a key; create a new key without it";
+                return refuse_field("custom_claims", problem);
             }
             check_claims(claims)?;
         }
@@ -66,7 +66,7 @@ impl TokenUpdate {
 }
 
 impl PageRequest {
-    /// Tests the request against the limits.
+    /// Checks the request against the limits.
     ///
     /// # Errors
     /// The first field that the API would refuse.
@@ -74,12 +74,12 @@ impl PageRequest {
         check_scope(&self.organization_id, self.user_id.as_deref())?;
         match self.page_size {
             None | Some(1..=MAX_PAGE_SIZE) => Ok(()),
-            Some(_) => refuse("page_size", format!("should be from 1 to {MAX_PAGE_SIZE}")),
+            Some(_) => refuse_field("page_size", format!("should be from 1 to {MAX_PAGE_SIZE}")),
         }
     }
 }
 
-fn refuse(field: &'static str, problem: impl Into<String>) -> Result<(), InvalidArgument> {
+fn refuse_field(field: &'static str, problem: impl Into<String>) -> Result<(), InvalidArgument> {
     Err(InvalidArgument { field, problem: problem.into() })
 }
 
@@ -88,11 +88,11 @@ fn check_scope(organization: &str, user: Option<&str>) -> Result<(), InvalidArgu
         let problem = format!(
             "should begin with {ORGANIZATION_PREFIX} and have at most {MAX_ORGANIZATION_ID} characters"
         );
-        return refuse("organization_id", problem);
+        return refuse_field("organization_id", problem);
     }
-    // SECURITY: on the wire "" is the same as absent, so that a user's token would become the organization's.
+    // SECURITY: "" is equivalent to absent on the wire, so a token for a user would become one for the organization.
     if user == Some("") {
-        return refuse("user_id", "is empty; leave it out where no user is meant");
+        return refuse_field("user_id", "is empty; omit it for a key without a user");
     }
     Ok(())
 }
@@ -100,25 +100,25 @@ fn check_scope(organization: &str, user: Option<&str>) -> Result<(), InvalidArgu
 fn check_claims(claims: &Claims) -> Result<(), InvalidArgument> {
     let field = "custom_claims";
     if claims.len() > MAX_CLAIMS {
-        return refuse(field, format!("these are {}, and a key takes at most {MAX_CLAIMS}", claims.len()));
+        return refuse_field(field, format!("{} are too many; a key has at most {MAX_CLAIMS}", claims.len()));
     }
     for (name, value) in claims {
         let (name_length, length) = (name.chars().count(), value.chars().count());
         if !(1..=MAX_CLAIM_NAME).contains(&name_length) {
             let problem =
                 format!("a name has {name_length} characters; it should have from 1 to {MAX_CLAIM_NAME}");
-            return refuse(field, problem);
+            return refuse_field(field, problem);
         }
         if length == 0 {
             let problem =
                 format!("{name:?} has no value; it should have from 1 to {MAX_CLAIM_VALUE} characters");
-            return refuse(field, problem);
+            return refuse_field(field, problem);
         }
         if length > MAX_CLAIM_VALUE {
             let problem = format!(
                 "{name:?} has a value of {length} characters; it should have from 1 to {MAX_CLAIM_VALUE}"
             );
-            return refuse(field, problem);
+            return refuse_field(field, problem);
         }
     }
     Ok(())
@@ -129,7 +129,7 @@ fn check_description(description: Option<&str>) -> Result<(), InvalidArgument> {
         0..=MAX_DESCRIPTION => Ok(()),
         length => {
             let problem = format!("has {length} characters; it should have at most {MAX_DESCRIPTION}");
-            refuse("description", problem)
+            refuse_field("description", problem)
         }
     }
 }
@@ -176,7 +176,7 @@ mod tests {
             check(with(claim(&name, "x")), Err(&message));
         }
         check(with(claims(20)), Ok(()));
-        check(with(claims(21)), Err("custom_claims: these are 21, and a key takes at most 20"));
+        check(with(claims(21)), Err("custom_claims: 21 are too many; a key has at most 20"));
     }
 
     #[test]

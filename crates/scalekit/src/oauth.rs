@@ -1,5 +1,5 @@
-//! The client's access token: `POST /oauth/token` with the grant `client_credentials` (RFC 6749 section 4.4), credentials in
-//! the form. Both directions, without I/O.
+//! Encodes and decodes requests for the client's access token, for clients and servers, without I/O: `POST /oauth/token` with the
+//! grant `client_credentials` (RFC 6749 section 4.4) and the credentials in the form.
 
 use std::time::Duration;
 
@@ -13,48 +13,48 @@ use crate::call::Permission;
 use crate::error::Error;
 use crate::json::Object;
 use crate::response::HttpResponse;
-use crate::wipe::wiped;
+use crate::wipe::wipe_on_drop;
 
-/// Where access tokens are fetched.
+/// The path of the token endpoint.
 pub const PATH: &str = "/oauth/token";
 
-/// The largest body of a response, in bytes.
+/// Maximum size of a response's body, in bytes.
 pub const MAX_RESPONSE_BYTES: usize = 256 * 1024;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 const GRANT_TYPE: &str = "client_credentials";
 
-/// Scalekit's shortest default, for a response that does not say how long its token lives.
+/// Scalekit's shortest default, for a response without `expires_in`, in seconds.
 const DEFAULT_LIFETIME: u64 = 3600;
 /// Scalekit's longest default is a day.
 const MAX_LIFETIME: u64 = 7 * 86_400;
 
-/// Who the client is.
+/// The client's credentials.
 #[derive(Clone, Debug)]
 pub struct Credentials {
     /// `skc_…`
     pub client_id: String,
-    /// Its secret.
+    /// The client secret.
     pub client_secret: SecretString,
 }
 
-/// An access token. It is opaque: nothing in it is read.
+/// An access token, which is opaque.
 #[derive(Clone, Debug)]
 pub struct Grant {
     /// The token.
     pub access_token: SecretString,
-    /// How long it lives: from 1 second to 7 days, and an hour where the response does not say.
+    /// Its lifetime: from 1 second to 7 days, and an hour if the response does not state it.
     pub lifetime: Duration,
 }
 
-/// A request for an access token, as a server reads it. Fields that are not there are empty.
+/// A request for an access token, as a server decodes it. Missing fields are empty.
 #[derive(Clone, Debug, Default)]
 pub struct GrantRequest {
-    /// Only `client_credentials` is known.
+    /// Should be `client_credentials`.
     pub grant_type: String,
-    /// Who asks.
+    /// The client id.
     pub client_id: String,
-    /// And its secret.
+    /// The client secret.
     pub client_secret: SecretString,
 }
 
@@ -65,37 +65,37 @@ struct GrantBody {
     expires_in: Option<u64>,
 }
 
-/// Writes the request for an access token. Its target is a path.
+/// Encodes the request for an access token. The caller adds the authority.
 pub fn encode_request(credentials: &Credentials) -> Request<Bytes> {
     let (id, secret) = (&credentials.client_id, credentials.client_secret.expose_secret());
-    // SECURITY: with room enough, so that no part of the secret is left behind when it grows: escaped, a byte takes three.
+    // SECURITY: enough capacity, so that the buffer never grows and leaves a copy of the secret in memory. An escaped byte takes
+    // three bytes.
     let room = 64 + 3 * (id.len() + secret.len());
     let form = form_urlencoded::Serializer::new(String::with_capacity(room))
         .append_pair("grant_type", GRANT_TYPE)
         .append_pair("client_id", id)
         .append_pair("client_secret", secret)
         .finish();
-    let mut request = Request::new(wiped(form.into_bytes()));
+    let mut request = Request::new(wipe_on_drop(form.into_bytes()));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(PATH);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(FORM));
     request
 }
 
-/// Reads the response to it.
+/// Decodes the response to a request for an access token.
 ///
 /// # Errors
-/// `Credentials` for 400 and 401, since `invalid_client` may be either (RFC 6749 section 5.2); otherwise what the response
-/// stands for.
+/// `Credentials` for 400 and 401, since `invalid_client` may be either (RFC 6749 section 5.2); otherwise by the status.
 pub fn decode_response(response: &HttpResponse) -> Result<Grant, Error> {
     match response.status.as_u16() {
         200 => {}
         400 | 401 => return Err(Error::Credentials),
-        // What a client lacks that may not even have an access token is not documented: the least that any needs is named.
+        // It is not documented which permission a client lacks that gets no access token. Every client needs at least this one.
         _ => return Err(response.status_error(Permission::Read)),
     }
     let Object(grant): Object<GrantBody> = serde_json::from_slice(&response.body)
-        .map_err(|_| Error::WrongEndpoint("its token endpoint gave no access_token".into()))?;
+        .map_err(|_| Error::WrongEndpoint("its token endpoint returned no access_token".into()))?;
     if grant.access_token.is_empty() {
         return Err(Error::BrokenContract("the access token is empty"));
     }
@@ -106,7 +106,7 @@ pub fn decode_response(response: &HttpResponse) -> Result<Grant, Error> {
     Ok(Grant { access_token: grant.access_token.into(), lifetime })
 }
 
-/// For a server: reads the request.
+/// For servers: decodes the request.
 pub fn decode_request(body: &[u8]) -> GrantRequest {
     let mut request = GrantRequest::default();
     for (name, value) in form_urlencoded::parse(body) {
@@ -120,7 +120,7 @@ pub fn decode_request(body: &[u8]) -> GrantRequest {
     request
 }
 
-/// For a server: writes an access token.
+/// For servers: encodes an access token.
 pub fn encode_grant(grant: &Grant) -> HttpResponse {
     let body = serde_json::json!({
         "access_token": grant.access_token.expose_secret(),
@@ -128,16 +128,16 @@ pub fn encode_grant(grant: &Grant) -> HttpResponse {
         "expires_in": grant.lifetime.as_secs(),
         "scope": "openid",
     });
-    respond(200, &body)
+    json_response(200, &body)
 }
 
-/// For a server: writes why there is none (RFC 6749 section 5.2): 401 for `invalid_client`, 400 for every other `error`.
+/// For servers: encodes an error (RFC 6749 section 5.2), with status 401 for `invalid_client` and 400 for every other `error`.
 pub fn encode_error(error: &str, description: &str) -> HttpResponse {
     let status = if error == "invalid_client" { 401 } else { 400 };
-    respond(status, &serde_json::json!({"error": error, "error_description": description}))
+    json_response(status, &serde_json::json!({"error": error, "error_description": description}))
 }
 
-fn respond(status: u16, body: &serde_json::Value) -> HttpResponse {
+fn json_response(status: u16, body: &serde_json::Value) -> HttpResponse {
     let mut response = HttpResponse::with_content(status, "application/json", body.to_string());
     response.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
@@ -185,7 +185,7 @@ mod tests {
 
     #[test]
     fn token_endpoint_failures_have_their_own_errors() {
-        let no_token = Error::WrongEndpoint("its token endpoint gave no access_token".into());
+        let no_token = Error::WrongEndpoint("its token endpoint returned no access_token".into());
         for (status, body, expected) in [
             (400, "{}", Error::Credentials),
             (401, "<html>", Error::Credentials),

@@ -1,10 +1,14 @@
-//! The messages of `scalekit.v1.tokens` and of gRPC's errors, with the field numbers of Scalekit's published descriptors.
-//! Written by hand: they are few, and no compiler for protobuf is needed to build the crate.
+//! The messages of `scalekit.v1.tokens` and of gRPC's errors, with the field numbers of Scalekit's published descriptors. They are
+//! written by hand, so that the build needs no protobuf compiler. The server's half of REST encodes them as JSON, as a gRPC gateway
+//! does: unset strings, maps and lists are present, unset messages are not.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use prost::Message;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::{json, timestamp};
 
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Timestamp {
@@ -15,19 +19,25 @@ pub(crate) struct Timestamp {
 }
 
 impl Timestamp {
-    /// `None` where a field is out of its range.
+    /// `None` if a field is out of range.
     pub(crate) fn to_jiff(&self) -> Option<jiff::Timestamp> {
-        crate::timestamp::from_parts(self.seconds, self.nanos)
+        timestamp::from_parts(self.seconds, self.nanos)
     }
 }
 
 impl From<jiff::Timestamp> for Timestamp {
-    /// Nanoseconds count forward, also before 1970.
+    /// Protobuf's nanoseconds are never negative, also before 1970.
     fn from(timestamp: jiff::Timestamp) -> Self {
         match (timestamp.as_second(), timestamp.subsec_nanosecond()) {
             (seconds, nanos @ ..0) => Self { seconds: seconds - 1, nanos: nanos + 1_000_000_000 },
             (seconds, nanos) => Self { seconds, nanos },
         }
+    }
+}
+
+impl Serialize for Timestamp {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_jiff().map(timestamp::format_rfc3339).serialize(serializer)
     }
 }
 
@@ -51,7 +61,7 @@ pub(crate) struct CreateToken {
     pub(crate) description: String,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 #[prost(skip_debug)]
 pub(crate) struct CreateTokenResponse {
     #[prost(string, tag = "1")]
@@ -63,15 +73,16 @@ pub(crate) struct CreateTokenResponse {
 }
 
 /// ValidateTokenRequest and InvalidateTokenRequest.
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[prost(skip_debug)]
 pub(crate) struct TokenRequest {
     #[prost(string, tag = "1")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub(crate) token: String,
 }
 
 /// ValidateTokenResponse and UpdateTokenResponse.
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub(crate) struct TokenResponse {
     #[prost(message, optional, tag = "1")]
     pub(crate) token_info: Option<Token>,
@@ -89,7 +100,7 @@ pub(crate) struct ListTokensRequest {
     pub(crate) page_token: String,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub(crate) struct ListTokensResponse {
     #[prost(message, repeated, tag = "1")]
     pub(crate) tokens: Vec<Token>,
@@ -101,18 +112,20 @@ pub(crate) struct ListTokensResponse {
     pub(crate) prev_page_token: String,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Deserialize)]
 #[prost(skip_debug)]
 pub(crate) struct UpdateTokenRequest {
     #[prost(string, tag = "1")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub(crate) token: String,
     #[prost(string, optional, tag = "2")]
     pub(crate) description: Option<String>,
     #[prost(btree_map = "string, string", tag = "3")]
+    #[serde(default, alias = "customClaims", deserialize_with = "json::read_or_default")]
     pub(crate) custom_claims: BTreeMap<String, String>,
 }
 
-#[derive(Clone, PartialEq, Message)]
+#[derive(Clone, PartialEq, Message, Serialize)]
 pub(crate) struct Token {
     #[prost(string, tag = "1")]
     pub(crate) token_id: String,
@@ -121,20 +134,26 @@ pub(crate) struct Token {
     #[prost(string, tag = "3")]
     pub(crate) organization_external_id: String,
     #[prost(string, optional, tag = "4")]
+    #[serde(serialize_with = "json::write_text")]
     pub(crate) user_id: Option<String>,
     #[prost(string, optional, tag = "5")]
+    #[serde(serialize_with = "json::write_text")]
     pub(crate) user_external_id: Option<String>,
     #[prost(btree_map = "string, string", tag = "6")]
     pub(crate) custom_claims: BTreeMap<String, String>,
     #[prost(message, optional, tag = "7")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expiry: Option<Timestamp>,
     #[prost(message, optional, tag = "8")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) created_at: Option<Timestamp>,
     #[prost(string, optional, tag = "9")]
+    #[serde(serialize_with = "json::write_text")]
     pub(crate) description: Option<String>,
     #[prost(string, tag = "10")]
     pub(crate) token_suffix: String,
     #[prost(string, optional, tag = "11")]
+    #[serde(serialize_with = "json::write_text")]
     pub(crate) email: Option<String>,
     #[prost(string, repeated, tag = "12")]
     pub(crate) roles: Vec<String>,
@@ -185,7 +204,7 @@ pub(crate) struct FieldViolation {
     pub(crate) constraint: String,
 }
 
-// SECURITY: these three hold a token, which Debug must not show.
+// SECURITY: these three messages contain a token, which `Debug` must not show.
 
 impl fmt::Debug for CreateTokenResponse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

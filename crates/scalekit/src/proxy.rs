@@ -1,4 +1,4 @@
-//! Which HTTP proxy stands between a client and Scalekit. Whoever has connections of their own opens them with
+//! The HTTP proxy for connections to Scalekit. Programs that manage connections themselves open them with
 //! [`tunnel`](crate::tunnel).
 
 use std::fmt;
@@ -10,19 +10,17 @@ use percent_encoding::percent_decode_str;
 
 use crate::environment::Environment;
 
-/// The setting: which proxy to use.
-///
-/// `http://` environments are on loopback and are never reached through a proxy.
+/// The proxy setting. `http://` environments, which are on loopback, are never reached through a proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Proxy {
-    /// What the environment variables `HTTPS_PROXY` and `NO_PROXY` say, or `https_proxy` and `no_proxy` where those are
-    /// not set. `NO_PROXY` has hosts and domains (with their subdomains), IP addresses and networks, or `*`, with commas
-    /// between them. `ALL_PROXY` and the settings of the system are not used.
+    /// The environment variables `HTTPS_PROXY` and `NO_PROXY`, or `https_proxy` and `no_proxy` if those are not set. `NO_PROXY` is
+    /// a comma-separated list of hosts and domains (with their subdomains), IP addresses and networks, or `*`. `ALL_PROXY` and
+    /// the settings of the system are not used.
     #[default]
     FromEnvironment,
-    /// This one, whatever the environment says.
+    /// This proxy; the environment variables are ignored.
     Server(ProxyServer),
-    /// None, whatever the environment says.
+    /// No proxy; the environment variables are ignored.
     None,
 }
 
@@ -36,7 +34,7 @@ pub struct ProxyServer {
     authorization: Option<HeaderValue>,
 }
 
-/// Why a text is not the URL of a proxy. It does not repeat the text, as there may be a password in it.
+/// Why a text is not the URL of a proxy. The message does not repeat the text, which may contain a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{place}{reason}")]
 pub struct InvalidProxy {
@@ -45,15 +43,15 @@ pub struct InvalidProxy {
 }
 
 impl Proxy {
-    /// The proxy for an environment, if it is reached through one.
+    /// The proxy for connections to an environment; `None` for direct connections.
     ///
     /// # Errors
-    /// When the environment variable is not the URL of a proxy; it is named.
+    /// When the environment variable is not the URL of a proxy. The message names the variable.
     pub fn resolve(&self, environment: &Environment) -> Result<Option<ProxyServer>, InvalidProxy> {
         self.resolve_with(environment, |name| std::env::var(name).ok())
     }
 
-    /// The same with other variables than those of the process.
+    /// Like [`resolve`](Self::resolve), with other variables than those of the process.
     ///
     /// # Errors
     /// As [`resolve`](Self::resolve).
@@ -75,7 +73,7 @@ impl Proxy {
             Self::FromEnvironment => {
                 let Some((name, url)) = first_set(["HTTPS_PROXY", "https_proxy"]) else { return Ok(None) };
                 let no_proxy = first_set(["NO_PROXY", "no_proxy"]).map(|(_, list)| list).unwrap_or_default();
-                // The matcher decides about NO_PROXY alone: of a URL that it cannot read, it would say nothing.
+                // The matcher is only used for NO_PROXY, because it ignores a proxy URL that it cannot parse.
                 let matcher = Matcher::builder().https("http://any").no(no_proxy).build();
                 if matcher.intercept(&environment.absolute_uri(None)).is_none() {
                     return Ok(None);
@@ -95,17 +93,17 @@ impl ProxyServer {
         &self.host
     }
 
-    /// The port: 80 or 443 where the URL has none.
+    /// The port; 80 or 443 if the URL has none.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// Whether the proxy itself is spoken to over TLS.
+    /// Whether connections to the proxy itself use TLS.
     pub fn is_https(&self) -> bool {
         self.is_https
     }
 
-    /// The value of `Proxy-Authorization`, marked as sensitive, where the URL has credentials.
+    /// The value of `Proxy-Authorization`, marked as sensitive. `None` if the URL has no credentials.
     pub fn authorization(&self) -> Option<&HeaderValue> {
         self.authorization.as_ref()
     }
@@ -129,11 +127,11 @@ pub(crate) fn join_host_port(host: &str, port: u16) -> String {
 impl std::str::FromStr for ProxyServer {
     type Err = InvalidProxy;
 
-    /// Reads `http://user:password@host:port`. The scheme may be left out, or be `https`; user and password may be left
-    /// out, and are percent-encoded.
+    /// Parses `http://user:password@host:port`. The scheme may also be `https`. Scheme and credentials are optional; credentials are
+    /// percent-encoded.
     fn from_str(url: &str) -> Result<Self, InvalidProxy> {
         let refuse = |reason| Err(InvalidProxy { place: String::new(), reason });
-        // A URL without a scheme and with credentials does not parse as one.
+        // Without a scheme, a URL with credentials could not be parsed.
         let with_scheme = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let Ok(uri) = with_scheme.parse::<Uri>() else {
             return refuse("this is not a URL such as http://proxy.example:3128");
@@ -162,7 +160,7 @@ impl std::str::FromStr for ProxyServer {
                 value
             })
         });
-        // Base64 is always a header's value.
+        // Cannot fail, as Base64 is a valid header value.
         Ok(Self { is_https, host, port, authorization: authorization.and_then(Result::ok) })
     }
 }

@@ -1,5 +1,5 @@
-//! The API over REST: JSON with snake_case names, as the `google.api.http` annotations of `ApiTokenService` describe it.
-//! Both directions, without I/O: calls to requests and responses to replies for a client, the reverse for a server.
+//! Encodes and decodes the API over REST, for clients and servers, without I/O: JSON with snake_case names, as described by the
+//! `google.api.http` annotations of `ApiTokenService`.
 
 mod bodies;
 
@@ -12,18 +12,16 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 
-use self::bodies::{
-    CreateBody, CreatedBody, CreatedInfo, ErrorBody, Info, InfoBody, PageBody, TokenBody, TokenJson,
-    TokenRequest, UpdateBody, UpdateRequest,
-};
+use self::bodies::{CreateBody, CreatedInfo, ErrorBody, Info, TokenBody, UpdateBody};
 use crate::call::{Call, Operation, Reply};
 use crate::error::Error;
 use crate::json::Object;
+use crate::proto;
 use crate::response::HttpResponse;
 use crate::status::{Code, Status};
 use crate::token::{Created, Page, PageRequest, Token, TokenUpdate};
 use crate::validate::is_presentable;
-use crate::wipe::wiped;
+use crate::wipe::wipe_on_drop;
 
 const TOKENS: &str = "/api/v1/tokens";
 const VALIDATE: &str = "/api/v1/tokens:validate";
@@ -31,20 +29,22 @@ const INVALIDATE: &str = "/api/v1/tokens:invalidate";
 const UPDATE: &str = "/api/v1/tokens:update";
 
 const JSON: &str = "application/json";
-/// A request that names a token of up to 512 characters.
+/// Enough for a request with a token of 512 characters.
 const CONTENT_BYTES: usize = 544;
 
 const ERROR_INFO: &str = "type.googleapis.com/scalekit.v1.errdetails.ErrorInfo";
 
-// ---- A client's half.
+// ---- For clients.
 
-/// Writes a call as a request. Its target is a path and a query; where it goes and as whom is for the caller to add.
+/// Encodes a call as a request. The caller adds authority and `Authorization`.
 pub fn encode_request(call: &Call) -> Request<Bytes> {
     match call {
-        Call::Create(new) => post(TOKENS, new),
-        Call::Validate(token) => post(VALIDATE, &TokenBody { token: token.expose_secret() }),
-        Call::Invalidate(token) => post(INVALIDATE, &TokenBody { token: token.expose_secret() }),
-        Call::Update(token, update) => post(UPDATE, &UpdateBody { token: token.expose_secret(), update }),
+        Call::Create(new) => post_request(TOKENS, new),
+        Call::Validate(token) => post_request(VALIDATE, &TokenBody { token: token.expose_secret() }),
+        Call::Invalidate(token) => post_request(INVALIDATE, &TokenBody { token: token.expose_secret() }),
+        Call::Update(token, update) => {
+            post_request(UPDATE, &UpdateBody { token: token.expose_secret(), update })
+        }
         Call::List(page) => {
             let mut request = Request::new(Bytes::new());
             *request.uri_mut() = page_uri(page);
@@ -53,12 +53,12 @@ pub fn encode_request(call: &Call) -> Request<Bytes> {
     }
 }
 
-/// Reads the response to a call. For a validation, [`validate::interpret`](crate::validate::interpret) says what it means
-/// for the token.
+/// Decodes the response to a call. The reply to a validation must be interpreted with
+/// [`validate::interpret_outcome`](crate::validate::interpret_outcome).
 ///
 /// # Errors
-/// `Refused` only where Scalekit itself refuses the call: 400, 404 or 409 in JSON with a code that belongs to the status,
-/// and not a gateway's response for a path that it does not know. Otherwise whatever the response stands for.
+/// `Refused` only if Scalekit itself refuses the call: 400, 404 or 409 in JSON with a code that matches the status, which is not
+/// a gateway's response for an unknown path. Otherwise by the status.
 pub fn decode_response(operation: Operation, response: &HttpResponse) -> Result<Reply, Error> {
     match (response.status.as_u16(), operation) {
         (200 | 201, Operation::Create) => {
@@ -74,7 +74,7 @@ pub fn decode_response(operation: Operation, response: &HttpResponse) -> Result<
         (200, Operation::List) => known_page(decode_success(response)?).map(Reply::Page),
         (status @ (400 | 404 | 409), _) if response.is_json() => {
             let refusal = serde_json::from_slice::<Object<ErrorBody>>(&response.body).ok();
-            let refusal = refusal.and_then(|Object(body)| body.refusal(status));
+            let refusal = refusal.and_then(|Object(body)| body.to_refusal(status));
             Err(refusal.map_or_else(|| response.status_error(operation.permission()), Error::Refused))
         }
         _ => Err(response.status_error(operation.permission())),
@@ -87,7 +87,7 @@ fn decode_success<T: DeserializeOwned>(response: &HttpResponse) -> Result<T, Err
         .map_err(|_| Error::BrokenContract("a 200 that is not the JSON expected"))
 }
 
-/// SECURITY: the new token goes to terminals and files, so that nothing but visible ASCII may be in it.
+/// SECURITY: the new token is written to terminals and files, so it must be visible ASCII.
 pub(crate) fn new_token(token: String, info: Option<Token>) -> Result<Reply, Error> {
     let info = info.ok_or(Error::BrokenContract("the new token's token_info is missing"))?;
     if !is_presentable(&token) {
@@ -97,7 +97,7 @@ pub(crate) fn new_token(token: String, info: Option<Token>) -> Result<Reply, Err
     Ok(Reply::Created(Created { token: token.into(), info }))
 }
 
-/// What is told about a token has its organization, and, but for a validation, its id.
+/// Checks that a token has its organization and, except in a validation, its id.
 pub(crate) fn known_token(operation: Operation, token: Token) -> Result<Token, Error> {
     if token.organization_id.is_empty() {
         return Err(Error::BrokenContract("a token without organization_id"));
@@ -114,14 +114,14 @@ pub(crate) fn known_page(mut page: Page) -> Result<Page, Error> {
     Ok(page)
 }
 
-fn post(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
-    // Structs of strings and maps of strings always have a form in JSON.
-    // SECURITY: with room enough for most, so that no part of a token is left behind when the buffer grows.
+fn post_request(path: &'static str, body: &impl Serialize) -> Request<Bytes> {
+    // Serializing cannot fail: the body has only strings and maps of strings.
+    // SECURITY: enough capacity for most requests, so that the buffer does not grow and leave a copy of the token in memory.
     let mut content = Vec::with_capacity(CONTENT_BYTES);
     if serde_json::to_writer(&mut content, body).is_err() {
         content.clear();
     }
-    let mut request = Request::new(wiped(content));
+    let mut request = Request::new(wipe_on_drop(content));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = Uri::from_static(path);
     request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(JSON));
@@ -140,13 +140,13 @@ fn page_uri(page: &PageRequest) -> Uri {
     if let Some(token) = &page.page_token {
         query.append_pair("page_token", token);
     }
-    // What is percent-encoded is always a URI, unless it is longer than 64 KiB.
+    // Percent-encoded text is a valid URI, unless it is longer than 64 KiB.
     query.finish().parse().unwrap_or_else(|_| Uri::from_static(TOKENS))
 }
 
-// ---- A server's half.
+// ---- For servers.
 
-/// Finds the call that a request makes.
+/// Determines the operation of a request.
 ///
 /// # Errors
 /// The gateway's response for an unknown path or method.
@@ -157,7 +157,7 @@ pub fn route_request(method: &Method, path: &str) -> Result<Operation, Status> {
         ("POST", VALIDATE) => Operation::Validate,
         ("POST", INVALIDATE) => Operation::Invalidate,
         ("POST", UPDATE) => Operation::Update,
-        // A gRPC gateway says 501 where others say 405.
+        // A gRPC gateway answers 501 instead of 405.
         (_, TOKENS | VALIDATE | INVALIDATE | UPDATE) => {
             return Err(Status::from_gateway(Code::Unimplemented, "Method Not Allowed"));
         }
@@ -166,41 +166,40 @@ pub fn route_request(method: &Method, path: &str) -> Result<Operation, Status> {
     Ok(operation)
 }
 
-/// Reads the call of a request. Absent, `null` and `""` are the same, but for the description of an update. Names may be
-/// in camelCase, as in all JSON of protobuf.
+/// Decodes the call of a request. Absent, `null` and `""` are equivalent, except for the description of an update. Names may also
+/// be in camelCase, as in all JSON of protobuf.
 ///
 /// # Errors
-/// INVALID_ARGUMENT with the place of the mistake. The content is not repeated, as there may be a token in it.
+/// INVALID_ARGUMENT with the line and column. The content is not repeated, as it may contain a token.
 pub fn decode_request(operation: Operation, query: Option<&str>, body: &[u8]) -> Result<Call, Status> {
-    let token = |body| parse::<TokenRequest>(body).map(|body| SecretString::from(body.token));
+    let token = |body| parse_body::<proto::TokenRequest>(body).map(|body| SecretString::from(body.token));
     Ok(match operation {
-        Operation::Create => Call::Create(parse::<CreateBody>(body)?.into_new_token()?),
+        Operation::Create => Call::Create(parse_body::<CreateBody>(body)?.into_new_token()?),
         Operation::Validate => Call::Validate(token(body)?),
         Operation::Invalidate => Call::Invalidate(token(body)?),
         Operation::List => Call::List(parse_query(query.unwrap_or_default())?),
         Operation::Update => {
-            let body: UpdateRequest = parse(body)?;
-            let custom_claims = body.custom_claims.filter(|claims| !claims.is_empty());
+            let body: proto::UpdateTokenRequest = parse_body(body)?;
+            let custom_claims = Some(body.custom_claims).filter(|claims| !claims.is_empty());
             Call::Update(body.token.into(), TokenUpdate { custom_claims, description: body.description })
         }
     })
 }
 
-/// Writes the response to a call.
+/// Encodes the response to a call.
 pub fn encode_response(outcome: Result<&Reply, &Status>) -> HttpResponse {
     match outcome {
-        Ok(Reply::Created(created)) => {
-            let (token, token_info) = (created.token.expose_secret(), TokenJson::of(&created.info));
-            respond(201, &CreatedBody { token, token_id: token_info.token_id, token_info })
+        Ok(Reply::Created(created)) => json_response(201, &proto::CreateTokenResponse::from(created)),
+        Ok(Reply::Token(token)) => {
+            json_response(200, &proto::TokenResponse { token_info: Some(token.into()) })
         }
-        Ok(Reply::Token(token)) => respond(200, &InfoBody { token_info: TokenJson::of(token) }),
-        Ok(Reply::Invalidated) => respond(200, &serde_json::json!({})),
-        Ok(Reply::Page(page)) => respond(200, &PageBody::of(page)),
+        Ok(Reply::Invalidated) => json_response(200, &serde_json::json!({})),
+        Ok(Reply::Page(page)) => json_response(200, &proto::ListTokensResponse::from(page)),
         Err(status) => encode_refusal(status.code.http_status(), status),
     }
 }
 
-/// Writes a refusal under an HTTP status that need not be the one that belongs to its code.
+/// Encodes a refusal with an HTTP status that may differ from that of its code.
 pub fn encode_refusal(http_status: u16, status: &Status) -> HttpResponse {
     let violations = status.violations.iter().map(|violation| {
         serde_json::json!({
@@ -217,16 +216,16 @@ pub fn encode_refusal(http_status: u16, status: &Status) -> HttpResponse {
     let details = if status.has_error_info { vec![info] } else { Vec::new() };
     let body =
         serde_json::json!({"code": status.code.number(), "message": status.message, "details": details});
-    respond(http_status, &body)
+    json_response(http_status, &body)
 }
 
-fn respond(status: u16, body: &impl Serialize) -> HttpResponse {
-    // Strings, numbers, lists and maps of strings always have a form in JSON.
+fn json_response(status: u16, body: &impl Serialize) -> HttpResponse {
+    // Cannot fail: the body has only strings, numbers, lists and maps of strings.
     HttpResponse::with_content(status, JSON, serde_json::to_vec(body).unwrap_or_default())
 }
 
-/// Parses a request's content; none is an empty message.
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Status> {
+/// Parses a request's body. An empty body is an empty message.
+fn parse_body<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Status> {
     let body = if body.is_empty() { b"{}" } else { body };
     let parsed = serde_json::from_slice(body).map(|Object(body)| body);
     parsed.map_err(|error| {

@@ -1,7 +1,6 @@
-//! Why the server refuses a call, in gRPC's terms, which REST carries too: REST adds the HTTP status that belongs to a
-//! code.
+//! The status with which a server refuses a call. REST uses gRPC's codes, too, and adds the corresponding HTTP status.
 
-/// The codes of gRPC but OK.
+/// The status codes of gRPC, except OK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
     /// 1
@@ -12,7 +11,7 @@ pub enum Code {
     InvalidArgument = 3,
     /// 4
     DeadlineExceeded = 4,
-    /// 5: for a token also one that is expired or revoked.
+    /// 5: also for a token that is expired or revoked.
     NotFound = 5,
     /// 6
     AlreadyExists = 6,
@@ -38,7 +37,7 @@ pub enum Code {
     Unauthenticated = 16,
 }
 
-/// Number on the wire, name, and the HTTP status that a gRPC gateway gives it (as the official SDKs map them).
+/// Each code with its name and the HTTP status that a gRPC gateway and the official SDKs map it to, in the order of the numbers.
 const CODES: [(Code, &str, u16); 16] = [
     (Code::Cancelled, "CANCELLED", 499),
     (Code::Unknown, "UNKNOWN", 500),
@@ -70,18 +69,17 @@ impl Code {
         CODES.get(index).map(|(code, ..)| *code)
     }
 
-    /// gRPC's name. A server writes it as the `error_code` of its ErrorInfo; of Scalekit only `UNAUTHENTICATED` is
-    /// documented.
+    /// gRPC's name. It is assumed to be the `error_code` of Scalekit's ErrorInfo, for which only `UNAUTHENTICATED` is documented.
     pub fn name(self) -> &'static str {
         CODES[self as usize - 1].1
     }
 
-    /// The HTTP status that belongs to it.
+    /// The corresponding HTTP status.
     pub fn http_status(self) -> u16 {
         CODES[self as usize - 1].2
     }
 
-    /// The code that stands for an HTTP status in a response that carries none.
+    /// The code that corresponds to an HTTP status, for a response without a code.
     pub fn from_http_status(status: u16) -> Self {
         match status {
             400 => Self::InvalidArgument,
@@ -100,20 +98,20 @@ impl Code {
     }
 }
 
-/// A refusal as a server writes it.
+/// A refusal, as a server sends it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
     /// The code.
     pub code: Code,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// Whether Scalekit itself answers, with its ErrorInfo. Responses of the gateway before it have none.
+    /// Whether it is from Scalekit itself, which adds its ErrorInfo. Responses of the gateway in front have none.
     pub has_error_info: bool,
-    /// The fields that break a rule.
+    /// The fields that violate a rule.
     pub violations: Vec<FieldViolation>,
 }
 
-/// A field that breaks a rule.
+/// A field that violates a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
     /// The field's name in the API.
@@ -130,7 +128,7 @@ impl Status {
         Self { code, message: message.into(), has_error_info: true, violations: Vec::new() }
     }
 
-    /// A refusal by the gateway before Scalekit, such as for a path that it does not know.
+    /// A refusal by the gateway in front of Scalekit, such as for an unknown path.
     pub fn from_gateway(code: Code, message: impl Into<String>) -> Self {
         Self { has_error_info: false, ..Self::new(code, message) }
     }

@@ -1,5 +1,5 @@
-//! Timestamps as the API writes them. The end of protobuf's time, 9999-12-31T23:59:59Z, is a usual way to say "never", and
-//! lies a day after the last moment that jiff can hold.
+//! The API's timestamps. The last timestamp of protobuf, 9999-12-31T23:59:59Z, often means "never", but is a day after the last one
+//! that jiff can represent.
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -7,8 +7,8 @@ use jiff::civil::DateTime;
 /// The last second of the year 9999, in seconds since 1970.
 const LAST_SECOND: i64 = 253_402_300_799;
 
-/// Reads RFC 3339. What is later than jiff's end, but still in the year 9999, is jiff's end.
-pub(crate) fn parse(text: &str) -> Option<Timestamp> {
+/// Parses RFC 3339. A timestamp in the year 9999 that is too late for jiff becomes the last one of jiff.
+pub(crate) fn parse_rfc3339(text: &str) -> Option<Timestamp> {
     let last_day = || {
         let moment: DateTime = text.strip_suffix(['Z', 'z'])?.parse().ok()?;
         (moment.year() == 9999).then_some(Timestamp::MAX)
@@ -16,7 +16,7 @@ pub(crate) fn parse(text: &str) -> Option<Timestamp> {
     text.parse().ok().or_else(last_day)
 }
 
-/// Reads protobuf's `Timestamp`; `None` where its fields are out of their ranges.
+/// Converts protobuf's `Timestamp`; `None` if a field is out of range.
 pub(crate) fn from_parts(seconds: i64, nanos: i32) -> Option<Timestamp> {
     if !(0..1_000_000_000).contains(&nanos) {
         return None;
@@ -25,8 +25,8 @@ pub(crate) fn from_parts(seconds: i64, nanos: i32) -> Option<Timestamp> {
     Timestamp::new(seconds, nanos).ok().or_else(last_day)
 }
 
-/// Writes RFC 3339 with 0, 3, 6 or 9 fractional digits, as few as the value needs.
-pub(crate) fn format(timestamp: Timestamp) -> String {
+/// Formats RFC 3339 with as few of 0, 3, 6 or 9 fractional digits as the value needs.
+pub(crate) fn format_rfc3339(timestamp: Timestamp) -> String {
     match timestamp.subsec_nanosecond() {
         0 => format!("{timestamp:.0}"),
         nanos if nanos % 1_000_000 == 0 => format!("{timestamp:.3}"),
@@ -42,11 +42,11 @@ mod tests {
     #[test]
     fn timestamps_end_with_year_9999() {
         for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999999Z", "9999-12-30T22:00:01Z"] {
-            assert_eq!(parse(text), Some(Timestamp::MAX), "{text}");
+            assert_eq!(parse_rfc3339(text), Some(Timestamp::MAX), "{text}");
         }
-        assert_eq!(parse("2026-12-01T00:00:00Z"), "2026-12-01T00:00:00Z".parse().ok());
+        assert_eq!(parse_rfc3339("2026-12-01T00:00:00Z"), "2026-12-01T00:00:00Z".parse().ok());
         for text in ["", "tomorrow", "9999-12-31", "9999-12-32T00:00:00Z", "10000-01-01T00:00:00Z"] {
-            assert_eq!(parse(text), None, "{text}");
+            assert_eq!(parse_rfc3339(text), None, "{text}");
         }
         assert_eq!(from_parts(LAST_SECOND, 999_999_999), Some(Timestamp::MAX));
         assert_eq!(from_parts(LAST_SECOND + 1, 0), None);
@@ -64,7 +64,7 @@ mod tests {
             "2026-12-01T00:00:00.000001Z",
             "1969-12-31T23:59:59.000000001Z",
         ] {
-            assert_eq!(parse(text).map(format).as_deref(), Some(text));
+            assert_eq!(parse_rfc3339(text).map(format_rfc3339).as_deref(), Some(text));
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a token is, what is needed to make one, and what can be changed about it.
+//! Tokens, and the data to create, change and list them.
 
 use std::collections::BTreeMap;
 
@@ -8,66 +8,66 @@ use serde::{Deserialize, Serialize};
 
 use crate::json;
 
-/// Custom claims: free text by name. Names and values may hold any character, line breaks included, so neither is safe as
-/// an HTTP header as it is. [`limits`](crate::limits) has the limits.
+/// Custom claims: free text by name. Names and values may contain any character, including line breaks, so neither can be an HTTP
+/// header without encoding. [`limits`](crate::limits) has the limits.
 pub type Claims = BTreeMap<String, String>;
 
-/// What Scalekit tells about a token: everything but the token itself (`scalekit.v1.tokens.Token`).
+/// The properties of a token, without the token itself (`scalekit.v1.tokens.Token`).
 ///
-/// Reading takes absent, `null` and `""` for the same; writing gives `null` for what is absent.
+/// Absent, `null` and `""` are equivalent when it is deserialized; absent values are serialized as `null`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Token {
-    /// Names the token (`apit_…`). It is no secret, and must never be accepted in place of the token. Only a response to
-    /// a validation may leave it out, and then it is empty.
-    #[serde(default, deserialize_with = "json::string")]
+    /// The id of the token (`apit_…`). It is not secret, and must never be accepted in place of the token. It is empty if the
+    /// response to a validation omits it.
+    #[serde(default, deserialize_with = "json::read_string")]
     pub token_id: String,
     /// The organization that the token belongs to; never empty in what this crate returns.
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub organization_id: String,
     /// The customer's own id of that organization.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub organization_external_id: Option<String>,
-    /// The user that the token belongs to; none for a token of the organization.
-    #[serde(default, deserialize_with = "json::text")]
+    /// The user that the token belongs to; `None` for a token of the organization.
+    #[serde(default, deserialize_with = "json::read_text")]
     pub user_id: Option<String>,
     /// The customer's own id of that user.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub user_external_id: Option<String>,
-    /// The user's e-mail address. A value that is not text is taken for absent.
-    #[serde(default, deserialize_with = "json::lenient_text")]
+    /// The user's e-mail address. A value that is not text is ignored.
+    #[serde(default, deserialize_with = "json::read_lenient_text")]
     pub email: Option<String>,
-    /// The user's roles, where the environment uses roles.
-    #[serde(default, deserialize_with = "json::null_as_default")]
+    /// The user's roles, if the environment uses roles.
+    #[serde(default, deserialize_with = "json::read_or_default")]
     pub roles: Vec<String>,
-    /// The claims. A value that is not a string is taken as its JSON text.
-    #[serde(default, deserialize_with = "json::claims")]
+    /// The claims. A value that is not a string is converted to its JSON text.
+    #[serde(default, deserialize_with = "json::read_claims")]
     pub custom_claims: Claims,
-    /// What the token is for. A value that is not text is taken for absent.
-    #[serde(default, deserialize_with = "json::lenient_text")]
+    /// What the token is for. A value that is not text is ignored.
+    #[serde(default, deserialize_with = "json::read_lenient_text")]
     pub description: Option<String>,
     /// The last 4 characters of the token.
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub token_suffix: Option<String>,
-    /// When the token was made. A value that is not a timestamp is taken for absent.
-    #[serde(default, deserialize_with = "json::lenient_timestamp")]
+    /// When the token was created. A value that is not a timestamp is ignored.
+    #[serde(default, deserialize_with = "json::read_lenient_timestamp")]
     pub created_at: Option<Timestamp>,
-    /// The first moment at which the token is no longer valid; `None`: never. The year 9999 is such a moment too.
-    #[serde(default, deserialize_with = "json::timestamp")]
+    /// When the token expires; `None` if never. It may be in the year 9999.
+    #[serde(default, deserialize_with = "json::read_timestamp")]
     pub expiry: Option<Timestamp>,
 }
 
-/// A token to be made (`scalekit.v1.tokens.CreateToken`). [`check`](Self::check) tests it against the limits.
+/// A token to create (`scalekit.v1.tokens.CreateToken`). [`check`](Self::check) checks it against the limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct NewToken {
-    /// The organization that it is for (`org_…`).
+    /// The organization that it belongs to (`org_…`).
     pub organization_id: String,
-    /// A user of that organization; `None`: it speaks for the organization.
+    /// A user of that organization; `None` for a token of the organization.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     /// At most 20 claims.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub custom_claims: Claims,
-    /// When it stops being valid; `None`: never.
+    /// When it expires; `None` if never.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expiry: Option<Timestamp>,
     /// What it is for: at most 255 characters.
@@ -75,20 +75,20 @@ pub struct NewToken {
     pub description: Option<String>,
 }
 
-/// A new token. Scalekit shows it this once.
+/// A new token, which Scalekit shows only once.
 #[derive(Clone, Debug)]
 pub struct Created {
     /// The token itself: visible ASCII.
     pub token: SecretString,
-    /// What can be told about it.
+    /// Its properties.
     pub info: Token,
 }
 
-/// What is to change about a live token. [`check`](Self::check) tests it against the limits.
+/// A change of a live token. [`check`](Self::check) checks it against the limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct TokenUpdate {
-    /// All claims that the token is to have: they REPLACE the ones that it has. `None` keeps those, and so would an empty
-    /// map: Scalekit cannot take a token's last claim away.
+    /// The claims that REPLACE all claims of the token. `None` keeps them, and so would an empty map: Scalekit cannot remove a
+    /// token's last claim.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub custom_claims: Option<Claims>,
     /// `None` keeps the description, `""` removes it.
@@ -96,16 +96,16 @@ pub struct TokenUpdate {
     pub description: Option<String>,
 }
 
-/// Which page of an organization's live tokens. [`check`](Self::check) tests it against the limits.
+/// A request for a page of an organization's live tokens. [`check`](Self::check) checks it against the limits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageRequest {
     /// The organization.
     pub organization_id: String,
     /// Only this user's tokens.
     pub user_id: Option<String>,
-    /// From 1 to 30; Scalekit takes 10 for `None`.
+    /// From 1 to 30; Scalekit uses 10 for `None`.
     pub page_size: Option<u8>,
-    /// From an earlier page; `None`: the first page.
+    /// From an earlier page; `None` for the first page.
     pub page_token: Option<String>,
 }
 
@@ -113,15 +113,15 @@ pub struct PageRequest {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Page {
     /// The tokens.
-    #[serde(default, deserialize_with = "json::objects")]
+    #[serde(default, deserialize_with = "json::read_objects")]
     pub tokens: Vec<Token>,
-    /// How many there are on all pages.
-    #[serde(default, deserialize_with = "json::null_as_default")]
+    /// The number of tokens on all pages.
+    #[serde(default, deserialize_with = "json::read_or_default")]
     pub total_count: i64,
-    /// Names the next page.
-    #[serde(default, deserialize_with = "json::text")]
+    /// The page token of the next page.
+    #[serde(default, deserialize_with = "json::read_text")]
     pub next_page_token: Option<String>,
-    /// Names the previous page.
-    #[serde(default, deserialize_with = "json::text")]
+    /// The page token of the previous page.
+    #[serde(default, deserialize_with = "json::read_text")]
     pub prev_page_token: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! REST or gRPC, chosen at run time: the same calls over either.
+//! REST or gRPC, chosen at run time, for the same calls.
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -10,18 +10,18 @@ use crate::response::HttpResponse;
 use crate::status::Status;
 use crate::{grpc, rest};
 
-/// How the token API is spoken to. Access tokens are always fetched over REST.
+/// The protocol for the token API. Access tokens are always fetched over REST.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Transport {
-    /// JSON over HTTP/1.1 or HTTP/2. Scalekit annotates it, and documents it nowhere.
+    /// JSON over HTTP/1.1 or HTTP/2. It is described by annotations in Scalekit's descriptors, but not documented.
     #[default]
     Rest,
-    /// What Scalekit's own SDKs use; it needs HTTP/2.
+    /// gRPC, which Scalekit's own SDKs use; requires HTTP/2.
     Grpc,
 }
 
 impl Transport {
-    /// Writes a call as a request, without authority and `Authorization`.
+    /// Encodes a call as a request, without authority and `Authorization`.
     pub fn encode_request(self, call: &Call) -> Request<Bytes> {
         match self {
             Self::Rest => rest::encode_request(call),
@@ -29,7 +29,7 @@ impl Transport {
         }
     }
 
-    /// Reads the response to a call.
+    /// Decodes the response to a call.
     ///
     /// # Errors
     /// As [`rest::decode_response`] and [`grpc::decode_response`].
@@ -40,12 +40,12 @@ impl Transport {
         }
     }
 
-    /// For a server: which of the two a request uses.
+    /// For servers: the transport of a request.
     pub fn of_request(headers: &HeaderMap) -> Self {
         if grpc::is_grpc(headers) { Self::Grpc } else { Self::Rest }
     }
 
-    /// For a server: finds the call that a request makes.
+    /// For servers: determines the operation of a request.
     ///
     /// # Errors
     /// As [`rest::route_request`] and [`grpc::route_request`].
@@ -56,7 +56,7 @@ impl Transport {
         }
     }
 
-    /// For a server: reads the call of a request.
+    /// For servers: decodes the call of a request.
     ///
     /// # Errors
     /// As [`rest::decode_request`] and [`grpc::decode_request`].
@@ -67,7 +67,7 @@ impl Transport {
         }
     }
 
-    /// For a server: writes the response to a call.
+    /// For servers: encodes the response to a call.
     pub fn encode_response(self, outcome: Result<&Reply, &Status>) -> HttpResponse {
         match self {
             Self::Rest => rest::encode_response(outcome),

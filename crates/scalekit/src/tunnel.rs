@@ -1,4 +1,4 @@
-//! Opens a tunnel through an HTTP proxy (RFC 9110 section 9.3.6) on a connection to it.
+//! Opens a tunnel on a connection to an HTTP proxy (CONNECT, RFC 9110 section 9.3.6).
 
 use httparse::{EMPTY_HEADER, Status};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -7,15 +7,15 @@ use crate::environment::Environment;
 use crate::error::Error;
 use crate::proxy::{ProxyServer, join_host_port};
 
-/// The longest head of a response to CONNECT, in bytes.
+/// Maximum length of the head of a response to CONNECT, in bytes.
 pub const MAX_HEAD_BYTES: usize = 8 * 1024;
 const MAX_HEADERS: usize = 100;
 
-/// Asks the proxy at the other end of `stream` for a tunnel to the environment. After success the stream leads there, and
-/// TLS to the environment begins on it. There is no time limit here.
+/// Requests a tunnel to the environment from the proxy that `stream` is connected to, without a time limit. Afterwards, TLS with
+/// the environment begins on the stream.
 ///
 /// # Errors
-/// `ProxyRefused` with the status of its response, and `ProxyUnreachable` where none came.
+/// `ProxyRefused` with the status of the proxy's response, `ProxyUnreachable` without a response.
 pub async fn open_tunnel<S>(
     stream: &mut S,
     proxy: &ProxyServer,
@@ -25,25 +25,25 @@ pub async fn open_tunnel<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let failed = |error: std::io::Error| unreachable(proxy, &error.to_string());
+    let failed = |error: std::io::Error| unreachable_error(proxy, &error.to_string());
     stream.write_all(&encode_connect(proxy, environment, user_agent)).await.map_err(failed)?;
     stream.flush().await.map_err(failed)?;
     let mut head = Vec::with_capacity(512);
     loop {
         if head.len() >= MAX_HEAD_BYTES {
-            return Err(refused(proxy, None));
+            return Err(refused_error(proxy, None));
         }
         if stream.read_buf(&mut head).await.map_err(failed)? == 0 {
-            return Err(unreachable(proxy, "it closed the connection"));
+            return Err(unreachable_error(proxy, "it closed the connection"));
         }
         if let Some(length) = decode_connect(proxy, &head)? {
-            // SECURITY: in TLS the client speaks first. What comes before would be the proxy's, and taken for the server's.
-            return if length == head.len() { Ok(()) } else { Err(refused(proxy, None)) };
+            // SECURITY: the client sends first in TLS. Bytes after the head are from the proxy and must not be taken for the server's.
+            return if length == head.len() { Ok(()) } else { Err(refused_error(proxy, None)) };
         }
     }
 }
 
-/// Writes a CONNECT request.
+/// Encodes a CONNECT request.
 pub fn encode_connect(proxy: &ProxyServer, environment: &Environment, user_agent: &str) -> Vec<u8> {
     let target = join_host_port(environment.host(), environment.port());
     let mut head = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n").into_bytes();
@@ -59,25 +59,25 @@ pub fn encode_connect(proxy: &ProxyServer, environment: &Environment, user_agent
     head
 }
 
-/// Reads what came in response to CONNECT: `None` until the head is whole, and then its length.
+/// Decodes the head of the response to CONNECT. Returns its length, or `None` if it is incomplete.
 ///
 /// # Errors
-/// `ProxyRefused` for a status that is not 2xx, and for what is not HTTP.
+/// `ProxyRefused` if the status is not 2xx, or the response is not HTTP.
 pub fn decode_connect(proxy: &ProxyServer, head: &[u8]) -> Result<Option<usize>, Error> {
     let mut headers = [EMPTY_HEADER; MAX_HEADERS];
     let mut response = httparse::Response::new(&mut headers);
     match response.parse(head) {
         Ok(Status::Partial) => Ok(None),
         Ok(Status::Complete(length)) if matches!(response.code, Some(200..=299)) => Ok(Some(length)),
-        Ok(Status::Complete(_)) => Err(refused(proxy, response.code)),
-        Err(_) => Err(refused(proxy, None)),
+        Ok(Status::Complete(_)) => Err(refused_error(proxy, response.code)),
+        Err(_) => Err(refused_error(proxy, None)),
     }
 }
 
-fn refused(proxy: &ProxyServer, status: Option<u16>) -> Error {
+fn refused_error(proxy: &ProxyServer, status: Option<u16>) -> Error {
     Error::ProxyRefused { proxy: proxy.address(), status }
 }
 
-fn unreachable(proxy: &ProxyServer, reason: &str) -> Error {
+fn unreachable_error(proxy: &ProxyServer, reason: &str) -> Error {
     Error::ProxyUnreachable { proxy: proxy.address(), reason: reason.to_owned() }
 }

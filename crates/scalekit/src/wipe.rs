@@ -1,9 +1,9 @@
-//! Contents of requests that hold a secret.
+//! Bodies of requests that contain a secret.
 
 use bytes::Bytes;
 use secrecy::zeroize::Zeroizing;
 
-/// The content, overwritten when the last of those who send it has dropped it.
-pub(crate) fn wiped(content: Vec<u8>) -> Bytes {
+/// The bytes are overwritten when their last clone is dropped.
+pub(crate) fn wipe_on_drop(content: Vec<u8>) -> Bytes {
     Bytes::from_owner(Zeroizing::new(content))
 }

@@ -7,7 +7,7 @@ use super::*;
 use crate::config::{self, Environment};
 
 fn environment() -> Environment {
-    Environment::of([
+    Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com"),
         ("SCALEKIT_CLIENT_ID", "skc_1"),
         ("SCALEKIT_CLIENT_SECRET", "not-a-real-secret"),
@@ -22,7 +22,7 @@ fn read_config(path: &str) -> Config {
 #[test]
 fn route_table_lists_most_specific_route_first() {
     let expected = "\
-HOST             PATH         METHODS      ASKS FOR                                            UPSTREAM
+HOST             PATH         METHODS      REQUIRES                                            UPSTREAM
 api.example.com  /*           any          a key; CORS preflights pass without a key           grpc
 any              /healthz     any          nothing                                             orders
 any              /v1/admin/*  POST,DELETE  a user's key, role admin, claim env = \"production\"  orders
@@ -42,7 +42,7 @@ fn explain_shows_route_requirement_and_headers() {
     let config = read_config("tests/config/valid/full.toml");
     let admin = "\
 route       /v1/admin/*
-  asks for    a user's key, role admin, claim env = \"production\"
+  requires    a user's key, role admin, claim env = \"production\"
   upstream    orders at http://127.0.0.1:8080
   sets        X-Org-Id            always
               X-Org-External-Id   where Scalekit has one
@@ -53,27 +53,27 @@ route       /v1/admin/*
               X-Claim-Plan        where the key has the claim
               X-Claim-Cost        where the key has the claim
               X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id
-  removes     Authorization, and every spelling of an identity header that the caller sends
+  removes     Authorization, and every spelling of an identity header that the client sends
 ";
     check(&config, "POST", "http://a.test/v1/admin/x?y=z", admin);
     check(&config, "DELETE", "http://other.test:1/v1/admin", admin);
     let public = "\
 route       /healthz
-  asks for    nothing
+  requires    nothing
   upstream    orders at http://127.0.0.1:8080
   sets        X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id
-  removes     Authorization, and every spelling of an identity header that the caller sends
+  removes     Authorization, and every spelling of an identity header that the client sends
 ";
     check(&config, "GET", "http://a.test/healthz", public);
     // A path alone stands for hosts that no route names.
-    let note = "  note        some routes are for one host alone; to choose the host, give a full URL, such as\n              \
+    let note = "  note        some routes are for one host only; to choose the host, give a full URL, such as\n              \
                 http://api.example.com/healthz\n";
     check(&config, "GET", "/healthz", &format!("{public}{note}"));
     // A host wins over a longer path.
     let host = explain_request(&config, "GET", "https://API.example.com:8443/v1/admin/x").unwrap();
     assert!(
         host.contains(
-            "\n  route       api.example.com/*\n  asks for    a key; CORS preflights pass without a key\n"
+            "\n  route       api.example.com/*\n  requires    a key; CORS preflights pass without a key\n"
         ),
         "{host}"
     );
@@ -93,7 +93,7 @@ fn explain_shows_upstream_url_of_each_scheme() {
         assert!(explained.contains(&format!("  upstream    {} at {url}\n", &path[1..])), "{explained}");
     }
     let organization = explain_request(&config, "GET", "/unix").unwrap();
-    assert!(organization.contains("  asks for    an organization's key\n"), "{organization}");
+    assert!(organization.contains("  requires    an organization's key\n"), "{organization}");
     assert!(!organization.contains("X-User-") && !organization.contains("X-Roles"), "{organization}");
     assert!(organization.contains("  X-Claim-<Name>     for each claim\n"), "{organization}");
     let any = explain_request(&config, "GET", "/http").unwrap();
@@ -107,10 +107,10 @@ fn explain_shows_rejection_and_its_reason() {
         format!("answer      {answer}\n  because     {reason}\n  upstream    nothing is forwarded\n")
     };
     let method =
-        refused("405 Method Not Allowed, method_not_allowed", "the routes of this path take POST, DELETE");
+        refused("405 Method Not Allowed, method_not_allowed", "the routes of this path accept POST, DELETE");
     check(&config, "GET", "http://a.test/v1/admin/x", &method);
     let path =
-        refused("400 Bad Request, ambiguous_path", "the path has a '.' or '..' segment in some spelling");
+        refused("400 Bad Request, ambiguous_path", "the path has a '.' or '..' segment, possibly encoded");
     check(&config, "GET", "/v1/../x", &path);
     let reading = |reading: &str, routes: &str| {
         let because =
@@ -131,7 +131,7 @@ fn explain_shows_rejection_and_its_reason() {
     check(&config, "GET", "ftp://a.test/", &scheme);
     let file = "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/v1\"\nupstream = \"api\"\n";
     let only = config::parse(file, "f", &environment()).unwrap();
-    check(&only, "GET", "/v1/", &refused("404 Not Found, no_route", "no route takes this path"));
+    check(&only, "GET", "/v1/", &refused("404 Not Found, no_route", "no route matches this path"));
     let long = format!("/{}", "a".repeat(16 * 1024));
     check(
         &only,
@@ -141,7 +141,7 @@ fn explain_shows_rejection_and_its_reason() {
     );
     for (method, target, problem) in [
         ("G T", "/", "\"G T\" is not a method"),
-        ("get", "/", "methods are in capitals; did you mean GET?"),
+        ("get", "/", "methods are in capital letters; did you mean GET?"),
         ("GET", "no path", "\"no path\" is neither a path nor a URL"),
         ("GET", "a.test:1", "\"a.test:1\" is neither a path nor a URL; a path begins with '/'"),
     ] {

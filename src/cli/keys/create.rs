@@ -2,15 +2,12 @@
 
 use std::process::ExitCode;
 
-use ::scalekit::ExposeSecret;
 use ::scalekit::token::NewToken;
 use anyhow::Result;
 use clap::Args;
 use jiff::Timestamp;
-use serde_json::json;
 
-use super::display::{escape_text, expiry_sentence, format_scope};
-use super::{Claim, Expiry, KeyOutputArgs, Session, collect_claims, create_key, print_new_key, to_json_line};
+use super::{Claim, Expiry, KeyOutputArgs, Session, collect_claims, create_key, print_new_key};
 
 pub(super) const HELP: &str = include_str!("../help/keys_create.txt").trim_ascii_end();
 
@@ -19,10 +16,10 @@ pub(super) struct CreateArgs {
     /// The organization that the key belongs to
     #[arg(long, value_name = "ORG")]
     org: String,
-    /// A user of that organization; without one the key speaks for the organization alone
+    /// A user of that organization; without one, the key is for the organization as a whole
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// A claim, which whoever uses the key cannot change; repeat it for more, up to 20
+    /// A claim, which users of the key cannot change; may be repeated, up to 20 times
     #[arg(long = "claim", value_name = "NAME=VALUE")]
     claims: Vec<Claim>,
     /// When the key expires: 90d, or 2027-01-01T00:00:00Z; without it, never
@@ -46,19 +43,6 @@ pub(super) async fn run_create(session: &Session, args: CreateArgs) -> Result<Ex
     };
     new.check(now)?;
     let created = create_key(&session.open_keys().await?, &new).await?;
-    let (key, token) = (created.token.expose_secret(), &created.info);
-    let text = if args.output.quiet {
-        format!("{key}\n")
-    } else if args.output.json {
-        to_json_line(&json!({ "token": key, "token_id": token.token_id, "token_info": token }))?
-    } else {
-        format!(
-            "Created {} for {}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
-            escape_text(&token.token_id),
-            format_scope(&token.organization_id, token.user_id.as_deref()),
-            expiry_sentence(token.expiry, now),
-        )
-    };
-    print_new_key(&created, &text)?;
+    print_new_key(&created, None, args.output, now)?;
     Ok(ExitCode::SUCCESS)
 }

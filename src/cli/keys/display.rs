@@ -23,7 +23,7 @@ pub(super) fn escape_text(text: &str) -> String {
 
 /// SECURITY: JSON escapes control characters below U+0020 only; terminals obey others, too.
 pub(super) fn escape_json(json: &str) -> String {
-    terminal::escape(json, &[]).into_owned()
+    terminal::escape_controls(json, &[]).into_owned()
 }
 
 /// Escapes a cell and cuts it at the width of a column.

@@ -33,7 +33,7 @@ pub(super) async fn read_key() -> Result<ApiKey> {
         .context("this cannot be a key: keys are letters and digits alone, from 20 to 512 of them")
 }
 
-/// Whether the user says yes. Without a terminal there is nobody to ask, and the answer is yes: scripts mean what they say.
+/// Asks the user for confirmation. Without a terminal, the answer is yes, so that scripts need no input.
 pub(super) async fn ask_confirmation(question: &str) -> Result<bool> {
     if !io::stdin().is_terminal() {
         return Ok(true);

@@ -2,16 +2,13 @@
 
 use std::process::ExitCode;
 
-use ::scalekit::ExposeSecret;
 use anyhow::{Result, anyhow};
 use clap::Args;
 use jiff::Timestamp;
-use serde_json::json;
 use tokio::time::Duration;
 
 use super::super::{write_stderr, write_stdout};
-use super::display::{escape_text, expiry_sentence, format_scope};
-use super::{KeyOutputArgs, Session, create_key, parse_token_id, print_new_key, prompt, to_json_line};
+use super::{KeyOutputArgs, Session, create_key, parse_token_id, print_new_key, prompt};
 use crate::config::parse_duration;
 use crate::keys::{self, KeyError, Keys, TokenId};
 
@@ -45,22 +42,7 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
         // There is nothing left to revoke once the old key has expired.
         .map(|until| old.expiry.map_or(until, |expiry| until.min(expiry)));
     let created = create_key(keys, &keys::to_successor(&old)).await?;
-    let (key, token) = (created.token.expose_secret(), &created.info);
-    let text = if args.output.quiet {
-        format!("{key}\n")
-    } else if args.output.json {
-        to_json_line(&json!({
-            "token": key, "token_id": token.token_id, "token_info": token, "replaced_token_id": old.token_id,
-        }))?
-    } else {
-        format!(
-            "Created {} in place of {old_id}, for {}.\n{}\n\n  {key}\n\nThis is the only time that the key is shown. Store it now.\n",
-            escape_text(&token.token_id),
-            format_scope(&token.organization_id, token.user_id.as_deref()),
-            expiry_sentence(token.expiry, now),
-        )
-    };
-    print_new_key(&created, &text)?;
+    print_new_key(&created, Some(&old_id), args.output, now)?;
     let old_key = match revoke_by {
         Some(until) => format!(
             "{old_id} still works. Revoke it when clients have the new key, by {until:.0}:\n  keyward keys revoke --yes {old_id}\n"

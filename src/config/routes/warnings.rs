@@ -1,4 +1,4 @@
-//! What routes together allow that was probably not meant.
+//! Warnings about combinations of routes that are probably not intended.
 
 use std::iter::zip;
 
@@ -6,8 +6,8 @@ use crate::config::document::Place;
 use crate::policy::Requirement;
 use crate::route::{Auth, Pattern, Route};
 
-/// Adds the warnings about routes; `numbers` are their places in the file.
-pub(super) fn warn(numbers: &[usize], routes: &[Route], place: &Place<'_>) {
+/// Adds the warnings about routes. `numbers` are their indices in the file.
+pub(super) fn warn_of_routes(numbers: &[usize], routes: &[Route], place: &Place<'_>) {
     let all: Vec<Numbered<'_>> =
         zip(numbers, routes).map(|(&number, route)| Numbered { number, route }).collect();
     warn_of_loose_hosts(&all, place);
@@ -22,7 +22,7 @@ struct Numbered<'r> {
     route: &'r Route,
 }
 
-/// Whether a caller who may use the one may be refused by the other.
+/// Whether some client that `one` admits would be refused by `other`.
 fn asks_less(one: &Route, other: &Route) -> bool {
     match (&one.auth, &other.auth) {
         (_, Auth::Public) => false,
@@ -35,7 +35,7 @@ fn is_same_service(one: &Route, other: &Route) -> bool {
     one.service.name == other.service.name
 }
 
-/// A route with a host wins over one without, and callers choose the host.
+/// A route with a host takes precedence over one without, and clients choose the host.
 fn warn_of_loose_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
     for Numbered { number: wide, route: with_host } in all {
         let Some(host) = &with_host.host else { continue };
@@ -46,16 +46,16 @@ fn warn_of_loose_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
                 && asks_less(with_host, route)
         };
         for Numbered { number: strict, route } in all.iter().filter(|other| around(other.route)) {
-            place.warn(format!(
-                "routes[{wide}] lets callers who name the host {host} reach {} without what routes[{strict}] asks; give \
-                 routes[{strict}] the same host as well, or neither of them one",
+            place.add_warning(format!(
+                "routes[{wide}] lets clients that send the host {host} reach {} without the requirements of \
+                 routes[{strict}]; set the same host in routes[{strict}], or no host in either",
                 route.pattern
             ));
         }
     }
 }
 
-/// A strict route with a host holds for that host alone.
+/// A route with a host only protects requests for that host.
 fn warn_of_strict_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
     for Numbered { number: strict, route } in all {
         let Some(host) = &route.host else { continue };
@@ -69,16 +69,16 @@ fn warn_of_strict_hosts(all: &[Numbered<'_>], place: &Place<'_>) {
             && is_same_service(other, route)
             && asks_less(other, route)
         {
-            place.warn(format!(
-                "routes[{loose}] lets callers who name any host but {host} reach {} without what routes[{strict}] asks; give \
-                 routes[{loose}] a host as well, or neither of them one",
+            place.add_warning(format!(
+                "routes[{loose}] lets clients that send any host but {host} reach {} without the requirements of \
+                 routes[{strict}]; set a host in routes[{loose}], or no host in either",
                 route.pattern
             ));
         }
     }
 }
 
-/// Services that answer `/v1/rotate.json` as `/v1/rotate` are not known from the path: an exact route takes the second alone.
+/// An exact route does not match `/v1/rotate.json`, which some services treat as `/v1/rotate`.
 fn warn_of_strict_exact_routes(all: &[Numbered<'_>], place: &Place<'_>) {
     for Numbered { number: strict, route } in all {
         let Pattern::Exact(path) = &route.pattern else { continue };
@@ -97,16 +97,16 @@ fn warn_of_strict_exact_routes(all: &[Numbered<'_>], place: &Place<'_>) {
             && is_same_service(other, route)
             && asks_less(other, route)
         {
-            place.warn(format!(
-                "routes[{loose}] takes {path}.json and the like without what routes[{strict}] asks for {path}: make sure that \
-                 the service does not answer a path with a suffix as the path without (Rails does), or let \
-                 routes[{loose}] ask for as much"
+            place.add_warning(format!(
+                "routes[{loose}] matches {path}.json without the requirements of routes[{strict}] for {path}: make sure that \
+                 the service does not treat a path with a suffix as the path without it, as Rails does, or set the same \
+                 requirements in routes[{loose}]"
             ));
         }
     }
 }
 
-/// Of paths that differ in letter case or a final slash alone, but not in what they ask for, none can be served.
+/// Paths that differ only in letter case or a final slash are refused as ambiguous if their routes have different requirements.
 fn warn_of_similar_paths(all: &[Numbered<'_>], place: &Place<'_>) {
     for (at, Numbered { number: second, route }) in all.iter().enumerate() {
         let refused = |other: &&Numbered<'_>| {
@@ -120,9 +120,9 @@ fn warn_of_similar_paths(all: &[Numbered<'_>], place: &Place<'_>) {
                 && !(other.route.auth.asks_same(&route.auth) && is_same_service(other.route, route))
         };
         if let Some(Numbered { number: first, route: other }) = all[..at].iter().find(refused) {
-            place.warn(format!(
-                "requests for {} are refused as ambiguous: routes[{first}] has {}, and many services take both for one path; \
-                 let both ask for the same, or, where letter case alone differs and the service tells it apart, set \
+            place.add_warning(format!(
+                "requests for {} are refused as ambiguous: routes[{first}] has {}, and many services treat both as one path; \
+                 set the same requirements for both or, if only letter case differs and the service distinguishes it, set \
                  case_sensitive_paths = true in its [upstreams] section (routes[{second}])",
                 route.pattern, other.pattern
             ));

@@ -19,53 +19,55 @@ fn secret_in_file_is_refused_and_not_repeated() {
         assert!(found.contains("f:3:") && !found.contains("hunter2"), "{line}: {found}");
     }
     for (text, expected) in [
-        ("client_secret = \"hunter2\"", "f:2:1: client_secret: is not known here; a secret does not belong"),
+        ("client_secret = \"hunter2\"", "f:2:1: client_secret: is not a known key; a secret does not belong"),
         (
             "[scalekit]\nclient-secret = \"hunter2\"",
-            "f:3:1: scalekit.client-secret: is not known here; a secret",
+            "f:3:1: scalekit.client-secret: is not a known key; a secret",
         ),
         (
             "[scalekit]\npassword = \"hunter2\"",
-            "f:3:1: scalekit.password: is not known here; a secret does not",
+            "f:3:1: scalekit.password: is not a known key; a secret does not",
         ),
         (
             "[scalekit]\ntoken = \"hunter2\"",
-            "f:3:1: scalekit.token: is not known here; a secret does not belong",
+            "f:3:1: scalekit.token: is not a known key; a secret does not belong",
         ),
         (
             "[server]\napi_key = \"hunter2\"",
-            "f:3:1: server.api_key: is not known here; a secret does not belong",
+            "f:3:1: server.api_key: is not a known key; a secret does not belong",
         ),
-        ("[scalekit]\nsecret_file = \"/a\"", "f:3:1: scalekit.secret_file: is not known here; known are"),
+        (
+            "[scalekit]\nsecret_file = \"/a\"",
+            "f:3:1: scalekit.secret_file: is not a known key; known keys are",
+        ),
         (
             "server.tls = { certificate = \"Cargo.toml\", key = \"-----BEGIN PRIVATE KEY-----\\nhunter2\" }",
-            "f:2:50: server.tls.key: should be the path of a PEM file, not what is in one",
+            "f:2:50: server.tls.key: should be the path of a PEM file, not its content",
         ),
         (
             "[scalekit]\nca_file = \"hunter2\"",
             "f:3:11: scalekit.ca_file: the file cannot be read: No such file",
         ),
-        (
-            "upstreams.b.url = \"https://a:hunter2/3@b\"",
-            "f:2:19: upstreams.b.url: has a user or a password in it",
-        ),
+        ("upstreams.b.url = \"https://a:hunter2/3@b\"", "f:2:19: upstreams.b.url: has a user or password"),
     ] {
         let found = problems(&format!("version = 1\n{text}\n{REST}"));
         assert!(found.contains(expected) && !found.contains("hunter2"), "{found}");
     }
     for (name, expected) in [
-        ("SCALEKIT_CLIENT_SECRET_FILE", "should be the path of a file that holds it"),
+        ("SCALEKIT_CLIENT_SECRET_FILE", "should be the path of a file, beginning with"),
         ("SCALEKIT_ENVIRONMENT_URL", "should be a URL"),
     ] {
-        let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::of([(name, "hunter2")]));
+        let found =
+            parse(&format!("version = 1\n{REST}"), "f", &Environment::from_pairs([(name, "hunter2")]));
         let found = found.unwrap_err().to_string();
         assert!(found.contains(&format!("f: {name}: {expected}")) && !found.contains("hunter2"), "{found}");
     }
     let secret = [("SCALEKIT_CLIENT_SECRET", "hunter2 hunter2"), ("SCALEKIT_CLIENT_ID", "hunter2\n")];
-    let found =
-        parse(&format!("version = 1\n{REST}"), "f", &Environment::of(secret)).unwrap_err().to_string();
+    let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::from_pairs(secret))
+        .unwrap_err()
+        .to_string();
     assert!(
-        found.contains("f: SCALEKIT_CLIENT_SECRET: has white space") && !found.contains("hunter2"),
+        found.contains("f: SCALEKIT_CLIENT_SECRET: contains white space") && !found.contains("hunter2"),
         "{found}"
     );
 }
@@ -91,7 +93,7 @@ fn scalekit_proxy_overrides_environment_variables() {
             ("no_proxy", no_proxy),
         ];
         let text = format!("version = 1\n[scalekit]\n{line}\n{REST}");
-        let config = parse(&text, "f", &Environment::of(variables));
+        let config = parse(&text, "f", &Environment::from_pairs(variables));
         config
             .map(|config| config.scalekit.proxy.map(|proxy| proxy.url()))
             .map_err(|problems| problems.to_string())
@@ -141,7 +143,7 @@ fn environment_overrides_file_overrides_defaults() {
         ("SCALEKIT_CLIENT_SECRET", ""),
         ("SCALEKIT_CLIENT_SECRET_FILE", &*other),
     ];
-    let with_file = read(&Environment::of(empty));
+    let with_file = read(&Environment::from_pairs(empty));
     assert_eq!(with_file.client_id.read().unwrap().expose(), "from-a-file");
     assert_eq!(with_file.client_secret.read().unwrap().expose(), "another");
 }
@@ -190,7 +192,7 @@ fn file_is_checked_without_scalekit_settings() {
 #[test]
 fn only_loopback_environment_may_use_cleartext() {
     let url = |url| {
-        let environment = Environment::of([
+        let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", url),
             ("SCALEKIT_CLIENT_ID", "a"),
             ("SCALEKIT_CLIENT_SECRET", "b"),

@@ -22,7 +22,7 @@ fn reference() -> String {
 fn known_keys(header: &str, path: &str, keys: &mut Vec<String>) {
     let text = if header.is_empty() { "zzz = 1\n".to_owned() } else { format!("{header}\nzzz = 1\n") };
     let found = parse(&text, "f", &environment()).unwrap_err().to_string();
-    let marker = format!("{path}zzz: is not known here; known are ");
+    let marker = format!("{path}zzz: is not a known key; known keys are ");
     // What is no table has no keys.
     let Some((_, rest)) = found.split_once(&marker) else { return };
     for key in rest.lines().next().unwrap().split(", ") {
@@ -82,7 +82,7 @@ fn commented_reference_examples_are_valid() {
             parse(&text, "f", &environment()).map_or_else(|problems| problems.to_string(), |_| String::new());
         // The files are not there, and the reference's own upstream has no TLS.
         let wrong = found.lines().skip(1).find(|problem| {
-            !["No such file", "is for https:// alone", "does nothing without"]
+            !["No such file", "is only for https://", "has no effect without"]
                 .iter()
                 .any(|excuse| problem.contains(excuse))
         });

@@ -1,4 +1,4 @@
-//! Values that a single key has.
+//! Types of values that only one key has.
 
 use std::time::Duration;
 
@@ -12,23 +12,24 @@ use crate::config::parse_duration;
 pub(in crate::config) struct Version;
 
 impl Scalar for Version {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "1".to_owned()
     }
 
     fn from_integer(number: i128) -> Option<Result<Self, String>> {
-        let problem = || "is one that this Keyward does not know; it knows 1".to_owned();
+        let problem = || "is not a version that this Keyward supports; it supports 1".to_owned();
         Some((number == 1).then_some(Self).ok_or_else(problem))
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "const": 1 })
     }
 }
 
-/// The limit of bad keys in a minute: 0 for none, or "auto".
-#[derive(Clone, Copy)]
+/// The limit of invalid keys per minute: "auto", or a number, where 0 means no limit.
+#[derive(Clone, Copy, Default)]
 pub(in crate::config) enum BadKeys {
+    #[default]
     Auto,
     PerMinute(u32),
 }
@@ -36,7 +37,7 @@ pub(in crate::config) enum BadKeys {
 type BadKeysNumber = Number<0, 1_000_000>;
 
 impl Scalar for BadKeys {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "\"auto\" or a whole number".to_owned()
     }
 
@@ -49,8 +50,8 @@ impl Scalar for BadKeys {
         Some((text == "auto").then_some(Self::Auto).ok_or_else(problem))
     }
 
-    fn schema() -> Schema {
-        json_schema!({ "anyOf": [{ "const": "auto" }, BadKeysNumber::schema()] })
+    fn make_schema() -> Schema {
+        json_schema!({ "anyOf": [{ "const": "auto" }, BadKeysNumber::make_schema()] })
     }
 
     fn to_json(&self) -> Json {
@@ -61,33 +62,39 @@ impl Scalar for BadKeys {
     }
 }
 
-/// The longest life of a key, from an hour to ten years.
+/// The longest lifetime of a key, from one hour to ten years.
 pub(in crate::config) struct Lifetime(pub(in crate::config) Duration);
 
 impl Scalar for Lifetime {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "a duration in quotes, such as \"90d\"".to_owned()
     }
 
     fn from_text(text: &str) -> Option<Result<Self, String>> {
         let range = DAY / 24..=3660 * DAY;
         Some(match parse_duration(text) {
-            None => Err(format!("should be {}", Self::describe())),
+            None => Err(format!("should be {}", Self::describe_type())),
             Some(given) if range.contains(&given) => Ok(Self(given)),
             Some(_) => Err("should be from \"1h\" to \"3660d\"".to_owned()),
         })
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "string", "pattern": DURATION_PATTERN })
     }
 }
 
-/// The mode of a socket as `chmod` takes it, and nothing for others.
+/// The mode of a unix socket, as for `chmod`. Modes that admit other users are refused.
 pub(in crate::config) struct SocketMode(pub(in crate::config) u32);
 
+impl Default for SocketMode {
+    fn default() -> Self {
+        Self(0o660)
+    }
+}
+
 impl Scalar for SocketMode {
-    fn describe() -> String {
+    fn describe_type() -> String {
         "the mode of the socket in quotes, \"0600\" or \"0660\"".to_owned()
     }
 
@@ -95,11 +102,11 @@ impl Scalar for SocketMode {
         Some(match text {
             "0600" | "600" => Ok(Self(0o600)),
             "0660" | "660" => Ok(Self(0o660)),
-            _ => Err(format!("should be {}: nobody else may manage keys", Self::describe())),
+            _ => Err(format!("should be {}: no other users may manage keys", Self::describe_type())),
         })
     }
 
-    fn schema() -> Schema {
+    fn make_schema() -> Schema {
         json_schema!({ "type": "string", "enum": ["0600", "0660", "600", "660"] })
     }
 

@@ -1,4 +1,4 @@
-//! Values that are tables or lists.
+//! Types of values that are tables or lists.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -9,7 +9,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-/// The claims that pass: "all", or a list of names.
+/// The claims that are forwarded: "all", or a list of names.
 pub(in crate::config) enum Claims {
     All,
     Named(Vec<String>),
@@ -67,7 +67,7 @@ impl JsonSchema for Claims {
     }
 }
 
-/// A table with keys of its own. serde alone would take an array for one, value by value.
+/// A table with fixed keys. serde's derived structs would also accept an array, field by field.
 #[derive(Default)]
 pub(in crate::config) struct Table<T>(pub(in crate::config) T);
 
@@ -105,7 +105,7 @@ impl<T: JsonSchema> JsonSchema for Table<T> {
     }
 }
 
-/// A table of names that the user chooses.
+/// A table whose keys the user chooses.
 pub(in crate::config) struct Named<T>(pub(in crate::config) Vec<(String, T)>);
 
 impl<T> Default for Named<T> {
@@ -128,7 +128,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
             fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Named<T>, A::Error> {
                 let mut named = Vec::new();
                 while let Some(name) = entries.next_key::<String>()? {
-                    // The `toml` crate hands a datetime over as a table with one key.
+                    // The `toml` crate represents a datetime as a table with this key.
                     if name == "$__toml_private_datetime" {
                         return Err(A::Error::invalid_type(Unexpected::Other("datetime"), &self));
                     }

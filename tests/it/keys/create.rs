@@ -65,7 +65,7 @@ async fn arguments_beyond_limits_are_not_sent() {
     let (fits, long) = (format!("team={}", "ä".repeat(256)), format!("team={}", "ä".repeat(257)));
     let (name, text) = (format!("{}=x", "n".repeat(31)), "ü".repeat(256));
     let cases: [(&[&str], &str); 8] = [
-        (&claims, "these are 21, and a key takes at most 20"),
+        (&claims, "21 are too many; a key has at most 20"),
         (&["--claim", "team="], "\"team\" has no value; it should have from 1 to 256 characters"),
         (&["--claim", &long], "has a value of 257 characters; it should have from 1 to 256"),
         (&["--claim", &name], "a name has 31 characters; it should have from 1 to 30"),

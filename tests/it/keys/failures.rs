@@ -40,7 +40,7 @@ async fn bad_credentials_stop_before_any_call() {
     };
     with("SCALEKIT_CLIENT_SECRET", "no").await.refused("check SCALEKIT_CLIENT_ID and SCALEKIT_CLIENT_SECRET");
     with("SCALEKIT_CLIENT_SECRET", "de v").await.refused("SCALEKIT_CLIENT_SECRET");
-    with("SCALEKIT_ENVIRONMENT_URL", "http://scalekit.test").await.refused("only loopback hosts");
+    with("SCALEKIT_ENVIRONMENT_URL", "http://scalekit.test").await.refused("only allowed for loopback hosts");
     with("SCALEKIT_ENVIRONMENT_URL", "acme scalekit").await.refused("SCALEKIT_ENVIRONMENT_URL");
     assert_eq!(kit.emulator.counts().creations, 0);
 
@@ -95,8 +95,8 @@ async fn throttling_and_outages_are_reported() {
     for (fault, expected) in [
         ("any:status=429,retry-after=7", "Scalekit throttles this client"),
         ("list:status=503", "Scalekit answered 503"),
-        ("list:garbage", "breaks the contract"),
-        ("list:status=404,content-type=text/html,body=<h1>nginx</h1>", "no Scalekit token API answers there"),
+        ("list:garbage", "violates the API contract"),
+        ("list:status=404,content-type=text/html,body=<h1>nginx</h1>", "no Scalekit token API at this URL"),
     ] {
         kit.emulator.clear_faults();
         kit.fault(fault);
@@ -104,7 +104,7 @@ async fn throttling_and_outages_are_reported() {
     }
     kit.emulator.clear_faults();
     kit.fault("validate:status=404,content-type=text/html,body=<h1>nginx</h1>");
-    kit.run(&["inspect", &id]).await.refused("no Scalekit token API answers there");
+    kit.run(&["inspect", &id]).await.refused("no Scalekit token API at this URL");
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ async fn lost_connection_during_creation_names_key() {
     wait_until(|| kit.emulator.counts().creations == 1).await;
     kit.emulator.close_connections();
     let made = going.await.unwrap();
-    made.refused("Scalekit gave no answer");
+    made.refused("the connection to Scalekit broke");
     assert_key_is_named_and_revocable(&kit, &made.err).await;
 }
 
@@ -163,13 +163,10 @@ async fn foreign_server_response_never_reaches_terminal() {
     let evil = r#"{"token":"abc\u001b[31m","token_id":"apit_1","token_info":{"token_id":"apit_1","organization_id":"org_1"}}"#;
     let refusal = r#"{"code":3,"message":"no\u001b]0;title\u0007\r\nkeyward: all is well","details":[]}"#;
     for (answers, create) in [
-        (vec![answer("302 Found", "text/html", "<a>\u{1b}[31m</a>")], "no Scalekit token API answers there"),
+        (vec![answer("302 Found", "text/html", "<a>\u{1b}[31m</a>")], "no Scalekit token API at this URL"),
         (vec![answer("200 OK", "text/html", "<html>\u{1b}[31m</html>")], "Scalekit"),
         (vec![b"SSH-2.0-OpenSSH\x1b[31m\r\n\r\n".to_vec()], "Scalekit"),
-        (
-            vec![token(), answer("302 Found", "text/html", "\u{1b}[31m")],
-            "no Scalekit token API answers there",
-        ),
+        (vec![token(), answer("302 Found", "text/html", "\u{1b}[31m")], "no Scalekit token API at this URL"),
         (vec![token(), answer("200 OK", "text/html", "<html>\u{1b}</html>")], "not the JSON expected"),
         (
             vec![token(), answer("201 Created", "application/json", evil)],
@@ -179,7 +176,7 @@ async fn foreign_server_response_never_reaches_terminal() {
             vec![token(), answer("400 Bad", "application/json", refusal)],
             "no\\u{1b}]0;title\\u{7}\\r\\nkeyward",
         ),
-        (vec![token(), b"\xff\xfe\x00\x1b[31m\r\n\r\n".to_vec()], "Scalekit gave no answer"),
+        (vec![token(), b"\xff\xfe\x00\x1b[31m\r\n\r\n".to_vec()], "the connection to Scalekit broke"),
     ] {
         let script: Vec<Act> = answers.into_iter().map(Act::Say).collect();
         let scripted = ScriptedUpstream::acting(script).await;

@@ -36,9 +36,9 @@ async fn impossible_update_is_refused_before_sending() {
     let claims: Vec<String> = (0..20).map(|number| format!("--claim=c{number}=v")).collect();
     let mut many = vec!["update", &id, "--merge"];
     many.extend(claims.iter().map(String::as_str));
-    kit.run(&many).await.refused("these are 21, and a key takes at most 20");
+    kit.run(&many).await.refused("21 are too many; a key has at most 20");
     for (arguments, expected) in [
-        (&["--merge", "--remove-claim", "team"][..], "cannot take a key's last claim away"),
+        (&["--merge", "--remove-claim", "team"][..], "cannot remove the last claim of a key"),
         (&["--merge", "--remove-claim", "plan"], "the key has no claim \"plan\""),
         (&["--claim", "team="], "\"team\" has no value"),
         (&[], "there is nothing to change; give --claim, --remove-claim or --description"),

@@ -136,7 +136,7 @@ async fn audit_line_has_client_action_and_key_ids() {
     let unknown = &lines[6];
     assert_eq!(unknown["keyward.possible_token.ids"], lost["possible_token_ids"][0]);
     assert!(
-        unknown["keyward.audit.reason"].as_str().unwrap().contains("Scalekit gave no answer"),
+        unknown["keyward.audit.reason"].as_str().unwrap().contains("the connection to Scalekit broke"),
         "{unknown}"
     );
     for secret in [key(&made), key(&next), SECRET, "eyJ", "Bearer"] {

@@ -163,7 +163,7 @@ fn public_address_needs_tls_and_secret() {
     let (certificate, key) = authority.issue("localhost");
     let secret = format!("secret_file = {}\n", toml(&authority.folder.write("secret", SECRET)));
     let tls = format!("tls = {{ certificate = {}, key = {} }}\n", toml(&certificate), toml(&key));
-    let environment = Environment::of([
+    let environment = Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "http://127.0.0.1:9"),
         ("SCALEKIT_CLIENT_ID", "dev"),
         ("SCALEKIT_CLIENT_SECRET", "dev"),

@@ -96,7 +96,7 @@ fn of_the_page(language: &str) -> &'static str {
 
 #[test]
 fn documented_toml_section_is_valid() {
-    let environment = Environment::of([
+    let environment = Environment::from_pairs([
         ("SCALEKIT_ENVIRONMENT_URL", "http://127.0.0.1:9"),
         ("SCALEKIT_CLIENT_ID", "dev"),
         ("SCALEKIT_CLIENT_SECRET", "dev"),

@@ -27,7 +27,7 @@ async fn invalid_bodies_create_no_key() {
         (json!({"custom_claims": {"a": ""}}), "\"a\" has no value"),
         (json!({"custom_claims": {"": "a"}}), "a name has 0 characters"),
         (json!({"custom_claims": {"a": long}}), "a value of 257 characters"),
-        (json!({"custom_claims": many}), "these are 21"),
+        (json!({"custom_claims": many}), "21 are too many"),
         (json!({"expiry": ""}), "such as \"2027-01-01T00:00:00Z\""),
         (json!({"user_id": ""}), "user_id: is empty"),
         (json!({"user_id": " "}), "user_id: should be an id"),
@@ -221,7 +221,7 @@ async fn unknown_organization_or_user_is_404_with_detail() {
     let management = ManagementStage::only(&["org_1/usr_1:admin", "org_2/usr_2"]).await;
     for (path, user) in [("/v1/organizations/org_3/keys", "usr_1"), (KEYS, "usr_2"), (KEYS, "usr_3")] {
         let ask = ApiRequest::new("POST", path).json(&json!({"user_id": user}));
-        refused(&management, ask, 404, "not_found", "Scalekit refuses it").await;
+        refused(&management, ask, 404, "not_found", "Scalekit refuses the call").await;
     }
     refused(
         &management,

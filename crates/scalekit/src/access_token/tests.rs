@@ -70,7 +70,7 @@ impl Endpoint {
     }
 
     async fn bearer(&self, within: Duration) -> Result<String, Error> {
-        self.access_token.bearer(Instant::now() + within).await.map(|bearer| text(&bearer))
+        self.access_token.wait_for_bearer(Instant::now() + within).await.map(|bearer| text(&bearer))
     }
 }
 
@@ -97,7 +97,7 @@ async fn ten_thousand_waiters_cause_one_fetch() {
     // Their wishes while it was under way are no reason for another fetch.
     sleep(60 * SECOND).await;
     assert_eq!(endpoint.fetches(), 1);
-    let bearer = endpoint.access_token.bearer(Instant::now()).await.unwrap();
+    let bearer = endpoint.access_token.wait_for_bearer(Instant::now()).await.unwrap();
     assert!(bearer.authorization().is_sensitive() && !format!("{bearer:?}").contains("token1"));
 }
 
@@ -125,13 +125,13 @@ async fn token_is_renewed_at_72_to_80_percent_of_its_life() {
 async fn refused_token_is_renewed_at_most_once_a_second() {
     let endpoint = Endpoint::start(Answer::Lifetime(3600 * SECOND));
     let began = Instant::now();
-    let mut refused = endpoint.access_token.bearer(began + SECOND).await.unwrap();
+    let mut refused = endpoint.access_token.wait_for_bearer(began + SECOND).await.unwrap();
     for renewals in 1..=5 {
         let waiters: Vec<_> = (0..50)
             .map(|_| {
                 let (endpoint, refused) = (Arc::clone(&endpoint), refused.clone());
                 let deadline = Instant::now() + 60 * SECOND;
-                tokio::spawn(async move { endpoint.access_token.renewed(&refused, deadline).await })
+                tokio::spawn(async move { endpoint.access_token.wait_for_renewed(&refused, deadline).await })
             })
             .collect();
         for waiter in waiters {
@@ -140,7 +140,7 @@ async fn refused_token_is_renewed_at_most_once_a_second() {
             assert_eq!(endpoint.fetches(), 1 + renewals);
         }
         assert!(began.elapsed() >= renewals * SECOND, "{:?}", began.elapsed());
-        refused = endpoint.access_token.bearer(Instant::now()).await.unwrap();
+        refused = endpoint.access_token.wait_for_bearer(Instant::now()).await.unwrap();
     }
     assert!(began.elapsed() < 6 * SECOND);
     sleep(60 * SECOND).await;
@@ -150,10 +150,10 @@ async fn refused_token_is_renewed_at_most_once_a_second() {
 #[tokio::test(start_paused = true)]
 async fn token_refused_long_ago_is_replaced_without_fetch() {
     let endpoint = Endpoint::start(Answer::Lifetime(3600 * SECOND));
-    let old = endpoint.access_token.bearer(Instant::now() + SECOND).await.unwrap();
+    let old = endpoint.access_token.wait_for_bearer(Instant::now() + SECOND).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
-    endpoint.access_token.renewed(&old, deadline).await.unwrap();
-    assert_eq!(text(&endpoint.access_token.renewed(&old, deadline).await.unwrap()), "Bearer token2");
+    endpoint.access_token.wait_for_renewed(&old, deadline).await.unwrap();
+    assert_eq!(text(&endpoint.access_token.wait_for_renewed(&old, deadline).await.unwrap()), "Bearer token2");
     sleep(60 * SECOND).await;
     assert_eq!(endpoint.fetches(), 2);
 }
@@ -215,7 +215,7 @@ async fn throttled_fetch_is_not_repeated_before_retry_after() {
 async fn hanging_fetch_is_abandoned_after_five_seconds() {
     let endpoint = Endpoint::start(Answer::Hang);
     let began = Instant::now();
-    let first = endpoint.access_token.first(began + 60 * SECOND).await;
+    let first = endpoint.access_token.wait_for_first(began + 60 * SECOND).await;
     assert_eq!(first.unwrap_err(), no_token(Error::Timeout));
     assert_eq!(began.elapsed().as_secs(), 5);
 }
@@ -223,13 +223,13 @@ async fn hanging_fetch_is_abandoned_after_five_seconds() {
 #[tokio::test(start_paused = true)]
 async fn first_returns_on_first_token_or_failure() {
     let good = Endpoint::start(Answer::Lifetime(SECOND));
-    assert_eq!(good.access_token.first(Instant::now() + SECOND).await, Ok(()));
+    assert_eq!(good.access_token.wait_for_first(Instant::now() + SECOND).await, Ok(()));
     let bad = Endpoint::start(Answer::Fail(Error::Unavailable(500)));
     let began = Instant::now();
-    assert_eq!(bad.access_token.first(began + SECOND).await, Err(no_token(Error::Unavailable(500))));
+    assert_eq!(bad.access_token.wait_for_first(began + SECOND).await, Err(no_token(Error::Unavailable(500))));
     assert_eq!(began.elapsed(), Duration::ZERO);
     let idle = AccessToken::new();
-    assert_eq!(idle.first(Instant::now() + SECOND).await, Err(no_token(Error::Timeout)));
+    assert_eq!(idle.wait_for_first(Instant::now() + SECOND).await, Err(no_token(Error::Timeout)));
 }
 
 #[tokio::test(start_paused = true)]
@@ -250,7 +250,7 @@ async fn access_token_invalid_as_header_is_error() {
     let access_token = AccessToken::new();
     let fetch = || async { Ok(Grant { access_token: "a\nb".into(), lifetime: SECOND }) };
     let first = tokio::select! {
-        first = access_token.first(Instant::now() + SECOND) => first,
+        first = access_token.wait_for_first(Instant::now() + SECOND) => first,
         () = access_token.keep(fetch, |_| {}) => unreachable!(),
     };
     assert_eq!(first, Err(no_token(Error::BrokenContract("the access token is not visible ASCII"))));

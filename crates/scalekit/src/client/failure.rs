@@ -1,14 +1,14 @@
-//! Says what a failure of reqwest means.
+//! Classifies errors of reqwest.
 
 use std::error::Error as StdError;
 use std::io;
 
 use crate::error::Error;
-use crate::response::chain;
+use crate::response::format_chain;
 
-/// Classifies failures of a client that goes through this proxy, or none.
+/// Classifies the errors of a client, with or without a proxy.
 pub(super) struct Failure {
-    /// Host and port.
+    /// Host and port of the proxy.
     proxy: Option<String>,
 }
 
@@ -17,8 +17,8 @@ impl Failure {
         Self { proxy }
     }
 
-    pub(super) fn classify(&self, error: reqwest::Error) -> Error {
-        // SECURITY: a URL may have a page token or an organization in its query.
+    pub(super) fn classify_error(&self, error: reqwest::Error) -> Error {
+        // SECURITY: the URL may contain a page token or an organization.
         let error = error.without_url();
         let causes =
             || std::iter::successors(error.source(), |cause: &&(dyn StdError + 'static)| (*cause).source());
@@ -35,14 +35,14 @@ impl Failure {
                 Error::Unreachable(format!("no connection through the proxy {proxy} in time"))
             }
             (true, true, None) => Error::Unreachable("no connection in time".to_owned()),
-            (true, false, _) => Error::Unreachable(chain(&error)),
-            (false, ..) => Error::ConnectionLost(chain(&error)),
+            (true, false, _) => Error::Unreachable(format_chain(&error)),
+            (false, ..) => Error::ConnectionLost(format_chain(&error)),
         }
     }
 }
 
-/// What the tunnel failed with. hyper-util keeps the type of this error private, so that its text is all there is; the tests
-/// with a real proxy hold these texts.
+/// Recognizes an error of the proxy tunnel by its text, as its type is private to hyper-util. Tests with a real proxy check these
+/// texts.
 fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> {
     let proxy = proxy.to_owned();
     let text = cause.to_string();
@@ -53,13 +53,14 @@ fn tunnel_error(proxy: &str, cause: &(dyn StdError + 'static)) -> Option<Error> 
         "unexpected end of file" => {
             Error::ProxyUnreachable { proxy, reason: "it closed the connection".to_owned() }
         }
-        _ => {
-            Error::ProxyUnreachable { proxy, reason: cause.source().map_or_else(|| reason.to_owned(), chain) }
-        }
+        _ => Error::ProxyUnreachable {
+            proxy,
+            reason: cause.source().map_or_else(|| reason.to_owned(), format_chain),
+        },
     })
 }
 
-/// What TLS failed with. It comes wrapped in one or more `io::Error`s, whose `source` skips what they wrap.
+/// Finds a TLS error, which is wrapped in one or more `io::Error`s whose `source` skips it.
 fn tls_error(mut cause: &(dyn StdError + 'static)) -> Option<String> {
     while let Some(wrapped) = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
         cause = wrapped;

@@ -1,4 +1,4 @@
-//! How a client is set up.
+//! The settings of a client.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,40 +12,40 @@ use crate::oauth::Credentials;
 use crate::proxy::{InvalidProxy, Proxy};
 use crate::transport::Transport;
 
-/// Gives the client's credentials. It is asked each time an access token is fetched, so that a rotated secret is used
-/// without a restart; the text of its error is reported as
-/// [`Error::CredentialsUnreadable`](crate::error::Error::CredentialsUnreadable), and must hold no secret.
+/// Returns the client's credentials. It is called each time an access token is fetched, so that a rotated secret is used
+/// without a restart. The text of its error is reported as
+/// [`Error::CredentialsUnreadable`](crate::error::Error::CredentialsUnreadable), and must not contain a secret.
 pub type CredentialsProvider = dyn Fn() -> Result<Credentials, String> + Send + Sync;
 
-/// Is told how each fetch of an access token ended, for metrics and logs.
+/// Called with the outcome of each fetch of an access token, for metrics and logs.
 pub type FetchObserver = dyn Fn(Fetched<'_>) + Send + Sync;
 
-/// How to reach an environment, and as whom.
+/// How to connect to an environment, and as which client.
 #[non_exhaustive]
 pub struct Settings {
-    /// Which environment.
+    /// The environment.
     pub environment: Environment,
     /// The client's credentials.
     pub credentials: Box<CredentialsProvider>,
     /// REST or gRPC; REST by default.
     pub transport: Transport,
-    /// Which HTTP proxy; by default what the environment variables say.
+    /// The HTTP proxy; by default that of the environment variables.
     pub proxy: Proxy,
-    /// How certificates are verified, also the proxy's if it is an https one; by default as the platform does, with ring. Its
+    /// How certificates are verified, including that of an https:// proxy; by default by the platform's verifier, with ring. The
     /// ALPN protocols are overwritten.
     pub tls: Option<rustls::ClientConfig>,
-    /// From a call to its result, the wait for an access token included; 10 seconds by default.
+    /// Time limit of a call, including the wait for an access token; 10 seconds by default.
     pub timeout: Duration,
-    /// For TCP, the tunnel and TLS together; 5 seconds by default.
+    /// Time limit of TCP connect, proxy tunnel and TLS handshake together; 5 seconds by default.
     pub connect_timeout: Duration,
     /// The `User-Agent`; by default the name and version of this crate.
     pub user_agent: HeaderValue,
-    /// Is told how each fetch of an access token ended.
+    /// Called with the outcome of each fetch of an access token.
     pub observer: Option<Box<FetchObserver>>,
 }
 
 impl Settings {
-    /// The defaults, with credentials that are asked for anew at each fetch of an access token.
+    /// The defaults. `credentials` is called for each fetch of an access token.
     pub fn new(
         environment: Environment,
         credentials: impl Fn() -> Result<Credentials, String> + Send + Sync + 'static,
@@ -64,14 +64,14 @@ impl Settings {
     }
 }
 
-/// Why there is no client.
+/// Why a client cannot be set up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
     /// The proxy's environment variable is wrong.
     #[error(transparent)]
     Proxy(#[from] InvalidProxy),
-    /// There are no roots to verify certificates with, or rustls does not work.
+    /// There are no root certificates, or rustls refuses the configuration.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[from] rustls::Error),
     /// reqwest refuses the settings.

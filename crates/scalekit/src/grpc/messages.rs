@@ -1,13 +1,14 @@
-//! The crate's types as messages of protobuf, and back. Unset and `""` are the same there.
+//! Converts the crate's types to protobuf messages and back. Unset and `""` are equivalent in protobuf.
 
 use prost::Message;
+use secrecy::ExposeSecret;
 
 use crate::error::Error;
 use crate::proto;
 use crate::status::Status;
-use crate::token::{NewToken, PageRequest, Token};
+use crate::token::{Created, NewToken, Page, PageRequest, Token};
 
-pub(super) fn optional(text: String) -> Option<String> {
+pub(super) fn non_empty(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
@@ -21,14 +22,14 @@ impl TryFrom<proto::Token> for Token {
         Ok(Self {
             token_id: token.token_id,
             organization_id: token.organization_id,
-            organization_external_id: optional(token.organization_external_id),
-            user_id: token.user_id.and_then(optional),
-            user_external_id: token.user_external_id.and_then(optional),
-            email: token.email.and_then(optional),
+            organization_external_id: non_empty(token.organization_external_id),
+            user_id: token.user_id.and_then(non_empty),
+            user_external_id: token.user_external_id.and_then(non_empty),
+            email: token.email.and_then(non_empty),
             roles: token.roles,
             custom_claims: token.custom_claims,
-            description: token.description.and_then(optional),
-            token_suffix: optional(token.token_suffix),
+            description: token.description.and_then(non_empty),
+            token_suffix: non_empty(token.token_suffix),
             created_at: token.created_at.and_then(|created| created.to_jiff()),
             expiry: expiry.transpose()?,
         })
@@ -50,6 +51,27 @@ impl From<&Token> for proto::Token {
             token_suffix: token.token_suffix.clone().unwrap_or_default(),
             email: token.email.clone(),
             roles: token.roles.clone(),
+        }
+    }
+}
+
+impl From<&Created> for proto::CreateTokenResponse {
+    fn from(created: &Created) -> Self {
+        Self {
+            token: created.token.expose_secret().to_owned(),
+            token_id: created.info.token_id.clone(),
+            token_info: Some((&created.info).into()),
+        }
+    }
+}
+
+impl From<&Page> for proto::ListTokensResponse {
+    fn from(page: &Page) -> Self {
+        Self {
+            tokens: page.tokens.iter().map(proto::Token::from).collect(),
+            total_count: i32::try_from(page.total_count).unwrap_or(i32::MAX),
+            next_page_token: page.next_page_token.clone().unwrap_or_default(),
+            prev_page_token: page.prev_page_token.clone().unwrap_or_default(),
         }
     }
 }
@@ -76,10 +98,10 @@ impl TryFrom<proto::CreateToken> for NewToken {
         });
         Ok(Self {
             organization_id: token.organization_id,
-            user_id: optional(token.user_id),
+            user_id: non_empty(token.user_id),
             custom_claims: token.custom_claims,
             expiry: expiry.transpose()?,
-            description: optional(token.description),
+            description: non_empty(token.description),
         })
     }
 }

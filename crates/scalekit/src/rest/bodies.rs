@@ -1,4 +1,4 @@
-//! The JSON of requests and responses.
+//! The JSON bodies of requests and responses.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -7,9 +7,9 @@ use crate::error::Refusal;
 use crate::json::{self, Object};
 use crate::status::{Code, Status};
 use crate::timestamp;
-use crate::token::{Claims, NewToken, Page, Token, TokenUpdate};
+use crate::token::{Claims, NewToken, Token, TokenUpdate};
 
-/// The one documented form of an error.
+/// An error response, in its documented form.
 #[derive(Deserialize)]
 pub(super) struct ErrorBody {
     pub(super) code: Option<i64>,
@@ -18,11 +18,11 @@ pub(super) struct ErrorBody {
 }
 
 impl ErrorBody {
-    /// Scalekit's refusal, unless it is a response of something else.
-    pub(super) fn refusal(&self, status: u16) -> Option<Refusal> {
+    /// Scalekit's refusal; `None` if the response is not from Scalekit itself.
+    pub(super) fn to_refusal(&self, status: u16) -> Option<Refusal> {
         let code = Code::from_number(self.code?).filter(|code| code.http_status() == status)?;
         let message = self.message.as_deref().unwrap_or_default();
-        // A gateway writes this for a path that it does not know: NOT_FOUND, but without Scalekit's ErrorInfo.
+        // A gateway's response for an unknown path is NOT_FOUND, too, but without Scalekit's ErrorInfo.
         let is_unknown_route = code == Code::NotFound
             && message == "Not Found"
             && self.details.as_ref().is_none_or(Vec::is_empty);
@@ -35,12 +35,6 @@ pub(super) struct TokenBody<'a> {
     pub(super) token: &'a str,
 }
 
-#[derive(Deserialize)]
-pub(super) struct TokenRequest {
-    #[serde(default, deserialize_with = "json::string")]
-    pub(super) token: String,
-}
-
 #[derive(Serialize)]
 pub(super) struct UpdateBody<'a> {
     pub(super) token: &'a str,
@@ -49,25 +43,16 @@ pub(super) struct UpdateBody<'a> {
 }
 
 #[derive(Deserialize)]
-pub(super) struct UpdateRequest {
-    #[serde(default, deserialize_with = "json::string")]
-    pub(super) token: String,
-    #[serde(alias = "customClaims")]
-    pub(super) custom_claims: Option<Claims>,
-    pub(super) description: Option<String>,
-}
-
-#[derive(Deserialize)]
 pub(super) struct CreateBody {
-    #[serde(default, alias = "organizationId", deserialize_with = "json::string")]
+    #[serde(default, alias = "organizationId", deserialize_with = "json::read_string")]
     pub(super) organization_id: String,
-    #[serde(default, alias = "userId", deserialize_with = "json::text")]
+    #[serde(default, alias = "userId", deserialize_with = "json::read_text")]
     pub(super) user_id: Option<String>,
-    #[serde(default, alias = "customClaims", deserialize_with = "json::null_as_default")]
+    #[serde(default, alias = "customClaims", deserialize_with = "json::read_or_default")]
     pub(super) custom_claims: Claims,
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub(super) expiry: Option<String>,
-    #[serde(default, deserialize_with = "json::text")]
+    #[serde(default, deserialize_with = "json::read_text")]
     pub(super) description: Option<String>,
 }
 
@@ -75,7 +60,7 @@ impl CreateBody {
     pub(super) fn into_new_token(self) -> Result<NewToken, Status> {
         let expiry = self.expiry.map(|text| {
             let rule = "value is not a time such as 2026-12-01T00:00:00Z";
-            timestamp::parse(&text).ok_or_else(|| Status::invalid_field("expiry", "timestamp", rule))
+            timestamp::parse_rfc3339(&text).ok_or_else(|| Status::invalid_field("expiry", "timestamp", rule))
         });
         Ok(NewToken {
             organization_id: self.organization_id,
@@ -89,7 +74,7 @@ impl CreateBody {
 
 #[derive(Deserialize)]
 pub(super) struct CreatedInfo {
-    #[serde(default, deserialize_with = "json::string")]
+    #[serde(default, deserialize_with = "json::read_string")]
     pub(super) token: String,
     pub(super) token_info: Option<Object<Token>>,
 }
@@ -97,74 +82,4 @@ pub(super) struct CreatedInfo {
 #[derive(Deserialize)]
 pub(super) struct Info {
     pub(super) token_info: Option<Object<Token>>,
-}
-
-#[derive(Serialize)]
-pub(super) struct CreatedBody<'a> {
-    pub(super) token: &'a str,
-    pub(super) token_id: &'a str,
-    pub(super) token_info: TokenJson<'a>,
-}
-
-#[derive(Serialize)]
-pub(super) struct InfoBody<'a> {
-    pub(super) token_info: TokenJson<'a>,
-}
-
-#[derive(Serialize)]
-pub(super) struct PageBody<'a> {
-    pub(super) tokens: Vec<TokenJson<'a>>,
-    pub(super) total_count: i64,
-    pub(super) next_page_token: &'a str,
-    pub(super) prev_page_token: &'a str,
-}
-
-impl<'a> PageBody<'a> {
-    pub(super) fn of(page: &'a Page) -> Self {
-        Self {
-            tokens: page.tokens.iter().map(TokenJson::of).collect(),
-            total_count: page.total_count,
-            next_page_token: page.next_page_token.as_deref().unwrap_or_default(),
-            prev_page_token: page.prev_page_token.as_deref().unwrap_or_default(),
-        }
-    }
-}
-
-/// A token as a gRPC gateway writes it: unset strings, maps and lists are there, unset messages are not.
-#[derive(Serialize)]
-pub(super) struct TokenJson<'a> {
-    pub(super) token_id: &'a str,
-    pub(super) organization_id: &'a str,
-    pub(super) organization_external_id: &'a str,
-    pub(super) user_id: &'a str,
-    pub(super) user_external_id: &'a str,
-    pub(super) custom_claims: &'a Claims,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) expiry: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) created_at: Option<String>,
-    pub(super) description: &'a str,
-    pub(super) token_suffix: &'a str,
-    pub(super) email: &'a str,
-    pub(super) roles: &'a [String],
-}
-
-impl<'a> TokenJson<'a> {
-    pub(super) fn of(token: &'a Token) -> Self {
-        let text = |text: &'a Option<String>| text.as_deref().unwrap_or_default();
-        Self {
-            token_id: &token.token_id,
-            organization_id: &token.organization_id,
-            organization_external_id: text(&token.organization_external_id),
-            user_id: text(&token.user_id),
-            user_external_id: text(&token.user_external_id),
-            custom_claims: &token.custom_claims,
-            expiry: token.expiry.map(timestamp::format),
-            created_at: token.created_at.map(timestamp::format),
-            description: text(&token.description),
-            token_suffix: text(&token.token_suffix),
-            email: text(&token.email),
-            roles: &token.roles,
-        }
-    }
 }

@@ -169,10 +169,10 @@ async fn token_endpoint_failures_are_distinguished() {
         (refusal(403), "permission", "grant it api_credentials:read"),
         (refusal(429), "throttled", "throttles this client"),
         (refusal(500), "down", "answered 500"),
-        (text(404, "<html>"), "wrong_endpoint", "no Scalekit token API answers there (HTTP 404)"),
-        (text(200, "<html>"), "wrong_endpoint", "its token endpoint gave no access_token"),
+        (text(404, "<html>"), "wrong_endpoint", "no Scalekit token API at this URL (HTTP 404)"),
+        (text(200, "<html>"), "wrong_endpoint", "its token endpoint returned no access_token"),
         (text(302, ""), "wrong_endpoint", "HTTP 302"),
-        (Effect::Close, "unreachable", "gave no answer"),
+        (Effect::Close, "unreachable", "connection to Scalekit broke"),
         (
             Effect::Truncate(HttpResponse { body: "{".into(), ..HttpResponse::default() }),
             "unreachable",

@@ -139,9 +139,9 @@ async fn tunnel_certificate_error_is_not_blamed_on_proxy() {
 async fn refusing_proxy_is_distinguished_from_scalekit() {
     let scalekit = Scalekit::start_tls().await;
     for (says, class, words) in [
-        (REFUSED_407, Class::Misconfigured, "it asks for other credentials than it was given (HTTP 407)"),
-        (REFUSED_502, Class::Outage, "its response to CONNECT is no success"),
-        ("SSH-2.0-x\r\n\r\n", Class::Outage, "its response to CONNECT is no success"),
+        (REFUSED_407, Class::Misconfigured, "it requires other credentials (HTTP 407)"),
+        (REFUSED_502, Class::Outage, "its response to CONNECT is not a success"),
+        ("SSH-2.0-x\r\n\r\n", Class::Outage, "its response to CONNECT is not a success"),
         ("", Class::Outage, "it closed the connection"),
     ] {
         let proxy = ConnectProxy::start(Connect::Say(says.into())).await;

@@ -262,7 +262,7 @@ fn grpc_failures_have_their_own_errors() {
 
 #[tokio::test]
 async fn oversized_response_is_not_read() {
-    const TOO_LARGE: Error = Error::BrokenContract("the response is larger than any that it allows");
+    const TOO_LARGE: Error = Error::BrokenContract("the response is too large");
     let read =
         |length: usize| HttpResponse::read(Response::new(Full::new(Bytes::from(vec![b'x'; length]))), 10);
     assert_eq!(read(10).await.unwrap().body.len(), 10);

@@ -6,7 +6,7 @@ use scalekit::error::{Error, Refusal};
 use scalekit::response::HttpResponse;
 use scalekit::status::Code;
 use scalekit::token::Token;
-use scalekit::validate::{Presented, Validation, interpret, is_token};
+use scalekit::validate::{Presented, Validation, interpret_outcome, is_token};
 use scalekit::{grpc, rest};
 
 use crate::support::{TOKEN, token};
@@ -20,8 +20,8 @@ fn present(presented: Presented<'_>, told: &Token) -> Result<Validation, Error> 
     let reply = Reply::Token(told.clone());
     let over_rest = rest::decode_response(Operation::Validate, &rest::encode_response(Ok(&reply)));
     let over_grpc = grpc::decode_response(Operation::Validate, &grpc::encode_response(Ok(&reply)));
-    let meaning = interpret(presented, over_rest, now());
-    assert_eq!(interpret(presented, over_grpc, now()), meaning);
+    let meaning = interpret_outcome(presented, over_rest, now());
+    assert_eq!(interpret_outcome(presented, over_grpc, now()), meaning);
     meaning
 }
 
@@ -54,9 +54,9 @@ fn contradictory_success_is_no_verdict() {
         ("token_suffix is not the end of the key", told(|token| token.token_suffix = Some("aaaa".into()))),
         ("token_suffix is not the end of the key", told(|token| token.token_suffix = Some("Z".into()))),
         ("token_suffix is not the end of the key", told(|token| token.token_suffix = Some(TOKEN.into()))),
-        ("an expired key called valid; compare the clocks", told(|token| token.expiry = Some(now()))),
+        ("an expired key is said to be valid; compare the clocks", told(|token| token.expiry = Some(now()))),
         (
-            "an expired key called valid; compare the clocks",
+            "an expired key is said to be valid; compare the clocks",
             told(|token| token.expiry = Some(Timestamp::MIN)),
         ),
     ] {
@@ -64,12 +64,15 @@ fn contradictory_success_is_no_verdict() {
     }
     for reply in [Reply::Invalidated, Reply::Page(Default::default())] {
         assert!(matches!(
-            interpret(Presented::Token(TOKEN), Ok(reply), now()),
+            interpret_outcome(Presented::Token(TOKEN), Ok(reply), now()),
             Err(Error::BrokenContract(_))
         ));
     }
     let empty = Ok(Reply::Token(Token::default()));
-    assert!(matches!(interpret(Presented::Token(TOKEN), empty, now()), Err(Error::BrokenContract(_))));
+    assert!(matches!(
+        interpret_outcome(Presented::Token(TOKEN), empty, now()),
+        Err(Error::BrokenContract(_))
+    ));
 }
 
 #[test]
@@ -87,7 +90,7 @@ fn only_not_found_and_invalid_argument_are_definite() {
     for number in 1..=16 {
         let code = Code::from_number(number).unwrap();
         let outcome = Err(Error::Refused(Refusal { code, message: "x".into() }));
-        let meaning = interpret(Presented::Token(TOKEN), outcome, now());
+        let meaning = interpret_outcome(Presented::Token(TOKEN), outcome, now());
         match code {
             Code::NotFound | Code::InvalidArgument => assert_eq!(meaning, Ok(Validation::Invalid)),
             _ => assert_eq!(meaning, Err(Error::WrongEndpoint(format!("code {number} to a validation")))),
@@ -103,7 +106,7 @@ fn only_not_found_and_invalid_argument_are_definite() {
         Error::ConnectionLost("x".into()),
         Error::AccessToken(Box::new(Error::Credentials)),
     ] {
-        assert_eq!(interpret(Presented::Token(TOKEN), Err(error.clone()), now()), Err(error));
+        assert_eq!(interpret_outcome(Presented::Token(TOKEN), Err(error.clone()), now()), Err(error));
     }
 }
 
@@ -116,7 +119,11 @@ fn rest_responses_follow_the_contract_table() {
             body: body.to_owned().into(),
             ..HttpResponse::default()
         };
-        interpret(Presented::Token(TOKEN), rest::decode_response(Operation::Validate, &response), now())
+        interpret_outcome(
+            Presented::Token(TOKEN),
+            rest::decode_response(Operation::Validate, &response),
+            now(),
+        )
     };
     let json = |status, body: &str| meaning(status, "application/json", body);
     let gone = r#"{"code":5,"message":"Token not found","details":[{"@type":"x"}]}"#;
