@@ -151,7 +151,7 @@ async fn validations_and_access_tokens_go_through_the_proxy() {
 async fn refusing_proxy_is_told_apart_from_scalekit_on_readyz() {
     let site = Site::start("refused").await;
     let ca_file = format!("ca_file = {:?}", site.ca_file);
-    for (refusal, expected) in [(STATUS_407, "(HTTP 407)"), (STATUS_502, "is no success")] {
+    for (refusal, expected) in [(STATUS_407, "(HTTP 407)"), (STATUS_502, "is not a success")] {
         let proxy = ConnectProxy::start(Some(refusal)).await;
         let lines = format!("{ca_file}\nproxy = \"{}\"", proxy.url());
         let keyward = Probing::start(&site.url, "dev", &lines);
@@ -226,7 +226,7 @@ async fn key_commands_go_through_the_proxy_or_name_it() {
     let made = keys::done(command(&proxy, &["create", "--org", "org_1", "--quiet"])).await;
     assert_eq!((made.code, &*made.err), (0, ""), "{made:?}");
     proxy.opened_tunnels_to(site.target(), 1);
-    for (refusal, expected) in [(STATUS_407, "(HTTP 407)"), (STATUS_502, "is no success")] {
+    for (refusal, expected) in [(STATUS_407, "(HTTP 407)"), (STATUS_502, "is not a success")] {
         let refusing = ConnectProxy::start(Some(refusal)).await;
         let refused = keys::done(command(&refusing, &["list", "--org", "org_1"])).await;
         refused.refused(&format!("the proxy {} refuses a connection to Scalekit", refusing.address));

@@ -27,7 +27,7 @@ async fn invalid_bodies_create_no_key() {
         (json!({"custom_claims": {"a": ""}}), "\"a\" has no value"),
         (json!({"custom_claims": {"": "a"}}), "a name has 0 characters"),
         (json!({"custom_claims": {"a": long}}), "a value of 257 characters"),
-        (json!({"custom_claims": many}), "these are 21"),
+        (json!({"custom_claims": many}), "21 are too many"),
         (json!({"expiry": ""}), "such as \"2027-01-01T00:00:00Z\""),
         (json!({"user_id": ""}), "user_id: is empty"),
         (json!({"user_id": " "}), "user_id: should be an id"),
