@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The life of a key, from a backend in Python: created, used, found, changed, rotated and revoked through Keyward's management
-socket. The standard library is enough.
+"""The lifecycle of a key, from a backend in Python: creates, uses, lists, updates, rotates and revokes a key through Keyward's
+management socket. Needs only the standard library.
 
     lifecycle.py SOCKET API ORGANIZATION
 
-SOCKET is what [management] listen names, API a URL behind Keyward that takes any good key, ORGANIZATION an id of Scalekit's.
-Where secret_file is set, put the secret into MANAGEMENT_SECRET.
+SOCKET is the path in [management] listen, API a URL behind Keyward that accepts any valid key, ORGANIZATION an organization id
+of Scalekit. If secret_file is set, put the secret into MANAGEMENT_SECRET.
 """
 
 import http.client
@@ -20,7 +20,7 @@ import uuid
 
 
 class Problem(Exception):
-    """What Keyward says when something was not done. `code` is for programs, the text for people."""
+    """An error response of Keyward. `code` is for programs, the text for people."""
 
     def __init__(self, status, body):
         super().__init__(f"{status} {body.get('code')}: {body.get('detail')}")
@@ -55,7 +55,7 @@ class Keys:
         return self._ask("POST", "", new, {"Idempotency-Key": idempotency_key})
 
     def list(self, **query):
-        """All live keys, page by page."""
+        """All live keys; fetches one page after another."""
         while True:
             page = self._ask("GET", "?" + urllib.parse.urlencode(query))
             yield from page["tokens"]
@@ -95,9 +95,9 @@ class Keys:
 
 
 def call(api, key):
-    """What the service answers to this key."""
+    """The status with which the service responds to this key."""
     request = urllib.request.Request(api, headers={"Authorization": f"Bearer {key}"})
-    # Straight there, whatever proxy the environment names.
+    # Connects directly, even if the environment names a proxy.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=30) as response:
@@ -115,7 +115,7 @@ def expect(found, wanted, what):
 def main(path, api, organization):
     keys = Keys(path, organization, os.environ.get("MANAGEMENT_SECRET"))
 
-    # One Idempotency-Key for one key that is wanted: kept until the answer is there, sent again with a retry.
+    # One Idempotency-Key for each key to be created: keep it until the response is there, and send it again with a retry.
     wanted = str(uuid.uuid4())
     new = {"user_id": "usr_python", "custom_claims": {"team": "python"}, "description": "made by lifecycle.py"}
     made = keys.create(wanted, **new)
@@ -139,7 +139,7 @@ def main(path, api, organization):
     expect(call(api, rotated["token"]), 200, "the new key is good")
 
     keys.revoke(rotated["token_id"])
-    keys.revoke(rotated["token_id"])  # Again is fine: after a lost answer, for one.
+    keys.revoke(rotated["token_id"])  # Revoking again is not an error, so a lost response can be retried.
     print("revoked")
     expect(call(api, rotated["token"]), 401, "refused on the very next request")
 

@@ -1,22 +1,22 @@
 #!/bin/sh
-# The life of a key, from a shell: created, used, found, changed, rotated and revoked through Keyward's management socket.
+# The lifecycle of a key, from a shell: creates, uses, lists, updates, rotates and revokes a key through Keyward's management socket.
 #
 #   lifecycle.sh SOCKET API ORGANIZATION
 #
-# SOCKET is what [management] listen names, API a URL behind Keyward that takes any good key, ORGANIZATION an id of Scalekit's.
-# Where secret_file is set, put the secret into MANAGEMENT_SECRET.
+# SOCKET is the path in [management] listen, API a URL behind Keyward that accepts any valid key, ORGANIZATION an organization id
+# of Scalekit. If secret_file is set, put the secret into MANAGEMENT_SECRET.
 set -eu
 
 socket=$1 api=$2 keys=/v1/organizations/$3/keys
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# Headers for curl come from files: arguments can be seen by every user of the machine.
+# curl reads secret headers from files, because every user of the machine can see the arguments of a process.
 umask 077
 [ -z "${MANAGEMENT_SECRET:-}" ] || printf 'Authorization: Bearer %s\n' "$MANAGEMENT_SECRET" >"$work/secret"
 [ -e "$work/secret" ] || : >"$work/secret"
 
-# manage METHOD PATH [curl's arguments]: leaves the status in $status and the answer in $work/answer.
+# manage METHOD PATH [curl's arguments]: sends a request; sets $status and writes the response body to $work/answer.
 manage() {
     method=$1 path=$2
     shift 2
@@ -24,7 +24,7 @@ manage() {
         -X "$method" "http://localhost$path" -H 'Content-Type: application/json' "$@")
 }
 
-# expect STATUS WHAT: says what was done, or why not.
+# expect STATUS WHAT: prints WHAT if $status is STATUS; otherwise prints the response and exits.
 expect() {
     if [ "$status" != "$1" ]; then
         printf '%s: %s instead of %s: %s\n' "$2" "$status" "$1" "$(cat "$work/answer")" >&2
@@ -33,18 +33,18 @@ expect() {
     printf '%s\n' "$2"
 }
 
-# field NAME: the first text of this name in the answer. Where there is jq, `jq -r .NAME` is the better way.
+# field NAME: prints the first string field of this name in the response. With jq, use `jq -r .NAME` instead.
 field() {
     tr ',{' '\n\n' <"$work/answer" | sed -n "s/^ *\"$1\": *\"\\([^\"]*\\)\".*/\\1/p" | head -n 1
 }
 
-# call KEY: what the service answers to it.
+# call KEY: sends a request with this key to the service; sets $status.
 call() {
     printf 'Authorization: Bearer %s\n' "$1" >"$work/key"
     status=$(curl -sS -o "$work/answer" -w '%{http_code}' -H "@$work/key" "$api")
 }
 
-# One Idempotency-Key for one key that is wanted: kept until the answer is there, sent again with a retry.
+# One Idempotency-Key for each key to be created: keep it until the response is there, and send it again with a retry.
 wanted=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 new='{"user_id": "usr_shell", "custom_claims": {"team": "shell"}, "description": "made by lifecycle.sh"}'
 manage POST "$keys" -H "Idempotency-Key: $wanted" -d "$new"

@@ -1,9 +1,5 @@
 //! One log line and one count for each request, with OpenTelemetry's attribute names. Never a query string or a key.
 
-pub mod output;
-pub mod sampler;
-
-use std::io::IsTerminal;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,128 +7,36 @@ use std::time::{Duration, Instant};
 use hyper::header::{HeaderMap, HeaderValue, USER_AGENT};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Version};
-use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt as _;
 
-use self::output::{AUDIT, AuditQueue, LogWriters, Output};
 use crate::identity::Identity;
+use crate::logging::json_line::{self, JsonLine, truncate_text};
+use crate::logging::{self, output};
 use crate::metrics::{self, Metrics};
 use crate::rejection::Rejection;
-
-/// How to log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// JSON lines or text.
-    pub format: Format,
-    /// Whether requests are logged, or only events.
-    pub access: bool,
-}
-
-/// The form of a line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Text on a terminal, JSON otherwise.
-    Auto,
-    /// JSON, one object a line.
-    Json,
-    /// For people.
-    Text,
-}
 
 /// What is written of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Line {
     /// Nothing.
     Off,
-    /// All that is known, field by field.
-    Fields,
-    /// What a person wants to see.
+    /// A JSON object with all fields.
+    Json,
+    /// One sentence, to be read on a terminal.
     Short,
 }
 
-impl Settings {
-    /// What is written of each request.
-    pub fn line(self) -> Line {
-        match (self.access, self.is_json()) {
-            (false, _) => Line::Off,
-            (true, true) => Line::Fields,
-            (true, false) => Line::Short,
-        }
-    }
-
-    fn is_json(self) -> bool {
-        match self.format {
-            Format::Auto => !std::io::stdout().is_terminal(),
-            Format::Json => true,
-            Format::Text => false,
+impl Line {
+    /// Fields for JSON, a sentence for text.
+    pub fn from_settings(log: logging::Settings) -> Self {
+        match (log.access, log.is_json()) {
+            (false, _) => Self::Off,
+            (true, true) => Self::Json,
+            (true, false) => Self::Short,
         }
     }
 }
 
-/// Lines that wait for a slow reader of standard output; more are dropped and counted.
-const LINES_WAITING: usize = 16 * 1024;
-/// What a caller can put into a line, in characters for each field.
-const LONGEST_TEXT: usize = 512;
-
-/// How long the end of the process waits for audit lines to be written.
-const AUDIT_AT_EXIT: Duration = Duration::from_secs(5);
-
-/// The running log. On drop it writes the lines that still wait.
-pub struct Log {
-    audit: Arc<AuditQueue>,
-    lossy: Option<WorkerGuard>,
-}
-
-impl Drop for Log {
-    fn drop(&mut self) {
-        if !self.audit.flush(AUDIT_AT_EXIT)
-            && let Some(stuck) = self.lossy.take()
-        {
-            // Standard output is blocked, and the guard's drop would wait for it.
-            std::mem::forget(stuck);
-        }
-    }
-}
-
-/// Sends the log to standard output. No request waits for who reads it, but for those of key management; see
-/// `output::AuditSlot`.
-pub fn start(settings: Settings, metrics: Arc<Metrics>) -> Log {
-    let has_colors =
-        !settings.is_json() && std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    // What colors the lines stays; the formatter has escaped what came from elsewhere.
-    let audit = AuditQueue::start(if has_colors { &['\u{1b}'] } else { &[] });
-    let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_WAITING);
-    let (lossy, guard) = builder.finish(Output(Arc::clone(&audit)));
-    let dropped = lossy.error_counter();
-    metrics.count_dropped_lines(move || dropped.dropped_lines() as u64);
-    let writers = LogWriters { lossy, audit: Arc::clone(&audit) };
-    let log = tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).with_writer(writers);
-    // SECURITY: h2 warns of each PING that nobody asked for, so that callers could fill the log.
-    let own = ["keyward", "access", AUDIT].map(|target| (target, LevelFilter::INFO));
-    let own = Targets::new().with_default(LevelFilter::ERROR).with_targets(own);
-    // A second start in one process, as in tests, keeps the first.
-    if settings.is_json() {
-        let log = log.json().flatten_event(true).with_current_span(false).with_span_list(false);
-        let _ = tracing::subscriber::set_global_default(log.finish().with(own));
-    } else {
-        let log = log.compact().with_target(false).with_timer(Clock).with_ansi(has_colors);
-        let _ = tracing::subscriber::set_global_default(log.finish().with(own));
-    }
-    Log { audit, lossy: Some(guard) }
-}
-
-/// The time of day in UTC, which is enough for people who watch.
-struct Clock;
-
-impl tracing_subscriber::fmt::time::FormatTime for Clock {
-    fn format_time(&self, w: &mut tracing_subscriber::fmt::format::Writer<'_>) -> std::fmt::Result {
-        write!(w, "{}", jiff::Timestamp::now().strftime("%H:%M:%S%.3f"))
-    }
-}
-
-/// What is known of a request so far. On drop it writes the log line and counts the request.
+/// What is known of a request. On drop it writes the log line and counts the request.
 pub struct Record {
     metrics: Arc<Metrics>,
     line: Line,
@@ -143,30 +47,30 @@ pub struct Record {
     client: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
     trace: Option<HeaderValue>,
-    /// `X-Request-Id`.
+    /// A trusted proxy's, or one of Keyward's own.
     pub request_id: HeaderValue,
-    /// The route's label.
+    /// The route's label, or empty when there was none.
     pub route: Arc<str>,
-    /// Whom the request speaks for.
+    /// `None` before the verdict, and on public routes.
     pub identity: Option<Arc<Identity>>,
-    /// The time spent on the verdict.
+    /// Time to the verdict.
     pub validation: Option<Duration>,
-    /// The time from sending upstream to the head of the answer.
+    /// Time from forwarding the request to the response's head.
     pub upstream: Option<Duration>,
-    /// The status that the caller got; none yet if it went away before.
+    /// `None` until there is a response: if the client closes before, 499 is logged.
     status: Option<u16>,
-    /// Why Keyward answered itself, or cut the answer.
+    /// Why Keyward rejected the request, or ended the response early.
     reason: Option<&'static str>,
-    denied: bool,
-    /// What went wrong, for the operator.
+    is_denied: bool,
+    /// Details for the operator, which the client does not see.
     pub cause: Option<String>,
-    /// Bytes of the answer's body.
+    /// Bytes of the response's body.
     pub sent: u64,
-    whole: bool,
+    is_complete: bool,
 }
 
 impl Record {
-    /// Begins with the arrival of a request's head.
+    /// Begins when a request's head has arrived.
     pub fn begin<B>(
         request: &Request<B>,
         client: Option<IpAddr>,
@@ -192,32 +96,32 @@ impl Record {
             upstream: None,
             status: None,
             reason: None,
-            denied: false,
+            is_denied: false,
             cause: None,
             sent: 0,
-            whole: false,
+            is_complete: false,
         }
     }
 
-    /// Keyward rejects the request.
+    /// Records a response of Keyward's own.
     pub fn set_rejection(&mut self, rejection: &Rejection) {
         self.status = Some(rejection.status().as_u16());
         self.reason = Some(rejection.code());
-        self.denied = rejection.is_denial();
-        self.whole = true;
+        self.is_denied = rejection.is_denial();
+        self.is_complete = true;
         if *rejection == Rejection::KeyIdPresented {
             self.cause = Some("the credential is the id of a key (apit_…), not a key".to_owned());
         }
     }
 
-    /// The upstream has answered with this status.
+    /// The status of the upstream's response.
     pub fn set_status(&mut self, status: u16) {
         self.status = Some(status);
     }
 
     /// The response body was sent completely.
     pub fn mark_complete(&mut self) {
-        self.whole = true;
+        self.is_complete = true;
     }
 
     /// The response was ended early.
@@ -227,7 +131,7 @@ impl Record {
     }
 
     fn decision(&self) -> &'static str {
-        match (self.reason, self.denied) {
+        match (self.reason, self.is_denied) {
             (None, _) if self.status.is_some() => "allow",
             (Some(_), true) => "deny",
             _ => "error",
@@ -235,11 +139,11 @@ impl Record {
     }
 
     fn reason(&self) -> Option<&'static str> {
-        // Nobody was there to take the answer, or the rest of it.
-        self.reason.or_else(|| (!self.whole).then_some("caller_gone"))
+        // The client closed before it had the whole response.
+        self.reason.or_else(|| (!self.is_complete).then_some("caller_gone"))
     }
 
-    fn write_short(&self, elapsed: Duration) {
+    fn write_short_line(&self, elapsed: Duration) {
         let ids =
             self.identity.iter().flat_map(|identity| [Some(&identity.org_id), identity.user_id.as_ref()]);
         let ids = ids
@@ -264,36 +168,53 @@ impl Record {
         );
     }
 
-    fn write(&self, elapsed: Duration) {
-        let path = self.path.as_ref().map_or("", PathAndQuery::path);
-        let identity = self.identity.as_deref();
-        let text =
-            |value: &HeaderValue| truncate_text(&String::from_utf8_lossy(value.as_bytes())).into_owned();
-        tracing::event!(
-            target: "access",
-            tracing::Level::INFO,
-            http.request.method = self.method.as_str(),
-            url.path = &*truncate_text(path),
-            http.route = &*self.route,
-            http.response.status_code = self.status.unwrap_or(499),
-            http.response.body.size = self.sent,
-            network.protocol.version = version_name(self.version),
-            client.address = self.client.map(tracing::field::display),
-            user_agent.original = self.user_agent.as_ref().map(text),
-            keyward.decision = self.decision(),
-            keyward.reason = self.reason(),
-            keyward.route = &*self.route,
-            keyward.org.id = identity.map(|identity| text(&identity.org_id)),
-            keyward.user.id = identity.and_then(|identity| identity.user_id.as_ref()).map(text),
-            keyward.token.id = identity.and_then(|identity| identity.token_id.as_ref()).map(text),
-            keyward.request.id = text(&self.request_id),
-            keyward.validation.duration = self.validation.map(|time| time.as_secs_f64()),
-            keyward.upstream.duration = self.upstream.map(|time| time.as_secs_f64()),
-            http.server.request.duration = elapsed.as_secs_f64(),
-            trace_id = self.trace.as_ref().map(text),
-            error.message = self.cause.as_deref(),
-            "request"
-        );
+    fn write_json(&self, elapsed: Duration) {
+        let fields = |line: &mut JsonLine<'_>| {
+            line.text("http.request.method", self.method.as_str());
+            line.text("url.path", self.path.as_ref().map_or("", PathAndQuery::path));
+            line.text("http.route", &self.route);
+            line.number("http.response.status_code", self.status.unwrap_or(499).into());
+            line.number("http.response.body.size", self.sent);
+            line.text("network.protocol.version", version_name(self.version));
+            if let Some(client) = self.client {
+                line.text("client.address", &client.to_string());
+            }
+            if let Some(user_agent) = &self.user_agent {
+                line.bytes("user_agent.original", user_agent.as_bytes());
+            }
+            line.text("keyward.decision", self.decision());
+            if let Some(reason) = self.reason() {
+                line.text("keyward.reason", reason);
+            }
+            line.text("keyward.route", &self.route);
+            if let Some(identity) = &self.identity {
+                line.bytes("keyward.org.id", identity.org_id.as_bytes());
+                for (name, id) in
+                    [("keyward.user.id", &identity.user_id), ("keyward.token.id", &identity.token_id)]
+                {
+                    if let Some(id) = id {
+                        line.bytes(name, id.as_bytes());
+                    }
+                }
+            }
+            line.bytes("keyward.request.id", self.request_id.as_bytes());
+            for (name, time) in [
+                ("keyward.validation.duration", self.validation),
+                ("keyward.upstream.duration", self.upstream),
+                ("http.server.request.duration", Some(elapsed)),
+            ] {
+                if let Some(time) = time {
+                    line.seconds(name, time);
+                }
+            }
+            if let Some(trace) = &self.trace {
+                line.bytes("trace_id", trace.as_bytes());
+            }
+            if let Some(cause) = &self.cause {
+                line.text("error.message", cause);
+            }
+        };
+        json_line::write_line("request", "access", fields, output::append_line);
     }
 }
 
@@ -315,8 +236,8 @@ impl Drop for Record {
         self.metrics.requests_in_flight.dec();
         match self.line {
             Line::Off => {}
-            Line::Fields => self.write(elapsed),
-            Line::Short => self.write_short(elapsed),
+            Line::Json => self.write_json(elapsed),
+            Line::Short => self.write_short_line(elapsed),
         }
     }
 }
@@ -329,13 +250,6 @@ fn parse_trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
         .nth(1)
         .filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
     HeaderValue::from_str(id).ok()
-}
-
-fn truncate_text(text: &str) -> std::borrow::Cow<'_, str> {
-    match text.char_indices().nth(LONGEST_TEXT) {
-        Some((at, _)) => format!("{}…", &text[..at]).into(),
-        None => text.into(),
-    }
 }
 
 fn version_name(version: Version) -> &'static str {

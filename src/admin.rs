@@ -12,8 +12,8 @@ use crate::budget::Account;
 use crate::gateway::Current;
 use crate::listener::Handler;
 use crate::metrics::{Format, Metrics};
+use crate::peer::Peer;
 use crate::route::{Auth, Route};
-use crate::upstream::forwarded::Peer;
 
 /// Whether Keyward is ready, and if not, why.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ impl Readiness {
         });
     }
 
-    /// Makes it unready for good.
+    /// Makes Keyward not ready for the rest of its life.
     pub fn drain(&self) {
         self.set(Err(DRAINING.to_owned()));
     }
@@ -94,9 +94,9 @@ impl Handler for Admin {
 }
 
 impl Admin {
-    /// SECURITY: a web page whose own name was made to lead to this machine (DNS rebinding) is of the same origin to its browser,
-    /// which then tells neither `Origin` nor, over plain HTTP, `Sec-Fetch-Site`. From elsewhere any name is taken: Prometheus
-    /// asks for a service by its name.
+    /// SECURITY: if a web page's own host name is resolved to this machine (DNS rebinding), its browser takes the admin port for the
+    /// page's origin, and sends neither `Origin` nor, over plain HTTP, `Sec-Fetch-Site`. From other machines any name is
+    /// accepted, as Prometheus uses names of services.
     fn trusts_host(&self, request: &Request<Body>, peer: Peer) -> bool {
         let is_local = peer.address.is_some_and(|address| address.to_canonical().is_loopback());
         !is_local || NamedHost::from_request(request.uri(), request.headers()).is_safe()
@@ -138,12 +138,12 @@ impl Admin {
     }
 }
 
-/// Load balancers probe these with a `Host` of their own; the answers reveal nothing.
+/// Load balancers send a `Host` of their own to these. Their responses contain nothing confidential.
 fn is_probe(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz")
 }
 
-/// A route as programs read it. Nothing in it is secret: it is the route file again.
+/// A route for `/routes` and `keyward check`. It repeats the route file, which holds no secrets.
 pub(crate) fn route_as_json(route: &Route) -> serde_json::Value {
     let methods: Option<Vec<&str>> =
         route.methods.as_ref().map(|methods| methods.iter().map(Method::as_str).collect());

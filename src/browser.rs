@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_for_pages_of_other_origins_are_recognized() {
+    fn cross_origin_requests_are_recognized() {
         for (name, value, expected) in [
             ("origin", "null", true),
             ("sec-fetch-site", "cross-site", true),

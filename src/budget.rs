@@ -1,7 +1,7 @@
-//! What all connections together may make Keyward hold. Within half of the budget nobody is limited. Beyond it each
-//! connection keeps to an equal share of the other half, so that a flood is refused and a caller beside it is served.
+//! The memory that requests and bodies of all connections may hold together. Up to half of it no connection is limited; beyond
+//! that each keeps to an equal share of the other half, so that a flood is refused and a client beside it is served.
 //!
-//! What is not counted here is bounded by number: connections, with their buffers and HTTP/2 windows (`CONNECTION`).
+//! What connections take for themselves is not counted here, but bounded by their number: see `memory_plan`.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -10,65 +10,26 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-/// What a connection may take beside its requests, in bytes: its HTTP/2 window or HTTP/1.1 write buffer, its share of the
-/// larger windows, and its tables, tasks and TLS state. A head that is arriving (`limits.head`) comes on top.
-pub const CONNECTION: usize = 160 * 1024;
-/// What a request is counted for until its answer ends, in bytes: its tasks, its connection to the upstream, and what of the
-/// answer was read there and not asked for yet. What its headers take comes on top.
-pub const REQUEST: usize = 96 * 1024;
-/// The least share of a connection, in bytes: room for a request of usual size, so that no flood shuts out a caller who
-/// comes on a connection of its own.
-pub const SHARE: usize = REQUEST + 32 * 1024;
-/// Of the memory, what is planned with, in percent. The rest is for the allocator and the system.
-const PLANNED_PERCENT: usize = 70;
-/// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
-const PROCESS: usize = 18 * 1024 * 1024;
-/// A remembered bad key, in bytes.
-pub const BAD_KEY: usize = 256;
+use crate::memory_plan::{REQUEST, SHARE};
 
-/// How long a connection counts as a good caller's after its last request that was admitted with a key.
+/// How long a connection counts as one of a good key after its last request that was admitted with a key.
 const GOOD_FOR: Duration = Duration::from_secs(60);
 
-/// How the memory is divided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    /// How many connections fit.
-    pub connections: usize,
-    /// For requests and bodies under way on all of them, in bytes.
-    pub requests: usize,
-}
-
-impl Plan {
-    /// Of `memory` bytes, for at most `connections`, heads of up to `head` bytes each, and `bad_keys` remembered keys.
-    ///
-    /// ```text
-    /// 70 % of memory = 18 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
-    /// requests       ≥ connections × 2 × 128 KiB
-    /// ```
-    pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
-        let fixed = PROCESS.saturating_add(bad_keys.saturating_mul(BAD_KEY));
-        let free = (memory / 100).saturating_mul(PLANNED_PERCENT).saturating_sub(fixed);
-        let each = CONNECTION.saturating_add(head);
-        let connections = connections.min(free / each.saturating_add(2 * SHARE)).max(1);
-        Self { connections, requests: free.saturating_sub(connections * each).max(2 * SHARE) }
-    }
-}
-
-/// The bytes that the requests and bodies of one listener hold.
+/// The bytes that requests and bodies of one listener hold.
 #[derive(Debug)]
 pub struct Budget {
     limit: AtomicUsize,
     held: AtomicUsize,
     connections: AtomicUsize,
-    /// Connections with requests on public routes under way and no good key, and how many there may be.
+    /// Connections with requests on public routes in progress.
     public: AtomicUsize,
     max_public: AtomicUsize,
-    /// Connections with bodies that wait for room.
+    /// Connections with bodies that wait for memory.
     waiting: Mutex<Vec<Weak<Account>>>,
 }
 
 impl Budget {
-    /// Of so many bytes.
+    /// `limit` is in bytes.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
             limit: AtomicUsize::new(limit),
@@ -80,13 +41,13 @@ impl Budget {
         })
     }
 
-    /// Another limit, from now on.
+    /// Changes the limit, in bytes.
     pub fn resize(&self, limit: usize) {
         self.limit.store(limit, Ordering::SeqCst);
         self.wake_all();
     }
 
-    /// Has every body that waits for room look again: there is more, or a connection less to share it.
+    /// Wakes all bodies that wait for memory, as there is more of it, or one connection less to share it.
     fn wake_all(&self) {
         let waiting = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
         for account in waiting.iter().filter_map(Weak::upgrade) {
@@ -95,39 +56,39 @@ impl Budget {
         }
     }
 
-    fn give_back(&self, bytes: usize) {
+    fn release_bytes(&self, bytes: usize) {
         let (before, common) = (self.held.fetch_sub(bytes, Ordering::SeqCst), self.common_limit());
         if before > common && before - bytes <= common {
             self.wake_all();
         }
     }
 
-    /// Has requests on public routes leave a quarter of so many connections to others.
+    /// Limits connections with requests on public routes to three quarters of `connections`.
     pub fn set_max_connections(&self, connections: usize) {
         self.max_public.store(connections - connections / 4, Ordering::Relaxed);
     }
 
-    /// What is held, in bytes.
+    /// Bytes that are held.
     pub fn held(&self) -> usize {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Connections that are open.
+    /// The number of open connections.
     pub fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// What all may hold before shares count.
+    /// What all connections may hold together before each is limited to its share.
     fn common_limit(&self) -> usize {
         self.limit.load(Ordering::SeqCst) / 2
     }
 
-    /// A connection's share of the other half. Connections that are ending count, and take nobody's least share.
+    /// A connection's share of the other half, at least `SHARE`. Connections that are ending count as well.
     fn connection_share(&self) -> usize {
         (self.common_limit() / self.connections().max(1)).max(SHARE)
     }
 
-    /// Whether all connections together hold so much that each must keep to its share.
+    /// Whether so much is held that each connection is limited to its share.
     pub fn is_tight(&self) -> bool {
         self.would_exceed(0)
     }
@@ -137,27 +98,27 @@ impl Budget {
     }
 }
 
-/// What one connection holds, and whether it may have to make room for another.
+/// What one connection holds, and whether it may be closed to make room for another.
 #[derive(Debug)]
 pub struct Account {
     budget: Arc<Budget>,
     held: AtomicUsize,
-    /// Of that, pieces of bodies on their way to somebody.
+    /// Of that, pieces of bodies that are being relayed.
     pieces: AtomicUsize,
-    /// Requests under way that were admitted with a key.
+    /// Requests in progress that were admitted with a key.
     admitted: AtomicUsize,
-    /// Requests on public routes under way. Above zero, the connection has a place among those of public requests.
+    /// Requests on public routes in progress. Above zero, the connection is counted in `Budget::public`.
     public: Mutex<usize>,
-    /// When the last admitted one ended, unless the key shown since was bad.
+    /// When the last request with a key ended, unless a bad key was presented since.
     last_admitted: Mutex<Option<Instant>>,
-    /// Whether the budget tells this one when there is room again.
+    /// Whether this is in `Budget::waiting`.
     is_listed: AtomicBool,
     has_waiters: AtomicBool,
     waiters: Mutex<Vec<Waker>>,
 }
 
 impl Account {
-    /// Of a new connection.
+    /// For a new connection.
     pub fn open(budget: &Arc<Budget>) -> Arc<Self> {
         budget.connections.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
@@ -173,19 +134,19 @@ impl Account {
         })
     }
 
-    /// A request of this connection was admitted with a key, until the guard is dropped.
+    /// Counts a request that was admitted with a key, until the guard is dropped.
     pub fn admit(self: &Arc<Self>) -> Admitted {
         self.admitted.fetch_add(1, Ordering::Relaxed);
         Admitted { account: Arc::clone(self), has_key: true }
     }
 
-    /// A request of this connection is admitted on a public route, until the guard is dropped; none, where such requests
-    /// have as many connections as they may.
+    /// Counts a request on a public route, until the guard is dropped. `None` when such requests already use all the connections
+    /// that they may.
     ///
-    /// SECURITY: whoever sends work that does not end needs no key for it here, and would hold every connection.
+    /// SECURITY: requests that never end need no key here, and could hold every connection.
     pub fn admit_public(self: &Arc<Self>) -> Option<Admitted> {
         let budget = &self.budget;
-        // Locked to the end, so that no second request takes the first one for admitted while it is being refused.
+        // Locked to the end, so that no second request sees the first as admitted while it is being refused.
         let mut public = self.public.lock().unwrap_or_else(PoisonError::into_inner);
         if *public == 0 {
             let before = budget.public.fetch_add(1, Ordering::Relaxed);
@@ -207,37 +168,37 @@ impl Account {
         }
     }
 
-    /// Whether a request of this connection that was admitted is under way.
+    /// Whether an admitted request is in progress.
     pub fn has_admitted_work(&self) -> bool {
         self.admitted.load(Ordering::Relaxed) > 0
             || *self.public.lock().unwrap_or_else(PoisonError::into_inner) > 0
     }
 
-    /// Whether a request of this connection was ever admitted with a key, and no bad key was shown since.
+    /// Whether a request was ever admitted with a key, and no bad key was presented since.
     pub fn was_of_good_key(&self) -> bool {
         self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
-    /// A request of this connection came with a bad key.
+    /// A bad key was presented.
     ///
-    /// SECURITY: or the holder of a revoked key would keep places that were given to it while it was good.
+    /// SECURITY: otherwise the holder of a revoked key would keep the places that it got with the key.
     pub fn record_bad_key(&self) {
         *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Whether a request that was admitted with a key is under way here, or was lately.
+    /// Whether a request that was admitted with a key is in progress, or was within `GOOD_FOR`.
     pub fn is_of_good_key(&self) -> bool {
         let last = || *self.last_admitted.lock().unwrap_or_else(PoisonError::into_inner);
         self.admitted.load(Ordering::Relaxed) > 0 || last().is_some_and(|last| last.elapsed() < GOOD_FOR)
     }
 
-    /// Whether memory is tight, and this connection holds more of it than was planned for it.
+    /// Whether memory is tight, and this connection holds more than was planned for it.
     pub fn is_over_share(&self) -> bool {
         self.budget.is_tight()
             && self.held.load(Ordering::Relaxed) > self.budget.connection_share().max(2 * SHARE)
     }
 
-    /// Bytes for a request, unless this connection has too many.
+    /// Holds bytes for a request. `None` when memory is tight and they exceed the connection's share.
     pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         let own = self.held.load(Ordering::Relaxed).saturating_add(bytes);
         if self.budget.would_exceed(bytes) && own > self.budget.connection_share() {
@@ -246,19 +207,19 @@ impl Account {
         Some(self.hold_bytes(bytes, false))
     }
 
-    /// Bytes of a body, which are there already.
+    /// Holds bytes of a body, which have been received already and so are never refused.
     pub fn piece(self: &Arc<Self>, bytes: usize) -> Held {
         self.hold_bytes(bytes, true)
     }
 
-    /// Ready when more of a body may be asked for: one piece at a time where memory is tight.
+    /// Ready when more of a body may be read: one piece at a time when memory is tight.
     pub fn poll_room(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<()> {
         if self.has_room() {
             return Poll::Ready(());
         }
         {
             let mut waiters = self.waiters.lock().unwrap_or_else(PoisonError::into_inner);
-            // However often one is polled, it waits once.
+            // A task that is polled again is stored once.
             if !waiters.iter().any(|waiter| waiter.will_wake(cx.waker())) {
                 waiters.push(cx.waker().clone());
             }
@@ -268,7 +229,7 @@ impl Account {
             let mut waiting = self.budget.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             waiting.push(Arc::downgrade(self));
         }
-        // What was given back meanwhile woke nobody.
+        // Memory released before this was listed has woken no task.
         if self.has_room() { Poll::Ready(()) } else { Poll::Pending }
     }
 
@@ -303,7 +264,7 @@ impl Drop for Account {
     }
 }
 
-/// One request that was admitted.
+/// An admitted request.
 #[derive(Debug)]
 pub struct Admitted {
     account: Arc<Account>,
@@ -338,13 +299,13 @@ impl Drop for Held {
             account.pieces.fetch_sub(self.bytes, Ordering::SeqCst);
             account.wake_waiters();
         }
-        account.budget.give_back(self.bytes);
+        account.budget.release_bytes(self.bytes);
     }
 }
 
-/// Bytes that are counted as long as anybody has them.
+/// The same bytes, counted until their last reference is dropped.
 pub fn counted(bytes: Bytes, account: &Arc<Account>) -> Bytes {
-    struct Counted(Bytes, #[expect(dead_code, reason = "it counts the bytes as long as it lives")] Held);
+    struct Counted(Bytes, #[expect(dead_code, reason = "counts the bytes until it is dropped")] Held);
     impl AsRef<[u8]> for Counted {
         fn as_ref(&self) -> &[u8] {
             &self.0
@@ -357,8 +318,6 @@ pub fn counted(bytes: Bytes, account: &Arc<Account>) -> Bytes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const MIB: usize = 1024 * 1024;
 
     #[test]
     fn connection_share_applies_beyond_half_the_budget() {
@@ -388,19 +347,6 @@ mod tests {
         drop((first, second));
         assert!(account.poll_room(&mut cx).is_ready());
         assert!(!account.has_waiters.load(Ordering::Relaxed));
-    }
-
-    #[test]
-    fn memory_plan_fits_available_memory() {
-        for memory in [64 * MIB, 128 * MIB, 512 * MIB, 8192 * MIB] {
-            let (head, bad_keys) = (64 * 1024, 50_000);
-            let plan = Plan::new(memory, 1_000_000, head, bad_keys);
-            let sum = PROCESS + bad_keys * BAD_KEY + plan.connections * (CONNECTION + head) + plan.requests;
-            assert!(sum <= memory * PLANNED_PERCENT / 100, "{memory}: {plan:?}");
-            assert!(plan.requests >= plan.connections * 2 * SHARE, "{memory}: {plan:?}");
-        }
-        assert_eq!(Plan::new(8192 * MIB, 100, 65_536, 0).connections, 100);
-        assert_eq!(Plan::new(0, 100, 65_536, usize::MAX).connections, 1);
     }
 
     struct Count(AtomicUsize);

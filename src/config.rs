@@ -31,9 +31,9 @@ use self::diagnostics::{Lines, Report};
 use self::values::{FromText as _, Text};
 
 use crate::listener::Listen;
+use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
-use crate::upstream::forwarded::Trusted;
-use crate::{access_log, credential, gateway, identity, listener, upstream, validator};
+use crate::{credential, gateway, identity, listener, logging, upstream, validator};
 
 /// Everything that `keyward run` needs to know.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ pub struct Config {
     /// `[server] drain_timeout`: the time for open requests to finish after that.
     pub drain_timeout: Duration,
     /// `[server] trusted_proxies`.
-    pub trusted: Trusted,
+    pub trusted: TrustedProxies,
     /// `[admin] listen`.
     pub admin: Listen,
     /// `[management]`.
@@ -61,7 +61,7 @@ pub struct Config {
     /// `[server] realm`, `[limits]`, `[streams]`, `[log] access`.
     pub gateway: gateway::Settings,
     /// `[log]`.
-    pub log: access_log::Settings,
+    pub log: logging::Settings,
     /// `[upstreams]`.
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.

@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn one_bearer_value_is_taken_whatever_the_case_and_spaces() {
+    fn bearer_scheme_ignores_case_and_spaces() {
         for scheme in ["Bearer ", "bearer ", "BEARER   ", "bEaReR \t"] {
             check(&[format!("{scheme}{KEY}").as_bytes()], Ok(KEY));
         }
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn no_bearer_value_is_a_missing_credential() {
+    fn absent_bearer_value_is_missing_credential() {
         let others: [&[u8]; 7] = [
             b"",
             b"Bearer",
@@ -194,14 +194,14 @@ mod tests {
     }
 
     #[test]
-    fn two_authorization_headers_are_ambiguous_even_when_equal() {
+    fn duplicate_authorization_headers_are_ambiguous() {
         let value = format!("Bearer {KEY}");
         check(&[value.as_bytes(), value.as_bytes()], Err(Rejection::AmbiguousCredential));
         check(&[value.as_bytes(), b"Basic dTpw"], Err(Rejection::AmbiguousCredential));
     }
 
     #[test]
-    fn what_cannot_be_a_key_is_an_invalid_key() {
+    fn malformed_key_is_invalid() {
         let long = "a".repeat(513);
         for token in [
             "short",
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_id_is_refused_under_any_alphabet_and_letter_case() {
+    fn token_id_is_refused_in_any_letter_case() {
         let settings = Settings { alphabet: Alphabet::Token68, ..Settings::default() };
         for id in ["apit_123456789012345678", "APIT_123456789012345678", "aPiT_123456789012345678"] {
             assert!(ApiKey::parse(id, &settings).is_none());
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_cannot_be_printed() {
+    fn key_cannot_be_printed() {
         let key = ApiKey::parse(KEY, &Settings::default()).unwrap();
         assert!(!format!("{key:?}").contains(KEY));
         let digester = Digester::new().unwrap();

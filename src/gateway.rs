@@ -20,22 +20,23 @@ use tokio_util::task::TaskTracker;
 
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
-use crate::access_log::sampler::Sampler;
 use crate::access_log::{self, Record};
 use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{self, Metrics};
+use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
 use crate::pool::PooledBody;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
-use crate::upstream::forwarded::{self, Peer, REQUEST_ID, Trusted};
+use crate::upstream::forwarded::{Forwarding, REQUEST_ID, choose_request_id};
 use crate::upstream::websocket::CloseCode;
-use crate::upstream::{Exchange, Failure, Upstream, request_body, tunnel};
+use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, tunnel};
 use crate::validator::Validator;
 
 /// `Retry-After` where public routes already use all the connections they may.
@@ -69,7 +70,7 @@ pub struct Gateway {
     /// The identity headers.
     pub identity: Arc<identity::IdentityHeaders>,
     /// Proxies whose `X-Forwarded-*` headers are trusted.
-    pub trusted: Trusted,
+    pub trusted: TrustedProxies,
     /// The routes.
     pub routes: RouteTable,
     /// Upstreams by name. Every route's upstream is present.
@@ -87,18 +88,18 @@ pub struct Gateway {
 impl Gateway {
     /// Handles a request. Its log line is written when the response has ended.
     pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
-        let believed = self.trusted.believes(peer);
-        let request_id = forwarded::request_id(request.headers(), believed);
-        let client = self.trusted.client(peer, request.headers());
+        let is_trusted = self.trusted.trusts(peer);
+        let request_id = choose_request_id(request.headers(), is_trusted);
+        let client = self.trusted.client_address(peer, request.headers());
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
-        let caller = ErrorFormat::from_request(&request);
-        let downstream = Downstream { peer, believed, client, account };
+        let format = ErrorFormat::from_request(&request);
+        let downstream = Downstream { peer, is_trusted, client, account };
         let mut response = match self.pass(request, downstream, &mut record).await {
-            Ok(passed) => self.relay_response(passed, record, &caller),
+            Ok(forwarded) => self.relay_response(forwarded, record, &format),
             Err(rejection) => {
                 record.set_rejection(&rejection);
-                rejection.to_response(&caller, request_id.to_str().unwrap_or_default(), &self.settings.realm)
+                rejection.to_response(&format, request_id.to_str().unwrap_or_default(), &self.settings.realm)
             }
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
@@ -107,9 +108,9 @@ impl Gateway {
 
     /// Rejects a request without looking at it, and logs it.
     pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
-        let request_id = forwarded::request_id(request.headers(), false);
+        let request_id = choose_request_id(request.headers(), false);
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let client = self.trusted.client(peer, request.headers());
+        let client = self.trusted.client_address(peer, request.headers());
         let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
         record.set_rejection(&rejection);
         let id = request_id.to_str().unwrap_or_default();
@@ -158,25 +159,30 @@ impl Gateway {
             }
         };
         self.set_identity_headers(&permit, request.headers_mut(), record)?;
-        forwarded::set(
-            request.headers_mut(),
-            downstream.peer,
-            downstream.believed,
-            &self.settings.pass_headers,
-            &host.value,
-            &record.request_id,
-        );
+        let forwarding = Forwarding {
+            peer: downstream.peer,
+            is_trusted: downstream.is_trusted,
+            pass_headers: &self.settings.pass_headers,
+            host: &host.value,
+            request_id: &record.request_id,
+        };
+        forwarding.set_headers(request.headers_mut());
         set_target_and_host(&mut request, &host);
         if !request.body().is_end_stream() {
             request = request.map(|body| revalidation.wrap_upload(body));
         }
-        let due = revalidation.due_at();
+        let options = ForwardOptions {
+            upgrade,
+            wake_at: revalidation.due_at(),
+            identity: &self.identity,
+            limits: self.settings.body,
+        };
         let (response, tunnel, exchange) = tokio::select! {
             // Polled first: a revoked key also aborts the upload, which would look like a fault of the upstream.
             biased;
             // A slow service or an endless upload may outlive the key before the response begins.
             rejection = revalidation.wait_until_refused() => return Err(rejection),
-            forwarded = self.forward(request, route, &permit, upgrade, due, record) => forwarded?,
+            forwarded = self.forward(request, route, &permit, options, record) => forwarded?,
         };
         // SECURITY: a late head or 101 opens nothing for a key that was revoked while it was awaited.
         revalidation.wait_until_confirmed().await?;
@@ -230,35 +236,38 @@ impl Gateway {
         mut request: Request<Body>,
         route: &Route,
         permit: &Permit,
-        upgrade: Option<hop_by_hop::WebSocket>,
-        due: Option<tokio::time::Instant>,
+        options: ForwardOptions<'_>,
         record: &mut Record,
     ) -> Result<(Response<PooledBody>, Option<Tunnel>, Exchange), Rejection> {
         let Some(upstream) = self.upstreams.get(&route.upstream) else {
             return Err(Rejection::UpstreamUnreachable);
         };
-        let caller = upgrade.map(|_| hyper::upgrade::on(&mut request));
+        let client = options.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let began = Instant::now();
-        let answered =
-            upstream.forward(request, permit, upgrade, due, &self.identity, self.settings.body).await;
+        let answered = upstream.forward(request, permit, options).await;
         record.upstream = Some(began.elapsed());
+        upstream.log_outcome(began.into(), answered.as_ref().err());
         let (mut response, exchange) = answered.map_err(|failure| {
-            upstream.log_failure(&failure);
             let Failure { rejection, cause } = failure;
             record.cause = Some(cause);
             rejection
         })?;
         record.set_status(response.status().as_u16());
-        let switched = caller.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
-        let tunnel = switched.map(|caller| Tunnel { caller, upstream: hyper::upgrade::on(&mut response) });
+        let switched = client.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
+        let tunnel = switched.map(|client| Tunnel { client, upstream: hyper::upgrade::on(&mut response) });
         Ok((response, tunnel, exchange))
     }
 
     /// The response with its body or tunnel under re-validation; `record` is written at its end.
-    fn relay_response(&self, passed: Forwarded, mut record: Record, caller: &ErrorFormat) -> Response<Body> {
-        let Forwarded { response, tunnel, mut revalidation, exchange } = passed;
-        let Some(Tunnel { caller, upstream }) = tunnel else {
-            let status = caller.takes_grpc_status(response.headers());
+    fn relay_response(
+        &self,
+        forwarded: Forwarded,
+        mut record: Record,
+        format: &ErrorFormat,
+    ) -> Response<Body> {
+        let Forwarded { response, tunnel, mut revalidation, exchange } = forwarded;
+        let Some(Tunnel { client, upstream }) = tunnel else {
+            let status = format.takes_grpc_status(response.headers());
             return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
         // A 101 has no body.
@@ -272,7 +281,7 @@ impl Gateway {
                     rejection = revalidation.wait_until_closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };
-            match tunnel::run(caller, upstream, cut).await {
+            match tunnel::relay(client, upstream, cut).await {
                 Some(reason) => record.mark_cut(reason, None),
                 None => record.mark_complete(),
             }
@@ -311,14 +320,14 @@ struct Forwarded {
 
 /// Both sides of a WebSocket that is about to open.
 struct Tunnel {
-    caller: OnUpgrade,
+    client: OnUpgrade,
     upstream: OnUpgrade,
 }
 
 /// The client side of a request.
 struct Downstream<'a> {
     peer: Peer,
-    believed: bool,
+    is_trusted: bool,
     client: Option<std::net::IpAddr>,
     account: &'a Arc<Account>,
 }
@@ -338,14 +347,15 @@ fn preflight_method(request: &Request<Body>) -> Option<Method> {
         let mut values = request.headers().get_all(name).iter();
         values.next().filter(|_| values.next().is_none())
     };
-    // SECURITY: with two values, the service could act on the other one.
+    // SECURITY: of two values, the service could act on the one that was not checked.
     only(ORIGIN).filter(|_| asks)?;
     let method = only(ACCESS_CONTROL_REQUEST_METHOD)?;
     Method::from_bytes(method.as_bytes()).ok()
 }
 
-/// SECURITY: nobody has shown a key, and a service that takes every method runs its handler. It gets what the Fetch standard sends of
-/// its own accord, and what trusted proxies say of the client, but no cookie, token or method override.
+/// SECURITY: a preflight carries no key, and a service that takes every method runs its handler for it. It gets the headers that
+/// the Fetch standard sends with a preflight, and those of trusted proxies about the client, but no cookie, token or method
+/// override.
 fn keep_preflight_headers(headers: &mut HeaderMap) {
     let kept = |name: &HeaderName| {
         [ORIGIN, HOST, ACCEPT, USER_AGENT, FORWARDED, REQUEST_ID].contains(name)
@@ -360,8 +370,8 @@ fn keep_preflight_headers(headers: &mut HeaderMap) {
 
 /// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.
 fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[String]) {
-    static SAMPLER: Sampler = Sampler::new();
-    if let Some(suppressed) = SAMPLER.admit() {
+    static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(1));
+    if let Some(suppressed) = LIMIT.admit() {
         tracing::warn!(
             keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
             suppressed,
@@ -371,10 +381,10 @@ fn warn_of_shared_header(identity: &Identity, header: &HeaderName, claims: &[Str
     }
 }
 
-/// The target in origin-form, as sent, and the caller's authority as `Host`.
+/// Sets the target in origin-form, byte for byte, and the client's authority as `Host`.
 fn set_target_and_host(request: &mut Request<Body>, host: &Host) {
     let path = match request.uri().path_and_query() {
-        // `http://a` and `http://a#x` have none, which was taken for `/`; hyper would write none.
+        // `http://a` and `http://a#x` have no path, and were matched as `/`; hyper would write an empty target.
         None => PathAndQuery::from_static("/"),
         Some(path) if path.as_str() == "/" => PathAndQuery::from_static("/"),
         Some(path) => path.clone(),

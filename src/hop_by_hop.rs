@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn hop_by_hop_headers_and_those_named_in_connection_are_removed() {
+    fn hop_by_hop_and_connection_listed_headers_are_removed() {
         check(
             &[
                 ("connection", "close, X-Private"),
@@ -119,18 +119,18 @@ mod tests {
     }
 
     #[test]
-    fn framing_and_host_cannot_be_dropped_by_naming_them() {
+    fn connection_header_cannot_remove_framing_or_host() {
         let kept = [("content-length", "3"), ("host", "a")];
         check(&[("connection", "content-length, host"), kept[0], kept[1]], &kept);
     }
 
     #[test]
-    fn te_trailers_is_kept_alone() {
+    fn only_te_trailers_is_kept() {
         check(&[("te", "gzip, Trailers;q=1, trailers")], &[("te", "trailers")]);
     }
 
     #[test]
-    fn only_a_websocket_upgrade_is_seen() {
+    fn only_websocket_upgrade_is_recognized() {
         let seen = |pairs: &[(&'static str, &'static str)], method: &Method, version| {
             find_upgrade(method, version, &headers(pairs)).is_some()
         };

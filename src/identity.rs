@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn every_spelling_that_a_backend_could_fold_is_owned() {
+    fn foldable_spellings_of_identity_headers_are_owned() {
         let headers = headers();
         for separator in "-_.!#$%&'*+^`|~".chars() {
             for name in [
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn renamed_headers_are_owned_beside_the_default_ones() {
+    fn renamed_and_default_headers_are_owned() {
         let headers = IdentityHeaders::new(Settings {
             org_id: HeaderName::from_static("x-tenant"),
             claim_prefix: "x-key-".to_owned(),
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn strip_removes_every_value_and_nothing_else() {
+    fn strip_removes_all_owned_headers_only() {
         let mut map = HeaderMap::new();
         for name in ["x-org-id", "x-org-id", "x_org_id", "x-claim-admin", "accept"] {
             map.append(HeaderName::from_static(name), HeaderValue::from_static("forged"));
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_key_does_not_have_is_absent() {
+    fn absent_identity_fields_set_no_header() {
         let mut map = HeaderMap::new();
         assert_eq!(headers().set(&identity(), &mut map), Ok(()));
         let mut names: Vec<_> = map.keys().map(HeaderName::as_str).collect();
@@ -382,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_encoded_so_that_one_decode_gives_them_back() {
+    fn header_values_decode_to_original() {
         check_encoding("plain text, with (marks)", "plain text, with (marks)");
         check_encoding("100%", "100%25");
         check_encoding("%41", "%2541");
@@ -396,13 +396,13 @@ mod tests {
     }
 
     #[test]
-    fn roles_are_joined_and_a_comma_within_one_is_encoded() {
+    fn roles_are_joined_with_encoded_commas() {
         let roles = ["admin".to_owned(), "read,write".to_owned(), " x ".to_owned()];
         assert_eq!(join_roles(&roles).unwrap(), "admin,read%2Cwrite,%20x%20");
     }
 
     #[test]
-    fn claims_that_share_a_header_are_refused_unless_named() {
+    fn claims_sharing_a_header_need_names() {
         let claims = [("team", "a"), ("Team", "b"), ("te am", "c"), ("plan", "d")];
         let identity = Identity {
             claims: claims.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
@@ -434,7 +434,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_stays_under_its_prefix_whatever_its_name() {
+    fn claim_header_always_has_its_prefix() {
         for name in ["x-org-id", "\r\nx-org-id: evil", "", "ä", "a:b", "../org"] {
             let header = headers().claim_header(name).unwrap();
             assert!(header.as_str().starts_with(CLAIM_PREFIX), "{header}");
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn an_identity_over_the_limit_is_refused_and_not_cut() {
+    fn oversized_identity_is_refused_not_truncated() {
         let identity = Identity { claims: [("a".to_owned(), "x".repeat(9000))].into(), ..identity() };
         assert_eq!(headers().set(&identity, &mut HeaderMap::new()), Err(Misfit::TooLarge));
         let identity = Identity { claims: [("x".repeat(70_000), "a".to_owned())].into(), ..identity };
@@ -450,7 +450,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_visible_ascii_or_nothing() {
+    fn ids_must_be_visible_ascii() {
         assert_eq!(parse_id("org_1").unwrap(), "org_1");
         for bad in ["", "org 1", "org\r\n", "örg", "org\u{7f}"] {
             assert!(parse_id(bad).is_none(), "{bad:?}");

@@ -5,8 +5,10 @@
 pub mod body;
 pub mod secret;
 pub mod terminal;
+pub mod peer;
 pub mod metrics;
 pub mod rejection;
+pub mod memory_plan;
 pub mod budget;
 pub mod credential;
 pub mod request_head;
@@ -16,6 +18,7 @@ pub mod identity;
 pub mod policy;
 
 // The outside world.
+pub mod logging;
 pub mod tls;
 pub mod pool;
 pub mod scalekit;

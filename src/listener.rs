@@ -43,9 +43,9 @@ use self::socket::Socket;
 use crate::body::Body;
 use crate::budget::{Account, Budget};
 use crate::metrics::Metrics;
+use crate::peer::{Peer, TrustedProxies};
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::tls::{self, KeyPair, ServerCertificate, TlsError};
-use crate::upstream::forwarded::{Peer, Trusted};
 
 /// One listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct Settings {
     /// The certificate and its key, if it speaks TLS.
     pub tls: Option<KeyPair>,
     /// Load balancers whose connections begin with a PROXY header, before TLS.
-    pub proxied: Trusted,
+    pub proxied: TrustedProxies,
     /// Limit on receiving a request's head. For the first one it runs from the accept, and includes TLS and a PROXY header.
     pub header_timeout: Duration,
     /// Limit on silence between requests.
@@ -86,7 +86,7 @@ impl Settings {
         Self {
             listen,
             tls: None,
-            proxied: Trusted::default(),
+            proxied: TrustedProxies::default(),
             max_connections: BESIDE_CONNECTIONS,
             max_connections_per_address: None,
             memory: BESIDE_MEMORY,

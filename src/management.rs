@@ -32,15 +32,15 @@ use self::auth::Auth;
 use self::idempotency::{Idempotency, RETENTION};
 use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
-use crate::access_log::output::AuditSlot;
 use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::keys::rules::{Issuance, Rules};
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
+use crate::logging::output::AuditSlot;
 use crate::metrics::Metrics;
+use crate::peer::Peer;
 use crate::tls::KeyPair;
-use crate::upstream::forwarded::Peer;
 
 /// `[management]`.
 #[derive(Clone, Debug, PartialEq, Eq)]

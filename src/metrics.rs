@@ -166,7 +166,7 @@ declare_metrics! {
     pub connection_errors: Family<Outcome, Counter> = "connection_errors", Family::default();
     /// Open streams (responses and WebSocket tunnels) whose key is re-validated periodically.
     pub open_streams: Gauge = "open_streams", Gauge::default();
-    /// Open streams whose last re-validation got no answer.
+    /// Open streams whose last re-validation gave no verdict.
     pub unconfirmed_streams: Gauge = "unconfirmed_streams", Gauge::default();
     /// Streams closed because their key was revoked, expired or no longer permitted, or could not be re-validated for
     /// too long (unconfirmed).
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_method_is_labelled_other() {
+    fn unknown_method_is_labelled_other() {
         assert_eq!(method_label(&hyper::Method::PATCH), "PATCH");
         assert_eq!(method_label(&hyper::Method::from_bytes(b"BREW").unwrap()), "other");
     }

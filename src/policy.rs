@@ -95,13 +95,13 @@ mod tests {
     }
 
     #[test]
-    fn a_route_that_asks_for_nothing_takes_every_identity() {
+    fn route_without_requirements_takes_every_identity() {
         check(&Requirement::default(), identity(None, &[], &[]), true);
         check(&Requirement::default(), identity(Some("usr_1"), &["admin"], &[("a", "b")]), true);
     }
 
     #[test]
-    fn scope_tells_user_keys_from_organization_keys() {
+    fn scope_distinguishes_user_and_organization_keys() {
         let user = Requirement { scope: Some(Scope::User), ..Requirement::default() };
         let organization = Requirement { scope: Some(Scope::Organization), ..Requirement::default() };
         check(&user, identity(Some("usr_1"), &[], &[]), true);
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn every_role_and_every_claim_must_hold_exactly() {
+    fn all_roles_and_claims_must_match_exactly() {
         let roles = Requirement { roles: vec!["admin".into(), "reader".into()], ..Requirement::default() };
         check(&roles, identity(None, &["reader", "admin", "x"], &[]), true);
         check(&roles, identity(None, &["admin"], &[]), false);

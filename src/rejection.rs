@@ -304,7 +304,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_answer_is_a_problem_with_its_code_in_a_header() {
+    async fn rejections_are_problem_json_with_code_header() {
         for rejection in every() {
             let response = rejection.to_response(&caller(false, false), "id-1", "api");
             assert_eq!(response.status(), rejection.status());
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_sentences_of_scalekits_middleware_are_kept() {
+    async fn rejection_texts_match_scalekit_middleware() {
         for (rejection, sentence, challenge) in [
             (Rejection::MissingCredential, "Missing authorization token", "Bearer realm=\"api\""),
             (
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn head_gets_no_body_and_grpc_gets_trailers_only() {
+    async fn head_gets_no_body_grpc_gets_trailers_only() {
         for rejection in every() {
             let head = rejection.to_response(&caller(true, false), "", "api");
             assert_eq!(head.status(), rejection.status());
@@ -366,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn only_grpc_over_http2_takes_a_status_after_the_answer_began() {
+    fn only_grpc_over_http2_gets_late_status() {
         for (method, version, asked, answered, takes) in [
             (Method::POST, Version::HTTP_2, "application/grpc", "application/grpc+proto", true),
             (Method::POST, Version::HTTP_2, "application/grpc", "text/event-stream", false),

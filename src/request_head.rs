@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn one_valid_host_is_the_host() {
+    fn single_valid_host_is_accepted() {
         for (value, name) in
             [("a.test", "a.test"), ("A.test:80", "A.test"), ("[::1]:8080", "[::1]"), ("a.", "a"), ("a:", "a")]
         {
@@ -184,14 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn the_targets_authority_wins_over_host() {
+    fn target_authority_overrides_host_header() {
         check_host(Version::HTTP_11, "http://a.test/x", &["b.test"], Some(("a.test", "a.test")));
         check_host(Version::HTTP_2, "http://a.test/x", &[], Some(("a.test", "a.test")));
         check_host(Version::HTTP_2, "http://a.test/x", &["a.test"], Some(("a.test", "a.test")));
     }
 
     #[test]
-    fn none_two_or_a_malformed_host_is_refused() {
+    fn missing_duplicate_or_malformed_host_is_refused() {
         check_host(Version::HTTP_11, "/", &[], None);
         check_host(Version::HTTP_10, "/", &[], None);
         check_host(Version::HTTP_11, "/", &["a", "a"], None);
@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_framed_by_chunks_or_by_one_number() {
+    fn body_framing_is_chunked_or_one_length() {
         for (codings, lengths, good) in [
             (&[][..], &[][..], true),
             (&["chunked"], &[], true),
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_ascii_and_a_method_is_short() {
+    fn target_must_be_ascii_and_method_short() {
         for (method, target, good) in [
             ("GET", "/%C3%A4", true),
             ("GET", "/\u{e4}", false),
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn long_targets_and_many_headers_have_a_limit() {
+    fn target_length_and_header_count_are_limited() {
         let mut request = Request::new(());
         *request.uri_mut() = format!("/{}", "a".repeat(64)).parse().unwrap();
         request.headers_mut().insert(HOST, HeaderValue::from_static("a"));

@@ -3,79 +3,80 @@
 pub mod reload;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ::scalekit::error::{Class, Error};
+use ::scalekit::error::Class;
 use hyper::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::reload::{WatchedFiles, Watcher};
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
 use crate::budget::Account;
 use crate::config::Config;
 use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
+use crate::logging::line_limit::LineLimit;
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
+use crate::peer::Peer;
 use crate::rejection::Rejection;
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
-use crate::upstream::forwarded::Peer;
 use crate::validator::Validator;
-use crate::{access_log, identity, scalekit};
+use crate::{identity, logging, scalekit};
 
 /// Why Keyward does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// A listener.
+    /// The address or the certificate of a listener cannot be used.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The way to Scalekit.
+    /// `[scalekit]`, or a certificate that it names, cannot be used.
     #[error("scalekit: {0}")]
     Scalekit(#[from] SetupError),
-    /// A certificate of an upstream.
+    /// The certificate, key or roots of an upstream.
     #[error("{what}: {error}")]
     Tls {
-        /// Whose.
+        /// The upstream's TOML key.
         what: String,
-        /// What is wrong.
+        /// Why it cannot be used.
         error: TlsError,
     },
-    /// No randomness.
+    /// Keys are remembered by keyed digests, which need random numbers.
     #[error("the operating system provides no random numbers")]
     Randomness,
 }
 
-/// Keyward, bound and not yet serving.
+/// Keyward with its ports bound, not yet serving.
 pub struct Server {
     public: Listener,
     admin: Listener,
     management: Option<(Listener, Arc<Management>)>,
-    /// What key management has begun: it is ended, even if nobody waits for the answer.
+    /// Operations of key management, which are completed even if their client has closed.
     changes: TaskTracker,
     shared: Arc<Shared>,
     restart_only: RestartOnly,
     /// Files beside the route file that are watched.
-    files: Vec<PathBuf>,
+    files: WatchedFiles,
     reload: Option<reload::Source>,
     scalekit: Arc<Scalekit>,
     readiness: Arc<Readiness>,
     phases: Phases,
 }
 
-/// The gateway in force, and what outlives it.
+/// The gateway in force, and what is kept when a reload replaces it.
 struct Shared {
     current: Arc<Current>,
     resources: SharedResources,
     drain: Mutex<Drain>,
-    /// Of the public listener and of the admin port.
+    /// Those of the public listener and of the admin port.
     listeners: [watch::Sender<listener::Settings>; 2],
 }
 
@@ -97,7 +98,7 @@ struct SharedResources {
     metrics: Arc<Metrics>,
     tunnels: TaskTracker,
     closing: CancellationToken,
-    /// Pooled connections and flights: they end with the process.
+    /// Pooled connections and flights, which end with the process.
     background: TaskTracker,
 }
 
@@ -107,7 +108,7 @@ struct RestartOnly {
     admin: Listen,
     management: Option<management::Settings>,
     scalekit: scalekit::Settings,
-    log: access_log::Format,
+    log: logging::Format,
 }
 
 impl RestartOnly {
@@ -139,19 +140,20 @@ impl RestartOnly {
 
 /// Interval of probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// Between two lines about one reason for not being ready.
+const NOT_READY_INTERVAL: Duration = Duration::from_secs(60);
 
 impl Server {
-    /// Binds both listeners and prepares everything else. Nothing is sent and nothing accepted before `run`. Must be called
-    /// within a runtime.
+    /// Binds the ports and prepares everything else. Nothing is sent or accepted before `run`. Must be called within a runtime.
     ///
     /// # Errors
-    /// When a port is taken or a certificate cannot be used.
+    /// When an address cannot be bound or a certificate cannot be used.
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
-        let (restart_only, files) = (RestartOnly::from_config(&config), reload::watched_files(&config));
+        let (restart_only, files) = (RestartOnly::from_config(&config), WatchedFiles::of_config(&config));
         let admin = restart_only.listener.beside(restart_only.admin.clone());
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
-        // The admin port is counted apart from the public one's connections.
+        // Its own metrics, as those that are shown count connections to the public listener.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())?;
         let changes = TaskTracker::new();
@@ -204,33 +206,33 @@ impl Server {
         })
     }
 
-    /// Reads the configuration again when it changes.
+    /// Reloads the configuration from there when it changes.
     pub fn reload_from(&mut self, source: reload::Source) {
         self.reload = Some(source);
     }
 
-    /// Where the public listener is, with the port that was taken.
+    /// The address of the public listener, with the port that the system chose for port 0.
     pub fn address(&self) -> Listen {
         self.public.address()
     }
 
-    /// Where the admin port is.
+    /// The address of the admin port.
     pub fn admin_address(&self) -> Listen {
         self.admin.address()
     }
 
-    /// Where keys are managed, if they are.
+    /// The address of key management, if it is turned on.
     pub fn management_address(&self) -> Option<Listen> {
         self.management.as_ref().map(|(listener, _)| listener.address())
     }
 
-    /// Where readiness can be seen.
+    /// For callers that wait until Keyward is ready.
     pub fn readiness(&self) -> Arc<Readiness> {
         Arc::clone(&self.readiness)
     }
 
-    /// Serves until `stop`, then drains: not ready at once, accepting for `drain_delay`, and `drain_timeout` for what is open.
-    /// `kill` ends the drain at once.
+    /// Serves until `stop`, then drains: is not ready at once, accepts for `drain_delay`, and leaves `drain_timeout` to open
+    /// connections. `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
         let management_address = self.management_address();
         let Self { shared, phases, restart_only, changes, .. } = self;
@@ -242,14 +244,14 @@ impl Server {
             "listening"
         );
         let background = &shared.resources.background;
-        // What keeps the access token goes on through the drain: requests need verdicts to the last.
+        // The task that renews the access token goes on during the drain, as requests still need verdicts.
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
             let certificates = self.public.certificate().into_iter().chain(management).collect();
-            let watch =
-                reload::watch_files(source, Arc::clone(&shared), restart_only, certificates, self.files);
-            until_stop.push(background.spawn(watch));
+            let (shared, files) = (Arc::clone(&shared), self.files);
+            let watcher = Watcher { source, shared, restart_only, certificates, files };
+            until_stop.push(background.spawn(watcher.run()));
         }
 
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
@@ -271,7 +273,7 @@ impl Server {
 
         stop.cancelled().await;
         until_stop.iter().for_each(JoinHandle::abort);
-        // Connections first: whoever has seen that it is not ready gets `Connection: close` from then on.
+        // Connections first: a client that sees Keyward not ready gets `Connection: close` from then on.
         phases.draining.cancel();
         self.readiness.drain();
         let drain = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
@@ -290,13 +292,13 @@ impl Server {
             };
             timeout(drain.timeout, open).await.is_ok()
         };
-        let whole = tokio::select! {
-            whole = drained => whole,
+        let is_drained = tokio::select! {
+            is_drained = drained => is_drained,
             () = kill.cancelled() => false,
         };
         phases.stopping.cancel();
         phases.closing.cancel();
-        if !whole {
+        if !is_drained {
             tracing::warn!(
                 connections = connections.len(),
                 tunnels = tunnels.len(),
@@ -314,7 +316,7 @@ impl Server {
 }
 
 impl SharedResources {
-    /// A gateway for this configuration, with what can be kept of the one before.
+    /// Builds a gateway for this configuration, with unchanged upstreams of the one before.
     fn build_gateway(
         &self,
         config: Config,
@@ -323,7 +325,7 @@ impl SharedResources {
     ) -> Result<Gateway, StartError> {
         let mut upstreams = HashMap::new();
         for settings in &config.upstreams {
-            // One with certificate files is rebuilt, as their content may have changed.
+            // An upstream with certificate files is rebuilt, as their content may have changed.
             let kept = before
                 .and_then(|before| before.upstreams.get(&settings.name))
                 .filter(|upstream| upstream.settings == *settings && !settings.origin.reads_files());
@@ -372,32 +374,29 @@ fn unix_time() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
-/// Probes Scalekit until it can be used. A later outage does not make a replica unready: all replicas would be, at once.
+/// Probes Scalekit until it can be used. A later outage does not make a replica unready, as it would all replicas at once.
 async fn become_ready(scalekit: Arc<Scalekit>, readiness: Arc<Readiness>) {
-    let mut told: Option<Error> = None;
+    let lines = LineLimit::new(NOT_READY_INTERVAL);
+    readiness.set(Err("waiting for the first answer from Scalekit".to_owned()));
     loop {
-        let words = |error: &Error| Explained(error).to_string();
-        readiness.set(Err(told
-            .as_ref()
-            .map_or_else(|| "waiting for the first answer from Scalekit".to_owned(), words)));
-        let error = match scalekit.probe().await {
-            Ok(()) => None,
+        match scalekit.probe().await {
+            Ok(()) => break,
             // Credentials and address are right, as there is an access token: an outage will pass.
             Err(error)
                 if scalekit.client.access_token().is_available()
                     && matches!(error.class(), Class::Outage | Class::Throttled(_)) =>
             {
                 tracing::warn!("ready, although the first validation failed: {}", Explained(&error));
-                None
+                break;
             }
-            Err(error) => Some(error),
-        };
-        let Some(error) = error else { break };
-        if told.as_ref() != Some(&error) {
-            tracing::error!(error.kind = error.kind(), "not ready: {}", Explained(&error));
+            Err(error) => {
+                let (kind, reason) = (error.kind(), Explained(&error).to_string());
+                if let Some(suppressed) = lines.admit_kind(kind, Instant::now()) {
+                    tracing::error!(error.kind = kind, suppressed, "not ready: {reason}");
+                }
+                readiness.set(Err(reason));
+            }
         }
-        readiness.set(Err(words(&error)));
-        told = Some(error);
         sleep(PROBE_EVERY).await;
     }
     readiness.set(Ok(()));

@@ -1,8 +1,7 @@
-//! Forwarding to the service behind Keyward. Takes a `Permit`, so nothing gets here without one. Bodies stream both ways;
-//! a request goes out once.
+//! Forwarding to the service behind Keyward, which takes a `Permit`. Bodies stream both ways; a request is processed at most
+//! once.
 
 mod capacity;
-mod failure_log;
 pub mod forwarded;
 pub mod tunnel;
 pub mod websocket;
@@ -18,11 +17,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use self::capacity::Capacity;
-use self::failure_log::FailureLog;
 use self::request_body::{Limits, Progress, RequestBody};
 use crate::body::Body;
 use crate::hop_by_hop::{self, WebSocket};
 use crate::identity::IdentityHeaders;
+use crate::logging::failure_log::FailureLog;
 use crate::policy::Permit;
 use crate::pool::{self, Origin, PooledBody, Protocol, SendError};
 use crate::rejection::{self, KEYWARD_ERROR, Rejection};
@@ -32,48 +31,60 @@ use crate::tls::TlsError;
 /// One `[upstreams.NAME]` of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The name in the file.
+    /// As in the route file.
     pub name: Arc<str>,
-    /// Where it is.
+    /// How to connect to it.
     pub origin: pool::Settings,
-    /// The time to the head of the answer, from the last of the request that was sent.
+    /// From the last part of the request that was sent to the response's head.
     pub response_timeout: Duration,
-    /// Whether the service tells paths apart by letter case.
+    /// Whether the service distinguishes paths by letter case.
     pub case_sensitive_paths: bool,
-    /// Requests at once, of which a quarter is for routes that ask for a key.
+    /// Concurrent requests, a quarter of them reserved for routes that require a key.
     pub max_requests: usize,
 }
 
 /// A service behind Keyward.
 pub struct Upstream {
-    /// What it was made from.
+    /// Compared at a reload: an upstream whose settings are unchanged is kept.
     pub settings: Settings,
     origin: Arc<Origin>,
     failures: FailureLog,
     capacity: Arc<Capacity>,
 }
 
-/// A request's place at its upstream, to be held until its answer has ended.
+/// A request's place at its upstream, to be held until its response has ended.
 pub struct Exchange(Arc<Progress>);
 
 impl Drop for Exchange {
-    /// What the caller still sends is nobody's answer any more, and has its time limit again.
+    /// From now on the time limit applies again to the rest of the request's body.
     fn drop(&mut self) {
         self.0.set_answering(false);
     }
 }
 
-/// Why there is no answer of the upstream's.
+/// What `Upstream::forward` does beside sending the request.
+pub(crate) struct ForwardOptions<'a> {
+    /// The upgrade to ask for.
+    pub(crate) upgrade: Option<WebSocket>,
+    /// When to wake the task if there is no response by then: one timer serves that and the time limit.
+    pub(crate) wake_at: Option<Instant>,
+    /// Identity headers are removed from the request's trailers.
+    pub(crate) identity: &'a Arc<IdentityHeaders>,
+    /// Limits on the request's body.
+    pub(crate) limits: Limits,
+}
+
+/// Why there is no response from the upstream.
 #[derive(Debug)]
 pub struct Failure {
-    /// What the caller is told.
+    /// Keyward's response to the client.
     pub rejection: Rejection,
-    /// What the log says.
+    /// For the log.
     pub cause: String,
 }
 
 impl Upstream {
-    /// An upstream without connections. They run in `tasks`.
+    /// An upstream without connections, which are opened in `tasks`.
     ///
     /// # Errors
     /// When a certificate cannot be used.
@@ -86,39 +97,36 @@ impl Upstream {
         })
     }
 
-    /// Forwards a request whose headers are as the upstream shall see them, and gives the head of its answer. The task is
-    /// woken at `wake_at`, if there is no head by then: one timer serves that and the time limit.
+    /// Forwards a request, with its headers as they are, and gives the head of the upstream's response.
     ///
     /// # Errors
-    /// `Overloaded`, `UpstreamUnreachable`, `UpstreamTimeout`, or what the request's body came to.
+    /// `Overloaded`, `UpstreamUnreachable`, `UpstreamTimeout`, or the rejection for a request body that broke its limits.
     pub(crate) async fn forward(
         &self,
         request: Request<Body>,
         permit: &Permit,
-        upgrade: Option<WebSocket>,
-        wake_at: Option<Instant>,
-        identity: &Arc<IdentityHeaders>,
-        limits: Limits,
+        options: ForwardOptions<'_>,
     ) -> Result<(Response<PooledBody>, Exchange), Failure> {
-        let place = self.capacity.take(permit.identity().is_none())?;
+        let ForwardOptions { upgrade, wake_at, identity, limits } = options;
+        let place = self.capacity.reserve_place(permit.identity().is_none())?;
         let progress = Arc::new(Progress::begin(place));
         let (head, body) = request.into_parts();
-        // A stream of gRPC may be quiet for as long as it likes. SECURITY: not on a public route, where anybody could hold
-        // places by naming that content type.
+        // A gRPC stream may be quiet without limit. SECURITY: not on a public route, where any client could hold places by
+        // naming that content type.
         let may_be_quiet = permit.identity().is_some() && rejection::is_grpc(&head.headers);
         let limits = Limits { timeout: limits.timeout.filter(|_| !may_be_quiet), ..limits };
         let body = RequestBody::wrap(body, limits, Arc::clone(identity), Arc::clone(&progress))?;
         let mut request = Request::from_parts(head, body);
         let mut response = if upgrade.is_some() {
             set_upgrade(request.headers_mut());
-            self.answered(self.origin.send_upgrade(request), wake_at, &progress).await?
+            self.wait_for_head(self.origin.send_upgrade(request), wake_at, &progress).await?
         } else {
-            self.answered(self.origin.send_request(request), wake_at, &progress).await?
+            self.wait_for_head(self.origin.send_request(request), wake_at, &progress).await?
         };
         progress.set_answering(true);
         let exchange = Exchange(progress);
         let switched = response.status() == StatusCode::SWITCHING_PROTOCOLS;
-        // SECURITY: a 101 that nobody asked for, or to something else, leaves a connection in an unknown language.
+        // SECURITY: after a 101 that was not asked for, or to another protocol, the connection's protocol is unknown.
         if switched && (upgrade.is_none() || !is_websocket(response.headers())) {
             return Err(Failure::unreachable("it switched protocols unasked"));
         }
@@ -127,11 +135,11 @@ impl Upstream {
                 "its answer is framed twice, or in a coding that Keyward does not know",
             ));
         }
-        // An intermediary answers in its own version (RFC 9110 section 2.5), not in an upstream's HTTP/1.0.
+        // An intermediary responds in its own version (RFC 9110 section 2.5), not in an upstream's HTTP/1.0.
         *response.version_mut() = Version::HTTP_11;
         clean(response.headers_mut());
         if response.status() == StatusCode::NO_CONTENT {
-            // It has no body, and no length of one (RFC 9110 section 8.6).
+            // It has no body, and must not have a Content-Length (RFC 9110 section 8.6).
             response.headers_mut().remove(CONTENT_LENGTH);
         }
         if switched {
@@ -140,9 +148,9 @@ impl Upstream {
         Ok((response, exchange))
     }
 
-    /// Waits for the head of the answer. The time limit runs while it is the upstream's turn, so that it never cuts
-    /// an upload.
-    async fn answered(
+    /// Waits for the response's head. The time limit runs only while the upstream has to act, so that it never cuts an
+    /// upload.
+    async fn wait_for_head(
         &self,
         sending: impl Future<Output = Result<Response<PooledBody>, SendError>>,
         mut wake_at: Option<Instant>,
@@ -153,7 +161,7 @@ impl Upstream {
             let deadline = progress.last() + self.settings.response_timeout;
             let deadline = wake_at.map_or(deadline, |wake_at| wake_at.min(deadline));
             tokio::select! {
-                sent = &mut sending => return sent.map_err(|error| self.sending_failed(&error, progress)),
+                sent = &mut sending => return sent.map_err(|error| self.explain_send_error(&error, progress)),
                 () = sleep_until(deadline) => {
                     wake_at = wake_at.filter(|wake_at| *wake_at > Instant::now());
                     if progress.last() + self.settings.response_timeout <= Instant::now() {
@@ -167,16 +175,42 @@ impl Upstream {
 }
 
 impl Upstream {
-    /// Says in the log, once in a while, that the upstream fails and why.
-    pub fn log_failure(&self, failure: &Failure) {
-        if matches!(failure.rejection, Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout) {
-            self.failures.failed(&self.settings.name, &failure.cause);
+    /// Logs that the upstream fails and why, and that it answers again; both at a limited rate, and also where requests are
+    /// not logged. `began` is when the request was forwarded.
+    pub fn log_outcome(&self, began: Instant, failure: Option<&Failure>) {
+        let upstream = &*self.settings.name;
+        match failure {
+            None => {
+                if let Some((outage, failures)) = self.failures.record_success(began) {
+                    let seconds = outage.as_secs_f64().ceil();
+                    tracing::info!(
+                        keyward.upstream = upstream,
+                        keyward.failures = failures,
+                        "the upstream {upstream:?} answers again after {seconds} s"
+                    );
+                }
+            }
+            Some(Failure {
+                rejection: Rejection::UpstreamUnreachable | Rejection::UpstreamTimeout,
+                cause,
+            }) => {
+                if let Some(suppressed) =
+                    self.failures.record_failure("", Some(Duration::ZERO), Instant::now())
+                {
+                    tracing::warn!(
+                        keyward.upstream = upstream,
+                        keyward.failures = suppressed + 1,
+                        "the upstream {upstream:?} fails: {cause}"
+                    );
+                }
+            }
+            Some(_) => {}
         }
     }
 
-    fn sending_failed(&self, error: &SendError, progress: &Progress) -> Failure {
-        let mut failure = Failure::sending(error, progress);
-        // A server of HTTP/2 alone answers HTTP/1.1 with a SETTINGS frame, which hyper takes for a status line.
+    fn explain_send_error(&self, error: &SendError, progress: &Progress) -> Failure {
+        let mut failure = Failure::from_send_error(error, progress);
+        // A server that speaks only HTTP/2 answers HTTP/1.1 with a SETTINGS frame, which hyper reads as a status line.
         let http1 = self.settings.origin.tls.is_none() && self.settings.origin.protocol != Protocol::Http2;
         if http1
             && matches!(error, SendError::Broken(_))
@@ -193,7 +227,7 @@ impl Upstream {
     }
 }
 
-/// What hyper says of an answer that does not begin with an HTTP/1 status line, and of one that comes before the request.
+/// hyper's errors for a response without an HTTP/1 status line, and for one that arrives before the request.
 const NOT_HTTP1: [&str; 2] = ["invalid HTTP version", "received unexpected message"];
 
 impl Failure {
@@ -201,10 +235,10 @@ impl Failure {
         Self { rejection: Rejection::UpstreamUnreachable, cause: cause.into() }
     }
 
-    fn sending(error: &SendError, progress: &Progress) -> Self {
+    fn from_send_error(error: &SendError, progress: &Progress) -> Self {
         match (progress.broken(), error) {
             (Some(rejection), _) => {
-                Self { rejection: rejection.clone(), cause: "the caller's body broke off".into() }
+                Self { rejection: rejection.clone(), cause: "the client's body broke off".into() }
             }
             (None, SendError::NoUpgrade) => Self::unreachable("it speaks HTTP/2 alone, which has no upgrade"),
             (None, SendError::Connect(_) | SendError::Broken(_)) => Self::unreachable(error.format_chain()),
@@ -219,7 +253,8 @@ impl From<Rejection> for Failure {
     }
 }
 
-/// Removes from the headers of an answer, or from its trailers, what is not the upstream's to say to the caller.
+/// Removes what the upstream may not send to the client: hop-by-hop headers, `Keyward-Error` and invalid names. Also for
+/// trailers.
 pub fn clean(headers: &mut HeaderMap) {
     hop_by_hop::strip_headers(headers);
     headers.remove(KEYWARD_ERROR);

@@ -1,38 +1,45 @@
-//! Validation of keys. A verdict is never older than the request it is for, and is shared where that rule allows; without one
-//! a request is refused.
+//! Validation of keys. A verdict comes from a call that began after the request arrived, and is shared among requests where
+//! that rule allows; without a verdict a request is refused.
 
 pub mod flights;
 
 mod breaker;
+mod call;
+mod call_budget;
 mod hold;
 mod shares;
 mod throttle;
 
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use ::scalekit::error::{self, Error};
+use futures_util::FutureExt;
 use moka::sync::Cache;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use self::breaker::{Breaker, Ended};
+use self::breaker::Breaker;
+use self::call_budget::CallBudget;
 use self::flights::{Arrival, Board};
 use self::hold::Hold;
 use self::shares::{Calls, Class, GoodKeys, kept_share};
-use self::throttle::{Allowance, Throttle};
+use self::throttle::Throttle;
 use crate::credential::{ApiKey, Digester, KeyDigest};
 use crate::identity::Identity;
-use crate::metrics::{Metrics, Outcome};
+use crate::logging::failure_log::FailureLog;
+use crate::metrics::Metrics;
 use crate::rejection::Rejection;
-use crate::scalekit::{Explained, Scalekit, Verdict};
+use crate::scalekit::{Scalekit, Verdict};
 
 /// Limits on validations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Longest time from a request's arrival to its verdict, with waiting and retries.
+    /// From a request's arrival to its verdict, including waiting and retries.
     pub timeout: Duration,
     /// Validations of one key at once, from 1.
     pub max_in_flight_per_key: usize,
@@ -40,7 +47,7 @@ pub struct Settings {
     pub max_in_flight: usize,
     /// Requests without a verdict beyond `max_in_flight`.
     pub max_waiting: usize,
-    /// Calls to Scalekit in a minute, those for open streams apart; `None` for no budget.
+    /// Calls to Scalekit in a minute, without those for open streams; `None` for no budget.
     pub max_per_minute: Option<u32>,
     /// How long a key that is definitely invalid is remembered. Zero: not at all.
     pub negative_ttl: Duration,
@@ -70,11 +77,6 @@ impl Settings {
         let cache = Cache::builder().max_capacity(self.negative_entries).time_to_live(self.negative_ttl);
         (!self.negative_ttl.is_zero()).then(|| cache.build())
     }
-
-    fn full_budget(&self) -> Option<Arc<Mutex<Allowance>>> {
-        let full = |limit| Arc::new(Mutex::new(Allowance::new(limit, Instant::now())));
-        self.max_per_minute.map(full)
-    }
 }
 
 /// Validates keys with Scalekit. Of verdicts, only a definite "invalid" is cached.
@@ -91,32 +93,22 @@ pub struct Validator {
     breaker: Arc<Breaker>,
     hold: Arc<Hold>,
     throttle: Option<Throttle>,
-    budget: Option<Arc<Mutex<Allowance>>>,
-    alarm: Arc<Mutex<Alarm>>,
+    budget: Option<CallBudget>,
+    failures: Arc<FailureLog>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
 }
-
-type Answer = Result<Verdict, Rejection>;
 
 /// One validation.
 #[derive(Clone)]
 struct Flight {
     /// Each request aboard holds a receiver.
-    landed: watch::Sender<Option<Answer>>,
+    landed: watch::Sender<Option<Result<Verdict, Rejection>>>,
     class: Class,
-    /// Whose request made it necessary: a bad key is counted against this address, once for each call.
+    /// A bad key is counted against this address, once for each call: that of the request which began the flight.
     client: Option<IpAddr>,
 }
 
-/// Says what went wrong with Scalekit once in a while, however many requests it hits.
-#[derive(Default)]
-struct Alarm {
-    last: Option<(&'static str, Instant)>,
-    suppressed: u64,
-}
-
-const ALARM_EVERY: Duration = Duration::from_secs(10);
 /// `Retry-After` where Scalekit names no time.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -141,8 +133,8 @@ impl Validator {
             breaker: Arc::default(),
             hold: Arc::default(),
             throttle: settings.bad_keys_per_minute.map(Throttle::new),
-            budget: settings.full_budget(),
-            alarm: Arc::default(),
+            budget: settings.max_per_minute.map(CallBudget::new),
+            failures: Arc::default(),
             settings,
             scalekit,
             metrics,
@@ -163,6 +155,10 @@ impl Validator {
             Some(throttle) => throttle.with_limit(limit),
             None => Throttle::new(limit),
         };
+        let budget = |limit| match &self.budget {
+            Some(budget) => budget.with_limit(limit),
+            None => CallBudget::new(limit),
+        };
         Arc::new(Self {
             digester: Arc::clone(&self.digester),
             negative: if same { self.negative.clone() } else { settings.negative_cache() },
@@ -173,9 +169,8 @@ impl Validator {
             breaker: Arc::clone(&self.breaker),
             hold: Arc::clone(&self.hold),
             throttle: settings.bad_keys_per_minute.map(throttle),
-            // The allowance takes the limit at each use.
-            budget: settings.full_budget().map(|new| self.budget.clone().unwrap_or(new)),
-            alarm: Arc::clone(&self.alarm),
+            budget: settings.max_per_minute.map(budget),
+            failures: Arc::clone(&self.failures),
             settings: settings.clone(),
             scalekit: Arc::clone(&self.scalekit),
             metrics: Arc::clone(&self.metrics),
@@ -186,7 +181,7 @@ impl Validator {
     /// The identity of a key, by a validation that begins after this call.
     ///
     /// # Errors
-    /// `InvalidKey` when it is definitely bad, `Throttled`, `Overloaded`, or `ValidationUnavailable`.
+    /// `InvalidKey` when it is definitely invalid, `Throttled`, `Overloaded`, or `ValidationUnavailable`.
     pub async fn validate(
         self: &Arc<Self>,
         key: &ApiKey,
@@ -197,7 +192,7 @@ impl Validator {
             self.metrics.negative_hits.inc();
             return Err(Rejection::InvalidKey);
         }
-        let good_since = self.good.since(&digest);
+        let good_since = self.good.good_since(&digest);
         let class = if good_since.is_some() { Class::Good } else { Class::Unknown };
         if let (Class::Unknown, Some(throttle), Some(client)) = (class, &self.throttle, client) {
             throttle.admit(client, now).map_err(|wait| {
@@ -213,19 +208,18 @@ impl Validator {
         Ok(identity)
     }
 
-    /// The same for an open stream, whose key was good when it was opened. Neither a flood of other keys nor Keyward's own
-    /// limits on requests keep it from being asked about: it has calls of its own and no budget, waits out no 429, and asks
-    /// on while Scalekit is taken to be down.
+    /// The same for an open stream. Neither a flood of other keys nor Keyward's limits on requests delay it: it has calls of
+    /// its own and no budget, is paced apart after a 429, and is sent even while the breaker is open.
     ///
     /// # Errors
-    /// `InvalidKey` when it is definitely bad, or `ValidationUnavailable`.
+    /// `InvalidKey` when it is definitely invalid, or `ValidationUnavailable`.
     pub async fn revalidate(self: &Arc<Self>, key: &ApiKey) -> Result<Arc<Identity>, Rejection> {
         let (digest, now) = (self.digester.digest(key), Instant::now());
         if self.is_known_bad(&digest) {
             return Err(Rejection::InvalidKey);
         }
         let identity = self.join_flight(key, digest, Class::Stream, None, now).await?;
-        self.good.confirm(digest, self.good.since(&digest), now);
+        self.good.confirm(digest, self.good.good_since(&digest), now);
         Ok(identity)
     }
 
@@ -235,10 +229,9 @@ impl Validator {
             negative.run_pending_tasks();
             self.metrics.negative_entries.set(negative.entry_count());
         }
-        if let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) {
-            self.metrics.validation_headroom.set(lock(budget).left(limit, Instant::now()));
-        } else {
-            self.metrics.validation_headroom.clear();
+        match &self.budget {
+            Some(budget) => self.metrics.validation_headroom.set(budget.headroom(Instant::now())),
+            None => self.metrics.validation_headroom.clear(),
         }
     }
 
@@ -250,21 +243,39 @@ impl Validator {
         client: Option<IpAddr>,
         now: Instant,
     ) -> Result<Arc<Identity>, Rejection> {
-        let mut answer = {
+        let (arrival, mut answer) = {
             let mut board = lock(self.board_of(class));
             let new = || Flight { landed: watch::Sender::new(None), class, client };
             let arrival = board.arrive(digest, new);
             let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
-            // Subscribed while the board is locked, as a flight without subscribers is not sent.
+            // Subscribed while the board is locked, as a flight without subscribers makes no call.
             let answer = flight.landed.subscribe();
-            drop(board);
-            if let Arrival::Departs(flight) = arrival {
-                // SECURITY: detached, so that a client that disconnects neither takes the answer from others nor resets a stream.
-                self.tasks.spawn(Arc::clone(self).run_flights(key.clone(), digest, flight));
-            }
-            answer
+            (arrival, answer)
         };
-        let landed = timeout_at(now + self.settings.timeout, answer.wait_for(Option::is_some)).await;
+        let departed = match arrival {
+            Arrival::Departs(flight) => Some(Arc::clone(self).run_flights(key.clone(), digest, flight)),
+            Arrival::Boards(flight) => {
+                // Or its waiters would keep the channel open that tells them of a crash.
+                drop(flight);
+                None
+            }
+        };
+        let mut departed = departed.map(|flights| DetachOnDrop::new(flights, &self.tasks));
+        if class == Class::Stream {
+            // A stream's re-validation is polled by bodies, and so not while its client does not read.
+            departed = None;
+        }
+        let landed = async {
+            if let Some(departed) = &mut departed {
+                tokio::select! {
+                    biased;
+                    () = departed => {}
+                    _ = answer.wait_for(Option::is_some) => {}
+                }
+            }
+            answer.wait_for(Option::is_some).await
+        };
+        let landed = timeout_at(now + self.settings.timeout, landed).await;
         match landed.as_ref().map(|landed| landed.as_deref()) {
             Ok(Ok(Some(Ok(Verdict::Valid(identity))))) => Ok(Arc::clone(identity)),
             Ok(Ok(Some(Ok(Verdict::Invalid)))) => Err(Rejection::InvalidKey),
@@ -281,7 +292,7 @@ impl Validator {
         }
     }
 
-    /// Runs this flight, and those that board for the same key meanwhile.
+    /// Runs this flight, and then those of the same key that requests have boarded meanwhile.
     async fn run_flights(self: Arc<Self>, key: ApiKey, digest: KeyDigest, flight: Flight) {
         let board = self.board_of(flight.class);
         let crash = CrashGuard { board, digest };
@@ -292,7 +303,7 @@ impl Validator {
                 () = flight.landed.closed() => None,
                 permit = self.calls.acquire(flight.class) => permit,
             };
-            // Without a permit nobody waits any more, so that no call is made.
+            // No permit means that no request waits any more.
             if permit.is_some() {
                 let answer = self.call_scalekit(&key, digest, flight.class, flight.client).await;
                 flight.landed.send_replace(Some(answer));
@@ -303,106 +314,45 @@ impl Validator {
         std::mem::forget(crash);
     }
 
-    /// Calls Scalekit, unless what became known while this flight waited makes the call needless.
-    async fn call_scalekit(
-        &self,
-        key: &ApiKey,
-        digest: KeyDigest,
-        class: Class,
-        client: Option<IpAddr>,
-    ) -> Answer {
-        if self.is_known_bad(&digest) {
-            return Ok(Verdict::Invalid);
-        }
-        if class != Class::Stream {
-            self.breaker.admit(Instant::now()).map_err(Rejection::ValidationUnavailable)?;
-        }
-        // A call that begins later would hardly be answered in time.
-        let latest = Instant::now() + self.settings.timeout / 2;
-        loop {
-            let now = Instant::now();
-            let begins = self.hold.reserve(class, now, latest).map_err(Rejection::ValidationUnavailable)?;
-            if begins > now {
-                sleep_until(begins).await;
-            }
-            // Only a bad key costs its sender's allowance; of a key that was good lately, not even that.
-            let reserved = self.throttle.as_ref().zip(client).filter(|_| class == Class::Unknown);
-            if let Some((throttle, client)) = reserved {
-                throttle.reserve(client, latest).await.map_err(Rejection::Throttled)?;
-            }
-            let answer = self.call_and_record(key, class).await;
-            if let Some((throttle, client)) = reserved {
-                let found_bad_key = matches!(answer, Ok(Ok(Verdict::Invalid)));
-                throttle.settle(client, found_bad_key, Instant::now());
-            }
-            match answer? {
-                Ok(Verdict::Invalid) => {
-                    if let Some(negative) = &self.negative {
-                        negative.insert(digest, ());
-                    }
-                    self.good.forget(&digest);
-                    return Ok(Verdict::Invalid);
-                }
-                Ok(valid) => return Ok(valid),
-                // Throttled: tried again when the paced queue of this class gives it a turn.
-                Err(error) => match error.class() {
-                    error::Class::Throttled(_) if class != Class::Unknown => {}
-                    error::Class::Throttled(Some(wait)) => {
-                        return Err(Rejection::ValidationUnavailable(wait));
-                    }
-                    _ => return Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
-                },
-            }
-        }
-    }
-
-    /// One call, charged to the budget; its outcome goes to metrics, breaker, hold and log.
-    async fn call_and_record(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
-        let began = Instant::now();
-        self.spend_budget(class, began)?;
-        let answer = self.scalekit.validate(key).await;
-        let ended = Instant::now();
-        self.metrics.validation_seconds.observe((ended - began).as_secs_f64());
-        let outcome = match &answer {
-            Ok(Verdict::Valid(_)) => "valid",
-            Ok(Verdict::Invalid) => "invalid",
-            Err(error) => error.kind(),
-        };
-        self.metrics.validations.get_or_create(&Outcome { outcome }).inc();
-        let open = self.breaker.record(Ended::from_result(&answer), began, ended);
-        self.metrics.breaker_open.set(open.into());
-        match &answer {
-            Ok(_) => self.hold.record_answer(class, began),
-            Err(error) => {
-                lock(&self.alarm).raise(error.kind(), &Explained(error));
-                if matches!(error.class(), error::Class::Throttled(_)) {
-                    self.hold.record_throttled(class, error.hold(), began, ended);
-                }
-            }
-        }
-        Ok(answer)
-    }
-
-    /// Takes one call out of the budget, of which a quarter is kept for keys that were good lately.
-    fn spend_budget(&self, class: Class, now: Instant) -> Result<(), Rejection> {
-        let (Some(budget), Some(limit)) = (&self.budget, self.settings.max_per_minute) else {
-            return Ok(());
-        };
-        let keep = match class {
-            Class::Unknown => limit / 4,
-            Class::Good => 0,
-            Class::Stream => return Ok(()),
-        };
-        let taken = lock(budget).take(limit, keep, now);
-        taken.map_err(|wait| {
-            let spent = "the budget of validations a minute is used up (scalekit.validations_per_minute)";
-            lock(&self.alarm).raise("budget", &spent);
-            Rejection::Overloaded(wait)
-        })
-    }
-
     fn is_known_bad(&self, digest: &KeyDigest) -> bool {
         self.negative.as_ref().is_some_and(|negative| negative.contains_key(digest))
+    }
+}
+
+/// Flights that the request which began them runs itself, as nearly every flight is over before its request: a task of their
+/// own would cost 2 of 30 µs. When the request leaves, or has its verdict while others have boarded, a task runs on.
+///
+/// SECURITY: so that a client that disconnects neither takes the answer from others nor resets a stream to Scalekit.
+struct DetachOnDrop<'t> {
+    flights: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    tasks: &'t TaskTracker,
+}
+
+impl<'t> DetachOnDrop<'t> {
+    fn new(flights: impl Future<Output = ()> + Send + 'static, tasks: &'t TaskTracker) -> Self {
+        // A panic must not end the connection of the request; its waiters are told by `CrashGuard`.
+        let flights = AssertUnwindSafe(flights).catch_unwind().map(drop);
+        Self { flights: Some(Box::pin(flights)), tasks }
+    }
+}
+
+impl Future for DetachOnDrop<'_> {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(flights) = &mut self.flights {
+            ready!(flights.as_mut().poll(cx));
+            self.flights = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for DetachOnDrop<'_> {
+    fn drop(&mut self) {
+        if let Some(flights) = self.flights.take() {
+            self.tasks.spawn(flights);
+        }
     }
 }
 
@@ -441,23 +391,6 @@ impl Drop for CrashGuard<'_> {
     fn drop(&mut self) {
         // A flight that is dropped without an answer wakes its subscribers.
         while lock(self.board).land(&self.digest).is_some() {}
-    }
-}
-
-impl Alarm {
-    fn raise(&mut self, label: &'static str, cause: &dyn std::fmt::Display) {
-        let now = Instant::now();
-        match self.last {
-            Some((last, at)) if last == label && now - at < ALARM_EVERY => self.suppressed += 1,
-            _ => {
-                tracing::error!(
-                    error.kind = label,
-                    suppressed = self.suppressed,
-                    "no verdict, so requests get 503: {cause}"
-                );
-                *self = Self { last: Some((label, now)), suppressed: 0 };
-            }
-        }
     }
 }
 

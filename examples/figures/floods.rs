@@ -1,4 +1,4 @@
-//! Floods with a well-behaved client beside them: 2,000 streams that are reset at once or soon, and 500 heads that never end.
+//! Floods during the requests of a well-behaved client: 2,000 streams that are reset at once or soon, and 500 endless heads.
 
 use std::time::Duration;
 
@@ -47,7 +47,7 @@ pub(super) async fn floods() -> Result<()> {
     report("after", 5).await
 }
 
-/// A frame of HTTP/2.
+/// An HTTP/2 frame.
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<Vec<u8>> {
     let mut frame = u32::try_from(payload.len())?.to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
@@ -56,21 +56,21 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Result<Vec<u8>> {
     Ok(frame)
 }
 
-/// The head of a GET with a good key, in HPACK without Huffman and without a table.
+/// The head of a GET with a valid key, in HPACK without Huffman coding and without the dynamic table.
 fn head(key: &str) -> Result<Vec<u8>> {
-    // `:method: GET`, `:scheme: http`; then the names 4, 1 and 23: `:path`, `:authority`, `authorization`.
+    // Indexed `:method: GET` and `:scheme: http`; then the static names 4, 1 and 23: `:path`, `:authority`, `authorization`.
     let mut head = vec![0x82, 0x86];
     let fields = [(&[4][..], "/v1"), (&[1], "api.test"), (&[15, 8], &format!("Bearer {key}"))];
     for (name, value) in fields {
         head.extend(name);
-        // One byte takes 126.
+        // One byte encodes a length of up to 126.
         head.push(u8::try_from(value.len()).ok().filter(|length| *length < 127).context("a short key")?);
         head.extend(value.as_bytes());
     }
     Ok(head)
 }
 
-/// Heads with their resets right behind them; a new connection where the old one was ended. Gives the reasons of the ends.
+/// Sends heads, each directly followed by its reset, and reconnects when the connection was closed. Returns the GOAWAY codes.
 async fn bursts(load: &Load) -> Result<Vec<h2::Reason>> {
     let (head, mut ended, mut current) = (head(&load.key)?, Vec::new(), None);
     for _ in 0..RESETS / 100 {
@@ -85,7 +85,7 @@ async fn bursts(load: &Load) -> Result<Vec<h2::Reason>> {
         };
         let mut burst = Vec::new();
         for _ in 0..100 {
-            // HEADERS with its end and the stream's, and RST_STREAM with CANCEL.
+            // HEADERS with END_HEADERS and END_STREAM, and RST_STREAM with CANCEL.
             burst.extend(frame(1, 0x5, id, &head)?);
             burst.extend(frame(3, 0, id, &[0, 0, 0, 8])?);
             id += 2;
@@ -102,13 +102,13 @@ async fn bursts(load: &Load) -> Result<Vec<h2::Reason>> {
     }
     if let Some((mut stream, _)) = current {
         stream.shutdown().await?;
-        // Whatever it says now is of no interest.
+        // Further data is ignored.
         let _ = stream.read(&mut [0; 1024]).await;
     }
     Ok(ended)
 }
 
-/// The reason of a GOAWAY among these frames.
+/// The error code of a GOAWAY among these frames.
 fn goaway(mut frames: &[u8]) -> Option<h2::Reason> {
     while let [first, second, third, kind, ..] = *frames {
         let length = u32::from_be_bytes([0, first, second, third]) as usize;
@@ -120,7 +120,7 @@ fn goaway(mut frames: &[u8]) -> Option<h2::Reason> {
     None
 }
 
-/// Streams that are reset once they may be under way.
+/// Streams that are reset when they may already be in progress.
 async fn paced(load: &Load) -> Result<usize> {
     let (mut sent, mut connections) = (0, 0);
     while sent < RESETS {
@@ -138,7 +138,7 @@ async fn paced(load: &Load) -> Result<usize> {
     Ok(connections)
 }
 
-/// Heads that come a byte at a time; how many connections are open after 5 s, and after `header_timeout`.
+/// Sends heads one byte at a time; returns the number of connections open after 5 s, and after `header_timeout`.
 async fn slow_heads(load: &Load) -> Result<(usize, usize)> {
     let mut clients = Vec::new();
     for _ in 0..SLOW {

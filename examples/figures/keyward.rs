@@ -1,4 +1,4 @@
-//! The program itself, `target/release/keyward`, before an emulator and an echo upstream that run here.
+//! Runs the program `target/release/keyward`, with an emulator and an echo upstream in this process.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -18,20 +18,20 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-/// A process of Keyward's. Dropped, it is killed.
+/// A Keyward process. It is killed on drop.
 pub(super) struct Keyward {
     pub(super) address: SocketAddr,
     pub(super) echo: Echo,
     pub(super) echo_address: SocketAddr,
     pub(super) key: String,
-    /// How often it said that it has reloaded.
+    /// The number of reloads that it has logged.
     pub(super) reloads: Arc<AtomicU64>,
     child: Child,
     file: PathBuf,
     stop: CancellationToken,
 }
 
-/// The route file. `server` and `upstream` are more lines for their sections, `more` comes last.
+/// The route file. `server` and `upstream` are appended to their sections, `more` to the end.
 pub(super) fn file(echo: SocketAddr, server: &str, upstream: &str, more: &str) -> String {
     format!(
         "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\n{server}\n[admin]\nlisten = \"127.0.0.1:0\"\n[log]\n\
@@ -41,7 +41,7 @@ pub(super) fn file(echo: SocketAddr, server: &str, upstream: &str, more: &str) -
 }
 
 impl Keyward {
-    /// Started and ready.
+    /// Starts the process and waits until it is ready.
     pub(super) async fn start(server: &str, upstream: &str) -> Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let (emulator, echo) = (Emulator::new(Settings::default()), Echo::new());
@@ -76,7 +76,7 @@ impl Keyward {
                 if line.contains("\"reloaded\"") {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
-                // Nobody listens any more once it is ready.
+                // The receiver is gone once the process is ready.
                 let _ = said.send(line);
             }
         });
@@ -98,14 +98,14 @@ impl Keyward {
         Ok(kill_process(id, signal)?)
     }
 
-    /// Another route file, in one step.
+    /// Replaces the route file atomically.
     pub(super) fn rewrite(&self, upstream: &str, more: &str) -> Result<()> {
         let next = self.file.with_extension("next");
         std::fs::write(&next, file(self.echo_address, "", upstream, more))?;
         Ok(std::fs::rename(next, &self.file)?)
     }
 
-    /// Waits for its end.
+    /// Waits until the process has ended.
     pub(super) async fn ended(&mut self) -> Result<ExitStatus> {
         loop {
             if let Some(status) = self.child.try_wait()? {
@@ -115,7 +115,7 @@ impl Keyward {
         }
     }
 
-    /// A line of its `/proc/PID/status`, in MiB.
+    /// The value of a line in its `/proc/PID/status`, in MiB.
     pub(super) fn memory(&self, name: &str) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name)).context("its memory")?;
@@ -127,7 +127,7 @@ impl Keyward {
 impl Drop for Keyward {
     fn drop(&mut self) {
         self.stop.cancel();
-        // It may have ended by itself.
+        // The process may already have ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
         let _ = std::fs::remove_file(&self.file);

@@ -1,5 +1,5 @@
-//! Load that knows of each request what became of it. Lost is a request that was sent on a connection that had been accepted,
-//! and got no whole answer, or one that is not a 200; but for those that a GOAWAY turned away.
+//! Load that counts the outcome of each request. A request counts as lost if it was sent on an accepted connection and did not get
+//! a complete 200, unless a GOAWAY stated that it was not processed.
 
 use std::net::SocketAddr;
 use std::ops::AddAssign;
@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Counts {
     pub(super) answered: u64,
-    /// Turned away by a GOAWAY, unprocessed.
+    /// Refused by a GOAWAY, not processed.
     pub(super) told: u64,
     pub(super) lost: u64,
 }
@@ -35,7 +35,7 @@ impl AddAssign for Counts {
     }
 }
 
-/// Where, with what, and until when: until nothing is accepted any more, or this is cancelled.
+/// Target, key and end of the load: it stops when no connection is accepted any more, or `enough` is cancelled.
 #[derive(Clone)]
 pub(super) struct Load {
     pub(super) address: SocketAddr,
@@ -66,7 +66,7 @@ pub(super) async fn http2(address: SocketAddr) -> Result<SendRequest<Bytes>> {
     Ok(sender)
 }
 
-/// Six pieces, one each 100 ms.
+/// A body of six pieces, one every 100 ms.
 fn slow() -> Body {
     let pieces = stream::unfold(0, |sent| async move {
         if sent == 6 {
@@ -78,7 +78,7 @@ fn slow() -> Body {
     StreamBody::new(pieces).boxed_unsync()
 }
 
-/// Whether an answer is a 200 and comes to its end; none where the request was never sent, as the close came first.
+/// Whether the response is a complete 200; `None` if the connection was closed before the request was sent.
 async fn whole(sent: hyper::Result<Response<Incoming>>) -> Option<bool> {
     match sent {
         Ok(response) => Some(response.status() == 200 && response.into_body().collect().await.is_ok()),
@@ -87,13 +87,13 @@ async fn whole(sent: hyper::Result<Response<Incoming>>) -> Option<bool> {
 }
 
 impl Load {
-    /// One request after another on connections that are kept, with a pause of up to `pause` before each; uploads or not.
+    /// Sends one request after another on keep-alive connections, with a random pause of up to `pause` before each.
     pub(super) async fn http1(self, pause: Duration, uploads: bool) -> Counts {
         let mut counts = Counts::default();
         while !self.enough.is_cancelled()
             && let Ok(mut sender) = http1(self.address).await
         {
-            // What cannot be sent is not lost.
+            // A request that cannot be sent does not count as lost.
             while !self.enough.is_cancelled() && sender.ready().await.is_ok() {
                 sleep(pause.mul_f64(fastrand::f64())).await;
                 let (method, body) =
@@ -109,7 +109,7 @@ impl Load {
         counts
     }
 
-    /// So many streams at once on one connection after another.
+    /// Keeps `streams` streams open on one connection after another.
     pub(super) async fn http2(self, streams: usize) -> Counts {
         let mut counts = Counts::default();
         while !self.enough.is_cancelled()
@@ -137,7 +137,7 @@ impl Load {
         counts
     }
 
-    /// One event stream to its end: whether that could be told from a good one.
+    /// Reads one event stream to its end; returns whether the end is recognisable as an error.
     pub(super) async fn events(self) -> Result<bool> {
         let mut sender = http1(self.address).await?;
         let request = request(Method::GET, "/events?every=100ms", &self.key, body::empty())?;
@@ -147,13 +147,13 @@ impl Load {
     }
 }
 
-/// A head for the `h2` crate.
+/// A GET request for the `h2` crate.
 pub(super) fn bare(path: &str, key: &str) -> Result<Request<()>> {
     let request = Request::get(format!("http://api.test{path}"));
     Ok(request.header("authorization", format!("Bearer {key}")).body(())?)
 }
 
-/// Reads an answer to its end: status and length.
+/// Reads a response to its end; returns its status and the length of its body.
 pub(super) async fn read(response: ResponseFuture) -> Result<(u16, usize), h2::Error> {
     let response = response.await?;
     let (status, mut body, mut length) = (response.status().as_u16(), response.into_body(), 0);
@@ -165,14 +165,14 @@ pub(super) async fn read(response: ResponseFuture) -> Result<(u16, usize), h2::E
     Ok((status, length))
 }
 
-/// A share of some times, in milliseconds.
+/// A quantile of these times, in milliseconds; `share` is from 0 to 1.
 pub(super) fn share(times: &mut [Duration], share: f64) -> f64 {
     times.sort_unstable();
     let at = (times.len().saturating_sub(1) as f64 * share) as usize;
     times.get(at).map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0)
 }
 
-/// A well-behaved client: so many requests a second on one connection. How long each took, and how many were not served.
+/// A well-behaved client on one connection; returns the duration of each request, and the number of failed ones.
 pub(super) async fn steady(load: &Load, per_second: u32, seconds: u32) -> Result<(Vec<Duration>, u64)> {
     let (mut times, mut failed) = (Vec::new(), 0);
     let mut sender = http1(load.address).await?;

@@ -1,7 +1,7 @@
 //! The figures of `docs/validation.md` and `docs/wire.md`, one command each: `cargo run --release --example figures -- NAME`,
 //! where NAME is `revocation`, `sharing`, `bad-keys`, `one-bad-key` or `outage`; or, after `cargo build --release`, `drains`,
-//! `reloads`, `bodies`, `sse` or `floods`. Keyward runs in a process of its own; this one has the emulator, the upstream and
-//! the load. Everything is on loopback and bounded.
+//! `reloads`, `bodies`, `sse` or `floods`. Keyward runs in its own process; this process has the emulator, the upstream and
+//! the load. All traffic is on loopback, and every run has an end.
 #![allow(clippy::print_stdout)]
 
 mod floods;
@@ -55,7 +55,7 @@ async fn main() -> Result<()> {
     }
 }
 
-/// Requests sent after a revocation was acknowledged, and served all the same.
+/// Counts requests that were sent after the revocation was acknowledged, and still forwarded.
 async fn revocation() -> Result<()> {
     let stage = Stage::start("").await?;
     stage.fault(Target::Validate, Effect::LatencyAfter(Duration::from_millis(100)));
@@ -85,7 +85,7 @@ async fn revocation() -> Result<()> {
     Ok(())
 }
 
-/// What sharing saves, and what it costs in waiting.
+/// Calls with and without shared validations, and the added latency.
 async fn sharing() -> Result<()> {
     for (name, lines) in [("shared, at most 4", ""), ("no sharing", "max_in_flight_per_key = 1000000")] {
         let stage = Stage::start(lines).await?;
@@ -114,7 +114,7 @@ async fn sharing() -> Result<()> {
 /// Calls and memory under a flood from one address.
 async fn bad_keys() -> Result<()> {
     let stage = Stage::start("[throttle]\nbad_keys_per_minute = 120").await?;
-    // So that what one request costs at most is there before.
+    // Warms up, so that the memory of one request is allocated before the measurement.
     Load { connections: 32, per_second: 0, seconds: 0, key: Key::One(stage.key()) }.run(&stage).await?;
     let (before, rss, began) = (stage.emulator.counts().validations, stage.memory()?, Instant::now());
     let connections = 32;
@@ -150,7 +150,7 @@ async fn bad_keys() -> Result<()> {
     Ok(())
 }
 
-/// Calls for one bad key in two lifetimes of its entry.
+/// Calls for one invalid key during twice the lifetime of its cache entry.
 async fn one_bad_key() -> Result<()> {
     let stage = Stage::start("").await?;
     let before = stage.emulator.counts().validations;
@@ -212,7 +212,7 @@ async fn outage() -> Result<()> {
     Ok(())
 }
 
-/// Requests at a steady rate, or one on each connection at once.
+/// Sends requests at a steady rate, or one on each connection at once.
 struct Load {
     connections: u64,
     per_second: u64,
@@ -295,7 +295,7 @@ async fn get(client: &mut SendRequest<Empty<Bytes>>, key: &str) -> Result<u16> {
     Ok(status)
 }
 
-/// The emulator and the echo here, Keyward in a child.
+/// The emulator and the echo upstream in this process, and Keyward in a child process.
 struct Stage {
     emulator: Emulator,
     address: SocketAddr,
@@ -304,7 +304,7 @@ struct Stage {
 }
 
 impl Stage {
-    /// `lines` follow those of `[scalekit]`.
+    /// `lines` are appended to the `[scalekit]` section.
     async fn start(lines: &str) -> Result<Self> {
         let (emulator, echo) = (Emulator::new(Settings::default()), Echo::new());
         let (scalekit, upstream) =
@@ -321,7 +321,7 @@ impl Stage {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut lines = BufReader::new(keyward.stdout.take().context("its output")?).lines();
-        // The child needs the emulator to get ready.
+        // The child becomes ready only if the emulator runs.
         let mut line = || tokio::task::block_in_place(|| lines.next().context("an address"));
         let (address, admin) = (line()??.parse()?, line()??.parse()?);
         Ok(Self { emulator, address, admin, keyward })
@@ -339,14 +339,14 @@ impl Stage {
         connect(self.address).await
     }
 
-    /// The resident memory of Keyward alone, in KiB.
+    /// The resident memory of the Keyward process, in KiB.
     fn memory(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.keyward.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("VmRSS")?;
         Ok(line.trim().trim_end_matches(" kB").trim().parse()?)
     }
 
-    /// Validations that gave no verdict, whether or not they reached Scalekit.
+    /// Validations without a verdict, whether or not they reached Scalekit.
     async fn failed(&self) -> Result<u64> {
         let mut admin = connect(self.admin).await?;
         let request = Request::get("/metrics").header("host", "admin").body(Empty::new())?;
@@ -360,13 +360,13 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may already have ended.
         let _ = self.keyward.kill();
         let _ = self.keyward.wait();
     }
 }
 
-/// The child: Keyward alone, which says where it is once it is ready.
+/// The child process: Keyward alone; it prints its address when it is ready.
 async fn serve(scalekit: &str, upstream: &str, lines: &str) -> Result<()> {
     let file = format!(
         "version = 1\n[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[log]\naccess = false\n\

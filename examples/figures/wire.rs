@@ -26,7 +26,7 @@ impl Keyward {
     }
 }
 
-/// Drains under load, five at a time: what was sent and not answered.
+/// Drains under load, five at a time; counts the requests that were sent and not answered.
 pub(super) async fn drains() -> Result<()> {
     let shorter = "drain_delay = \"1s\"\ndrain_timeout = \"3s\"";
     for (name, server, drains) in [("drain_delay 1 s", shorter, 50), ("the defaults", "", 5)] {
@@ -61,7 +61,7 @@ async fn drain(server: &str) -> Result<(Counts, Duration, Vec<bool>)> {
     let (mut callers, mut events) = (JoinSet::new(), JoinSet::new());
     for number in 0..4 {
         let load = keyward.load();
-        // Some that send at once again, and some whose connections are idle for a while.
+        // Some connections send the next request at once, others are idle for a while.
         callers.spawn(load.clone().http1(Duration::from_millis(number % 2 * 400), false));
         callers.spawn(load.clone().http1(Duration::ZERO, true));
         if number < 2 {
@@ -85,7 +85,7 @@ async fn drain(server: &str) -> Result<(Counts, Duration, Vec<bool>)> {
     Ok((counts, took, cut))
 }
 
-/// A hundred reloads in ten seconds, every other one with a new pool towards the upstream.
+/// A hundred reloads in ten seconds, every second one with a new connection pool to the upstream.
 pub(super) async fn reloads() -> Result<()> {
     let keyward = Keyward::start("", "").await?;
     let (mut callers, load) = (JoinSet::new(), keyward.load());
@@ -126,7 +126,7 @@ fn long(bytes: usize) -> Body {
     StreamBody::new(stream::iter(pieces)).boxed_unsync()
 }
 
-/// 96 MiB each way, and the most memory that Keyward had before and after.
+/// 96 MiB in each direction, and the peak memory of Keyward before and after.
 pub(super) async fn bodies() -> Result<()> {
     let size = 96 * MIB;
     for (name, upstream) in [("HTTP/1.1", ""), ("HTTP/2", "http = \"2\"")] {
@@ -193,7 +193,7 @@ async fn upload(load: &Load, size: usize) -> Result<()> {
     Ok(())
 }
 
-/// From the request to the first byte of the first event, by turns direct and through Keyward.
+/// Time from the request to the first byte of the first event, alternating between direct and through Keyward.
 pub(super) async fn sse() -> Result<()> {
     let keyward = Keyward::start("", "").await?;
     let load = keyward.load();

@@ -16,8 +16,8 @@ use tokio_util::task::TaskTracker;
 
 use super::emulator::bind_listener;
 use super::{build_runtime, signals, write_stdout};
-use crate::access_log::{self, Format};
 use crate::config::{self, Environment};
+use crate::logging::{self, Format};
 use crate::metrics::Metrics;
 use crate::pool::Address;
 use crate::server::Server;
@@ -47,8 +47,8 @@ pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
     }
     let metrics = Arc::new(Metrics::default());
     // Text also when piped: the reader is a person.
-    let log = access_log::Settings { format: Format::Text, access: true };
-    let _log = access_log::start(log, Arc::clone(&metrics));
+    let log = logging::Settings { format: Format::Text, access: true };
+    let _log = logging::start(log, &metrics);
     build_runtime(None)?.block_on(async {
         let stop_all = CancellationToken::new();
         let tasks = TaskTracker::new();
@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn placeholders_are_filled_and_other_braces_kept() {
+    fn placeholders_are_filled_other_braces_kept() {
         let values = [("a", "1"), ("b", "{a}")];
         assert_eq!(fill_placeholders(r#"{a} {"t":"{b}"} {c} { {a"#, &values), r#"1 {"t":"{a}"} {c} { {a"#);
     }

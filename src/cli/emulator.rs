@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::task::TaskTracker;
 
 use super::{build_runtime, signals, write_stdout};
-use crate::access_log::{self, Format};
+use crate::logging::{self, Format};
 use crate::metrics::Metrics;
 
 #[derive(Args)]
@@ -44,7 +44,7 @@ pub(super) struct EmulatorArgs {
 
 pub(super) fn run_emulator(args: EmulatorArgs) -> Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let _log = access_log::start(access_log::Settings { format: Format::Text, access: false }, metrics);
+    let _log = logging::start(logging::Settings { format: Format::Text, access: false }, &metrics);
     build_runtime(None)?.block_on(async {
         let (stop, _) = signals::watch_signals(None)?;
         let emulator = Emulator::new(Settings {

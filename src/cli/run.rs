@@ -6,8 +6,8 @@ use anyhow::Result;
 use tokio::sync::Notify;
 
 use super::{ConfigFile, build_runtime, protect_memory, signals};
-use crate::access_log;
 use crate::config::Environment;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::server::{Server, reload};
 
@@ -19,7 +19,7 @@ pub(super) fn run_proxy(file: ConfigFile) -> Result<()> {
     let source = reload::Source::new(file.config, Environment::from_process(), Arc::clone(&hup));
     let config = source.load()?;
     let metrics = Arc::new(Metrics::default());
-    let _log = access_log::start(config.log, Arc::clone(&metrics));
+    let _log = logging::start(config.log, &metrics);
     if let Err(error) = protected {
         tracing::warn!("cannot turn off core dumps, which would contain keys: {error}");
     }

@@ -18,13 +18,13 @@ use super::upstreams::{ServerNameText, UpstreamUrl};
 use super::values::special::{BadKeys, Lifetime, SocketMode, Version};
 use super::values::tables::{Claims, Named, Table};
 use super::values::{Choice, Choices, Number, Size, Text, Time};
-use crate::access_log::Format;
 use crate::credential::{self, Alphabet};
 use crate::listener::Listen;
+use crate::logging::Format;
+use crate::peer::TrustedProxies;
 use crate::policy::Scope;
 use crate::pool::Protocol;
 use crate::route::Pattern;
-use crate::upstream::forwarded::Trusted;
 use crate::{identity, validator};
 
 const KIB: u64 = 1 << 10;
@@ -72,12 +72,12 @@ pub(super) struct Server {
     pub(super) drain_timeout: Time<0>,
     /// Proxies in front of Keyward, as networks or addresses, whose X-Forwarded-* is kept. "unix:" stands for every peer on a unix
     /// socket.
-    pub(super) trusted_proxies: Vec<Text<Trusted>>,
+    pub(super) trusted_proxies: Vec<Text<TrustedProxies>>,
     /// Further headers to keep from trusted proxies. List only headers that your proxy sets or removes itself.
     #[schemars(with = "Vec<String>")]
     pub(super) pass_headers: Vec<Spanned<Text<PlainHeader>>>,
     /// Load balancers that begin each connection with a PROXY header, version 1 or 2, as networks or addresses.
-    pub(super) proxy_protocol_from: Vec<Text<Trusted>>,
+    pub(super) proxy_protocol_from: Vec<Text<TrustedProxies>>,
     /// The realm in the WWW-Authenticate header of a 401.
     pub(super) realm: Text<Realm>,
     /// Serve TLS with these PEM files. They are read again when they change.

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use crate::budget::{BAD_KEY, Plan};
 use crate::listener::BESIDE_CONNECTIONS;
-use crate::upstream::forwarded::Trusted;
+use crate::memory_plan::{BAD_KEY, Plan};
+use crate::peer::TrustedProxies;
 
 /// The memory and file descriptors that are available, as far as they are known.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,7 +93,7 @@ impl Config {
             "limits.connections is lowered from {} to {most}, {reason}",
             listener.max_connections
         ));
-        if listener.proxied != Trusted::default() {
+        if listener.proxied != TrustedProxies::default() {
             let quarter = (most / 4).max(1);
             listener.max_connections_per_address =
                 listener.max_connections_per_address.map(|given| given.min(quarter));
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_that_do_not_fit_are_lowered_with_a_warning() {
+    fn limits_over_descriptors_are_lowered_with_warning() {
         let mut fits = config("");
         fits.fit(Resources { memory: Some(16_384 * MIB), descriptors: Some(1_048_576) });
         assert_eq!((fits.warnings.as_slice(), fits.listener.max_connections), (&[][..], 10_000));
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_limit_of_the_cgroups_counts() {
+    fn lowest_cgroup_memory_limit_applies() {
         let root = std::env::temp_dir().join(format!("keyward-cgroup-{}", std::process::id()));
         let write = |path: &str, text: &str| {
             let path = root.join(path);

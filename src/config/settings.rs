@@ -16,12 +16,13 @@ use super::urls::listeners_clash;
 use super::values::special::BadKeys;
 use super::values::{FromText, Text, Time};
 use super::{Config, Environment};
+use crate::access_log::Line;
 use crate::listener::Listen;
+use crate::peer::TrustedProxies;
 use crate::route::{Auth, RouteTable};
 use crate::tls::{self, KeyPair, ServerCertificate};
-use crate::upstream::forwarded::Trusted;
 use crate::upstream::request_body;
-use crate::{access_log, credential, gateway, listener, request_head, validator};
+use crate::{credential, gateway, listener, logging, request_head, validator};
 
 /// `None` if there are problems in the report.
 pub(super) fn read_config(
@@ -60,7 +61,7 @@ fn convert_file(
         server.pass_headers,
         &place.child("pass_headers"),
         &identity,
-        trusted != Trusted::default(),
+        trusted != TrustedProxies::default(),
     );
     let (listen, admin) = (server.listen.0, file.admin.0.listen.0);
     check_listeners(root, &listen, &admin);
@@ -69,7 +70,7 @@ fn convert_file(
         .management
         .and_then(|management| convert_management(management.0, &root.child("management"), others));
     let (revalidate_every, unconfirmed_for) = convert_streams(&file.streams.0, &root.child("streams"));
-    let addresses_are_known = [&trusted, &proxied] != [&Trusted::default(); 2];
+    let addresses_are_known = [&trusted, &proxied] != [&TrustedProxies::default(); 2];
     let validator = validator::Settings {
         bad_keys_per_minute: match file.throttle.0.bad_keys_per_minute {
             BadKeys::Auto => addresses_are_known.then_some(file::Throttle::AUTO),
@@ -82,9 +83,9 @@ fn convert_file(
     let max_headers = limits.headers.to_usize();
     let max_connections = limits.connections.to_usize();
     // PROXY headers tell the addresses of clients. Other addresses may be those of an ingress or a mesh, which all clients share.
-    let per_address = if proxied == Trusted::default() { 0 } else { max_connections.div_ceil(4) };
+    let per_address = if proxied == TrustedProxies::default() { 0 } else { max_connections.div_ceil(4) };
     let per_address = limits.connections_per_address.map_or(per_address, |most| most.to_usize());
-    let log = access_log::Settings { format: log.format.0, access: log.access };
+    let log = logging::Settings { format: log.format.0, access: log.access };
     Some(Config {
         listener: listener::Settings {
             listen,
@@ -120,7 +121,7 @@ fn convert_file(
             revalidate_every,
             pass_headers,
             unconfirmed_for,
-            access_log: log.line(),
+            access_log: Line::from_settings(log),
         },
         log,
         upstreams,
@@ -190,7 +191,7 @@ fn warn_of_addresses(
     root: &Place<'_>,
     routes: Option<&RouteTable>,
     validator: &validator::Settings,
-    proxies: [&Trusted; 2],
+    proxies: [&TrustedProxies; 2],
 ) {
     let takes_keys =
         routes.is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
@@ -201,7 +202,7 @@ fn warn_of_addresses(
              throttle.bad_keys_per_minute or scalekit.validations_per_minute",
         );
     }
-    if validator.bad_keys_per_minute.is_some() && proxies == [&Trusted::default(); 2] {
+    if validator.bad_keys_per_minute.is_some() && proxies == [&TrustedProxies::default(); 2] {
         root.add_warning(
             "throttle.bad_keys_per_minute is set without server.trusted_proxies: behind an ingress, all clients share \
              one address and so one limit",
@@ -216,8 +217,8 @@ fn warn_of_addresses(
     }
 }
 
-fn merge_trusted(given: Vec<Text<Trusted>>) -> Trusted {
-    given.into_iter().fold(Trusted::default(), |mut merged, Text(one)| {
+fn merge_trusted(given: Vec<Text<TrustedProxies>>) -> TrustedProxies {
+    given.into_iter().fold(TrustedProxies::default(), |mut merged, Text(one)| {
         merged.networks.extend(one.networks);
         merged.unix |= one.unix;
         merged

@@ -69,14 +69,14 @@ const REST: &str =
     "[upstreams.api]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/*\"\nupstream = \"api\"\n";
 
 #[test]
-fn valid_files_are_valid() {
+fn valid_fixtures_are_accepted() {
     for file in files("tests/config/valid") {
         load(&file, &environment()).unwrap_or_else(|problems| panic!("{problems}"));
     }
 }
 
 #[test]
-fn invalid_files_say_what_is_wrong_where_and_what_would_be_right() {
+fn invalid_fixtures_give_expected_messages() {
     for file in files("tests/config/invalid") {
         let text = fs::read_to_string(&file).unwrap();
         let name = file.file_name().unwrap().to_str().unwrap();
@@ -97,7 +97,7 @@ fn invalid_files_say_what_is_wrong_where_and_what_would_be_right() {
 }
 
 #[test]
-fn the_readmes_files_are_valid() {
+fn readme_toml_is_valid() {
     let readme = fs::read_to_string(root().join("README.md")).unwrap();
     let blocks: Vec<&str> =
         readme.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
@@ -108,7 +108,7 @@ fn the_readmes_files_are_valid() {
 }
 
 #[test]
-fn what_is_no_route_file_is_said_to_be_none() {
+fn non_route_files_are_reported() {
     let folder = Folder::new("files");
     fs::write(folder.0.join("binary"), [0xff, 0xfe]).unwrap();
     folder.write("huge", &"#".repeat(1024 * 1024 + 1));
@@ -125,7 +125,7 @@ fn what_is_no_route_file_is_said_to_be_none() {
 }
 
 #[test]
-fn a_certificate_that_can_be_used_is() {
+fn usable_certificate_is_accepted() {
     let folder = Folder::new("certificates");
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
@@ -147,7 +147,7 @@ fn a_certificate_that_can_be_used_is() {
 }
 
 #[test]
-fn no_text_makes_the_reader_panic() {
+fn arbitrary_text_never_panics_reader() {
     let mut texts: Vec<Vec<u8>> = vec![fs::read(root().join("config/reference.toml")).unwrap()];
     for folder in ["tests/config/valid", "tests/config/invalid"] {
         texts.extend(files(folder).iter().map(|file| fs::read(file).unwrap()));
@@ -173,7 +173,7 @@ fn no_text_makes_the_reader_panic() {
 }
 
 #[test]
-fn problems_over_the_limit_are_left_for_later() {
+fn reported_problems_are_limited() {
     let unknown: String = (0..300).map(|number| format!("key{number} = \"hunter2\"\n")).collect();
     let found = problems(&format!("version = 1\n{unknown}{REST}"));
     let lines: Vec<&str> = found.lines().collect();
@@ -183,7 +183,7 @@ fn problems_over_the_limit_are_left_for_later() {
 }
 
 #[test]
-fn a_duration_that_overflows_is_no_panic() {
+fn overflowing_duration_does_not_panic() {
     for duration in
         ["18446744073709551615s 1000ms", "1 8446744073709551615s 1s", "999999999999999y", "5\u{b5}s", "."]
     {
@@ -193,7 +193,7 @@ fn a_duration_that_overflows_is_no_panic() {
 }
 
 #[test]
-fn a_place_is_counted_in_characters() {
+fn column_is_counted_in_characters() {
     let text =
         format!("version = 1\n[server] # größer 🔑\nrealm = \"é\" # 鍵\n{REST}\"ключ\" = {{ 'é' = 1 }}\n");
     let found = problems(&text);
@@ -204,7 +204,7 @@ fn a_place_is_counted_in_characters() {
 }
 
 #[test]
-fn no_claim_reaches_a_header_with_a_meaning() {
+fn claims_never_set_standard_headers() {
     let prefix = |prefix: &str| {
         let text = format!(
             "version = 1\n[identity]\nclaim_prefix = \"{prefix}\"\norg_id = \"A-1\"\norg_external_id = \"A-2\"\n\
@@ -227,7 +227,7 @@ fn no_claim_reaches_a_header_with_a_meaning() {
 }
 
 #[test]
-fn labels_tell_routes_apart() {
+fn route_labels_are_distinct() {
     let text = "version = 1\nupstreams.a.url = \"http://a\"\nroutes = [\
         { path = \"/x\", upstream = \"a\", methods = [\"GET\", \"HEAD\"] },\
         { path = \"/x\", upstream = \"a\", methods = [\"POST\"] },\
@@ -239,7 +239,7 @@ fn labels_tell_routes_apart() {
 }
 
 #[test]
-fn what_is_probably_not_meant_is_warned_of() {
+fn probable_mistakes_are_warned_of() {
     let text = format!(
         "version = 1\n[throttle]\nbad_keys_per_minute = 60\n[upstreams.x]\nurl = \"unix:/x\"\n{REST}\
          methods = [\"GET\", \"DELTE\", \"PURGE\"]\n\
@@ -294,7 +294,7 @@ fn what_is_probably_not_meant_is_warned_of() {
 }
 
 #[test]
-fn a_route_with_a_host_around_a_stricter_one_is_warned_of() {
+fn loose_host_route_around_stricter_is_warned_of() {
     let warnings = |host: &str, strict: &str| {
         let text = format!(
             "version = 1\n[throttle]\nbad_keys_per_minute = 60\n[server]\ntrusted_proxies = [\"192.0.2.1\"]\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\n[[routes]]\nhost = \"docs.test\"\nupstream = \"api\"\n\
@@ -346,7 +346,7 @@ const OPEN: &str = "auth = \"none\"";
 const ADMIN: &str = "require = { roles = [\"admin\"] }";
 
 #[test]
-fn a_strict_route_with_a_host_beside_a_loose_one_is_warned_of() {
+fn strict_host_route_beside_loose_is_warned_of() {
     let on_host = |more: &str| format!("host = \"admin.test\"\n{more}");
     let strict = route_of("/admin/*", "api", &on_host(""));
     let expected = "routes[1] lets clients that send any host but admin.test reach /admin/* without the requirements of \
@@ -369,7 +369,7 @@ fn a_strict_route_with_a_host_beside_a_loose_one_is_warned_of() {
 }
 
 #[test]
-fn an_exact_route_stricter_than_its_surroundings_is_warned_of() {
+fn exact_route_stricter_than_prefix_is_warned_of() {
     let expected = "routes[0] matches /v1/rotate.json without the requirements of routes[1] for /v1/rotate: make sure that the \
                     service does not treat a path with a suffix as the path without it, as Rails does, or set the same \
                     requirements in routes[0]";
@@ -390,7 +390,7 @@ fn an_exact_route_stricter_than_its_surroundings_is_warned_of() {
 }
 
 #[test]
-fn similar_paths_that_ask_for_different_things_are_warned_of() {
+fn similar_paths_with_different_requirements_are_warned_of() {
     let both = |one: &str, other: &str| route_of(one, "other", OPEN) + &route_of(other, "other", ADMIN);
     for (routes, count) in [
         (both("/a", "/a/"), 1),
@@ -407,7 +407,7 @@ fn similar_paths_that_ask_for_different_things_are_warned_of() {
 }
 
 #[test]
-fn letter_case_is_told_apart_where_every_upstream_of_the_address_says_so() {
+fn case_sensitivity_needs_all_upstreams_of_address() {
     let passes = |api: bool, same: bool| {
         let text = format!(
             "version = 1\n[upstreams.api]\nurl = \"http://127.0.0.1:8080\"\ncase_sensitive_paths = {api}\n\
@@ -422,7 +422,7 @@ fn letter_case_is_told_apart_where_every_upstream_of_the_address_says_so() {
 }
 
 #[test]
-fn bad_keys_are_limited_by_default_where_addresses_are_known() {
+fn known_addresses_limit_bad_keys_by_default() {
     let read =
         |sections: &str| parse(&format!("version = 1\n{sections}\n{REST}"), "f", &environment()).unwrap();
     let proxies =
@@ -458,7 +458,7 @@ fn bad_keys_are_limited_by_default_where_addresses_are_known() {
 }
 
 #[test]
-fn streams_may_be_unconfirmed_for_two_intervals_by_default() {
+fn unconfirmed_for_defaults_to_two_intervals() {
     let read = |streams: &str| {
         let config =
             parse(&format!("version = 1\n[streams]\n{streams}\n{REST}"), "f", &environment()).unwrap();

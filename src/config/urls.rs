@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::diagnostics::quote_text;
 use super::values::FromText;
 use crate::listener::Listen;
-use crate::upstream::forwarded::Trusted;
+use crate::peer::TrustedProxies;
 
 /// A URL of a scheme, a host and optionally a port.
 pub(super) struct Url {
@@ -148,15 +148,15 @@ pub(super) fn unix_path(given: &str) -> Option<Result<PathBuf, String>> {
 }
 
 /// An item of `trusted_proxies` or `proxy_protocol_from`: a network, an address, or `unix:`.
-impl FromText for Trusted {
+impl FromText for TrustedProxies {
     fn parse_text(text: &str) -> Result<Self, String> {
         read_trusted(text)
     }
 }
 
-fn read_trusted(given: &str) -> Result<Trusted, String> {
+fn read_trusted(given: &str) -> Result<TrustedProxies, String> {
     if given == "unix:" {
-        return Ok(Trusted { networks: Vec::new(), unix: true });
+        return Ok(TrustedProxies { networks: Vec::new(), unix: true });
     }
     let network = given.parse().ok().or_else(|| given.parse::<IpAddr>().ok().map(IpNet::from));
     let network: IpNet = network.ok_or_else(|| {
@@ -176,5 +176,5 @@ fn read_trusted(given: &str) -> Result<Trusted, String> {
         let length = six.prefix_len().saturating_sub(96);
         return Err(format!("is an IPv4 network in IPv6 form; write \"{four}/{length}\""));
     }
-    Ok(Trusted { networks: vec![network], unix: false })
+    Ok(TrustedProxies { networks: vec![network], unix: false })
 }

@@ -18,6 +18,7 @@ use crate::body::{self, Adapted, Adapter, Body, PolledFrame};
 use crate::budget::Admitted;
 use crate::credential::ApiKey;
 use crate::identity::Identity;
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{Metrics, Outcome};
 use crate::policy::Requirement;
 use crate::rejection::Rejection;
@@ -64,6 +65,8 @@ const EARLIEST: f64 = 0.8;
 /// Spreads the validations of streams that began together, as after a restart.
 const JITTER: f64 = 0.1;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Between two lines that say the same of many streams.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Revalidation {
     /// For a request with this key, whose validation began at `began`.
@@ -222,9 +225,13 @@ impl Question {
             }
         };
         let closed = metrics.streams_closed.get_or_create(&Outcome { outcome }).inc() + 1;
-        if outcome == "unconfirmed" && closed.is_power_of_two() {
+        static LIMIT: LineLimit = LineLimit::new(LINE_INTERVAL);
+        if outcome == "unconfirmed"
+            && let Some(suppressed) = LIMIT.admit()
+        {
             tracing::warn!(
                 closed,
+                suppressed,
                 "closed streams whose key could not be confirmed for streams.unconfirmed_for"
             );
         }
@@ -232,10 +239,11 @@ impl Question {
     }
 
     fn begin_unconfirmed(&self, rejection: &Rejection) -> GaugeGuard<'_> {
-        // Logged for the first stream only; the gauge has the number.
-        if self.metrics.unconfirmed_streams.get() == 0 {
+        static LIMIT: LineLimit = LineLimit::new(LINE_INTERVAL);
+        if let Some(suppressed) = LIMIT.admit() {
             tracing::warn!(
                 keyward.reason = rejection.code(),
+                suppressed,
                 "cannot confirm the keys of open streams; they are closed after streams.unconfirmed_for"
             );
         }

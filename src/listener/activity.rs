@@ -117,8 +117,10 @@ impl Activity {
         }
     }
 
-    pub(super) fn has_aborted_upload(&self) -> bool {
+    /// Whether the client may still be sending: a body, or a head that was rejected before its end.
+    pub(super) fn may_be_sending(&self) -> bool {
         self.upload_aborted.load(Ordering::Relaxed)
+            || (self.has_begun() && matches!(self.silence(), Silence::HeadDue(_)))
     }
 
     pub(super) fn record_write<T>(&self, polled: &Poll<T>) {

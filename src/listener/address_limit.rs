@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn address_gets_its_places_back() {
+    fn address_places_are_released() {
         let limit = Arc::<AddressLimit>::default();
         let one: IpAddr = "2001:db8::1".parse().unwrap();
         let neighbour: IpAddr = "2001:db8::ffff:1".parse().unwrap();

@@ -7,7 +7,8 @@ use hyper::Request;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 
-use crate::budget::{Account, Held, REQUEST};
+use crate::budget::{Account, Held};
+use crate::memory_plan::REQUEST;
 use crate::rejection::Rejection;
 
 /// What a header takes in memory besides its name and value, in bytes.

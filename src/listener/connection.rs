@@ -22,10 +22,10 @@ use super::send_timeout;
 use super::service::Service;
 use super::socket::Accepted;
 use super::{CROSSING, Handler, Phases, Settings, proxy_header};
-use crate::access_log::sampler::Sampler;
 use crate::budget::Budget;
+use crate::logging::line_limit::LineLimit;
 use crate::metrics::{Metrics, Outcome};
-use crate::upstream::forwarded::Peer;
+use crate::peer::Peer;
 
 /// For a connection to take its last response or GOAWAY when it is told to end while nothing is under way on it.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -119,7 +119,7 @@ impl<H: Handler> Connection<H> {
 
     /// Takes the client's address from the PROXY header of a trusted load balancer.
     async fn read_proxy_header(&mut self, stream: &mut (impl AsyncRead + Unpin)) -> Result<(), Failure> {
-        if !self.shared.settings.proxied.believes(self.peer) {
+        if !self.shared.settings.proxied.trusts(self.peer) {
             return Ok(());
         }
         let read = tokio::select! {
@@ -172,7 +172,8 @@ impl<H: Handler> Connection<H> {
             let response = Arc::clone(&service).respond(request);
             async { Ok::<_, Infallible>(response.await) }
         });
-        let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&self.activity), place));
+        let max_head = self.shared.settings.max_head;
+        let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&self.activity), place, max_head));
         let server = self.shared.http.select(self.shared.budget.connections());
         let mut connection = std::pin::pin!(server.serve_connection_with_upgrades(io, service));
         let ended = tokio::select! {
@@ -244,8 +245,8 @@ impl<H: Handler> Connection<H> {
 
     /// SECURITY: nothing of what was sent is in the line, and clients cannot fill the log with it.
     fn log_refusal(&self, outcome: &'static str) {
-        static SAMPLER: Sampler = Sampler::new();
-        if let Some(suppressed) = SAMPLER.admit() {
+        static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(1));
+        if let Some(suppressed) = LIMIT.admit() {
             tracing::warn!(
                 client.address = self.peer.address.map(tracing::field::display),
                 keyward.connection.outcome = outcome,

@@ -16,10 +16,13 @@ use super::strict_http1::{Framing, FramingError};
 /// Bytes read of an HTTP/2 connection before other connections have their turn.
 const READ_AT_ONCE: usize = 32 * 1024;
 
-/// The end of a request head that hyper rejects whatever came before it. hyper offers no way to have it answer 400 from
-/// outside, so that a head with ambiguous framing is completed with these bytes in place of its own: hyper answers 400 to it,
-/// after all responses that are still due on the connection, and closes.
+/// hyper offers no way to have it reject a request from outside. Therefore a head that must be rejected is continued with bytes
+/// other than its own, to which hyper answers by itself, after all responses that are still due, and closes.
+///
+/// These end a head so that it is invalid whatever came before: 400.
 const INVALID_HEAD: &[u8] = b"\0\r\n\r\n";
+/// These continue any part of a head, so that it becomes longer than hyper's buffer: 431.
+const ENDLESS_HEAD: &[u8] = &[b'x'; 16 * 1024];
 
 pub(super) struct ConnectionIo<T> {
     io: T,
@@ -35,20 +38,28 @@ pub(super) struct ConnectionIo<T> {
     broken: Option<FramingError>,
     /// The part of [`INVALID_HEAD`] that hyper has not read yet.
     invalid_head: &'static [u8],
+    /// LF, where the head that is too large was cut behind CR.
+    line_end: &'static [u8],
 }
 
 impl<T> ConnectionIo<T> {
-    pub(super) fn new(io: T, activity: Arc<Activity>, place: ConnectionPlace) -> Self {
+    pub(super) fn new(io: T, activity: Arc<Activity>, place: ConnectionPlace, max_head: usize) -> Self {
         Self {
             io,
             activity,
             _place: place,
             lingering: None,
-            framing: Framing::new(),
+            framing: Framing::new(max_head),
             read_at_once: 0,
             broken: None,
             invalid_head: INVALID_HEAD,
+            line_end: b"",
         }
+    }
+
+    fn read_endless_head(&mut self, buf: &mut ReadBuf<'_>) {
+        let bytes = if self.line_end.is_empty() { ENDLESS_HEAD } else { std::mem::take(&mut self.line_end) };
+        buf.put_slice(&bytes[..bytes.len().min(buf.remaining())]);
     }
 
     fn poll_invalid_head(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -68,6 +79,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for ConnectionIo<T> {
         let this = &mut *self;
         match this.broken {
             Some(FramingError::Head(_)) => return this.poll_invalid_head(buf),
+            Some(FramingError::HeadTooLarge(_)) => {
+                this.read_endless_head(buf);
+                return Poll::Ready(Ok(()));
+            }
             Some(FramingError::Body(_)) => {
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "ambiguous framing")));
             }
@@ -91,7 +106,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for ConnectionIo<T> {
         }
         this.activity.record_read(new);
         if let Err(error) = this.framing.follow(new) {
-            let (FramingError::Head(at) | FramingError::Body(at)) = error;
+            let at = match error {
+                FramingError::Head(at) | FramingError::Body(at) => at,
+                FramingError::HeadTooLarge(at) => {
+                    this.line_end = if this.framing.is_after_cr() { b"\n" } else { b"" };
+                    at
+                }
+            };
             this.broken = Some(error);
             buf.set_filled(before + at);
             if at == 0 {
@@ -117,7 +138,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ConnectionIo<T> {
             ready!(Pin::new(&mut this.io).poll_shutdown(cx))?;
         }
         let lingering = this.lingering.get_or_insert_with(LingeringClose::begin);
-        lingering.poll(&mut this.io, this.activity.has_aborted_upload(), cx).map(Ok)
+        lingering.poll(&mut this.io, this.activity.may_be_sending(), cx).map(Ok)
     }
 
     fn is_write_vectored(&self) -> bool {

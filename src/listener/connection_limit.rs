@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_added_and_go_when_they_are_given_back() {
+    fn connection_limit_is_raised_and_lowered() {
         let mut slots = ConnectionLimit::new(2);
         let (one, two) = (take(&mut slots), take(&mut slots));
         assert!(one.is_some() && two.is_some() && take(&mut slots).is_none());

@@ -19,19 +19,24 @@ const MAX_LOCAL_RESETS: usize = 64;
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Bytes that a client may send over HTTP/2 before they are read: of one body, and of all on the connection, so that some
-/// that stall leave room for the others. Nobody knows yet whether there is a good key, so that `budget::CONNECTION` must have
-/// room for it, whatever the number of connections.
+/// Bytes that a connection may buffer for one client. Nobody knows yet whether it has a good key, so that
+/// `memory_plan::CONNECTION` must have room for them, whatever the number of connections.
 #[derive(Clone, Copy)]
-struct Windows {
-    stream: u32,
-    connection: u32,
+struct Buffers {
+    /// HTTP/1: what is read at once, and what waits to be written.
+    http1: usize,
+    /// HTTP/2: what a client may send of one body before it is read.
+    stream_window: u32,
+    /// HTTP/2: the same of all bodies, so that some that stall leave room for the others.
+    connection_window: u32,
 }
 
-/// While at most one in `WIDE_SHARE` of the connections allowed is open, which makes 64 KiB for each of all.
-const WIDE: Windows = Windows { stream: 128 * 1024, connection: 1024 * 1024 };
+/// While at most one in `WIDE_SHARE` of the connections allowed is open: 1 MiB, which makes 64 KiB for each of all. An upload
+/// of 10 MiB takes a third less CPU time than with 64 KiB.
+const WIDE: Buffers =
+    Buffers { http1: 512 * 1024, stream_window: 128 * 1024, connection_window: 1024 * 1024 };
 /// While more are open. A connection's window cannot be smaller (RFC 9113 section 6.9.2).
-const NARROW: Windows = Windows { stream: 16 * 1024, connection: 65_535 };
+const NARROW: Buffers = Buffers { http1: 64 * 1024, stream_window: 16 * 1024, connection_window: 65_535 };
 const WIDE_SHARE: usize = 16;
 
 pub(super) struct HttpServers {
@@ -53,7 +58,6 @@ impl HttpServers {
             // Keyward's own limit runs from the connection's first byte; hyper's would run between requests too.
             .header_read_timeout(None)
             .half_close(false)
-            .max_buf_size(settings.max_head)
             .max_headers(settings.max_headers);
         builder
             .http2()
@@ -64,17 +68,19 @@ impl HttpServers {
             .max_send_buf_size(MAX_STREAM_BUFFER)
             .max_local_error_reset_streams(MAX_LOCAL_RESETS)
             .max_header_list_size(u32::try_from(settings.max_head).unwrap_or(u32::MAX));
-        let with_windows = |windows: Windows| {
+        let with_buffers = |buffers: Buffers| {
             let mut builder = builder.clone();
+            // A head is limited exactly by `ConnectionIo`.
+            builder.http1().max_buf_size(buffers.http1.max(settings.max_head));
             builder
                 .http2()
-                .initial_stream_window_size(windows.stream)
-                .initial_connection_window_size(windows.connection);
+                .initial_stream_window_size(buffers.stream_window)
+                .initial_connection_window_size(buffers.connection_window);
             builder
         };
         Self {
-            wide: with_windows(WIDE),
-            narrow: with_windows(NARROW),
+            wide: with_buffers(WIDE),
+            narrow: with_buffers(NARROW),
             max_wide_connections: settings.max_connections / WIDE_SHARE,
         }
     }

@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_version_1_is_read_exactly() {
+    fn version_1_header_is_read_exactly() {
         check(b"PROXY TCP4 192.0.2.1 10.0.0.1 56324 443\r\n", from("192.0.2.1"));
         check(b"PROXY TCP4 255.255.255.255 255.255.255.255 65535 65535\r\n", from("255.255.255.255"));
         check(b"PROXY TCP4 1.2.3.4 1.2.3.4 0 1\r\n", from("1.2.3.4"));
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_version_1_has_107_bytes_at_most() {
+    fn version_1_header_is_limited_to_107_bytes() {
         let line = |length: usize| {
             let mut line = b"PROXY UNKNOWN ".to_vec();
             line.resize(length - 2, b'x');
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn version_2_tells_addresses_and_skips_records() {
+    fn version_2_gives_addresses_and_skips_tlvs() {
         let four = [192, 0, 2, 1, 10, 0, 0, 1, 1, 2, 3, 4];
         let mut six = [0; 36];
         six[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_header_is_known_by_its_first_byte_that_differs() {
+    fn non_header_is_refused_at_first_differing_byte() {
         for garbage in [
             &b"GET / HTTP/1.1\r\n"[..],
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",

@@ -15,7 +15,7 @@ use super::inbound_body::InboundBody;
 use super::rapid_reset::{ResetCounter, Unanswered};
 use super::send_timeout::{TrackedBody, track_body};
 use crate::body::{self, Body};
-use crate::upstream::forwarded::Peer;
+use crate::peer::Peer;
 
 /// The service of one connection.
 pub(super) struct Service<H> {

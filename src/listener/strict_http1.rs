@@ -30,6 +30,8 @@ pub(super) enum FramingError {
     Head(usize),
     /// In a body, at this offset.
     Body(usize),
+    /// Nothing is ambiguous, but the head is longer than allowed; this offset is the first byte beyond.
+    HeadTooLarge(usize),
 }
 
 /// The framing of one connection.
@@ -44,6 +46,8 @@ pub(super) struct Framing {
     /// Whether the request line has been read.
     has_request_line: bool,
     head: Head,
+    head_length: usize,
+    max_head: usize,
 }
 
 /// What a head says of the bytes that follow it.
@@ -64,7 +68,8 @@ const MAX_SIZE_DIGITS: usize = 64;
 const MAX_SIZE_LINE: usize = 4096;
 
 impl Framing {
-    pub(super) fn new() -> Self {
+    /// For a connection whose heads may have `max_head` bytes each.
+    pub(super) fn new(max_head: usize) -> Self {
         Self {
             state: State::First(0),
             line: Vec::new(),
@@ -72,6 +77,8 @@ impl Framing {
             after_cr: false,
             has_request_line: false,
             head: Head::default(),
+            head_length: 0,
+            max_head,
         }
     }
 
@@ -91,6 +98,7 @@ impl Framing {
                 }
                 State::First(seen) => {
                     self.state = State::Head;
+                    self.head_length = seen;
                     PREFACE[..seen]
                         .iter()
                         .try_for_each(|byte| self.follow_byte(*byte))
@@ -109,17 +117,27 @@ impl Framing {
                 }
                 // Taken a line at a time: most bytes of a connection are here, and most lines say nothing of the framing.
                 State::Head | State::Trailers if !self.after_cr => {
-                    let rest = &bytes[at..];
+                    let rest = &bytes[at..bytes.len().min(at.saturating_add(self.room()))];
                     let end =
                         rest.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(rest.len());
                     self.append_to_line(&rest[..end]);
                     at += end;
-                    if let Some(byte) = bytes.get(at) {
-                        self.follow_byte(*byte).map_err(|()| self.error_at(at))?;
-                        at += 1;
+                    self.head_length += end;
+                    match rest.get(end) {
+                        Some(byte) => {
+                            self.head_length += 1;
+                            self.follow_byte(*byte).map_err(|()| self.error_at(at))?;
+                            at += 1;
+                        }
+                        None if at < bytes.len() => return Err(FramingError::HeadTooLarge(at)),
+                        None => {}
                     }
                 }
                 State::Head => {
+                    if self.room() == 0 {
+                        return Err(FramingError::HeadTooLarge(at));
+                    }
+                    self.head_length += 1;
                     self.follow_byte(bytes[at]).map_err(|()| FramingError::Head(at))?;
                     at += 1;
                 }
@@ -130,6 +148,16 @@ impl Framing {
             }
         }
         Ok(())
+    }
+
+    /// Bytes that the head may still have. Trailers are limited by hyper.
+    fn room(&self) -> usize {
+        if self.state == State::Head { self.max_head.saturating_sub(self.head_length) } else { usize::MAX }
+    }
+
+    /// Whether the last byte was CR, which only LF may follow.
+    pub(super) fn is_after_cr(&self) -> bool {
+        self.after_cr
     }
 
     fn error_at(&self, at: usize) -> FramingError {
@@ -190,11 +218,15 @@ impl Framing {
             State::Head if !self.has_request_line => {}
             State::Head => {
                 self.has_request_line = false;
+                self.head_length = 0;
                 self.state = std::mem::take(&mut self.head).state_after()?;
             }
             State::Size => self.state = read_chunk_size(&self.line)?,
             State::ChunkEnd => self.state = State::Size,
-            State::Trailers if self.length == 0 => self.state = State::Head,
+            State::Trailers if self.length == 0 => {
+                self.state = State::Head;
+                self.head_length = 0;
+            }
             _ => {}
         }
         Ok(())
@@ -257,22 +289,26 @@ fn read_chunk_size(line: &[u8]) -> Result<State, ()> {
 mod tests {
     use super::*;
 
+    const MAX_HEAD: usize = 16 * 1024;
+
     /// The same whether it comes at once or byte by byte.
     #[track_caller]
     fn check(bytes: &str, expected: Result<State, FramingError>) {
-        let mut whole = Framing::new();
+        let mut whole = Framing::new(MAX_HEAD);
         let outcome = whole.follow(bytes.as_bytes()).map(|()| whole.state);
         assert_eq!(outcome, expected, "{bytes:?}");
-        let mut single = Framing::new();
+        let mut single = Framing::new(MAX_HEAD);
         let fed = bytes.bytes().enumerate().try_for_each(|(at, byte)| single.follow(&[byte]).map_err(|_| at));
-        let at = expected.err().map(|(FramingError::Head(at) | FramingError::Body(at))| at);
+        let at = expected.err().map(|error| match error {
+            FramingError::Head(at) | FramingError::Body(at) | FramingError::HeadTooLarge(at) => at,
+        });
         assert_eq!(fed.err(), at, "{bytes:?}");
     }
 
     const CHUNKED: &str = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
     #[test]
-    fn what_follows_a_head_is_what_it_says() {
+    fn message_ends_where_framing_says() {
         check("", Ok(State::First(0)));
         check("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\n\n", Ok(State::Opaque));
         check("PRI / HTTP/1.1\r\n\r\n", Ok(State::Head));
@@ -286,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_ends_with_both_and_neither_stands_alone() {
+    fn bare_cr_and_bare_lf_are_refused() {
         for (head, at) in [
             ("\nGET / HTTP/1.1\r\n\r\n", 0),
             ("GET / HTTP/1.1\n\r\n", 14),
@@ -301,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn two_lengths_or_a_length_and_an_encoding_are_refused_at_the_end_of_the_head() {
+    fn conflicting_framing_is_refused_after_the_head() {
         for fields in [
             "Content-Length: 3\r\nContent-Length: 3",
             "Content-Length: 3\r\ntransfer-encoding: chunked",
@@ -319,7 +355,25 @@ mod tests {
     }
 
     #[test]
-    fn chunks_have_one_form() {
+    fn head_of_exactly_the_limit_is_accepted() {
+        let head = |length: usize| {
+            let empty = "GET / HTTP/1.1\r\nx: \r\n\r\n".len();
+            format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "y".repeat(length - empty))
+        };
+        let sound = head(MAX_HEAD);
+        check(&sound.repeat(3), Ok(State::Head));
+        for excess in [1, 2, 3, 4, 5, 1000] {
+            let long = head(MAX_HEAD + excess);
+            check(&format!("{sound}{long}"), Err(FramingError::HeadTooLarge(2 * MAX_HEAD)));
+        }
+        check(&"\r\n".repeat(MAX_HEAD), Err(FramingError::HeadTooLarge(MAX_HEAD)));
+        check(&"x".repeat(MAX_HEAD + 1), Err(FramingError::HeadTooLarge(MAX_HEAD)));
+        check(&format!("PRI{}", "x".repeat(MAX_HEAD)), Err(FramingError::HeadTooLarge(MAX_HEAD)));
+        check(&format!("{CHUNKED}0\r\nx: {}", "y".repeat(2 * MAX_HEAD)), Ok(State::Trailers));
+    }
+
+    #[test]
+    fn chunks_are_parsed_strictly() {
         for (body, expected) in [
             ("3\r\nabc\r\n", State::Size),
             ("3\r\nab", State::Chunk(1)),
@@ -385,11 +439,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sound_passes_however_it_is_cut_and_nothing_makes_it_panic() {
+    fn parser_accepts_any_segmentation_and_never_panics() {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..500 {
             let mut bytes: Vec<u8> = (0..random.usize(1..4)).flat_map(|_| request(&mut random)).collect();
-            let mut framing = Framing::new();
+            let mut framing = Framing::new(MAX_HEAD);
             let mut rest = &bytes[..];
             while !rest.is_empty() {
                 let (now, later) = rest.split_at(random.usize(1..=rest.len().min(300)));
@@ -402,7 +456,9 @@ mod tests {
                 let at = random.usize(..bytes.len());
                 bytes[at] = [b'\r', b'\n', b' ', b':', b'0', 0][random.usize(..6)];
             }
-            if let Err(FramingError::Head(at) | FramingError::Body(at)) = Framing::new().follow(&bytes) {
+            if let Err(FramingError::Head(at) | FramingError::Body(at) | FramingError::HeadTooLarge(at)) =
+                Framing::new(MAX_HEAD).follow(&bytes)
+            {
                 assert!(at < bytes.len());
             }
         }

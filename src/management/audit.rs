@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::problem::{Code, Problem};
 use super::request::Call;
 use super::{Outcome, TokenId};
-use crate::access_log::output::{AUDIT, AuditSlot};
+use crate::logging::output::{AUDIT, AuditSlot};
 use crate::metrics::{self, Metrics};
 
 /// Requests that were refused before their operation was known share one line per interval, so that they cannot crowd out the

@@ -9,8 +9,8 @@ use super::problem::{Code, Problem};
 use super::{SHORTEST_SECRET, Settings};
 use crate::browser::{self, NamedHost};
 use crate::listener::Listen;
+use crate::peer::Peer;
 use crate::secret::SecretSource;
-use crate::upstream::forwarded::Peer;
 
 pub(super) struct Auth {
     secret: Option<SecretSource>,

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn released_reservation_may_repeat_and_unknown_may_not() {
+    fn only_released_reservation_may_be_repeated() {
         let (records, now) = (Idempotency::default(), Instant::now());
         records.reserve("/a", "n", b"x", now).unwrap().release();
         records.reserve("/a", "n", b"x", now).unwrap().record_unknown(vec!["apit_1".into()]);
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn full_store_refuses_new_keys_and_forgets_none() {
+    fn full_store_refuses_new_keys_keeps_old() {
         let (records, now) = (Idempotency::default(), Instant::now());
         for number in 0..MAX_RECORDS {
             records.reserve("/a", &number.to_string(), b"x", now).unwrap().record_created("apit_1".into());

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn open_metrics_is_written_only_when_accept_asks_for_it() {
+    fn open_metrics_format_needs_accept_header() {
         check(&[], Format::Text);
         check(&["*/*"], Format::Text);
         check(&["text/plain;version=0.0.4"], Format::Text);
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn text_format_names_counters_by_their_samples() {
+    fn text_format_names_counters_with_total() {
         let open_metrics = "# HELP a Things.\n# TYPE a counter\na_total{x=\"# TYPE b counter\"} 1\n\
                             # HELP b_seconds Times.\n# TYPE b_seconds gauge\n# UNIT b_seconds seconds\nb_seconds 0.5\n# EOF\n";
         let text = "# HELP a_total Things.\n# TYPE a_total counter\na_total{x=\"# TYPE b counter\"} 1\n\

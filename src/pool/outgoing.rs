@@ -13,7 +13,7 @@ use super::lock;
 use crate::body::{self, Body, BodyError, PolledFrame};
 
 /// A request is not sent again after more than this of its body was sent, in bytes. Less than the memory that each request is
-/// accounted for (`budget::REQUEST`).
+/// accounted for (`memory_plan::REQUEST`).
 const MAX_RECORDED: usize = 16 * 1024;
 
 /// A request's body as hyper sends it.

@@ -1,5 +1,5 @@
-//! Reloads the configuration without losing a request: on SIGHUP, and when one of its files changes, including the symlink
-//! swap of Kubernetes volumes. A configuration with errors leaves the running one in force.
+//! Reloads the configuration without losing a request: on SIGHUP, and when one of its files changes, also by the replaced
+//! symlinks of Kubernetes volumes. A configuration with errors leaves the running one in force.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -14,15 +14,15 @@ use crate::config::{self, Config, Diagnostics, Environment, Resources};
 use crate::route::changes::{self, Change, Kind};
 use crate::tls::ServerCertificate;
 
-/// How soon a changed file takes effect. A file written in several steps must not take effect half written.
+/// How soon a changed file takes effect. A file that is written in several steps must not take effect before the last.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
-    /// Between two looks at the files. Two in a row must see the same.
+    /// Between two looks at the files, of which two in a row must see the same.
     pub look_every: Duration,
     /// How long ago the last write must be.
     pub settle: Duration,
-    /// How long a file must hold still whose routes let in more than those in force: a route is dropped, opened, loosened or
-    /// added.
+    /// The time without changes before a file takes effect that admits more requests than the routes in force: one in which a
+    /// route is dropped, opened, loosened or added.
     pub hold: Duration,
 }
 
@@ -36,32 +36,32 @@ impl Default for Pace {
     }
 }
 
-/// Where the configuration comes from, and what asks to read it again.
+/// Where the configuration comes from, and when it is read again.
 pub struct Source {
     path: PathBuf,
     environment: Environment,
     hup: Arc<Notify>,
-    /// How the route file was before it was first read.
+    /// Of the route file, from before it was first read.
     first: Mark,
     pace: Pace,
 }
 
 impl Source {
-    /// A route file and the environment; `hup` is notified on SIGHUP.
+    /// `hup` is notified on SIGHUP.
     pub fn new(path: PathBuf, environment: Environment, hup: Arc<Notify>) -> Self {
         Self { first: read_mark(&path), path, environment, hup, pace: Pace::default() }
     }
 
-    /// Looks and waits at another pace.
+    /// Replaces the pace, which is the default one after `new`.
     #[must_use]
     pub fn at_pace(self, pace: Pace) -> Self {
         Self { pace, ..self }
     }
 
-    /// Reads it as it is now, with limits that fit this process's memory and descriptors.
+    /// Reads the configuration, with its limits lowered to this process's memory and file descriptors.
     ///
     /// # Errors
-    /// Everything that is wrong with it.
+    /// All problems of the file and of the environment.
     pub fn load(&self) -> Result<Config, Diagnostics> {
         let mut config = config::load(&self.path, &self.environment)?;
         config.fit(Resources::of_process());
@@ -69,19 +69,20 @@ impl Source {
     }
 }
 
-/// What tells one state of a file from another: when it was written last, its length, and its inode.
+/// The state of a file, by which a change is recognized: time of the last write, length, and inode.
 type Mark = Option<(SystemTime, u64, u64)>;
 
-/// Files that differ from those in force, and since when they have held still.
+/// A change of the files that is not in force yet.
 struct Pending {
     marks: Vec<Mark>,
+    /// When the files were first seen in this state.
     since: Instant,
-    /// Since when there has been a change that is not in force.
+    /// When the first of the changes was seen that are not in force yet.
     waiting_since: Instant,
-    /// Whether the log says already that the files do not hold still.
+    /// Whether the log has a line that the files keep changing.
     warned: bool,
-    /// Whether the log says already that this waits.
-    told: bool,
+    /// Whether the log has a line that this change waits for `Pace::hold`.
+    announced: bool,
 }
 
 impl Pending {
@@ -92,12 +93,12 @@ impl Pending {
             since: now,
             waiting_since: before.map_or(now, |before| before.waiting_since),
             warned: before.is_some_and(|before| before.warned),
-            told: false,
+            announced: false,
         }
     }
 
-    /// Says once that a change does not take effect because somebody keeps writing.
-    fn warn_of_restless_files(&mut self, hold: Duration) {
+    /// Warns once that a change does not take effect because the files keep changing.
+    fn warn_of_changing_files(&mut self, hold: Duration) {
         if !self.warned && self.waiting_since.elapsed() >= hold {
             self.warned = true;
             tracing::warn!(
@@ -110,144 +111,172 @@ impl Pending {
 
 /// Why a configuration is not in force.
 enum Refused {
-    /// It lets in more than the one in force, and its files have not held still for long enough.
+    /// It admits more requests than the one in force, and its files have not been unchanged for `Pace::hold`.
     Early(Vec<Change>),
-    /// It was written to while it was read.
-    Moved,
-    /// It is wrong.
-    Wrong(String),
+    /// Its files changed while they were read.
+    Changed,
+    /// It cannot be used.
+    Invalid(String),
 }
 
-/// Watches and reloads until it is dropped.
-pub(super) async fn watch_files(
-    source: Source,
-    shared: Arc<Shared>,
-    restart_only: RestartOnly,
-    certificates: Vec<Arc<ServerCertificate>>,
-    mut files: Vec<PathBuf>,
-) {
-    let pace = source.pace;
-    let mut judged = read_marks(&files);
-    files.push(source.path.clone());
-    judged.push(source.first);
-    let mut pending: Option<Pending> = None;
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            () = source.hup.notified() => asked = true,
-            () = sleep(pace.look_every) => {}
-        }
-        let now = read_marks(&files);
-        if !asked {
-            if now == judged {
-                pending = None;
-                continue;
+/// Files whose content matters.
+pub(super) struct WatchedFiles {
+    paths: Vec<PathBuf>,
+    /// From before their content was read, so that what is written meanwhile shows as a change.
+    marks: Vec<Mark>,
+}
+
+impl WatchedFiles {
+    /// The certificates, keys and roots that a configuration names, as they are now.
+    pub(super) fn of_config(config: &Config) -> Self {
+        let paths = named_files(config);
+        Self { marks: read_marks(&paths), paths }
+    }
+
+    fn add(&mut self, path: PathBuf, mark: Mark) {
+        self.paths.push(path);
+        self.marks.push(mark);
+    }
+}
+
+/// Reloads the configuration when it changes.
+pub(super) struct Watcher {
+    pub(super) source: Source,
+    pub(super) shared: Arc<Shared>,
+    pub(super) restart_only: RestartOnly,
+    pub(super) certificates: Vec<Arc<ServerCertificate>>,
+    /// Those beside the route file.
+    pub(super) files: WatchedFiles,
+}
+
+impl Watcher {
+    /// Never returns.
+    pub(super) async fn run(mut self) {
+        let pace = self.source.pace;
+        self.files.add(self.source.path.clone(), self.source.first);
+        let mut pending: Option<Pending> = None;
+        let mut requested = false;
+        loop {
+            tokio::select! {
+                () = self.source.hup.notified() => requested = true,
+                () = sleep(pace.look_every) => {}
             }
-            // SECURITY: half a route file is a good route file that may lack the routes that ask for a key.
-            let still = pending.as_ref().is_some_and(|pending| pending.marks == now);
-            if !still {
-                pending = Some(Pending::begin(now.clone(), pending.as_ref()));
-            }
-            if !still || !is_settled(&now, pace.settle) {
-                if let Some(pending) = &mut pending {
-                    pending.warn_of_restless_files(pace.hold);
+            let now = read_marks(&self.files.paths);
+            if !requested {
+                if now == self.files.marks {
+                    pending = None;
+                    continue;
                 }
-                continue;
-            }
-        }
-        let held = asked || pending.as_ref().is_some_and(|pending| pending.since.elapsed() >= pace.hold);
-        match reload_config(&source, &shared, &restart_only, &certificates, held, (&files, &now)) {
-            Ok((named, changes)) => {
-                // The route file as it was before it was read: what changed since is another change.
-                judged = read_marks(&named);
-                judged.push(now.last().copied().flatten());
-                files = named;
-                files.push(source.path.clone());
-                (asked, pending) = (false, None);
-                shared.resources.metrics.reload_successful.set(1);
-                shared.resources.metrics.reload_time.set(unix_time());
-                for change in changes {
-                    match change.kind {
-                        Kind::Added => tracing::info!("the reload {change}"),
-                        Kind::Dropped | Kind::Opened | Kind::Loosened => {
-                            tracing::warn!(keyward.route = &*change.route, "the reload {change}");
-                        }
+                // SECURITY: half of a route file may be valid, and lack the routes that require a key.
+                let is_unchanged = pending.as_ref().is_some_and(|pending| pending.marks == now);
+                if !is_unchanged {
+                    pending = Some(Pending::begin(now.clone(), pending.as_ref()));
+                }
+                if !is_unchanged || !is_settled(&now, pace.settle) {
+                    if let Some(pending) = &mut pending {
+                        pending.warn_of_changing_files(pace.hold);
                     }
+                    continue;
                 }
-                tracing::info!(routes = shared.current.gateway().routes.routes().len(), "reloaded");
             }
-            Err(Refused::Early(changes)) => {
-                let Some(pending) = pending.as_mut().filter(|pending| !pending.told) else { continue };
-                pending.told = true;
-                let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
-                tracing::info!(
-                    "a changed route file takes effect after {:?} without further changes, or on SIGHUP, as it {}",
-                    pace.hold,
-                    changes.join("; ")
-                );
+            let is_held =
+                requested || pending.as_ref().is_some_and(|pending| pending.since.elapsed() >= pace.hold);
+            let metrics = &self.shared.resources.metrics;
+            match self.reload(is_held, &now) {
+                Ok((files, changes)) => {
+                    metrics.reload_successful.set(1);
+                    metrics.reload_time.set(unix_time());
+                    log_changes(&changes);
+                    let routes = self.shared.current.gateway().routes.routes().len();
+                    tracing::info!(routes, "reloaded");
+                    self.files = files;
+                    (requested, pending) = (false, None);
+                }
+                Err(Refused::Early(changes)) => {
+                    let Some(pending) = pending.as_mut().filter(|pending| !pending.announced) else {
+                        continue;
+                    };
+                    pending.announced = true;
+                    let changes: Vec<String> = changes.iter().map(Change::to_string).collect();
+                    tracing::info!(
+                        "a changed route file takes effect after {:?} without further changes, or on SIGHUP, as it {}",
+                        pace.hold,
+                        changes.join("; ")
+                    );
+                }
+                Err(Refused::Changed) => {}
+                Err(Refused::Invalid(problem)) => {
+                    metrics.reload_successful.set(0);
+                    tracing::error!("not reloaded; the previous configuration stays in force: {problem}");
+                    self.files.marks = now;
+                    (requested, pending) = (false, None);
+                }
             }
-            Err(Refused::Moved) => {}
-            Err(Refused::Wrong(problem)) => {
-                judged = now;
-                (asked, pending) = (false, None);
-                shared.resources.metrics.reload_successful.set(0);
-                tracing::error!("not reloaded; the previous configuration stays in force: {problem}");
+        }
+    }
+
+    /// Puts the configuration in force, and gives its files and what it changes. `is_held` is whether its files have been unchanged
+    /// for `Pace::hold`, or SIGHUP came; `before` are the marks of the watched files from before this call.
+    ///
+    /// # Errors
+    /// Why the configuration is not in force.
+    fn reload(&self, is_held: bool, before: &[Mark]) -> Result<(WatchedFiles, Vec<Change>), Refused> {
+        let invalid = |problem: &dyn std::fmt::Display| Refused::Invalid(problem.to_string());
+        let Self { source, shared, restart_only, certificates, .. } = self;
+        let config = source.load();
+        if read_marks(&self.files.paths) != before {
+            return Err(Refused::Changed);
+        }
+        let config = config.map_err(|problems| invalid(&problems))?;
+        let changed = restart_only.changed_settings(&config);
+        if !changed.is_empty() {
+            return Err(Refused::Invalid(format!("{} cannot change without a restart", changed.join(", "))));
+        }
+        let in_force = shared.current.gateway();
+        let changes = changes::compare_tables(&in_force.routes, &config.routes);
+        if !is_held && !changes.is_empty() {
+            return Err(Refused::Early(changes));
+        }
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut files = WatchedFiles::of_config(&config);
+        files.add(source.path.clone(), before.last().copied().flatten());
+        let validator = in_force.validator.with_settings(&config.validator);
+        let (drain, public) = (Drain::from_config(&config), config.listener.clone());
+        let admin = public.beside(config.admin.clone());
+        let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
+        let gateway = gateway.map_err(|error| invalid(&error))?;
+        // The last step that can fail, so that the configuration takes effect as a whole or not at all.
+        ServerCertificate::refresh_all(certificates).map_err(|error| invalid(&error))?;
+        *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
+        for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
+            listener.send_replace(settings);
+        }
+        shared.current.replace(gateway);
+        Ok((files, changes))
+    }
+}
+
+fn log_changes(changes: &[Change]) {
+    for change in changes {
+        match change.kind {
+            Kind::Added => tracing::info!("the reload {change}"),
+            Kind::Dropped | Kind::Opened | Kind::Loosened => {
+                tracing::warn!(keyward.route = &*change.route, "the reload {change}");
             }
         }
     }
 }
 
-/// The files that the new configuration names and what it changes, or why it is not in force.
-fn reload_config(
-    source: &Source,
-    shared: &Shared,
-    restart_only: &RestartOnly,
-    certificates: &[Arc<ServerCertificate>],
-    held: bool,
-    (watched, before_reading): (&[PathBuf], &[Mark]),
-) -> Result<(Vec<PathBuf>, Vec<Change>), Refused> {
-    let wrong = |problem: &dyn std::fmt::Display| Refused::Wrong(problem.to_string());
-    let config = source.load();
-    if read_marks(watched) != before_reading {
-        return Err(Refused::Moved);
-    }
-    let config = config.map_err(|problems| wrong(&problems))?;
-    let changed = restart_only.changed_settings(&config);
-    if !changed.is_empty() {
-        return Err(Refused::Wrong(format!("{} cannot change without a restart", changed.join(", "))));
-    }
-    let before = shared.current.gateway();
-    let changes = changes::compare_tables(&before.routes, &config.routes);
-    if !held && !changes.is_empty() {
-        return Err(Refused::Early(changes));
-    }
-    for warning in &config.warnings {
-        tracing::warn!("{warning}");
-    }
-    let files = watched_files(&config);
-    let validator = before.validator.with_settings(&config.validator);
-    let (drain, public) = (Drain::from_config(&config), config.listener.clone());
-    let admin = public.beside(config.admin.clone());
-    let gateway =
-        shared.resources.build_gateway(config, validator, Some(&before)).map_err(|error| wrong(&error))?;
-    // The last step that can fail, so that all of the configuration takes effect or none.
-    ServerCertificate::refresh_all(certificates).map_err(|error| wrong(&error))?;
-    *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
-    for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
-        listener.send_replace(settings);
-    }
-    shared.current.replace(gateway);
-    Ok((files, changes))
-}
-
-/// Whether the last write was long enough ago. A time in the future, from another machine's clock, is ignored.
+/// Whether the last write was at least `settle` ago. A time in the future, by another machine's clock, is ignored.
 fn is_settled(marks: &[Mark], settle: Duration) -> bool {
     let written = marks.iter().flatten().map(|(modified, ..)| modified);
     written.map(SystemTime::elapsed).all(|age| age.is_err() || age.is_ok_and(|age| age >= settle))
 }
 
-/// The files beside the route file whose content matters.
-pub(super) fn watched_files(config: &Config) -> Vec<PathBuf> {
+/// Certificates, keys and roots.
+fn named_files(config: &Config) -> Vec<PathBuf> {
     let management = config.management.as_ref().and_then(|settings| settings.tls.as_ref());
     let pairs = config.listener.tls.iter().chain(management).chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
@@ -260,7 +289,7 @@ fn read_marks(files: &[PathBuf]) -> Vec<Mark> {
     files.iter().map(|path| read_mark(path)).collect()
 }
 
-/// Follows symlinks, so that a swapped one shows.
+/// Follows symlinks, as Kubernetes changes a volume by replacing one.
 fn read_mark(path: &Path) -> Mark {
     let metadata = std::fs::metadata(path).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))

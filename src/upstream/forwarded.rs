@@ -1,133 +1,82 @@
-//! What Keyward says of the caller's connection: `X-Forwarded-*` and `X-Request-Id`. What a caller says of itself is
-//! believed only of trusted proxies.
+//! The forwarding headers of a request to the upstream: `X-Forwarded-*` and `X-Request-Id`. Those that a client sends are
+//! kept only from trusted proxies.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
 
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_LENGTH, FORWARDED, HeaderName, HeaderValue};
-use ipnet::IpNet;
 
-const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+use crate::peer::{FORWARDED_FOR, Peer};
+
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
-/// The name that ties a request, its answer and its log line together.
+/// The same id is in the request to the upstream, in the response and in the log line.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Whose word about the caller is believed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Trusted {
-    /// The addresses of proxies in front.
-    pub networks: Vec<IpNet>,
-    /// Peers of a unix socket (`"unix:"` in the list).
-    pub unix: bool,
-}
-
-/// The other end of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// Its address; `None` on a unix socket.
-    pub address: Option<IpAddr>,
-    /// The user that it runs as, where it came by a unix socket and the system says so.
-    pub uid: Option<u32>,
-    /// Whether it speaks TLS with Keyward.
-    pub tls: bool,
-}
-
-impl Trusted {
-    /// Whether the peer's word is believed.
-    pub fn believes(&self, peer: Peer) -> bool {
-        peer.address.map_or(self.unix, |address| self.has(address))
-    }
-
-    fn has(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
-    }
-
-    /// The client's address: the peer's, or the last one in `X-Forwarded-For` that no trusted proxy has.
-    pub fn client(&self, peer: Peer, headers: &HeaderMap) -> Option<IpAddr> {
-        let mut client = peer.address.map(|address| address.to_canonical());
-        if !self.believes(peer) {
-            return client;
-        }
-        // Every value from the right, each entry from the right: what is left of a stranger is the stranger's word.
-        let values: Vec<&HeaderValue> = headers.get_all(FOR).iter().collect();
-        for entry in values.iter().rev().flat_map(|value| value.as_bytes().rsplit(|&byte| byte == b',')) {
-            let Some(address) = std::str::from_utf8(entry).ok().and_then(parse_address) else {
-                break;
-            };
-            client = Some(address);
-            if !self.has(address) {
-                break;
-            }
-        }
-        client
-    }
-}
-
-/// An address, with or without a port or brackets.
-fn parse_address(text: &str) -> Option<IpAddr> {
-    let text = text.trim();
-    let address =
-        text.parse().ok().or_else(|| text.parse().ok().map(|socket: std::net::SocketAddr| socket.ip()));
-    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
-    address.or_else(bracketed).map(|address: IpAddr| address.to_canonical())
-}
-
-/// The id that a trusted proxy gave the request, or a new one: a random UUID (RFC 9562, version 4).
-pub fn request_id(headers: &HeaderMap, believed: bool) -> HeaderValue {
+/// The request's id: a trusted proxy's, if it is at most 128 letters, digits and `._-`, or else a random UUID (RFC 9562,
+/// version 4).
+pub fn choose_request_id(headers: &HeaderMap, is_trusted: bool) -> HeaderValue {
     let given = headers.get(REQUEST_ID).filter(|value| {
         let bytes = value.as_bytes();
         (1..=128).contains(&bytes.len())
             && bytes.iter().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(byte))
     });
     match given {
-        Some(value) if believed => value.clone(),
-        _ => uuid(fastrand::u128(..)),
+        Some(value) if is_trusted => value.clone(),
+        _ => format_uuid(fastrand::u128(..)),
     }
 }
 
-fn uuid(random: u128) -> HeaderValue {
+fn format_uuid(random: u128) -> HeaderValue {
     let bits = random & !(0xf << 76) & !(0x3 << 62) | (0x4 << 76) | (0x2 << 62);
     let hex = format!("{bits:032x}");
     let text = format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
-    // Digits, letters and hyphens.
+    // It consists of digits, letters and hyphens, so that the fallback is never taken.
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
-/// Replaces what callers say of the connection by what is so. Of a trusted proxy (`believed`) the headers in `BELIEVED` and in
-/// `passed` are kept, and the proxy's own address is appended to `X-Forwarded-For`.
-pub fn set(
-    headers: &mut HeaderMap,
-    peer: Peer,
-    believed: bool,
-    passed: &[HeaderName],
-    host: &HeaderValue,
-    request_id: &HeaderValue,
-) {
-    strip_where(headers, |name| {
-        is_removed(name.as_str()) && !(believed && (BELIEVED.contains(name) || passed.contains(name)))
-    });
-    let proto = if peer.tls { "https" } else { "http" };
-    headers.entry(PROTO).or_insert(HeaderValue::from_static(proto));
-    headers.entry(HOST).or_insert_with(|| host.clone());
-    headers.insert(REQUEST_ID, request_id.clone());
-    if let Some(address) = peer.address {
-        let mut list = String::new();
-        for value in headers.get_all(FOR) {
-            // Kept only from a trusted proxy; what is no text there stands as `unknown` (RFC 7239 section 6).
-            let _ = write!(list, "{}, ", value.to_str().unwrap_or("unknown"));
-        }
-        let _ = write!(list, "{}", address.to_canonical());
-        if let Ok(value) = HeaderValue::try_from(list) {
-            headers.insert(FOR, value);
+/// What the upstream is told about the connection of a request.
+pub struct Forwarding<'a> {
+    /// The other end of the connection.
+    pub peer: Peer,
+    /// Whether the peer is a trusted proxy.
+    pub is_trusted: bool,
+    /// Headers that are kept from a trusted proxy, in addition to the standard ones.
+    pub pass_headers: &'a [HeaderName],
+    /// For `X-Forwarded-Host`.
+    pub host: &'a HeaderValue,
+    /// For `X-Request-Id`.
+    pub request_id: &'a HeaderValue,
+}
+
+impl Forwarding<'_> {
+    /// Sets the forwarding headers in place of those that the client sent. From a trusted proxy, `TRUSTED_HEADERS` and
+    /// `pass_headers` are kept, and its own address is appended to `X-Forwarded-For`.
+    pub fn set_headers(&self, headers: &mut HeaderMap) {
+        strip_where(headers, |name| {
+            let is_kept = TRUSTED_HEADERS.contains(name) || self.pass_headers.contains(name);
+            is_removed(name.as_str()) && !(self.is_trusted && is_kept)
+        });
+        let proto = if self.peer.tls { "https" } else { "http" };
+        headers.entry(PROTO).or_insert(HeaderValue::from_static(proto));
+        headers.entry(HOST).or_insert_with(|| self.host.clone());
+        headers.insert(REQUEST_ID, self.request_id.clone());
+        if let Some(address) = self.peer.address {
+            let mut list = String::new();
+            for value in headers.get_all(FORWARDED_FOR) {
+                // Kept only from a trusted proxy; a value that is not text becomes `unknown` (RFC 7239 section 6).
+                let _ = write!(list, "{}, ", value.to_str().unwrap_or("unknown"));
+            }
+            let _ = write!(list, "{}", address.to_canonical());
+            if let Ok(value) = HeaderValue::try_from(list) {
+                headers.insert(FORWARDED_FOR, value);
+            }
         }
     }
 }
 
-/// Removes every header, or trailer, about forwarding.
+/// Removes all forwarding headers, also from trailers.
 pub(super) fn strip(headers: &mut HeaderMap) {
     strip_where(headers, |name| is_removed(name.as_str()));
 }
@@ -141,21 +90,21 @@ fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&HeaderName) -> bool)
 }
 
 /// The headers about forwarding that are kept from a trusted proxy, in exactly this spelling.
-const BELIEVED: [HeaderName; 6] =
-    [FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
+const TRUSTED_HEADERS: [HeaderName; 6] =
+    [FORWARDED_FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
 
-/// Whether a caller's header is removed unless a trusted proxy sent it: one that says where the request came from or what its
-/// target was, one that a proxy and a backend use between themselves,
-/// among them those in which other authenticating proxies say who calls, or a second spelling of a framing header.
+/// Whether a client's header is removed unless a trusted proxy sent it. Removed are headers that state the origin or the
+/// target of a request, those between a proxy and its backend (among them the identity headers of other authenticating
+/// proxies), and other spellings of framing headers.
 ///
-/// SECURITY: proxies in front pass on what they do not know, so that these are a stranger's word from a trusted proxy, too.
+/// SECURITY: proxies forward headers that they do not know, so that these may be a client's even from a trusted proxy.
 /// Some backends take the target from `X-Original-URL`, so that a public route would open all others; CGI makes `Proxy` the
 /// variable `HTTP_PROXY` (CVE-2016-5385). Spellings are folded as in `identity::IdentityHeaders::owns_name`: `X_Forwarded_For` is
 /// `X-Forwarded-For` to many backends.
 pub fn is_removed(name: &str) -> bool {
     let (names, prefixes): (&[&str], &[&str]) = match name.as_bytes().first() {
         Some(b'c') => {
-            // SECURITY: the real one was checked against the body; a backend that folds names would see a second.
+            // SECURITY: only this spelling was checked against the body; a backend that folds names would see a second value.
             if name != CONTENT_LENGTH.as_str() && folds_to(name, CONTENT_LENGTH.as_str()) {
                 return true;
             }
@@ -166,7 +115,7 @@ pub fn is_removed(name: &str) -> bool {
             &["fastly-client-ip", "fastly-ssl", "fly-client-ip", "forwarded", "front-end-https"],
             &["fly-forwarded-", "forwarded-"],
         ),
-        // Java code asks for the names of CGI variables, as they are.
+        // Java code looks these up by the names of CGI variables.
         Some(b'h') => (&["http-client-ip", "http-forwarded"], &["http-forwarded-", "http-x-forwarded-"]),
         Some(b'i') => (&["incap-client-ip"], &[]),
         Some(b'p') => (&["proxy", "proxy-client-ip"], &[]),
@@ -244,7 +193,8 @@ const X_PREFIXES: [&str; 16] = [
     "x-vercel-forwarded-",
 ];
 
-/// Whether the name is `own` to a backend that reads every character but letters and digits as one. Both are in lower case.
+/// Whether a backend that takes all characters but letters and digits for the same reads `name` as `own`. Both are in lower
+/// case.
 fn folds_to(name: &str, own: &str) -> bool {
     name.len() == own.len()
         && name
@@ -265,43 +215,20 @@ mod tests {
         map
     }
 
-    fn trusted() -> Trusted {
-        Trusted { networks: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()], unix: false }
-    }
-
-    fn peer(address: &str) -> Peer {
-        Peer { address: Some(address.parse().unwrap()), uid: None, tls: false }
-    }
-
     #[track_caller]
-    fn check_client(from: &str, forwarded: &[&str], expected: &str) {
-        let headers = map(&forwarded.iter().map(|value| ("x-forwarded-for", *value)).collect::<Vec<_>>());
-        assert_eq!(trusted().client(peer(from), &headers), Some(expected.parse().unwrap()));
-    }
-
-    #[test]
-    fn the_client_is_the_last_address_that_no_trusted_proxy_has() {
-        check_client("192.0.2.1", &["1.1.1.1"], "192.0.2.1");
-        check_client("10.0.0.1", &[], "10.0.0.1");
-        check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1"], "1.1.1.1");
-        check_client("10.0.0.1", &["6.6.6.6, 1.1.1.1, 10.0.0.2"], "1.1.1.1");
-        check_client("10.0.0.1", &["6.6.6.6", "1.1.1.1", "10.0.0.2"], "1.1.1.1");
-        check_client("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3");
-        check_client("10.0.0.1", &["1.1.1.1, junk, 10.0.0.2"], "10.0.0.2");
-        check_client("::ffff:10.0.0.1", &["[2001:db8::1]:443"], "2001:db8::1");
-    }
-
-    #[track_caller]
-    fn check_set(believed: bool, before: &[(&str, &str)], after: &[(&str, &str)]) {
+    fn check_set(is_trusted: bool, before: &[(&str, &str)], after: &[(&str, &str)]) {
         let mut headers = map(before);
         let host = HeaderValue::from_static("api.test");
         let passed = [HeaderName::from_static("x-real-ip")];
-        set(&mut headers, peer("10.0.0.1"), believed, &passed, &host, &HeaderValue::from_static("id-1"));
+        let peer = Peer { address: Some("10.0.0.1".parse().unwrap()), uid: None, tls: false };
+        let request_id = &HeaderValue::from_static("id-1");
+        let forwarding = Forwarding { peer, is_trusted, pass_headers: &passed, host: &host, request_id };
+        forwarding.set_headers(&mut headers);
         assert_eq!(headers, map(after));
     }
 
     #[test]
-    fn a_strangers_word_is_replaced_in_every_spelling() {
+    fn untrusted_forwarded_headers_are_replaced_in_every_spelling() {
         check_set(
             false,
             &[
@@ -334,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_trusted_proxys_word_is_kept_and_the_peer_appended() {
+    fn trusted_forwarded_headers_are_kept_and_peer_appended() {
         check_set(
             true,
             &[
@@ -395,20 +322,20 @@ mod tests {
     }
 
     #[test]
-    fn other_spellings_of_framing_headers_are_removed() {
+    fn misspelled_framing_headers_are_removed() {
         for name in ["content_length", "content.length", "transfer_encoding", "transfer~encoding"] {
             assert!(is_removed(name), "{name}");
         }
     }
 
     #[test]
-    fn a_request_id_is_kept_from_a_trusted_proxy_if_it_is_plain() {
+    fn plain_request_id_of_trusted_proxy_is_kept() {
         let long = "a".repeat(129);
-        assert_eq!(request_id(&map(&[("x-request-id", "a.B-1_2")]), true), "a.B-1_2");
-        for (value, believed) in
+        assert_eq!(choose_request_id(&map(&[("x-request-id", "a.B-1_2")]), true), "a.B-1_2");
+        for (value, is_trusted) in
             [("a.B-1_2", false), ("a b", true), ("", true), (&*long, true), ("a\"b", true)]
         {
-            let id = request_id(&map(&[("x-request-id", value)]), believed);
+            let id = choose_request_id(&map(&[("x-request-id", value)]), is_trusted);
             assert_eq!(id.len(), 36);
             assert_eq!(id.as_bytes()[14], b'4');
             assert!(b"89ab".contains(&id.as_bytes()[19]));

@@ -201,7 +201,7 @@ mod tests {
     use crate::identity::Settings;
 
     #[test]
-    fn trailers_keep_nothing_that_is_keywards_to_say() {
+    fn trailers_lose_identity_and_forwarding_fields() {
         let mut trailers = HeaderMap::new();
         for name in [
             "x-org-id",

@@ -1,5 +1,5 @@
-//! A WebSocket through Keyward: bytes both ways, after the upstream's 101 and the caller's. When Keyward ends it, the caller
-//! is told why, if the upstream's last frame is whole.
+//! WebSocket tunnels: bytes in both directions, once the upstream and the client have switched protocols. When Keyward closes
+//! one, it sends the client a Close frame, unless that would land inside another frame.
 
 use std::io;
 use std::pin::Pin;
@@ -16,44 +16,44 @@ use tokio::time::{sleep, timeout};
 
 use super::websocket::{CloseCode, Frames};
 
-/// For the caller to take the Close and to close as well.
-const GOODBYE: Duration = Duration::from_secs(1);
-/// For what still comes from one side after the other has ended: so much silence ends the tunnel.
-const LAST_WORDS: Duration = Duration::from_secs(2);
+/// For the client to read the Close frame and to close its side.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
+/// After one side has ended, the other may go on sending; the tunnel ends when nothing moves for so long.
+const HALF_CLOSED_IDLE: Duration = Duration::from_secs(2);
 
-/// Carries bytes until both sides have ended, one breaks, one ignores the other's end, or `cut` completes, whose outcome it
-/// gives then.
-pub async fn run<T>(
-    caller: OnUpgrade,
+/// Relays bytes until both sides have ended, one fails, or one is idle after the other has ended; then gives `None`. If `cut`
+/// completes before, closes the client's side with its code and gives its outcome.
+pub async fn relay<T>(
+    client: OnUpgrade,
     upstream: OnUpgrade,
     cut: impl Future<Output = (CloseCode, T)>,
 ) -> Option<T> {
     let mut cut = std::pin::pin!(cut);
-    let both = async { tokio::join!(caller, upstream) };
-    let (caller, upstream) = tokio::select! {
+    let both = async { tokio::join!(client, upstream) };
+    let (client, upstream) = tokio::select! {
         both = both => match both {
-            (Ok(caller), Ok(upstream)) => (caller, upstream),
+            (Ok(client), Ok(upstream)) => (client, upstream),
             _ => return None,
         },
         (_, outcome) = &mut cut => return Some(outcome),
     };
     let traffic = Arc::<Traffic>::default();
-    let mut caller =
-        Caller { io: TokioIo::new(caller), frames: Frames::default(), traffic: Arc::clone(&traffic) };
+    let mut client =
+        Client { io: TokioIo::new(client), frames: Frames::default(), traffic: Arc::clone(&traffic) };
     let mut upstream = TokioIo::new(upstream);
     let (code, outcome) = tokio::select! {
-        // Either end may break at any time; that is how tunnels end.
-        _ = copy_bidirectional(&mut caller, &mut upstream) => return None,
-        () = traffic.over() => return None,
+        // A broken connection is an ordinary end of a tunnel.
+        _ = copy_bidirectional(&mut client, &mut upstream) => return None,
+        () = traffic.wait_until_idle() => return None,
         cut = cut => cut,
     };
     drop(upstream);
-    // A caller who does not listen is closed all the same.
-    let _ = timeout(GOODBYE, caller.close(code)).await;
+    // A client that does not read is closed all the same.
+    let _ = timeout(CLOSE_TIMEOUT, client.close(code)).await;
     Some(outcome)
 }
 
-/// What passed, as seen at the caller's end.
+/// Reads and writes on the client's side, and whether a side has ended.
 #[derive(Default)]
 struct Traffic {
     ended: Notify,
@@ -61,8 +61,8 @@ struct Traffic {
 }
 
 impl Traffic {
-    /// Completes when one side has ended and the other says nothing more, and does not end.
-    async fn over(&self) {
+    /// Completes when one side has ended and the other neither sends nor ends.
+    async fn wait_until_idle(&self) {
         self.ended.notified().await;
         let mut before = None;
         loop {
@@ -71,36 +71,37 @@ impl Traffic {
                 return;
             }
             before = Some(now);
-            sleep(LAST_WORDS).await;
+            sleep(HALF_CLOSED_IDLE).await;
         }
     }
 
-    fn moved(&self) {
+    fn count_activity(&self) {
         self.reads_and_writes.fetch_add(1, Ordering::Relaxed);
     }
 }
 
-/// The caller's end, which knows where the frames that went to it stand.
-struct Caller {
+/// The client's side, which follows the frames that are sent to it.
+struct Client {
     io: TokioIo<Upgraded>,
     frames: Frames,
     traffic: Arc<Traffic>,
 }
 
-impl Caller {
+impl Client {
     async fn close(&mut self, code: CloseCode) -> io::Result<()> {
         if self.frames.may_close() {
-            self.io.write_all(&code.frame()).await?;
+            self.io.write_all(&code.to_frame()).await?;
         }
         self.io.shutdown().await?;
-        // Until the caller has closed too: what it still sends would otherwise reset the connection under the Close.
+        // Until the client has closed too: data that arrives at a closed socket resets the connection, and the client could
+        // lose the Close frame.
         let mut unread = [0; 4096];
         while self.io.read(&mut unread).await? > 0 {}
         Ok(())
     }
 }
 
-impl AsyncRead for Caller {
+impl AsyncRead for Client {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -109,7 +110,7 @@ impl AsyncRead for Caller {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buffer);
         if polled.is_ready() {
-            self.traffic.moved();
+            self.traffic.count_activity();
             if buffer.filled().len() == before {
                 self.traffic.ended.notify_one();
             }
@@ -118,12 +119,12 @@ impl AsyncRead for Caller {
     }
 }
 
-impl AsyncWrite for Caller {
+impl AsyncWrite for Client {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, bytes);
         if let Poll::Ready(Ok(written)) = polled {
-            self.frames.pass(&bytes[..written]);
-            self.traffic.moved();
+            self.frames.follow(&bytes[..written]);
+            self.traffic.count_activity();
         }
         polled
     }

@@ -1,43 +1,43 @@
-//! Where a stream of WebSocket frames stands (RFC 6455 section 5.2), so that a Close of Keyward's own can follow the last
-//! whole frame, and never lands inside one. Looks at lengths alone; payloads pass unread.
+//! Follows the boundaries of WebSocket frames (RFC 6455 section 5.2), so that a Close frame of Keyward's own is sent between
+//! two frames and never inside one. Reads heads alone, not payloads.
 
 /// Why Keyward closes a WebSocket (RFC 6455 section 7.4.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseCode {
-    /// Keyward ends.
+    /// Keyward shuts down.
     GoingAway = 1001,
-    /// The key is no longer good.
+    /// The key is no longer valid or permitted.
     PolicyViolation = 1008,
-    /// Nobody can say whether the key is good (in the IANA registry of close codes).
+    /// The key cannot be validated (the code is from IANA's registry).
     TryAgainLater = 1013,
 }
 
 impl CloseCode {
     /// A whole Close frame, as a server sends it: unmasked.
-    pub(super) fn frame(self) -> [u8; 4] {
+    pub(super) fn to_frame(self) -> [u8; 4] {
         let [high, low] = (self as u16).to_be_bytes();
         [0x80 | CLOSE, 2, high, low]
     }
 }
 
 const CLOSE: u8 = 0x8;
-/// Flags and opcode, mask bit and length, and up to eight bytes of longer length.
+/// Flags and opcode, mask bit and short length, and up to eight bytes of extended length.
 const LONGEST_HEAD: usize = 10;
 
 /// Follows the frames of one direction.
 #[derive(Debug, Default)]
 pub(super) struct Frames {
     head: [u8; LONGEST_HEAD],
-    /// Of the head, how much is there.
+    /// Bytes of the head that have been read.
     read: usize,
-    /// Of the mask and the payload, how much is still to come.
+    /// Bytes of the mask and the payload that are still to come.
     payload: u64,
     closed: bool,
 }
 
 impl Frames {
-    /// Bytes that have passed.
-    pub(super) fn pass(&mut self, mut bytes: &[u8]) {
+    /// Takes the next bytes of the stream.
+    pub(super) fn follow(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             if self.payload > 0 {
                 let here = usize::try_from(self.payload).unwrap_or(usize::MAX).min(bytes.len());
@@ -48,7 +48,7 @@ impl Frames {
             self.head[self.read] = bytes[0];
             self.read += 1;
             bytes = &bytes[1..];
-            if let Some(payload) = self.head_is_whole() {
+            if let Some(payload) = self.payload_length() {
                 self.closed |= self.head[0] & 0x0f == CLOSE;
                 self.payload = payload;
                 self.read = 0;
@@ -56,13 +56,13 @@ impl Frames {
         }
     }
 
-    /// Whether a Close may follow: between two frames, and there was none yet. Within a fragmented message it may.
+    /// Whether a Close frame may be sent now: between two frames, also of a fragmented message, and after no other Close.
     pub(super) fn may_close(&self) -> bool {
         self.read == 0 && self.payload == 0 && !self.closed
     }
 
-    /// What follows a head once it is whole: the mask, if any, and the payload.
-    fn head_is_whole(&self) -> Option<u64> {
+    /// The bytes of mask and payload that follow the head; `None` until the head is complete.
+    fn payload_length(&self) -> Option<u64> {
         let second = *self.head[..self.read].get(1)?;
         let mask = if second & 0x80 != 0 { 4 } else { 0 };
         let extended = self.head[2..].first_chunk::<8>()?;
@@ -104,7 +104,7 @@ mod tests {
         for piece in [1, 2, 3, 7, 4096, frame.len()] {
             let (mut frames, mut passed) = (Frames::default(), 0);
             for piece in frame.chunks(piece) {
-                frames.pass(piece);
+                frames.follow(piece);
                 passed += piece.len();
                 assert_eq!(frames.may_close(), passed == frame.len(), "{length} {mask}: {passed}");
             }
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn only_after_the_last_byte_of_a_frame_may_a_close_follow() {
+    fn close_may_follow_only_a_complete_frame() {
         assert!(Frames::default().may_close());
         for length in [0, 1, 125, 126, 127, 255, 256, 65_535, 65_536, 70_000] {
             for mask in [false, true] {
@@ -124,31 +124,31 @@ mod tests {
     }
 
     #[test]
-    fn frames_in_one_piece_are_told_apart() {
+    fn frames_in_one_read_are_separated() {
         let mut frames = Frames::default();
         let mut bytes = [frame(0x81, 3, false), frame(0x82, 300, false), frame(0x80, 0, false)].concat();
-        frames.pass(&bytes);
+        frames.follow(&bytes);
         assert!(frames.may_close());
         bytes.pop();
         bytes.extend(frame(0x82, 300, false));
-        frames.pass(&bytes[..bytes.len() - 1]);
+        frames.follow(&bytes[..bytes.len() - 1]);
         assert!(!frames.may_close());
     }
 
     #[test]
-    fn nothing_follows_a_close() {
+    fn nothing_follows_close_frame() {
         let mut frames = Frames::default();
-        frames.pass(&CloseCode::PolicyViolation.frame());
+        frames.follow(&CloseCode::PolicyViolation.to_frame());
         assert!(!frames.may_close());
-        assert_eq!(CloseCode::PolicyViolation.frame(), [0x88, 2, 0x03, 0xF0]);
-        assert_eq!(CloseCode::TryAgainLater.frame(), [0x88, 2, 0x03, 0xF5]);
-        assert_eq!(CloseCode::GoingAway.frame(), [0x88, 2, 0x03, 0xE9]);
+        assert_eq!(CloseCode::PolicyViolation.to_frame(), [0x88, 2, 0x03, 0xF0]);
+        assert_eq!(CloseCode::TryAgainLater.to_frame(), [0x88, 2, 0x03, 0xF5]);
+        assert_eq!(CloseCode::GoingAway.to_frame(), [0x88, 2, 0x03, 0xE9]);
     }
 
     #[test]
-    fn a_length_beyond_all_measure_is_only_a_long_wait() {
+    fn huge_frame_length_never_overflows() {
         let mut frames = Frames::default();
-        frames.pass(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
+        frames.follow(&[0x82, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]);
         assert!(!frames.may_close());
     }
 }

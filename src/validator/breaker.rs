@@ -1,5 +1,5 @@
-//! Circuit breaker: while Scalekit is down, requests are refused at once instead of waiting for the time limit, and one
-//! validation a second probes whether it is back.
+//! Circuit breaker: while Scalekit is down, requests are refused at once instead of waiting for the time limit, and one call a
+//! second is admitted as a probe.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -9,12 +9,11 @@ use tokio::time::Instant;
 
 use crate::scalekit::Verdict;
 
-/// Validations in a row that failed with an outage before it opens.
+/// Consecutive outages before it opens.
 const FAILURES: u32 = 5;
-/// Between two validations that are let through while it is open.
+/// Between two probes while it is open.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Counts outages, and remembers when to try again.
 #[derive(Debug, Default)]
 pub(super) struct Breaker(Mutex<State>);
 
@@ -23,16 +22,16 @@ struct State {
     failures: u32,
     /// When Scalekit last answered.
     answered: Option<Instant>,
-    /// Set while open.
+    /// Set while it is open.
     next_probe: Option<Instant>,
 }
 
-/// How a validation ended.
+/// How a call ended.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ended {
-    /// An answer, whatever it says.
+    /// With any answer, so that Scalekit is up.
     Answered,
-    /// No answer, or that Scalekit cannot give one.
+    /// Without an answer, or with one that says that Scalekit is down.
     Outage,
 }
 
@@ -46,18 +45,21 @@ impl Ended {
 }
 
 impl Breaker {
-    /// Whether a validation could begin now; if not, in how long.
+    /// Whether a call could begin now. Takes no probe.
+    ///
+    /// # Errors
+    /// In how long it could.
     pub(super) fn check(&self, now: Instant) -> Result<(), Duration> {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         state.next_probe.filter(|next| now < *next).map_or(Ok(()), |next| Err(next - now))
     }
 
-    /// The same for one that does begin: while open, the next one is a second away.
+    /// The same for a call that does begin: while the breaker is open, it is the probe.
     pub(super) fn admit(&self, now: Instant) -> Result<(), Duration> {
         self.check(now)?;
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &mut state.next_probe {
-            // Another validation took this turn.
+            // Another call took this probe since the check.
             Some(next) if now < *next => Err(*next - now),
             Some(next) => {
                 *next = now + PROBE_EVERY;
@@ -67,11 +69,11 @@ impl Breaker {
         }
     }
 
-    /// A validation ended. Gives whether the breaker is now open.
+    /// Records how a call ended, and gives whether the breaker is open now.
     pub(super) fn record(&self, ended: Ended, began: Instant, now: Instant) -> bool {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match ended {
-            // Scalekit answered since: this one is of an outage that is over.
+            // The call began before Scalekit last answered: its outage is over.
             Ended::Outage if state.answered.is_some_and(|answered| began < answered) => {}
             Ended::Outage => {
                 state.failures = state.failures.saturating_add(1);

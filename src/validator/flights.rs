@@ -1,5 +1,5 @@
-//! Sharing one validation among requests of one key, so that no request is ever answered by a validation that began
-//! before it arrived: who comes while flights are in the air boards the next one, and nobody joins one that has left.
+//! Shares one validation among requests with the same key. A request that arrives while flights are in the air boards the
+//! next one and never one that has left, so that no request gets a verdict of a validation that began before it arrived.
 //!
 //! This is the bookkeeping alone, without clock, task or lock; `tests/it/flights.rs` checks it over all interleavings.
 
@@ -22,7 +22,7 @@ struct Lane<F> {
 /// What becomes of a request that arrives.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Arrival<F> {
-    /// A flight of its own leaves now; whoever got this must fly it, and call `land` after.
+    /// A flight of its own leaves now. The caller must run it, and call `land` after.
     Departs(F),
     /// It boards a flight that leaves when one in the air lands.
     Boards(F),
@@ -34,7 +34,7 @@ impl<K: Eq + Hash, F: Clone> Board<K, F> {
         Self { lanes: HashMap::new(), at_once: at_once.max(1) }
     }
 
-    /// A request for this key arrives.
+    /// Assigns an arriving request to a flight, which `flight` makes if it is a new one.
     pub fn arrive(&mut self, key: K, flight: impl FnOnce() -> F) -> Arrival<F> {
         let lane = self.lanes.entry(key).or_insert(Lane { in_the_air: 0, boarding: None });
         if lane.in_the_air < self.at_once {
@@ -45,7 +45,7 @@ impl<K: Eq + Hash, F: Clone> Board<K, F> {
         }
     }
 
-    /// A flight of this key has landed. Gives the one that leaves in its place: fly it, and call `land` after.
+    /// A flight of this key has landed. Gives the one that leaves in its place, if any: run it, and call `land` after.
     pub fn land(&mut self, key: &K) -> Option<F> {
         let lane = self.lanes.get_mut(key)?;
         let next = lane.boarding.take();
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_boards_a_flight_that_has_left() {
+    fn request_cannot_board_departed_flight() {
         let mut board = Board::new(2);
         assert_eq!(board.arrive("key", || 1), Arrival::Departs(1));
         assert_eq!(board.arrive("key", || 2), Arrival::Departs(2));

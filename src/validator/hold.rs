@@ -1,5 +1,5 @@
-//! Backoff after Scalekit answers 429. Unknown keys are refused until the time that it named. Keys that were good
-//! lately, and open streams, go on at a pace of their own that halves its pause with each answer and doubles it with each
+//! Backoff after Scalekit answers 429. Unknown keys are refused until the time that it named. Keys that were good lately, and
+//! open streams, are still sent, each class with a pause between calls that halves with each verdict and doubles with each
 //! further 429: a flood of unknown keys must not lock them out, and they must not overload a Scalekit that throttles.
 
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::shares::Class;
 
-/// How long unknown keys are held where Scalekit does not say, and at least.
+/// How long unknown keys are held at least, and where Scalekit names no time.
 const SHORTEST: Duration = Duration::from_secs(1);
 /// Between two calls, right after the first 429.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -37,7 +37,10 @@ struct Pace {
 }
 
 impl Hold {
-    /// Whether a request of this class would be refused now; if so, for how long.
+    /// Whether a call of this class may begin, now or at its pace.
+    ///
+    /// # Errors
+    /// How long unknown keys are still held.
     pub(super) fn check(&self, class: Class, now: Instant) -> Result<(), Duration> {
         let state = self.lock();
         match state.until {
@@ -46,14 +49,14 @@ impl Hold {
         }
     }
 
-    /// When a call of this class may begin.
+    /// Takes the next turn of this class, and gives when it is.
     ///
     /// # Errors
-    /// How long to wait, where that is later than `latest`.
+    /// In how long it would be, where that is later than `latest`.
     pub(super) fn reserve(&self, class: Class, now: Instant, latest: Instant) -> Result<Instant, Duration> {
         let mut state = self.lock();
         let Some(until) = state.until.filter(|until| now < *until) else { return Ok(now) };
-        let Some(pace) = state.pace(class) else { return Err(until - now) };
+        let Some(pace) = state.pace_of(class) else { return Err(until - now) };
         let at = pace.next.map_or(now, |next| next.max(now));
         if at > latest {
             return Err(at - now);
@@ -62,7 +65,7 @@ impl Hold {
         Ok(at)
     }
 
-    /// Scalekit throttled a call; `wait` is what it asked for.
+    /// Scalekit answered 429; `wait` is its `Retry-After`.
     pub(super) fn record_throttled(
         &self,
         class: Class,
@@ -77,7 +80,7 @@ impl Hold {
         if !was_held {
             let first = || Pace { pause: FIRST_PAUSE, next: Some(now + FIRST_PAUSE), changed: Some(now) };
             (state.good, state.streams) = (first(), first());
-        } else if let Some(pace) = state.pace(class)
+        } else if let Some(pace) = state.pace_of(class)
             && pace.changed.is_none_or(|changed| changed <= began)
         {
             let pause = (pace.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
@@ -85,10 +88,10 @@ impl Hold {
         }
     }
 
-    /// Scalekit gave a verdict.
+    /// Scalekit gave a verdict for a call that began at `began`.
     pub(super) fn record_answer(&self, class: Class, began: Instant) {
         let mut state = self.lock();
-        if let Some(pace) = state.pace(class)
+        if let Some(pace) = state.pace_of(class)
             && pace.changed.is_some_and(|changed| changed <= began)
         {
             let half = pace.pause / 2;
@@ -102,7 +105,7 @@ impl Hold {
 }
 
 impl State {
-    fn pace(&mut self, class: Class) -> Option<&mut Pace> {
+    fn pace_of(&mut self, class: Class) -> Option<&mut Pace> {
         match class {
             Class::Unknown => None,
             Class::Good => Some(&mut self.good),

@@ -1,5 +1,5 @@
-//! What part of the calls, of the budget and of the waiting places each kind of validation may use, so that keys that
-//! nobody has vouched for cannot take all of it.
+//! The share of calls, budget and waiting places that each class of validations may use, so that unknown keys cannot take
+//! all.
 
 use std::time::Duration;
 
@@ -9,16 +9,16 @@ use tokio::time::Instant;
 
 use crate::credential::KeyDigest;
 
-/// How long a key counts as recently good. A hint for admission: the verdict is still asked.
+/// How long a key counts as recently good. It decides about shares alone: the key is still validated.
 const GOOD_FOR: Duration = Duration::from_secs(600);
-/// A good key is written again after this time, not with each request.
+/// A good key is recorded again after this time, not at each request.
 const REFRESH_EVERY: Duration = Duration::from_secs(60);
 const GOOD_KEYS: u64 = 20_000;
 
-/// Whose validation it is.
+/// What a validation is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
-    /// A request with a key that was not good lately: perhaps new, perhaps junk.
+    /// A request with a key that was not good in the last ten minutes.
     Unknown,
     /// A request with a key that was good in the last ten minutes.
     Good,
@@ -26,7 +26,7 @@ pub(super) enum Class {
     Stream,
 }
 
-/// What is kept of a limit for keys that were good lately: a quarter.
+/// The share of a limit that is kept for keys that were good lately.
 pub(super) fn kept_share(limit: usize) -> usize {
     limit / 4
 }
@@ -43,30 +43,30 @@ impl Default for GoodKeys {
 }
 
 impl GoodKeys {
-    /// When this key was last written as good, if that is not too long ago.
-    pub(super) fn since(&self, key: &KeyDigest) -> Option<Instant> {
+    /// When this key was last recorded as good, unless that is too long ago.
+    pub(super) fn good_since(&self, key: &KeyDigest) -> Option<Instant> {
         self.0.get(key)
     }
 
-    /// The key was found good; `since` is what [`Self::since`] said before.
+    /// The key is valid; `since` is the result of [`Self::good_since`] before the call.
     pub(super) fn confirm(&self, key: KeyDigest, since: Option<Instant>, now: Instant) {
         if since.is_none_or(|since| now.saturating_duration_since(since) >= REFRESH_EVERY) {
             self.0.insert(key, now);
         }
     }
 
-    /// The key was found bad.
+    /// The key is invalid.
     pub(super) fn forget(&self, key: &KeyDigest) {
-        // Most bad keys were never good, and looking is cheaper than removing.
+        // Most bad keys were never good, and a lookup is cheaper than an invalidation.
         if self.0.contains_key(key) {
             self.0.invalidate(key);
         }
     }
 }
 
-/// Places for calls to Scalekit.
+/// Limits concurrent calls to Scalekit.
 pub(super) struct Calls {
-    /// For everybody.
+    /// For every class.
     shared: Semaphore,
     /// For keys that were good lately, and for streams.
     kept: Semaphore,
@@ -141,14 +141,14 @@ mod tests {
             Digester::new().unwrap().digest(&key)
         };
         let began = Instant::now();
-        assert_eq!(keys.since(&digest), None);
+        assert_eq!(keys.good_since(&digest), None);
         keys.confirm(digest, None, began);
         keys.confirm(digest, Some(began), began + REFRESH_EVERY / 2);
-        assert_eq!(keys.since(&digest), Some(began));
+        assert_eq!(keys.good_since(&digest), Some(began));
         let later = began + REFRESH_EVERY;
         keys.confirm(digest, Some(began), later);
-        assert_eq!(keys.since(&digest), Some(later));
+        assert_eq!(keys.good_since(&digest), Some(later));
         keys.forget(&digest);
-        assert_eq!(keys.since(&digest), None);
+        assert_eq!(keys.good_since(&digest), None);
     }
 }

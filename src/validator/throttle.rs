@@ -7,28 +7,27 @@ use std::time::Duration;
 use moka::sync::Cache;
 use tokio::time::{Instant, sleep};
 
-/// How many addresses are remembered, in some 300 bytes each (`budget::Plan` counts them with the process).
+/// How many addresses are remembered, in some 300 bytes each (`memory_plan::Plan` counts them with the process).
 const ADDRESSES: u64 = 10_000;
-/// How often a call looks whether another has given back what it needs.
+/// Between two looks whether another call has given back its reservation.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// An allowance that refills evenly over a minute.
 #[derive(Debug)]
 pub(super) struct Allowance {
     left: f64,
-    /// Of those taken, how many may still be given back.
+    /// Taken, and may still be given back.
     outstanding: u32,
     since: Instant,
 }
 
 impl Allowance {
-    /// A full one.
     pub(super) fn new(per_minute: u32, now: Instant) -> Self {
         Self { left: f64::from(per_minute), outstanding: 0, since: now }
     }
 
-    /// What is left now.
-    pub(super) fn left(&mut self, per_minute: u32, now: Instant) -> f64 {
+    /// Adds what has accrued, and gives what is left.
+    pub(super) fn refill(&mut self, per_minute: u32, now: Instant) -> f64 {
         let per_minute = f64::from(per_minute);
         let gained = now.saturating_duration_since(self.since).as_secs_f64() / 60.0 * per_minute;
         self.left = (self.left + gained).min(per_minute);
@@ -36,9 +35,12 @@ impl Allowance {
         self.left
     }
 
-    /// Takes one and leaves at least `keep`, or says in how long that will be possible.
+    /// Takes one and leaves at least `keep`.
+    ///
+    /// # Errors
+    /// In how long that will be possible.
     pub(super) fn take(&mut self, per_minute: u32, keep: u32, now: Instant) -> Result<(), Duration> {
-        let left = self.left(per_minute, now) - f64::from(keep);
+        let left = self.refill(per_minute, now) - f64::from(keep);
         if left < 1.0 {
             return Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(per_minute.max(1))));
         }
@@ -47,8 +49,8 @@ impl Allowance {
     }
 
     /// Gives back one that was taken and not used.
-    fn refund(&mut self, per_minute: u32, now: Instant) {
-        self.left = (self.left(per_minute, now) + 1.0).min(f64::from(per_minute));
+    pub(super) fn refund(&mut self, per_minute: u32, now: Instant) {
+        self.left = (self.refill(per_minute, now) + 1.0).min(f64::from(per_minute));
     }
 }
 
@@ -75,23 +77,26 @@ impl Throttle {
         Self { per_minute, addresses: self.addresses.clone() }
     }
 
-    /// Whether a key that was not good lately may be asked about; if not, in how long.
+    /// Whether a key that was not good lately may be validated for this client.
+    ///
+    /// # Errors
+    /// In how long it may be.
     pub(super) fn admit(&self, client: IpAddr, now: Instant) -> Result<(), Duration> {
         let Some(allowance) = self.addresses.get(&subscriber_network(client)) else {
             return Ok(());
         };
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        let left = allowance.left(self.per_minute, now) + f64::from(allowance.outstanding);
+        let left = allowance.refill(self.per_minute, now) + f64::from(allowance.outstanding);
         if left >= 1.0 {
             return Ok(());
         }
         Err(Duration::from_secs_f64((1.0 - left) * 60.0 / f64::from(self.per_minute)))
     }
 
-    /// Takes one bad key out of the allowance for a call that is about to begin. Where others that are under way may still
-    /// give theirs back, it waits for them until `latest`.
+    /// Takes one bad key out of the allowance for a call that is about to begin. If none is left, but calls under way may still
+    /// give theirs back, waits for them until `latest`.
     ///
-    /// SECURITY: before the call, or as many as may wait would be asked about each time there is one left.
+    /// SECURITY: taken before the call, as otherwise all waiting requests would be sent whenever one is left.
     ///
     /// # Errors
     /// In how long it will be possible.
@@ -114,7 +119,7 @@ impl Throttle {
         }
     }
 
-    /// The call that was reserved for has ended, and found a bad key or not.
+    /// Ends a reservation: only a bad key costs allowance.
     pub(super) fn settle(&self, client: IpAddr, found_bad_key: bool, now: Instant) {
         let allowance = self.allowance_of(client, now);
         let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_address_that_used_up_its_allowance_waits_and_others_do_not() {
+    async fn only_address_without_allowance_waits() {
         let (throttle, now) = (Throttle::new(60), Instant::now());
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
@@ -166,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn trying_many_keys_at_once_gets_no_more_of_them_through() {
+    async fn concurrent_attempts_do_not_exceed_allowance() {
         let throttle = Throttle::new(60);
         let client = IpAddr::from([192, 0, 2, 1]);
         let mut through = 0;
@@ -180,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn call_that_found_no_bad_key_costs_no_allowance() {
+    async fn call_without_bad_key_costs_no_allowance() {
         let (throttle, now) = (Throttle::new(2), Instant::now());
         let client = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..10 {
@@ -192,7 +197,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn call_waits_for_what_others_may_give_back() {
+    async fn call_waits_for_allowance_others_may_return() {
         let throttle = Arc::new(Throttle::new(1));
         let client = IpAddr::from([192, 0, 2, 1]);
         let latest = Instant::now() + Duration::from_secs(1);
@@ -209,7 +214,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ipv4_address_written_as_ipv6_is_the_same_address() {
+    async fn ipv4_mapped_ipv6_is_same_address() {
         let (throttle, now) = (Throttle::new(1), Instant::now());
         assert!(spend(&throttle, IpAddr::from([192, 0, 2, 1]), now).await);
         assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());

@@ -1,58 +1,58 @@
-//! The admin port: whether Keyward lives and is ready, and what it counts.
+//! The admin port: liveness, readiness and metrics.
 
 use keyward_emulator as emulator;
 
 use crate::support::raw::Client;
-use crate::support::{Setup, Stage, soon};
+use crate::support::{Setup, Stage, wait_until};
 
 const BAD: &str = "0123456789ABCDEFGHIJabcdefghij";
 
 async fn metrics(stage: &Stage) -> String {
-    let reply = stage.ask_admin("/metrics").await;
+    let reply = stage.get_admin("/metrics").await;
     assert_eq!(reply.status, 200);
     assert!(reply.header("content-type").unwrap().starts_with("text/plain; version=0.0.4;"));
     reply.text()
 }
 
-/// The value of a series, 0 where there is none.
+/// The value of a series, 0 if it does not exist.
 fn value(text: &str, series: &str) -> f64 {
     let line = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 #[tokio::test]
-async fn readiness_follows_the_first_probe_and_ends_with_the_drain() {
+async fn readiness_follows_first_probe_and_ends_with_drain() {
     let settings = emulator::Settings { client_secret: "another".into(), ..emulator::Settings::default() };
     let server = "drain_delay = \"300ms\"";
     let mut stage = Stage::with(Setup { emulator: settings, ready: false, server, ..Setup::default() }).await;
-    let reply = stage.ask_admin("/readyz").await;
+    let reply = stage.get_admin("/readyz").await;
     assert_eq!(reply.status, 503);
     assert!(reply.text().starts_with("not ready: "), "{}", reply.text());
-    assert_eq!(stage.ask_admin("/livez").await.status, 200);
+    assert_eq!(stage.get_admin("/livez").await.status, 200);
     stage.emulator.set_client_secret("dev");
-    let wait = async { while stage.ask_admin("/readyz").await.status != 200 {} };
-    tokio::time::timeout(crate::support::LIMIT, wait).await.unwrap();
+    let wait = async { while stage.get_admin("/readyz").await.status != 200 {} };
+    tokio::time::timeout(crate::support::TEST_TIMEOUT, wait).await.unwrap();
     assert_eq!(value(&metrics(&stage).await, "keyward_ready"), 1.0);
     stage.stop.cancel();
-    let reply = stage.ask_admin("/readyz").await;
+    let reply = stage.get_admin("/readyz").await;
     assert_eq!((reply.status, reply.text().as_str()), (503, "not ready: draining\n"));
     assert_eq!(value(&metrics(&stage).await, "keyward_ready"), 0.0);
-    assert_eq!(stage.ask_admin("/livez").await.status, 200);
+    assert_eq!(stage.get_admin("/livez").await.status, 200);
     (&mut stage.running).await.unwrap();
 }
 
 #[tokio::test]
-async fn counters_move_with_what_happens() {
+async fn counters_follow_requests() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let before = metrics(&stage).await;
     stage.get("/v1", &key).await;
     stage.get("/v1", BAD).await;
     stage.get("/v1", BAD).await;
-    stage.ask("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
-    stage.ask("BREW /public/pot HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    stage.ask("PUT /v1/admin/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    soon(|| stage.metrics.requests_in_flight.get() == 0 && stage.metrics.connections.get() == 0).await;
+    stage.send("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
+    stage.send("BREW /public/pot HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    stage.send("PUT /v1/admin/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    wait_until(|| stage.metrics.requests_in_flight.get() == 0 && stage.metrics.connections.get() == 0).await;
     let after = metrics(&stage).await;
     let requests = |route, method, code, outcome| {
         format!(
@@ -82,12 +82,12 @@ async fn counters_move_with_what_happens() {
 }
 
 #[tokio::test]
-async fn metrics_have_labels_from_the_configuration_alone() {
+async fn metric_labels_come_from_configuration_only() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     stage.get("/canary/path?canary=1", &key).await;
     stage
-        .ask("CANARY /canary HTTP/1.1\r\nhost: canary.test\r\nx-canary: 1\r\nuser-agent: canary\r\n\r\n")
+        .send("CANARY /canary HTTP/1.1\r\nhost: canary.test\r\nx-canary: 1\r\nuser-agent: canary\r\n\r\n")
         .await;
     stage.get("/v1", BAD).await;
     let text = metrics(&stage).await;
@@ -111,12 +111,12 @@ async fn metrics_have_labels_from_the_configuration_alone() {
 #[tokio::test]
 async fn version_and_routes_are_json() {
     let stage = Stage::start().await;
-    let version = stage.ask_admin("/version").await.json();
+    let version = stage.get_admin("/version").await.json();
     assert_eq!(
         (&version["name"], &version["version"]),
         (&"keyward".into(), &env!("CARGO_PKG_VERSION").into())
     );
-    let routes = stage.ask_admin("/routes").await.json();
+    let routes = stage.get_admin("/routes").await.json();
     let routes = routes["routes"].as_array().unwrap();
     assert_eq!(routes.len(), 3);
     let admin = routes.iter().find(|route| route["path"] == "/v1/admin/*").unwrap();
@@ -125,38 +125,38 @@ async fn version_and_routes_are_json() {
 }
 
 #[tokio::test]
-async fn nothing_else_is_there_and_nothing_can_be_changed() {
+async fn admin_port_is_read_only() {
     let stage = Stage::start().await;
     for path in ["/", "/metrics/", "/debug", "/v1", "/livez/x"] {
-        assert_eq!(stage.ask_admin(path).await.status, 404, "{path}");
+        assert_eq!(stage.get_admin(path).await.status, 404, "{path}");
     }
     for method in ["POST", "DELETE", "PUT", "OPTIONS"] {
         let mut client = Client::connect(stage.admin).await;
         client.send(format!("{method} /readyz HTTP/1.1\r\nhost: admin\r\ncontent-length: 0\r\n\r\n")).await;
-        let reply = client.reply().await;
+        let reply = client.read_reply().await;
         assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, HEAD")), "{method}");
     }
     let mut client = Client::connect(stage.admin).await;
     client.send("HEAD /livez HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n").await;
-    let all = String::from_utf8(client.rest().await).unwrap();
+    let all = String::from_utf8(client.read_to_end().await).unwrap();
     assert!(all.starts_with("HTTP/1.1 200 ") && all.ends_with("\r\n\r\n"), "{all}");
-    // The public port has none of it.
+    // The public port does not serve it.
     for path in ["/livez", "/readyz", "/metrics", "/routes", "/version"] {
         assert_eq!(stage.get(path, "").await.status, 401, "{path}");
     }
 }
 
 #[tokio::test]
-async fn web_pages_read_nothing_from_the_admin_port() {
+async fn web_pages_cannot_read_admin_port() {
     let stage = Stage::start().await;
     let ask = async |path: &str, headers: &str| {
         let mut client = Client::connect(stage.admin).await;
         client.send(format!("GET {path} HTTP/1.1\r\n{headers}\r\n")).await;
-        client.reply().await
+        client.read_reply().await
     };
     for path in ["/routes", "/metrics", "/version"] {
         for headers in [
-            // By rebinding: a name of the page's own that leads to loopback.
+            // DNS rebinding: a name of the web page that resolves to loopback.
             "host: evil.example:4481\r\n",
             "host: localhost.evil.example\r\n",
             "host: localhost\r\norigin: http://evil.example\r\n",
@@ -172,12 +172,12 @@ async fn web_pages_read_nothing_from_the_admin_port() {
         let typed = "host: localhost\r\nsec-fetch-site: none\r\nuser-agent: Mozilla/5.0\r\n";
         assert_eq!(ask(path, typed).await.status, 200);
     }
-    // Probes have a host of their own, or none.
+    // Probes send another host, or none.
     for path in ["/livez", "/readyz"] {
         assert_eq!(ask(path, "host: probe.internal\r\n").await.status, 200, "{path}");
         assert_eq!(ask(path, "host: localhost\r\norigin: null\r\n").await.status, 403, "{path}");
     }
     let mut client = Client::connect(stage.admin).await;
     client.send("GET /metrics HTTP/1.0\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200, "HTTP/1.0 without a host");
+    assert_eq!(client.read_reply().await.status, 200, "HTTP/1.0 without a host");
 }

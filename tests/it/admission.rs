@@ -1,4 +1,4 @@
-//! Who gets in: keys, routes, policy, and who is told what.
+//! Admission: keys, routes, policy and rejections.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ fn claims(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
 }
 
 #[tokio::test]
-async fn a_good_key_becomes_an_identity_and_goes_no_further() {
+async fn good_key_becomes_identity_and_is_not_forwarded() {
     let stage = Stage::start().await;
     let key = stage.issue(Issue {
         organization_external_id: "acme".into(),
@@ -23,7 +23,7 @@ async fn a_good_key_becomes_an_identity_and_goes_no_further() {
     });
     let reply = stage.get("/v1/orders?page=2", &key.key).await;
     assert_eq!(reply.status, 200);
-    let received = stage.last();
+    let received = stage.last_request();
     assert_eq!(received.path, "/v1/orders?page=2");
     for (name, value) in [
         ("x-org-id", "org_1"),
@@ -47,37 +47,37 @@ async fn a_good_key_becomes_an_identity_and_goes_no_further() {
 }
 
 #[tokio::test]
-async fn an_organization_key_has_no_user_headers() {
+async fn organization_key_has_no_user_headers() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     stage.get("/v1/orders", &key).await;
-    let received = stage.last();
+    let received = stage.last_request();
     for name in ["x-user-id", "x-user-external-id", "x-roles", "x-org-external-id"] {
         assert_eq!(received.header(name), None, "{name}");
     }
 }
 
 #[tokio::test]
-async fn a_revoked_key_is_refused_on_the_next_request() {
+async fn revoked_key_is_refused_on_next_request() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut client = stage.connect().await;
     let request = format!("GET /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n");
     for _ in 0..3 {
         client.send(&request).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
     }
     assert!(stage.emulator.revoke(&key));
     client.send(&request).await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!((reply.status, reply.code()), (401, Some("invalid_key")));
-    assert_eq!(stage.forwarded(), 3);
+    assert_eq!(stage.forwarded_count(), 3);
 }
 
 #[tokio::test]
-async fn every_good_request_is_asked_about_and_a_bad_key_once() {
+async fn every_request_is_validated_bad_key_once() {
     let stage = Stage::start().await;
-    let (good, bad) = (stage.key(), "0123456789ABCDEFGHIJabcdefghij");
+    let (good, bad) = (stage.issue_key(), "0123456789ABCDEFGHIJabcdefghij");
     let before = stage.emulator.counts().validations;
     for _ in 0..5 {
         assert_eq!(stage.get("/v1", &good).await.status, 200);
@@ -90,7 +90,7 @@ async fn every_good_request_is_asked_about_and_a_bad_key_once() {
 }
 
 #[tokio::test]
-async fn a_token_id_is_no_key_and_is_not_even_asked_about() {
+async fn token_id_is_refused_without_a_call() {
     let stage = Stage::start().await;
     let before = stage.emulator.counts().validations;
     let issued = stage.issue(Issue::default());
@@ -99,13 +99,13 @@ async fn a_token_id_is_no_key_and_is_not_even_asked_about() {
         assert_eq!((reply.status, reply.code()), (401, Some("invalid_key")));
     }
     assert_eq!(stage.emulator.counts().validations, before);
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
-async fn requests_without_exactly_one_bearer_value_are_refused_without_a_call() {
+async fn missing_or_duplicate_credential_is_refused_without_call() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let before = stage.emulator.counts().validations;
     for (headers, status, code) in [
         (String::new(), 401, "missing_credential"),
@@ -121,29 +121,29 @@ async fn requests_without_exactly_one_bearer_value_are_refused_without_a_call() 
         ("authorization: Bearer eyJhbGci.eyJzdWIi.c2ln0123456789\r\n".into(), 401, "invalid_key"),
     ] {
         let reply =
-            stage.ask(format!("GET /v1?access_token={key} HTTP/1.1\r\nhost: a\r\n{headers}\r\n")).await;
+            stage.send(format!("GET /v1?access_token={key} HTTP/1.1\r\nhost: a\r\n{headers}\r\n")).await;
         assert_eq!((reply.status, reply.code()), (status, Some(code)), "{headers}");
         assert!(!reply.text().contains(&key));
     }
     assert_eq!(stage.emulator.counts().validations, before);
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_problem_with_scalekits_sentence_and_a_challenge() {
+async fn refusal_is_problem_json_with_challenge() {
     let stage = Stage::start().await;
-    let reply = stage.ask("GET /v1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    let reply = stage.send("GET /v1 HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(reply.header("content-type"), Some("application/problem+json"));
     assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"api\""));
     let body = reply.json();
     assert_eq!(body["error"], "Missing authorization token");
     assert_eq!(body["request_id"].as_str(), reply.header("x-request-id"));
-    let reply = stage.ask("HEAD /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+    let reply = stage.send("HEAD /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
     assert_eq!((reply.status, reply.body.len()), (401, 0));
 }
 
 #[tokio::test]
-async fn a_route_takes_only_who_meets_all_that_it_asks() {
+async fn route_requirements_must_all_be_met() {
     let stage = Stage::start().await;
     let issue = |user: &str, roles: &[&str], environment: &str| Issue {
         user_id: user.into(),
@@ -164,15 +164,15 @@ async fn a_route_takes_only_who_meets_all_that_it_asks() {
             assert!(reply.header("www-authenticate").unwrap().contains("error=\"insufficient_scope\""));
         }
     }
-    assert_eq!(stage.forwarded(), 1);
+    assert_eq!(stage.forwarded_count(), 1);
 }
 
 #[tokio::test]
-async fn a_wider_route_never_takes_what_the_winning_path_refuses() {
+async fn wider_route_never_serves_method_refused_by_winner() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let reply = stage
-        .ask(format!("PUT /v1/admin/x HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n"))
+        .send(format!("PUT /v1/admin/x HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n"))
         .await;
     assert_eq!((reply.status, reply.header("allow")), (405, Some("GET, POST")));
     for (path, code) in [
@@ -184,30 +184,30 @@ async fn a_wider_route_never_takes_what_the_winning_path_refuses() {
         let reply = stage.get(path, &key).await;
         assert_eq!((reply.status, reply.code()), (400, Some(code)), "{path}");
     }
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
-async fn without_a_route_nothing_is_forwarded() {
+async fn request_without_route_is_not_forwarded() {
     let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\nauth = \"none\"";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
-    let reply = stage.get("/v2", &stage.key()).await;
+    let reply = stage.get("/v2", &stage.issue_key()).await;
     assert_eq!((reply.status, reply.code()), (404, Some("no_route")));
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
-async fn the_path_is_forwarded_byte_for_byte() {
+async fn path_is_forwarded_byte_for_byte() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     for path in ["/v1/a%2Fb//c;d=e?q=%20&r=a/../b", "/v1/%C3%A9%20x", "/v1/a+b?", "/v1/a|b"] {
         stage.get(path, &key).await;
-        assert_eq!(stage.last().path, path);
+        assert_eq!(stage.last_request().path, path);
     }
 }
 
 #[tokio::test]
-async fn a_preflight_carries_only_what_browsers_send() {
+async fn preflight_carries_only_what_browsers_send() {
     let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let request = "OPTIONS /v1/export?all=1 HTTP/1.1\r\nhost: api.test\r\norigin: https://a.test\r\n\
@@ -215,8 +215,8 @@ async fn a_preflight_carries_only_what_browsers_send() {
                    access-control-request-private-network: true\r\naccept: */*\r\nuser-agent: browser\r\n";
     let more = "cookie: session=1\r\nx-http-method-override: POST\r\nx-api-key: 1\r\nx_method: POST\r\n\
                 authorization: Bearer x\r\ncontent-type: application/json\r\n";
-    assert_eq!(stage.ask(format!("{request}{more}\r\n")).await.status, 200);
-    let received = stage.last();
+    assert_eq!(stage.send(format!("{request}{more}\r\n")).await.status, 200);
+    let received = stage.last_request();
     assert_eq!(received.path, "/v1/export?all=1");
     for name in [
         "origin",
@@ -237,22 +237,22 @@ async fn a_preflight_carries_only_what_browsers_send() {
     }
     for twice in ["access-control-request-method: PUT\r\n", "origin: https://b.test\r\n"] {
         assert_eq!(
-            stage.ask(format!("{request}{twice}\r\n")).await.code(),
+            stage.send(format!("{request}{twice}\r\n")).await.code(),
             Some("missing_credential"),
             "{twice}"
         );
     }
-    assert_eq!(stage.forwarded(), 1);
+    assert_eq!(stage.forwarded_count(), 1);
 }
 
 #[tokio::test]
-async fn a_cors_preflight_passes_where_the_route_lets_it_and_nothing_else_does() {
+async fn only_cors_preflight_passes_where_route_allows() {
     let routes = "[[routes]]\npath = \"/*\"\nmethods = [\"PUT\"]\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let options = "OPTIONS /v1 HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\nauthorization: Bearer x\r\n";
     let asks = "origin: https://a.test\r\naccess-control-request-method: PUT\r\n";
-    assert_eq!(stage.ask(format!("{options}{asks}\r\n")).await.status, 200);
-    let received = stage.last();
+    assert_eq!(stage.send(format!("{options}{asks}\r\n")).await.status, 200);
+    let received = stage.last_request();
     assert_eq!((received.header("x-org-id"), received.header("authorization")), (None, None));
     for (request, code) in [
         (format!("{options}\r\n"), "method_not_allowed"),
@@ -261,7 +261,7 @@ async fn a_cors_preflight_passes_where_the_route_lets_it_and_nothing_else_does()
         (format!("{options}{asks}content-length: 1\r\n\r\nx"), "method_not_allowed"),
         (format!("PUT /v1 HTTP/1.1\r\nhost: a\r\n{asks}\r\n"), "missing_credential"),
     ] {
-        assert_eq!(stage.ask(request).await.code(), Some(code));
+        assert_eq!(stage.send(request).await.code(), Some(code));
     }
-    assert_eq!(stage.forwarded(), 1);
+    assert_eq!(stage.forwarded_count(), 1);
 }

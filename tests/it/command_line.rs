@@ -1,7 +1,8 @@
-//! The commands around the proxy: what they take, and what they say when something is wrong.
+//! The commands other than `keys`: their arguments and error messages.
 
 use std::process::Stdio;
 
+use keyward_emulator::echo::Echo;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -9,25 +10,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::{Folder, Running, echo, keyward, keyward_run, route_file};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 const FREE: [&str; 6] = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--emulator", "127.0.0.1:0"];
 
 /// Exit code, standard output, standard error.
 async fn run(mut command: tokio::process::Command) -> (i32, String, String) {
-    let output = timeout(LIMIT, command.output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT, command.output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
 #[tokio::test]
-async fn healthcheck_reads_the_admin_address_from_the_route_file() {
+async fn healthcheck_reads_admin_address_from_route_file() {
     let (folder, ends) = (Folder::new("health"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let echo = echo(&ends).await;
     let socket = folder.write("admin.sock", "");
     std::fs::remove_file(&socket).unwrap();
-    let free = listen().await.1;
+    let free = bind_loopback().await.1;
     for admin in [format!("unix:{socket}"), free.to_string()] {
         let text = route_file(echo, "drain_delay = \"0s\"")
             .replace("[admin]\nlisten = \"127.0.0.1:0\"", &format!("[admin]\nlisten = \"{admin}\""));
@@ -46,22 +47,22 @@ async fn healthcheck_reads_the_admin_address_from_the_route_file() {
 }
 
 #[tokio::test]
-async fn healthcheck_error_is_said_once_with_the_address() {
+async fn healthcheck_error_is_printed_once_with_address() {
     let folder = Folder::new("no-health");
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let (code, _, error) = run(keyward(&["healthcheck", "--admin", &address.to_string()])).await;
     assert_eq!(code, 1);
     assert!(error.contains(&format!("the admin port at {address}: ")), "{error}");
     assert_eq!(error.matches("Connection refused").count(), 1, "{error}");
-    // A running Keyward goes on with what it read before the file was broken.
+    // A running Keyward keeps the configuration that it read before the file became invalid.
     let broken = folder.write("keyward.toml", "[admin");
     let (_, _, error) = run(keyward(&["healthcheck", "--config", &broken])).await;
     assert!(error.contains("127.0.0.1:4481") && error.contains("is not TOML"), "{error}");
 }
 
 #[tokio::test]
-async fn check_takes_the_file_by_position() {
+async fn check_accepts_positional_file() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/config/keyward.toml");
     assert_eq!(run(keyward(&["check", file])).await.0, 0);
     let mut command = keyward(&["check", file]);
@@ -75,13 +76,13 @@ async fn check_takes_the_file_by_position() {
     assert!(error.contains("--config"), "{error}");
 }
 
-/// As `run`, with this on standard input.
+/// As `run`, with this standard input.
 async fn run_with_stdin(arguments: &[&str], text: &str) -> (i32, String, String) {
     let mut command = keyward(arguments);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(text.as_bytes()).await.unwrap();
-    let output = timeout(LIMIT, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -126,13 +127,13 @@ async fn check_reports_problems_and_routes_as_json() {
 }
 
 #[tokio::test]
-async fn schema_prints_the_file_beside_the_samples() {
+async fn schema_prints_published_schema_file() {
     let (code, out, _) = run(keyward(&["schema"])).await;
     assert_eq!((code, out.as_str()), (0, include_str!("../../config/keyward.schema.json")));
 }
 
 #[tokio::test]
-async fn check_warns_of_key_management_that_everybody_here_reaches() {
+async fn check_warns_of_management_open_to_local_users() {
     let (folder, ends) = (Folder::new("open-desk"), CancellationToken::new());
     let secret = folder.write("secret", &"s".repeat(40));
     let good = route_file(echo(&ends).await, "");
@@ -150,7 +151,7 @@ async fn check_warns_of_key_management_that_everybody_here_reaches() {
 
 #[cfg(feature = "dev")]
 #[tokio::test]
-async fn dev_takes_host_and_port_for_an_http_upstream() {
+async fn dev_accepts_host_and_port_as_upstream() {
     let ends = CancellationToken::new();
     let upstream = echo(&ends).await.to_string();
     let mut running = Running::start(keyward(&[&["dev", "--upstream", &upstream], &FREE[..]].concat()));
@@ -164,8 +165,8 @@ async fn dev_takes_host_and_port_for_an_http_upstream() {
 
 #[cfg(feature = "dev")]
 #[tokio::test]
-async fn dev_says_that_nothing_listens_at_the_upstream() {
-    let (listener, address) = listen().await;
+async fn dev_reports_that_upstream_is_not_listening() {
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let upstream = address.to_string();
     let mut running = Running::start(keyward(&[&["dev", "--upstream", &upstream], &FREE[..]].concat()));
@@ -178,7 +179,7 @@ async fn dev_says_that_nothing_listens_at_the_upstream() {
 }
 
 #[tokio::test]
-async fn man_pages_are_not_written_below_a_missing_folder() {
+async fn man_pages_need_an_existing_directory() {
     let folder = Folder::new("man");
     let below = folder.write("x", "");
     std::fs::remove_file(&below).unwrap();
@@ -189,7 +190,7 @@ async fn man_pages_are_not_written_below_a_missing_folder() {
     assert_eq!(run(keyward(&["man", &below])).await.0, 0);
 }
 
-/// Runs Keyward before one upstream, without access lines unless `access`.
+/// Runs Keyward in front of one upstream; with access log lines if `access`.
 async fn before(folder: &Folder, upstream: &str, access: bool) -> Running {
     let secret = folder.write("secret", "dev");
     let text = route_file("127.0.0.1:9".parse().unwrap(), "drain_delay = \"0s\"")
@@ -199,7 +200,7 @@ async fn before(folder: &Folder, upstream: &str, access: bool) -> Running {
     Running::start(keyward_run(&file, "127.0.0.1:1".parse().unwrap(), &secret))
 }
 
-/// Speaks HTTP/2 alone, as gRPC servers do: begins with SETTINGS.
+/// A server that speaks only HTTP/2, as gRPC servers do: it sends SETTINGS first.
 async fn http2_alone() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -216,31 +217,42 @@ async fn http2_alone() -> std::net::SocketAddr {
 async fn status(running: &Running, path: &str, lines: &str) -> (u16, Option<String>) {
     let mut client = Client::connect(running.address("server.address").await).await;
     client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n{lines}\r\n")).await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert!(reply.text().is_empty() || reply.text().ends_with("}\n"), "{}", reply.text());
     (reply.status, reply.code().map(str::to_owned))
 }
 
 #[tokio::test]
-async fn failing_upstream_is_warned_of_once_in_a_while_without_access_lines() {
+async fn failing_upstream_is_logged_without_access_log() {
     let folder = Folder::new("failing");
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let mut running = before(&folder, &format!("http://{address}"), false).await;
     for _ in 0..5 {
         assert_eq!(status(&running, "/public/x", "").await.0, 502);
     }
     running.until("Connection refused").await;
+    let (listener, ends) = (TcpListener::bind(address).await.unwrap(), CancellationToken::new());
+    let until = ends.clone();
+    tokio::spawn(async move { Echo::new().serve(listener, until).await });
+    let answered_again = async {
+        while !running.text().contains("\"the upstream \\\"echo\\\" answers again after ") {
+            status(&running, "/public/x", "").await;
+        }
+    };
+    timeout(TEST_TIMEOUT, answered_again).await.expect("a line in time");
+    ends.cancel();
     running.signal(rustix::process::Signal::TERM);
     running.exit().await;
     let text = running.text();
     let warnings: Vec<&str> = text.lines().filter(|line| line.contains("fails: ")).collect();
     assert_eq!(warnings.len(), 1, "{text}");
+    assert_eq!(text.matches("answers again").count(), 1, "{text}");
     assert!(warnings[0].contains("\"WARN\"") && warnings[0].contains("the upstream \\\"echo\\\""), "{text}");
 }
 
 #[tokio::test]
-async fn http2_service_behind_http_is_told_to_use_h2c() {
+async fn http2_service_behind_http_url_suggests_h2c() {
     let folder = Folder::new("h2c");
     let mut running = before(&folder, &format!("http://{}", http2_alone().await), true).await;
     assert_eq!(status(&running, "/public/x", "").await.0, 502);
@@ -250,7 +262,7 @@ async fn http2_service_behind_http_is_told_to_use_h2c() {
 }
 
 #[tokio::test]
-async fn key_id_presented_as_a_key_is_named_in_the_log_alone() {
+async fn token_id_presented_as_key_is_only_logged() {
     let folder = Folder::new("key-id");
     let mut running = before(&folder, "http://127.0.0.1:9", true).await;
     let id = "apit_123456789012345678";
@@ -263,7 +275,7 @@ async fn key_id_presented_as_a_key_is_named_in_the_log_alone() {
 }
 
 #[tokio::test]
-async fn reload_that_drops_or_opens_a_route_is_a_warning() {
+async fn reload_that_drops_or_opens_route_warns() {
     let (folder, ends) = (Folder::new("loosened"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let text = route_file(echo(&ends).await, "drain_delay = \"0s\"");

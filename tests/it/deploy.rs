@@ -1,17 +1,17 @@
-//! What `deploy/` and the image say is what Keyward does.
+//! `deploy/` and the image agree with Keyward's settings.
 
 use std::fs;
 use std::time::Duration;
 
-use keyward::budget;
 use keyward::config::{self, Config, Environment, Resources};
 use keyward::listener::Listen;
+use keyward::memory_plan;
 
 fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// A route file, and what `keyward check` says of it.
+/// A route file, and the output of `keyward check`.
 fn parsed(text: &str, name: &str) -> Config {
     assert!(text.contains("[[routes]]"), "{text}");
     let environment = Environment::default().without_scalekit();
@@ -41,14 +41,14 @@ fn seconds(text: &str, key: &str) -> Duration {
 }
 
 #[test]
-fn compose_stops_a_container_after_its_drain() {
+fn compose_stops_container_after_drain() {
     let config = parsed(&read("deploy/keyward.toml"), "keyward.toml");
     let grace = seconds(&read("deploy/compose.yaml"), "stop_grace_period:");
     assert!(grace > config.drain_delay + config.drain_timeout, "{grace:?}");
 }
 
 #[test]
-fn kubernetes_stops_a_pod_after_the_services_wait_and_the_drain() {
+fn kubernetes_grace_period_covers_drain() {
     let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     let grace = seconds(&manifest, "terminationGracePeriodSeconds:");
     let wait = seconds(&manifest, "sleep: {seconds:");
@@ -56,7 +56,7 @@ fn kubernetes_stops_a_pod_after_the_services_wait_and_the_drain() {
 }
 
 #[test]
-fn kubernetes_names_the_ports_that_keyward_listens_on() {
+fn kubernetes_ports_match_listen_addresses() {
     let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     for (listen, port, name) in [(config.listener.listen, 4480, "keyward"), (config.admin, 4481, "admin")] {
         assert_eq!(listen, Listen::Tcp(([0, 0, 0, 0], port).into()));
@@ -73,13 +73,13 @@ fn mebibytes(text: &str, key: &str) -> usize {
 }
 
 #[test]
-fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
+fn manifest_connections_fit_its_memory() {
     let (mut config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
     let memory = mebibytes(&manifest, "limits: {memory: ");
     assert!(manifest.contains("59 MiB / 480 KiB = 126."));
-    // 70 % of the memory, less the process and the bad keys that are remembered.
+    // 70 % of the memory, less the process and the remembered bad keys.
     let free = memory / 100 * 70 - (18 << 20) - 256 * config.validator.negative_entries as usize;
-    let each = budget::CONNECTION + config.listener.max_head + 2 * budget::SHARE;
+    let each = memory_plan::CONNECTION + config.listener.max_head + 2 * memory_plan::SHARE;
     assert_eq!((free >> 20, each >> 10, free / each), (59, 480, 126));
     assert!(config.listener.max_connections <= free / each);
     config.warnings.clear();
@@ -88,13 +88,13 @@ fn connections_of_the_manifest_fit_its_memory_by_the_formula() {
     for (memory, connections) in [(256, 317), (1024, 1464)] {
         let head = config.listener.max_head;
         let plan =
-            budget::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
+            memory_plan::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
         assert_eq!(plan.connections, connections, "{memory} MiB");
     }
 }
 
 #[test]
-fn every_container_of_the_pod_is_restricted() {
+fn pod_containers_meet_restricted_profile() {
     let manifest = read("deploy/kubernetes.yaml");
     assert_eq!(manifest.matches("allowPrivilegeEscalation: false").count(), 2);
     assert_eq!(manifest.matches("capabilities: {drop: [ALL]}").count(), 2);
@@ -137,7 +137,7 @@ fn image_build_copies_every_workspace_member() {
 }
 
 #[test]
-fn the_image_bears_the_version_of_the_package() {
+fn image_version_matches_package() {
     let label = format!("org.opencontainers.image.version=\"{}\"", env!("CARGO_PKG_VERSION"));
     assert!(read("Dockerfile").contains(&label), "no {label}");
 }

@@ -1,4 +1,4 @@
-//! `/metrics` is what Prometheus reads: the text format 0.0.4, or OpenMetrics for who asks for it.
+//! `/metrics` in Prometheus's text format 0.0.4, or in OpenMetrics if the client accepts it.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -9,25 +9,25 @@ use crate::support::raw::Client;
 
 const BAD_KEY: &str = "0123456789ABCDEFGHIJabcdefghij";
 
-/// Has counted something of most kinds.
+/// A stage in which most metrics have been counted.
 async fn stage() -> Stage {
     let stage = Stage::start().await;
-    stage.get("/v1", &stage.key()).await;
+    stage.get("/v1", &stage.issue_key()).await;
     stage.get("/v1", BAD_KEY).await;
-    stage.ask("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
+    stage.send("GET /public/x HTTP/1.1\r\nhost: a\r\nx-org-id: forged\r\n\r\n").await;
     stage
 }
 
 async fn metrics(stage: &Stage, accept: &str) -> (String, String) {
     let mut client = Client::connect(stage.admin).await;
     client.send(format!("GET /metrics HTTP/1.1\r\nhost: localhost\r\naccept: {accept}\r\n\r\n")).await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!(reply.status, 200);
     (reply.header("content-type").unwrap().to_owned(), reply.text())
 }
 
-/// Reads an exposition strictly: every family has HELP and TYPE once, and its samples, named as their type asks, behind them.
-/// `suffix` is what the name of a counter's sample has beyond the family's.
+/// Checks an exposition strictly: every family has HELP and TYPE once, followed by its samples, with the names that their
+/// type requires. `suffix` is appended to the family's name in a counter's samples.
 #[track_caller]
 fn check(text: &str, counter_suffix: &str) {
     let mut families = BTreeSet::new();
@@ -65,7 +65,7 @@ fn check(text: &str, counter_suffix: &str) {
 }
 
 #[tokio::test]
-async fn metrics_are_text_unless_open_metrics_is_asked_for() {
+async fn metrics_are_text_unless_open_metrics_is_accepted() {
     let stage = stage().await;
     for accept in ["*/*", "text/plain;version=0.0.4", "application/openmetrics-text;q=0"] {
         let (kind, text) = metrics(&stage, accept).await;
@@ -83,7 +83,7 @@ async fn metrics_are_text_unless_open_metrics_is_asked_for() {
 }
 
 #[tokio::test]
-async fn promtool_finds_nothing_wrong_with_the_metrics() {
+async fn promtool_accepts_metrics() {
     let stage = stage().await;
     let (_, text) = metrics(&stage, "*/*").await;
     let command = std::process::Command::new("promtool")

@@ -1,18 +1,18 @@
-//! gRPC as the wire has it: refusals in trailers alone, and answers whose outcome comes after the body.
+//! gRPC on the wire: trailers-only refusals, and responses with their status after the body.
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response};
 use keyward::body::{self, Body};
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 
-use crate::support::http::{Caller, Speaks, data, drain, fed, upstream};
+use crate::support::http::{HttpClient, HttpVersion, channel_body, data_frame, read_body, start_upstream};
 use crate::support::{Setup, Stage};
 
-/// A message of three bytes, with the five of its head.
+/// A message of three bytes with its five-byte prefix.
 const MESSAGE: &[u8] = b"\0\0\0\0\x03abc";
 
-fn call(caller: &Caller, path: &str, key: &str, body: Body) -> Request<Body> {
-    let mut request = caller.request(Method::POST, path, key, body);
+fn call(client: &HttpClient, path: &str, key: &str, body: Body) -> Request<Body> {
+    let mut request = client.request(Method::POST, path, key, body);
     request.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc+proto"));
     request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
     request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("5S"));
@@ -20,10 +20,10 @@ fn call(caller: &Caller, path: &str, key: &str, body: Body) -> Request<Body> {
 }
 
 #[tokio::test]
-async fn a_refusal_is_a_status_in_trailers_alone() {
+async fn refusal_is_grpc_status_in_trailers() {
     let stage = Stage::with(Setup { sections: "[negative_cache]\nttl = \"0s\"", ..Setup::default() }).await;
-    let key = stage.key();
-    let mut caller = stage.caller(Speaks::Http2).await;
+    let key = stage.issue_key();
+    let mut client = stage.connect_http(HttpVersion::Http2).await;
     for (path, key, status, code) in [
         ("/v1.Orders/List", "", "16", "missing_credential"),
         ("/v1.Orders/List", "0123456789ABCDEFGHIJabcdefghij", "16", "invalid_key"),
@@ -34,8 +34,8 @@ async fn a_refusal_is_a_status_in_trailers_alone() {
         if status == "14" {
             stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
         }
-        let request = call(&caller, path, key, body::full(MESSAGE));
-        let response = caller.send(request).await.unwrap();
+        let request = call(&client, path, key, body::full(MESSAGE));
+        let response = client.send(request).await.unwrap();
         let headers = response.headers().clone();
         assert_eq!(
             (response.status().as_u16(), &headers["grpc-status"]),
@@ -44,20 +44,20 @@ async fn a_refusal_is_a_status_in_trailers_alone() {
         assert_eq!(headers["content-type"], "application/grpc");
         assert_eq!(headers["keyward-error"], code);
         assert!(!headers["grpc-message"].is_empty());
-        assert_eq!(drain(response).await.unwrap().0, 0, "{code}");
+        assert_eq!(read_body(response).await.unwrap().0, 0, "{code}");
     }
-    assert_eq!(stage.forwarded(), 0);
+    assert_eq!(stage.forwarded_count(), 0);
 }
 
 #[tokio::test]
-async fn a_call_passes_with_its_deadline_and_the_status_after_the_answer() {
-    let address = upstream(|request| async move {
+async fn grpc_call_passes_with_deadline_and_status() {
+    let address = start_upstream(|request| async move {
         let headers = request.headers();
         assert_eq!(headers["te"], "trailers");
         assert_eq!(headers["grpc-timeout"], "5S");
         assert_eq!(headers["x-org-id"], "org_1");
-        let (mut incoming, (feed, content)) = (request.into_body(), fed());
-        // Each message goes back as it comes: a stream both ways.
+        let (mut incoming, (feed, content)) = (request.into_body(), channel_body());
+        // A bidirectional stream: each message is returned as it arrives.
         tokio::spawn(async move {
             use http_body_util::BodyExt;
             while let Some(Ok(frame)) = incoming.frame().await {
@@ -72,20 +72,21 @@ async fn a_call_passes_with_its_deadline_and_the_status_after_the_answer() {
         Ok(response)
     })
     .await;
-    let stage = Stage::with(Setup { instead: Some(format!("h2c://{address}")), ..Setup::default() }).await;
-    let mut caller = stage.caller(Speaks::Http2).await;
-    let (feed, content) = fed();
-    let request = call(&caller, "/v1.Orders/Chat", &stage.key(), content);
-    let mut response = caller.send(request).await.unwrap();
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("h2c://{address}")), ..Setup::default() }).await;
+    let mut client = stage.connect_http(HttpVersion::Http2).await;
+    let (feed, content) = channel_body();
+    let request = call(&client, "/v1.Orders/Chat", &stage.issue_key(), content);
+    let mut response = client.send(request).await.unwrap();
     assert_eq!(response.headers()["content-type"], "application/grpc");
     for _ in 0..3 {
         use http_body_util::BodyExt;
-        feed.send(data(MESSAGE)).await.unwrap();
+        feed.send(data_frame(MESSAGE)).await.unwrap();
         let frame = response.frame().await.unwrap().unwrap();
         assert_eq!(frame.into_data().unwrap(), MESSAGE);
     }
     drop(feed);
-    let (rest, trailers) = drain(response).await.unwrap();
+    let (rest, trailers) = read_body(response).await.unwrap();
     assert_eq!(rest, 0);
     assert_eq!(
         (&trailers["grpc-status"], &trailers["grpc-message"]),

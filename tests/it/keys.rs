@@ -1,4 +1,4 @@
-//! `keyward keys`, the program itself before an emulator: what it prints, where, and what it exits with.
+//! `keyward keys` with an emulator: its output and exit codes.
 
 mod update;
 mod end_to_end;
@@ -20,16 +20,16 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::process::keyward;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
-/// An emulator, and how to reach it.
+/// An emulator and its address.
 pub struct Kit {
     pub emulator: Emulator,
     pub url: String,
     _ends: DropGuard,
 }
 
-/// What a command came to.
+/// The result of a command.
 #[derive(Debug)]
 pub struct Done {
     pub code: i32,
@@ -46,10 +46,10 @@ impl Kit {
         Self::before(&Emulator::new(settings)).await
     }
 
-    /// A port of its own to an emulator that may have others.
+    /// Another port of an emulator that may already have one.
     pub async fn before(emulator: &Emulator) -> Self {
         let ends = CancellationToken::new();
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let (serving, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { serving.serve(listener, until).await });
         Self { emulator: emulator.clone(), url: format!("http://{address}"), _ends: ends.drop_guard() }
@@ -63,12 +63,12 @@ impl Kit {
         done(self.command(arguments)).await
     }
 
-    /// With something on standard input.
+    /// With this standard input.
     pub async fn run_with(&self, arguments: &[&str], input: impl AsRef<[u8]>) -> Done {
         fed(self.command(arguments), input).await
     }
 
-    /// One that has to be fine; what it printed.
+    /// Runs a command that must succeed; returns its output.
     #[track_caller]
     pub fn fine(&self, arguments: &[&str]) -> impl Future<Output = String> {
         let (running, what) = (done(self.command(arguments)), arguments.join(" "));
@@ -85,7 +85,7 @@ impl Kit {
         (text(&made["token"]), text(&made["token_id"]))
     }
 
-    /// What is known of a live key.
+    /// The properties of a live key.
     pub async fn known(&self, id: &str) -> Value {
         json(&self.fine(&["inspect", "--json", id]).await)["token_info"].clone()
     }
@@ -116,18 +116,18 @@ pub async fn done(command: Command) -> Done {
     fed(command, "").await
 }
 
-/// To the end, with something on standard input, which it need not read.
+/// Runs to the end with this standard input, which the command need not read.
 pub async fn fed(mut command: Command, input: impl AsRef<[u8]>) -> Done {
     let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
     let (mut stdin, input) = (child.stdin.take().unwrap(), input.as_ref().to_vec());
     tokio::spawn(async move { drop(stdin.write_all(&input).await) });
-    let output = timeout(LIMIT * 2, child.wait_with_output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT * 2, child.wait_with_output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Done { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
 impl Done {
-    /// One line on standard error that says this, nothing on standard output, exit code 1.
+    /// Checks for exit code 1, one line with this text on standard error, and nothing on standard output.
     #[track_caller]
     pub fn refused(&self, expected: &str) {
         assert!(self.err.contains(expected), "{expected:?} in {self:?}");
@@ -145,7 +145,7 @@ pub fn text(value: &Value) -> String {
     value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
 }
 
-/// The key in what is printed for people: alone on a line, two spaces in.
+/// The key in the text output: alone on a line, indented by two spaces.
 pub fn shown(out: &str) -> String {
     let is_key = |line: &&str| line.len() > 20 && line.bytes().all(|byte| byte.is_ascii_alphanumeric());
     out.lines().filter_map(|line| line.strip_prefix("  ")).find(is_key).expect("a key").to_owned()

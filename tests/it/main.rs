@@ -1,4 +1,4 @@
-//! Keyward over real sockets: the emulator is the Scalekit, the echo or a scripted socket is the upstream.
+//! Keyward over real sockets, with the emulator as Scalekit and the echo or a scripted socket as upstream.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used)]
 
 mod rig;
@@ -6,36 +6,36 @@ mod support;
 
 mod admin;
 mod admission;
-mod answers;
-mod backends;
+mod answer_timeout;
+mod backend_paths;
 mod command_line;
 mod deploy;
 mod drain;
 mod exposition;
 mod flights;
-mod floods;
-mod goaway;
+mod unknown_key_floods;
+mod request_retry;
 mod grpc;
-mod grpc_transport;
-mod hostile;
+mod scalekit_grpc;
+mod bad_keys;
 mod keys;
-mod late_heads;
+mod late_responses;
 mod limits;
 mod listeners;
 mod management;
 mod memory;
 mod outage;
-mod own_token;
-mod pressure;
+mod access_token;
+mod backpressure;
 mod process;
 mod properties;
-mod proxies;
+mod scalekit_proxy;
 mod proxy_protocol;
-mod refused;
+mod lingering_close;
 mod reload;
-mod reval;
+mod revalidation;
 mod streams;
-mod tidy;
+mod architecture;
 mod tonic;
 mod tunnel;
 mod upstreams;

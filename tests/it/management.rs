@@ -1,10 +1,10 @@
-//! Key management over HTTP. Whatever a test asks, the answer is held to the OpenAPI document that is served.
+//! Key management over HTTP. Every response in these tests is checked against the OpenAPI document.
 
 mod auth;
 mod examples;
 mod openapi;
 mod shutdown;
-mod hostile;
+mod robustness;
 mod operations;
 mod idempotency;
 mod outages;
@@ -26,31 +26,31 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::support::raw::{Client, Reply};
 use crate::support::{Setup, Stage};
 
-/// Where most tests ask.
+/// The path that most tests use.
 pub const KEYS: &str = "/v1/organizations/org_1/keys";
-/// Made up for tests.
+/// A fictitious secret.
 pub const SECRET: &str = "made-up-secret-of-management";
 
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Io for S {}
 
-/// Keyward with key management, and what was seen of it.
-pub struct Desk {
+/// Keyward with key management, and the responses seen so far.
+pub struct ManagementStage {
     pub stage: Stage,
-    /// `METHOD path-template status` of every answer.
+    /// `METHOD path-template status` of every response.
     pub seen: Mutex<BTreeSet<String>>,
 }
 
 /// A request for key management.
 #[derive(Clone, Default)]
-pub struct Ask {
+pub struct ApiRequest {
     method: String,
     path: String,
     headers: String,
     body: Option<String>,
 }
 
-impl Ask {
+impl ApiRequest {
     pub fn new(method: &str, path: impl Into<String>) -> Self {
         Self { method: method.to_owned(), path: path.into(), ..Self::default() }
     }
@@ -59,13 +59,13 @@ impl Ask {
         Self::new("POST", KEYS).json(body)
     }
 
-    /// Another header.
+    /// Adds a header.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push_str(&format!("{name}: {value}\r\n"));
         self
     }
 
-    pub fn named(self, idempotency_key: &str) -> Self {
+    pub fn with_idempotency_key(self, idempotency_key: &str) -> Self {
         self.header("idempotency-key", idempotency_key)
     }
 
@@ -78,8 +78,8 @@ impl Ask {
         self
     }
 
-    /// As bytes. A host of the caller's own stands instead of `localhost`.
-    pub fn bytes(&self) -> String {
+    /// The request as text. A `host` header that was set replaces `localhost`.
+    pub fn to_bytes(&self) -> String {
         let host =
             if self.headers.to_ascii_lowercase().contains("host:") { "" } else { "host: localhost\r\n" };
         let length =
@@ -89,9 +89,9 @@ impl Ask {
     }
 }
 
-impl Desk {
+impl ManagementStage {
     /// On a loopback port.
-    pub async fn open() -> Self {
+    pub async fn start() -> Self {
         Self::with("").await
     }
 
@@ -106,7 +106,7 @@ impl Desk {
         Self { stage: Stage::with(Setup { sections, ..setup }).await, seen: Mutex::default() }
     }
 
-    /// Where only these organizations and users are.
+    /// With an emulator that knows only these organizations and users.
     pub async fn only(only: &[&str]) -> Self {
         let only = only.iter().map(|only| only.parse().unwrap()).collect();
         let emulator = emulator::Settings { only, ..emulator::Settings::default() };
@@ -122,45 +122,45 @@ impl Desk {
     }
 
     /// One request on a connection of its own.
-    pub async fn ask(&self, ask: &Ask) -> Reply {
+    pub async fn send(&self, request: &ApiRequest) -> Reply {
         let mut client = self.connect().await;
-        client.send(ask.bytes()).await;
-        let reply = client.reply().await;
-        self.saw(&ask.method, &ask.path, &reply);
+        client.send(request.to_bytes()).await;
+        let reply = client.read_reply().await;
+        self.check_response(&request.method, &request.path, &reply);
         reply
     }
 
-    /// Holds an answer to the document.
-    pub fn saw(&self, method: &str, path: &str, reply: &Reply) {
+    /// Checks a response against the document.
+    pub fn check_response(&self, method: &str, path: &str, reply: &Reply) {
         if let Some(seen) = schema::check(method, path, reply) {
             self.seen.lock().unwrap().insert(seen);
         }
     }
 
-    /// A new key, as the answer tells of it.
+    /// Creates a key; returns the response.
     pub async fn create(&self, body: &Value) -> Value {
-        let reply = self.ask(&Ask::create(body)).await;
+        let reply = self.send(&ApiRequest::create(body)).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
         reply.json()
     }
 
-    pub async fn show(&self, id: &str) -> Value {
-        let reply = self.ask(&Ask::new("GET", format!("{KEYS}/{id}"))).await;
+    pub async fn get_key(&self, id: &str) -> Value {
+        let reply = self.send(&ApiRequest::new("GET", format!("{KEYS}/{id}"))).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         reply.json()
     }
 
     pub async fn patch(&self, id: &str, body: &Value) -> Reply {
-        self.ask(&Ask::new("PATCH", format!("{KEYS}/{id}")).json(body)).await
+        self.send(&ApiRequest::new("PATCH", format!("{KEYS}/{id}")).json(body)).await
     }
 
-    /// Status and code of the answer.
-    pub async fn code(&self, ask: &Ask) -> (u16, String) {
-        let reply = self.ask(ask).await;
+    /// Status and code of the response.
+    pub async fn code(&self, request: &ApiRequest) -> (u16, String) {
+        let reply = self.send(request).await;
         (reply.status, reply.code().unwrap_or_default().to_owned())
     }
 
-    /// A key of an organization that Keyward did not make.
+    /// A key of this organization, created without Keyward.
     pub fn issue(&self, organization: &str) -> (String, String) {
         let issue = Issue {
             organization_id: organization.to_owned(),
@@ -171,23 +171,23 @@ impl Desk {
         (issued.key, issued.token_id)
     }
 
-    /// What the public port says to this key.
-    pub async fn calls(&self, key: &str) -> u16 {
+    /// The status that this key gets on the public port.
+    pub async fn proxied_status(&self, key: &str) -> u16 {
         self.stage.get("/v1/orders", key).await.status
     }
 
     /// How many live keys `org_1` has.
-    pub async fn count(&self) -> u64 {
-        self.ask(&Ask::new("GET", KEYS)).await.json()["total_count"].as_u64().unwrap()
+    pub async fn count_keys(&self) -> u64 {
+        self.send(&ApiRequest::new("GET", KEYS)).await.json()["total_count"].as_u64().unwrap()
     }
 
-    pub fn counted(&self, operation: &'static str, outcome: &'static str) -> u64 {
+    pub fn metric(&self, operation: &'static str, outcome: &'static str) -> u64 {
         self.stage.metrics.management.get_or_create(&metrics::Management { operation, outcome }).get()
     }
 }
 
-/// A body that makes an ordinary key.
-pub fn ordinary() -> Value {
+/// The body of an ordinary creation.
+pub fn ordinary_body() -> Value {
     json!({"user_id": "usr_1", "custom_claims": {"team": "a"}, "description": "CI"})
 }
 

@@ -1,4 +1,4 @@
-//! The program under long bodies: how much memory they take, and what it prints meanwhile.
+//! The process: the memory that bodies take, and its log.
 
 mod floods;
 mod uploads;
@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::process::{Folder, Running, echo, keyward, keyward_run, route_file};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 const MIB: usize = 1024 * 1024;
 const LENGTH: usize = 96 * MIB;
@@ -24,33 +24,33 @@ fn memory(running: &Running, name: &str) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// The most memory that the process ever had, in bytes.
+/// The process's peak memory, in bytes.
 fn peak(running: &Running) -> usize {
     memory(running, "VmHWM:")
 }
 
 #[tokio::test]
-async fn long_bodies_and_those_who_stall_take_little_memory() {
+async fn long_and_stalled_bodies_use_bounded_memory() {
     let (folder, ends) = (Folder::new("memory"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
     let routes = route_file(echo(&ends).await, at_once);
     let open = "\n[[routes]]\npath = \"/bytes/*\"\nupstream = \"echo\"\nauth = \"none\"\n";
     let file = folder.write("keyward.toml", &format!("{routes}{open}"));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
     let mut client = Client::connect(address).await;
     client.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200);
+    assert_eq!(client.read_reply().await.status, 200);
     let before = peak(&running);
 
     client.send(format!("POST /public/x HTTP/1.1\r\nhost: a\r\ncontent-length: {LENGTH}\r\n\r\n")).await;
     for _ in 0..LENGTH / MIB {
         client.send(vec![b'.'; MIB]).await;
     }
-    assert_eq!(client.reply().await.json()["body_bytes"], LENGTH);
-    // Some callers ask for as much and do not read it.
+    assert_eq!(client.read_reply().await.json()["body_bytes"], LENGTH);
+    // Some clients request as much and do not read it.
     let mut stalled = Vec::new();
     for _ in 0..8 {
         let mut stream = TcpStream::connect(address).await.unwrap();
@@ -69,7 +69,7 @@ async fn long_bodies_and_those_who_stall_take_little_memory() {
         writing
     });
     let mut answer = [0; 12];
-    timeout(LIMIT, reading.read_exact(&mut answer)).await.unwrap().unwrap();
+    timeout(TEST_TIMEOUT, reading.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200");
     sending.await.unwrap();
     let grown = peak(&running) - before;
@@ -80,12 +80,12 @@ async fn long_bodies_and_those_who_stall_take_little_memory() {
 }
 
 #[tokio::test]
-async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
+async fn uploads_after_refusal_use_bounded_memory() {
     let (folder, ends) = (Folder::new("refused"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let at_once = "drain_delay = \"0s\"\ndrain_timeout = \"0s\"";
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, at_once));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
     let before = peak(&running);
@@ -98,7 +98,7 @@ async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
             while stream.write_all(&[b'.'; 64 * 1024]).await.is_ok() {}
         });
     }
-    timeout(LIMIT, uploads.join_all()).await.expect("they are let go of");
+    timeout(TEST_TIMEOUT, uploads.join_all()).await.expect("they are let go of");
     let grown = peak(&running) - before;
     assert!(grown < 8 * MIB, "{} MiB for refused uploads", grown / MIB);
     running.signal(rustix::process::Signal::TERM);
@@ -107,11 +107,11 @@ async fn uploads_that_go_on_after_a_refusal_take_little_memory() {
 }
 
 #[tokio::test]
-async fn no_caller_makes_a_library_fill_the_log() {
+async fn clients_cannot_make_libraries_fill_the_log() {
     let (folder, ends) = (Folder::new("flood"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let emulator = Emulator::new(emulator::Settings::default());
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     let until = ends.clone();
     tokio::spawn(async move { emulator.serve(listener, until).await });
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
@@ -120,12 +120,12 @@ async fn no_caller_makes_a_library_fill_the_log() {
     running.until("\"ready\"").await;
     let mut client = Client::connect(address).await;
     client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
-    // Acknowledgements of a PING that nobody sent, and one PING that is answered when all of them were read.
+    // Acknowledgements of a PING that was not sent, and one PING whose response shows that all were read.
     let stray = b"\0\0\x08\x06\x01\0\0\0\0strayack";
     client.send([&stray.repeat(1000)[..], b"\0\0\x08\x06\0\0\0\0\0lastlast"].concat()).await;
     let mut seen = Vec::new();
     while !seen.windows(8).any(|window| window == b"lastlast") {
-        seen.extend(client.bytes(1).await);
+        seen.extend(client.read_bytes(1).await);
     }
     drop(client);
     running.signal(rustix::process::Signal::TERM);
@@ -137,11 +137,11 @@ async fn no_caller_makes_a_library_fill_the_log() {
 }
 
 #[tokio::test]
-async fn each_request_is_one_line_of_json_without_query_and_key() {
+async fn access_log_is_json_without_query_and_key() {
     let (folder, ends) = (Folder::new("access"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let emulator = Emulator::new(emulator::Settings::default());
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     let (serving, until) = (emulator.clone(), ends.clone());
     tokio::spawn(async move { serving.serve(listener, until).await });
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
@@ -164,7 +164,7 @@ async fn each_request_is_one_line_of_json_without_query_and_key() {
                  content-length: 0\r\n\r\n"
             ))
             .await;
-        client.reply().await;
+        client.read_reply().await;
     }
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.exit().await, Some(0));
@@ -206,11 +206,11 @@ async fn each_request_is_one_line_of_json_without_query_and_key() {
 }
 
 #[tokio::test]
-async fn the_process_writes_no_core_file_unless_told_to() {
+async fn core_files_are_disabled_by_default() {
     let (folder, ends) = (Folder::new("core"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let limit = |running: &Running| {
         let limits =
             std::fs::read_to_string(format!("/proc/{}/limits", running.child.id().unwrap())).unwrap();
@@ -233,21 +233,21 @@ async fn the_process_writes_no_core_file_unless_told_to() {
 }
 
 #[tokio::test]
-async fn refused_connections_leave_a_sampled_line_with_their_address() {
+async fn refused_connections_are_logged_with_sampling() {
     let (folder, ends) = (Folder::new("refused-line"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
-    let (_scalekit, scalekit) = listen().await;
+    let (_scalekit, scalekit) = bind_loopback().await;
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let address = running.address("server.address").await;
-    // Broken off, which is no attack.
+    // An aborted head, which is not logged.
     let mut client = Client::connect(address).await;
     client.send("GET /public/x HTTP/1.1\r\nhost:").await;
     drop(client);
     let probes: [&[u8]; 4] = [
         b"GET /canary HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /canary HTTP/1.1\r\nhost: a\r\nbad name: 1\r\n\r\n",
-        // HTTP/2: a SETTINGS frame of a length that there is not.
+        // HTTP/2: a SETTINGS frame of an invalid length.
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x05\x04\0\0\0\0\0canar",
         b"\x1b]0;canary\x07\r\n\r\n",
     ];
@@ -255,14 +255,14 @@ async fn refused_connections_leave_a_sampled_line_with_their_address() {
         for probe in probes {
             let mut client = Client::connect(address).await;
             client.send(probe).await;
-            client.rest().await;
+            client.read_to_end().await;
         }
     }
-    // The next one admitted says how many were not.
+    // The next line has the number of suppressed ones.
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     let mut client = Client::connect(address).await;
     client.send(probes[0]).await;
-    client.rest().await;
+    client.read_to_end().await;
     running.until("\"suppressed\":39").await;
     running.signal(rustix::process::Signal::TERM);
     assert_eq!(running.exit().await, Some(0));
@@ -287,16 +287,16 @@ async fn refused_connections_leave_a_sampled_line_with_their_address() {
 }
 
 #[tokio::test]
-async fn control_characters_of_callers_are_escaped_in_the_log() {
+async fn control_characters_are_escaped_in_log() {
     const HOSTILE: &str = "a\u{9b}2J\u{85}b\u{202e}c\u{2066}d\u{200f}e\u{2028}f";
     for format in ["json", "text"] {
         let (folder, ends) = (Folder::new(&format!("escapes-{format}")), CancellationToken::new());
         let secret = folder.write("secret", "dev");
         let routes = route_file(echo(&ends).await, "drain_delay = \"0s\"");
         let file = folder.write("keyward.toml", &format!("{routes}[log]\nformat = \"{format}\"\n"));
-        let (_scalekit, scalekit) = listen().await;
-        // The address is told as JSON alone, so a free port is taken beforehand.
-        let (listener, address) = listen().await;
+        let (_scalekit, scalekit) = bind_loopback().await;
+        // The address is only logged as JSON, so a free port is chosen beforehand.
+        let (listener, address) = bind_loopback().await;
         drop(listener);
         let text = std::fs::read_to_string(&file).unwrap();
         folder.write("keyward.toml", &text.replacen("127.0.0.1:0", &address.to_string(), 1));
@@ -306,7 +306,7 @@ async fn control_characters_of_callers_are_escaped_in_the_log() {
         client
             .send(format!("GET /public/{HOSTILE} HTTP/1.1\r\nhost: a\r\nuser-agent: {HOSTILE}\r\n\r\n"))
             .await;
-        client.reply().await;
+        client.read_reply().await;
         running.signal(rustix::process::Signal::TERM);
         assert_eq!(running.exit().await, Some(0));
         running.until("stopped").await;
@@ -326,7 +326,7 @@ async fn control_characters_of_callers_are_escaped_in_the_log() {
 }
 
 #[tokio::test]
-async fn the_emulator_runs_alone_and_keeps_its_secret() {
+async fn emulator_runs_alone_and_hides_its_secret() {
     let mut command = keyward(&["emulator", "--listen", "127.0.0.1:0", "--client-id", "me"]);
     command.env("KEYWARD_EMULATOR_CLIENT_SECRET", "a-secret-of-mine");
     let mut running = Running::start(command);
@@ -342,7 +342,7 @@ async fn the_emulator_runs_alone_and_keeps_its_secret() {
             form.len()
         ))
         .await;
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     let token = reply.json()["access_token"].as_str().unwrap().to_owned();
     running.signal(rustix::process::Signal::TERM);

@@ -1,4 +1,4 @@
-//! The program itself: what it prints, what it exits with, what signals do.
+//! The program: output, exit codes and signals.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -6,6 +6,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 
 use keyward_emulator::echo::Echo;
+use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
@@ -15,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::raw::{Client, Reply};
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 pub fn keyward(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_keyward"));
@@ -26,12 +27,12 @@ pub fn keyward(arguments: &[&str]) -> Command {
 
 /// Runs to the end: exit code, standard output, standard error.
 async fn run(arguments: &[&str]) -> (i32, String, String) {
-    let output = timeout(LIMIT, keyward(arguments).output()).await.expect("an end in time").unwrap();
+    let output = timeout(TEST_TIMEOUT, keyward(arguments).output()).await.expect("an end in time").unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// A program that runs, and what it has printed.
+/// A running program, and its output so far.
 pub struct Running {
     pub child: Child,
     printed: Arc<(Mutex<String>, Notify)>,
@@ -48,7 +49,7 @@ impl Running {
         Self { child, printed, paused }
     }
 
-    /// Stops reading what it prints, or goes on.
+    /// Stops or resumes reading the output.
     pub fn pause(&self, paused: bool) {
         self.paused.send_replace(paused);
     }
@@ -61,7 +62,7 @@ impl Running {
         tokio::spawn(async move {
             let mut lines = BufReader::new(stream).lines();
             while let Ok(Some(line)) = lines.next_line().await {
-                // Once the test has dropped the program, the rest is read.
+                // After the test has dropped the program, the rest is read.
                 let _ = paused.wait_for(|paused| !paused).await;
                 let mut all = printed.0.lock().unwrap();
                 all.push_str(&line);
@@ -86,7 +87,7 @@ impl Running {
                 changed.await;
             }
         };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("no {text:?} in {}", self.text()));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("no {text:?} in {}", self.text()));
     }
 
     /// An address in the line that says where Keyward listens.
@@ -104,14 +105,14 @@ impl Running {
     }
 
     pub async fn exit(&mut self) -> Option<i32> {
-        timeout(LIMIT, self.child.wait()).await.expect("an end in time").unwrap().code()
+        timeout(TEST_TIMEOUT, self.child.wait()).await.expect("an end in time").unwrap().code()
     }
 }
 
 async fn ask(address: SocketAddr, path: &str, key: &str) -> Reply {
     let mut client = Client::connect(address).await;
     client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-    client.reply().await
+    client.read_reply().await
 }
 
 /// A folder for the files of one test.
@@ -146,7 +147,7 @@ pub fn route_file(echo: SocketAddr, server: &str) -> String {
 }
 
 pub async fn echo(ends: &CancellationToken) -> SocketAddr {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let ends = ends.clone();
     tokio::spawn(async move { Echo::new().serve(listener, ends).await });
     address
@@ -160,10 +161,47 @@ pub fn keyward_run(file: &str, scalekit: SocketAddr, secret: &str) -> Command {
 }
 
 #[tokio::test]
-async fn scalekit_may_be_down_at_start_and_everything_heals_by_itself() {
+async fn scalekit_outage_and_its_end_are_each_logged_once() {
+    let (folder, ends) = (Folder::new("outage"), CancellationToken::new());
+    let secret = folder.write("secret", "dev\n");
+    let (listener, scalekit) = bind_loopback().await;
+    let emulator = Emulator::new(emulator::Settings::default());
+    let key = emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key;
+    let (serving, until) = (emulator.clone(), ends.clone());
+    tokio::spawn(async move { serving.serve(listener, until).await });
+    let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
+    let mut running = Running::start(keyward_run(&file, scalekit, &secret));
+    let address = running.address("server.address").await;
+    assert_eq!(ask(address, "/v1", &key).await.status, 200);
+    emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(503))));
+    for _ in 0..10 {
+        assert_eq!(ask(address, "/v1", &key).await.status, 503);
+    }
+    running.until("no verdict, so requests get 503: Scalekit answered 503").await;
+    emulator.clear_faults();
+    let answered_again = async {
+        while !running.text().contains("Scalekit answers again after ") {
+            ask(address, "/v1", &key).await;
+        }
+    };
+    timeout(TEST_TIMEOUT, answered_again).await.expect("a line in time");
+    assert_eq!(ask(address, "/v1", &key).await.status, 200);
+    running.signal(rustix::process::Signal::TERM);
+    assert_eq!(running.exit().await, Some(0));
+    running.until("\"stopped\"").await;
+    let text = running.text();
+    for (line, level) in [("no verdict, so", "\"ERROR\""), ("Scalekit answers again after ", "\"INFO\"")] {
+        let lines: Vec<&str> = text.lines().filter(|text| text.contains(line)).collect();
+        assert!(lines.len() == 1 && lines[0].contains(level), "{line}: {lines:?}");
+    }
+    ends.cancel();
+}
+
+#[tokio::test]
+async fn process_starts_and_recovers_while_scalekit_is_down() {
     let (folder, ends) = (Folder::new("down"), CancellationToken::new());
     let secret = folder.write("secret", "dev\n");
-    let (listener, scalekit) = listen().await;
+    let (listener, scalekit) = bind_loopback().await;
     drop(listener);
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"0s\""));
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
@@ -216,10 +254,10 @@ async fn scalekit_may_be_down_at_start_and_everything_heals_by_itself() {
 }
 
 #[tokio::test]
-async fn a_second_signal_ends_at_once_what_the_first_lets_finish() {
+async fn second_signal_ends_requests_that_first_lets_finish() {
     let (folder, ends) = (Folder::new("signals"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
-    let (_listener, scalekit) = listen().await;
+    let (_listener, scalekit) = bind_loopback().await;
     let file = folder.write("keyward.toml", &route_file(echo(&ends).await, "drain_delay = \"1h\""));
     let mut running = Running::start(keyward_run(&file, scalekit, &secret));
     let (address, admin) = (running.address("server.address").await, running.address("admin.address").await);
@@ -234,10 +272,10 @@ async fn a_second_signal_ends_at_once_what_the_first_lets_finish() {
 }
 
 #[tokio::test]
-async fn what_cannot_start_says_why_and_starts_nothing() {
+async fn startup_failure_is_explained_and_binds_nothing() {
     let (folder, ends) = (Folder::new("bad"), CancellationToken::new());
     let secret = folder.write("secret", "dev");
-    let (taken, address) = listen().await;
+    let (taken, address) = bind_loopback().await;
     let good = route_file(echo(&ends).await, "");
     let in_use = folder.write(
         "in-use.toml",
@@ -268,7 +306,7 @@ async fn what_cannot_start_says_why_and_starts_nothing() {
 }
 
 #[tokio::test]
-async fn wrong_use_is_exit_code_2_and_help_is_0() {
+async fn usage_errors_exit_2_and_help_exits_0() {
     assert_eq!(run(&["run"]).await.0, 2);
     assert_eq!(run(&["fly"]).await.0, 2);
     assert_eq!(run(&[]).await.0, 2);
@@ -297,7 +335,7 @@ async fn check_and_explain_need_no_secrets() {
 
 #[cfg(not(feature = "dev"))]
 #[tokio::test]
-async fn build_without_dev_says_how_to_get_it() {
+async fn build_without_dev_explains_how_to_enable_it() {
     for command in ["dev", "emulator"] {
         let (code, _, error) = run(&[command, "--listen", "127.0.0.1:0"]).await;
         assert_eq!(code, 2);
@@ -312,7 +350,7 @@ async fn build_without_dev_says_how_to_get_it() {
 
 #[cfg(feature = "dev")]
 #[tokio::test]
-async fn every_line_that_dev_prints_does_what_stands_above_it() {
+async fn commands_printed_by_dev_work_as_described() {
     if std::process::Command::new("curl").arg("--version").output().is_err() {
         eprintln!("skipped: there is no curl here");
         return;
@@ -326,7 +364,7 @@ async fn every_line_that_dev_prints_does_what_stands_above_it() {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    timeout(LIMIT, wait).await.expect("five lines");
+    timeout(TEST_TIMEOUT, wait).await.expect("five lines");
     let text = running.text();
     let lines: Vec<&str> = text.lines().filter(|line| line.contains("curl ")).collect();
     assert_eq!(lines.len(), 5, "{text}");
@@ -337,7 +375,8 @@ async fn every_line_that_dev_prints_does_what_stands_above_it() {
         ("200", "{}"),
         ("401", "\"code\":\"invalid_key\""),
     ]) {
-        let output = timeout(LIMIT, Command::new("sh").args(["-c", line]).output()).await.unwrap().unwrap();
+        let output =
+            timeout(TEST_TIMEOUT, Command::new("sh").args(["-c", line]).output()).await.unwrap().unwrap();
         let answer = String::from_utf8(output.stdout).unwrap();
         assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{line}: {answer}");
         assert!(answer.contains(body), "{line}: {answer}");

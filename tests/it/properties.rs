@@ -1,5 +1,5 @@
-//! What the fuzz targets hold, on stable and in seconds: the same invariants over the committed seeds and over texts made
-//! of them. The texts are the same in every run. docs/fuzzing.md says how to search for longer.
+//! The invariants of the fuzz targets, on stable Rust and in seconds, over the committed seeds and texts generated from
+//! them, which are the same in every run. docs/fuzzing.md tells how to search for longer.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use fastrand::Rng;
 #[path = "../../fuzz/invariants/lib.rs"]
 mod invariants;
 
-/// Tries the seeds of a target, and then `texts` made of them and of its dictionary. Every one of `ways` must be taken.
+/// Checks the seeds of a target, and then `texts` generated from them and its dictionary. Each of `ways` must be reached.
 #[track_caller]
 fn hold(target: &str, texts: u64, ways: &[&str], invariant: fn(&[u8]) -> &'static str) {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
@@ -37,7 +37,7 @@ fn hold(target: &str, texts: u64, ways: &[&str], invariant: fn(&[u8]) -> &'stati
     assert_eq!(taken, all, "the ways that the texts went");
 }
 
-/// Shows the text that broke an invariant.
+/// Prints the text that violated an invariant.
 struct Shown<'t>(&'t [u8]);
 
 impl Drop for Shown<'_> {
@@ -48,7 +48,7 @@ impl Drop for Shown<'_> {
     }
 }
 
-/// A seed after some accidents.
+/// A seed with some mutations.
 fn made_of(seeds: &[Vec<u8>], words: &[Vec<u8>], rng: &mut Rng) -> Vec<u8> {
     let mut text = seeds[rng.usize(..seeds.len())].clone();
     for _ in 0..rng.usize(1..6) {
@@ -98,39 +98,39 @@ fn words(dictionary: &str) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_path_is_taken_if_and_only_if_all_its_readings_ask_for_the_same() {
+fn path_passes_only_if_all_readings_agree() {
     hold("path_rule", 20_000, &["no route", "refused", "taken", "too long"], invariants::path_rule);
 }
 
 #[test]
-fn the_most_specific_route_takes_a_request() {
+fn most_specific_route_takes_request() {
     let ways = ["ambiguous", "clash", "found", "never", "no route", "not allowed"];
     hold("route_match", 20_000, &ways, invariants::route_match);
 }
 
 #[test]
-fn one_bearer_value_is_one_key_or_none() {
+fn bearer_value_is_one_key_or_none() {
     hold("credential", 20_000, &["key", "no key", "none", "two"], invariants::credential);
 }
 
 #[test]
-fn no_header_of_a_callers_survives_that_could_be_read_as_ours() {
+fn no_client_header_can_pass_as_identity() {
     let ways = ["set", "shared", "too large"];
     hold("identity_headers", 10_000, &ways, invariants::identity_headers);
 }
 
 #[test]
-fn what_concerns_one_hop_does_not_go_on_and_all_else_does() {
+fn only_hop_by_hop_headers_are_removed() {
     hold("hop_by_hop", 20_000, &["named", "plain"], invariants::hop_by_hop);
 }
 
 #[test]
-fn a_key_is_good_or_bad_only_by_the_contracts_words() {
+fn key_verdict_follows_only_contract_responses() {
     let ways = ["broken", "fault", "invalid", "valid"];
     hold("scalekit_answers", 20_000, &ways, invariants::scalekit_answers);
 }
 
 #[test]
-fn what_is_said_of_a_file_has_a_place_in_it_and_no_secret() {
+fn config_errors_have_location_and_no_secret() {
     hold("config_file", 2_000, &["problems", "read"], invariants::config_file);
 }

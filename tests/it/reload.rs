@@ -1,4 +1,4 @@
-//! A changed configuration takes effect without losing a request, and a bad one not at all.
+//! Reload: a changed configuration takes effect without losing a request, an invalid one not at all.
 
 mod half_written;
 mod limits;
@@ -17,6 +17,8 @@ use keyward::server::reload::{Pace, Source};
 use keyward_emulator::Emulator;
 use keyward_emulator::echo::Echo;
 use keyward_emulator::store::Issue;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -25,9 +27,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
-/// Of tests that do not look at what the watcher waits for.
+/// For tests that do not check the watcher's delays.
 const FAST: Pace = Pace {
     look_every: Duration::from_millis(10),
     settle: Duration::from_millis(10),
@@ -44,7 +46,7 @@ struct Reloading {
     management: Option<Listen>,
     hup: Arc<Notify>,
     metrics: Arc<Metrics>,
-    /// What SIGTERM would cancel.
+    /// Cancelled as by SIGTERM.
     stop: CancellationToken,
     running: JoinHandle<()>,
     ends: CancellationToken,
@@ -82,8 +84,8 @@ impl Reloading {
         std::fs::create_dir_all(&folder).unwrap();
         let (emulator, echo, ends) =
             (Emulator::new(Default::default()), Echo::new(), CancellationToken::new());
-        let (emulator_listener, emulator_address) = listen().await;
-        let (echo_listener, echo_address) = listen().await;
+        let (emulator_listener, emulator_address) = bind_loopback().await;
+        let (echo_listener, echo_address) = bind_loopback().await;
         let (until, until_too, echo_too) = (ends.clone(), ends.clone(), echo.clone());
         let emulator_too = emulator.clone();
         tokio::spawn(async move { emulator_too.serve(emulator_listener, until).await });
@@ -125,7 +127,7 @@ impl Reloading {
         self.write_text(&text(self.echo_address, routes, more));
     }
 
-    /// As careful editors do: whole or not at all.
+    /// Replaces the file atomically, as careful editors do.
     fn write_text(&self, text: &str) {
         let new = self.folder.join("new");
         std::fs::write(&new, text).unwrap();
@@ -135,7 +137,7 @@ impl Reloading {
     async fn status(&self, path: &str) -> u16 {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
-        client.reply().await.status
+        client.read_reply().await.status
     }
 
     /// A good key without roles.
@@ -146,19 +148,19 @@ impl Reloading {
     async fn status_with(&self, path: &str, key: &str) -> u16 {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-        client.reply().await.status
+        client.read_reply().await.status
     }
 
-    /// Asks again with a key until a path has a status.
+    /// Repeats a request with this key until the path has this status.
     async fn until_with(&self, path: &str, key: &str, status: u16) {
         let wait = async { while self.status_with(path, key).await != status {} };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
     }
 
-    /// Asks again until a path has a status.
+    /// Repeats a request until the path has this status.
     async fn until(&self, path: &str, status: u16) {
         let wait = async { while self.status(path).await != status {} };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("{path} never was {status}"));
     }
 
     async fn until_reload_fails(&self) {
@@ -167,33 +169,33 @@ impl Reloading {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(LIMIT, wait).await.expect("the reload is refused");
+        timeout(TEST_TIMEOUT, wait).await.expect("the reload is refused");
     }
 }
 
 #[tokio::test]
-async fn a_sighup_takes_changed_routes_into_force_and_keeps_connections() {
+async fn sighup_applies_routes_and_keeps_connections() {
     let keyward = Reloading::start("hup").await;
     assert_eq!((keyward.status("/a").await, keyward.status("/b").await), (200, 404));
     let mut client = Client::connect(keyward.address).await;
     client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200);
+    assert_eq!(client.read_reply().await.status, 200);
     let connections = keyward.echo.counts().connections;
     keyward.write(&["/b"], "");
     keyward.hup.notify_one();
     keyward.until("/b", 200).await;
     assert_eq!(keyward.status("/a").await, 404);
     client.send("GET /b HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 200, "a connection from before the reload goes on");
+    assert_eq!(client.read_reply().await.status, 200, "a connection from before the reload goes on");
     assert_eq!(keyward.echo.counts().connections, connections, "the pool of an unchanged upstream is kept");
 }
 
 #[tokio::test]
-async fn a_changed_file_and_a_swapped_symlink_are_noticed() {
+async fn changed_file_and_swapped_symlink_are_noticed() {
     let keyward = Reloading::start("watch").await;
     keyward.write(&["/b"], "");
     keyward.until("/b", 200).await;
-    // As Kubernetes does it: the file is a link into a folder, and the folder's link is swapped.
+    // As in a Kubernetes volume: the file is a symlink into a folder whose own symlink is swapped.
     let link = |generation: &str, path: &str| {
         let folder = keyward.folder.join(generation);
         std::fs::create_dir_all(&folder).unwrap();
@@ -211,7 +213,7 @@ async fn a_changed_file_and_a_swapped_symlink_are_noticed() {
 }
 
 #[tokio::test]
-async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
+async fn bad_file_changes_nothing_and_shows_in_metrics() {
     let keyward = Reloading::start("bad").await;
     for bad in ["version = 1\n[[routes", "version = 1\n[sever]\n", ""] {
         keyward.write_text(bad);
@@ -221,7 +223,7 @@ async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
         assert!(keyward.metrics.encode().contains("keyward_config_last_reload_successful 0"));
         keyward.write(&["/a"], "");
         keyward.hup.notify_one();
-        timeout(LIMIT, async {
+        timeout(TEST_TIMEOUT, async {
             while keyward.metrics.reload_successful.get() == 0 {
                 tokio::task::yield_now().await;
             }
@@ -235,7 +237,7 @@ async fn a_bad_file_leaves_what_runs_as_it_is_and_shows_in_the_metrics() {
 }
 
 #[tokio::test]
-async fn what_cannot_change_without_a_restart_is_refused_whole() {
+async fn change_that_needs_restart_is_refused_whole() {
     let keyward = Reloading::start("fixed").await;
     let good = text(keyward.echo_address, &["/b"], "[limits]\nhead = \"8KiB\"");
     let long = format!("GET /a HTTP/1.1\r\nhost: a\r\nx: {}\r\n\r\n", "x".repeat(10_000));
@@ -244,7 +246,7 @@ async fn what_cannot_change_without_a_restart_is_refused_whole() {
         ("[admin]\nlisten = \"127.0.0.1:0\"", "[admin]\nlisten = \"127.0.0.2:0\""),
         ("[limits]", "[scalekit]\ntimeout = \"1500ms\"\n[limits]"),
         ("[log]", "[log]\nformat = \"json\""),
-        // Good as TOML, and for nothing else.
+        // Valid TOML, but not a valid route file.
         ("[limits]", "[upstreams.broken]\nurl = \"https://a\"\nca_file = \"/dev/null\"\n[limits]"),
     ] {
         assert!(good.contains(from));
@@ -258,7 +260,7 @@ async fn what_cannot_change_without_a_restart_is_refused_whole() {
         );
         let mut client = Client::connect(keyward.address).await;
         client.send(&long).await;
-        assert_eq!(client.reply().await.status, 200, "nor of the limits: {to}");
+        assert_eq!(client.read_reply().await.status, 200, "nor of the limits: {to}");
         keyward.metrics.reload_successful.set(1);
     }
     keyward.write_text(&good);
@@ -276,7 +278,7 @@ async fn reloads_under_load_lose_no_request() {
             let mut client = Client::connect(keyward.address).await;
             while !done.load(Ordering::Relaxed) {
                 client.send("GET /a HTTP/1.1\r\nhost: a\r\n\r\n").await;
-                assert_eq!(client.reply().await.status, 200);
+                assert_eq!(client.read_reply().await.status, 200);
                 answered.fetch_add(1, Ordering::Relaxed);
             }
         });
@@ -287,7 +289,7 @@ async fn reloads_under_load_lose_no_request() {
         keyward.write(&["/a", &path], "");
         keyward.hup.notify_one();
         keyward.until(&path, 200).await;
-        timeout(LIMIT, async {
+        timeout(TEST_TIMEOUT, async {
             while answered.load(Ordering::Relaxed) < before + 20 {
                 tokio::task::yield_now().await;
             }
@@ -302,7 +304,25 @@ async fn reloads_under_load_lose_no_request() {
 }
 
 #[tokio::test]
-async fn a_rotated_certificate_is_shown_to_new_connections_and_a_bad_one_to_none() {
+async fn certificate_written_before_watch_is_used() {
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("api.test");
+    let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
+    let keyward = Reloading::start_with("early", &tls, "").await;
+    // The first certificate has been read, and no task of the server has run yet.
+    authority.issue("api.test");
+    let renewed = CertificateDer::from_pem_file(&certificate).unwrap();
+    let connector = TlsConnector::from(authority.client(&["http/1.1"]));
+    let shown = async || {
+        let stream = tokio::net::TcpStream::connect(keyward.address).await.unwrap();
+        let stream = connector.connect("api.test".try_into().unwrap(), stream).await.unwrap();
+        stream.get_ref().1.peer_certificates().unwrap()[0] == renewed
+    };
+    timeout(TEST_TIMEOUT, async { while !shown().await {} }).await.expect("the renewed certificate");
+}
+
+#[tokio::test]
+async fn rotated_certificate_is_used_for_new_connections() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -323,10 +343,10 @@ async fn a_rotated_certificate_is_shown_to_new_connections_and_a_bad_one_to_none
     keyward.hup.notify_one();
     keyward.until_reload_fails().await;
     assert_eq!([shown_at(keyward.address).await, shown_at(management).await], first);
-    // Noticed by itself: the files are written anew under the same names.
+    // Noticed without a signal: the files are rewritten under the same names.
     authority.issue("api.test");
     for address in [keyward.address, management] {
         let wait = async { while shown_at(address).await == first[0] {} };
-        timeout(LIMIT, wait).await.expect("another certificate");
+        timeout(TEST_TIMEOUT, wait).await.expect("another certificate");
     }
 }

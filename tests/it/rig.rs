@@ -1,4 +1,4 @@
-//! The validator alone before an emulator, for what needs thousands of requests or an exact order of events.
+//! The validator with an emulator and no listener, for tests with thousands of requests or an exact order of events.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback, wait_until};
 
 pub struct Rig {
     pub emulator: Emulator,
@@ -34,17 +34,17 @@ pub struct Rig {
     _ends: DropGuard,
 }
 
-/// What a rig is made from.
+/// The settings of a rig.
 pub struct Plan {
     pub validator: validator::Settings,
     pub emulator: emulator::Settings,
     pub client_secret: SecretSource,
-    /// Faults from before the first call.
+    /// Faults that are set before the first call.
     pub faults: Vec<Fault>,
-    /// HTTP/2, as over TLS with a real Scalekit.
+    /// Whether to use HTTP/2, as over TLS with a real Scalekit.
     pub http2: bool,
-    /// Where Scalekit is, if it is not the emulator.
-    pub instead: Option<SocketAddr>,
+    /// Scalekit's address, if not the emulator's.
+    pub scalekit_address: Option<SocketAddr>,
 }
 
 impl Default for Plan {
@@ -55,7 +55,7 @@ impl Default for Plan {
             client_secret: SecretSource::Value(Secret::new("dev")),
             faults: Vec::new(),
             http2: false,
-            instead: None,
+            scalekit_address: None,
         }
     }
 }
@@ -71,10 +71,10 @@ impl Rig {
         for fault in plan.faults {
             emulator.set_fault(fault);
         }
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
-        let url = format!("http://{}", plan.instead.unwrap_or(address));
+        let url = format!("http://{}", plan.scalekit_address.unwrap_or(address));
         let environment = url.parse().unwrap();
         let mut origin = scalekit::origin_settings(&environment, None);
         if plan.http2 {
@@ -96,65 +96,57 @@ impl Rig {
         Self { emulator, validator, metrics, _ends: ends.drop_guard() }
     }
 
-    pub fn key(&self) -> String {
+    pub fn issue_key(&self) -> String {
         self.emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key
     }
 
-    pub async fn ask(&self, key: &str) -> Result<Arc<Identity>, Rejection> {
-        self.ask_from(key, None).await
+    pub async fn validate(&self, key: &str) -> Result<Arc<Identity>, Rejection> {
+        self.validate_from(key, None).await
     }
 
-    pub async fn ask_from(&self, key: &str, client: Option<IpAddr>) -> Result<Arc<Identity>, Rejection> {
-        timeout(LIMIT, self.validator.validate(&parse(key), client)).await.expect("a verdict in time")
+    pub async fn validate_from(&self, key: &str, client: Option<IpAddr>) -> Result<Arc<Identity>, Rejection> {
+        timeout(TEST_TIMEOUT, self.validator.validate(&parse_key(key), client))
+            .await
+            .expect("a verdict in time")
     }
 
-    /// A request that goes on by itself.
-    pub fn spawn(&self, key: &str) -> tokio::task::JoinHandle<Result<Arc<Identity>, Rejection>> {
-        let (validator, key) = (Arc::clone(&self.validator), parse(key));
+    /// Starts a validation in the background.
+    pub fn spawn_validation(&self, key: &str) -> tokio::task::JoinHandle<Result<Arc<Identity>, Rejection>> {
+        let (validator, key) = (Arc::clone(&self.validator), parse_key(key));
         tokio::spawn(async move { validator.validate(&key, None).await })
     }
 
-    /// Waits until so many requests are without a verdict.
-    pub async fn waiting(&self, count: i64) {
-        until(|| self.metrics.validations_waiting.get() == count).await;
+    /// Waits until this number of requests is without a verdict.
+    pub async fn wait_for_waiting(&self, count: i64) {
+        wait_until(|| self.metrics.validations_waiting.get() == count).await;
     }
 
-    pub fn fault(&self, target: Target, effect: Effect) {
+    pub fn set_fault(&self, target: Target, effect: Effect) {
         self.emulator.set_fault(Fault::new(target, effect));
     }
 
-    pub fn status(&self, target: Target, status: u16) {
-        self.fault(target, Effect::Answer(Answer::status(status)));
+    pub fn set_status_fault(&self, target: Target, status: u16) {
+        self.set_fault(target, Effect::Answer(Answer::status(status)));
     }
 }
 
-pub fn parse(key: &str) -> ApiKey {
+pub fn parse_key(key: &str) -> ApiKey {
     ApiKey::parse(key, &credential::Settings::default()).unwrap()
 }
 
-/// A key that nobody has.
-pub fn unknown(number: usize) -> String {
+/// A key that Scalekit does not know.
+pub fn unknown_key(number: usize) -> String {
     format!("0000000000000000000000{number:08}")
 }
 
-/// Waits for what gives no signal of its own.
-pub async fn until(condition: impl Fn() -> bool) {
-    let wait = async {
-        while !condition() {
-            sleep(Duration::from_millis(2)).await;
-        }
-    };
-    timeout(LIMIT, wait).await.expect("it becomes so in time");
-}
-
-/// A file of a test's own.
-pub fn scratch(name: &str, content: &str) -> PathBuf {
+/// Writes a file in the temporary folder.
+pub fn write_scratch_file(name: &str, content: &str) -> PathBuf {
     let path = std::env::temp_dir().join(format!("keyward-{name}-{}", std::process::id()));
     std::fs::write(&path, content).unwrap();
     path
 }
 
-/// Keyward before any Scalekit at all, right or wrong; what matters is what it says of it.
+/// Keyward with any Scalekit, working or not, for tests of its readiness.
 pub struct Probing {
     pub admin: SocketAddr,
     pub address: SocketAddr,
@@ -184,17 +176,17 @@ impl Probing {
         Self { admin, address, _ends: ends.drop_guard() }
     }
 
-    pub async fn readyz(&self) -> (u16, String) {
+    pub async fn get_readyz(&self) -> (u16, String) {
         let mut client = Client::connect(self.admin).await;
         client.send("GET /readyz HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        let reply = client.reply().await;
+        let reply = client.read_reply().await;
         (reply.status, reply.text())
     }
 
-    /// What is said once there is something to say.
-    pub async fn reason(&self) -> String {
+    /// Waits for the first result of the probe: the reason, or "ready".
+    pub async fn wait_for_reason(&self) -> String {
         loop {
-            match self.readyz().await {
+            match self.get_readyz().await {
                 (503, reason)
                     if !reason.contains("waiting for the first answer") && !reason.contains("starting") =>
                 {
@@ -206,8 +198,8 @@ impl Probing {
         }
     }
 
-    pub async fn ready(&self) {
-        while self.readyz().await.0 != 200 {
+    pub async fn wait_until_ready(&self) {
+        while self.get_readyz().await.0 != 200 {
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -215,6 +207,6 @@ impl Probing {
     pub async fn get(&self, key: &str) -> crate::support::raw::Reply {
         let mut client = Client::connect(self.address).await;
         client.send(format!("GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-        client.reply().await
+        client.read_reply().await
     }
 }

@@ -1,4 +1,4 @@
-//! A stage: emulator, echo upstream and Keyward between them, each on a port of its own.
+//! A stage: emulator, echo upstream and Keyward, each on its own port.
 
 pub mod http;
 pub mod raw;
@@ -22,10 +22,10 @@ use tokio_util::sync::CancellationToken;
 
 use raw::{Client, Reply};
 
-/// Longer than anything here may take; what takes longer has failed.
-pub const LIMIT: Duration = Duration::from_secs(10);
+/// A step that takes longer has failed.
+pub const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a stage is made from. The parts are TOML; `{upstream}` stands for the upstream's address.
+/// The settings of a stage. The texts are TOML.
 pub struct Setup {
     /// More lines for `[server]`.
     pub server: &'static str,
@@ -37,15 +37,15 @@ pub struct Setup {
     pub sections: &'static str,
     /// The routes.
     pub routes: &'static str,
-    /// Where the upstream is, if it is not the echo.
-    pub instead: Option<String>,
+    /// The upstream's URL, if it is not the echo.
+    pub upstream_url: Option<String>,
     /// The emulator's settings.
     pub emulator: emulator::Settings,
     /// Whether to wait until Keyward is ready.
     pub ready: bool,
 }
 
-/// `/public/*` open, `/v1/admin/*` for admins, the rest for any key.
+/// `/public/*` is public, `/v1/admin/*` is for admins, other paths are for any key.
 pub const ROUTES: &str = r#"
     [[routes]]
     path = "/public/*"
@@ -71,25 +71,25 @@ impl Default for Setup {
             upstream: "",
             sections: "",
             routes: ROUTES,
-            instead: None,
+            upstream_url: None,
             emulator: emulator::Settings::default(),
             ready: true,
         }
     }
 }
 
-/// Everything running. Dropped, it ends.
+/// The running parts. They stop when this is dropped.
 pub struct Stage {
     pub emulator: Emulator,
     pub echo: Echo,
     pub address: SocketAddr,
     pub admin: SocketAddr,
-    /// Where keys are managed, if they are.
+    /// The address of key management, if it is on.
     pub management: Option<Listen>,
     pub metrics: Arc<Metrics>,
-    /// What SIGTERM would cancel.
+    /// Cancelled as by SIGTERM.
     pub stop: CancellationToken,
-    /// What a second signal would.
+    /// Cancelled as by a second signal.
     pub kill: CancellationToken,
     pub running: JoinHandle<()>,
     ends: CancellationToken,
@@ -102,17 +102,17 @@ impl Drop for Stage {
     }
 }
 
-/// Waits until a condition holds that nothing signals.
-pub async fn soon(condition: impl Fn() -> bool) {
+/// Waits until a condition holds, by polling.
+pub async fn wait_until(condition: impl Fn() -> bool) {
     let wait = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     };
-    timeout(LIMIT, wait).await.expect("it becomes so in time");
+    timeout(TEST_TIMEOUT, wait).await.expect("it becomes so in time");
 }
 
-pub async fn listen() -> (TcpListener, SocketAddr) {
+pub async fn bind_loopback() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     (listener, address)
@@ -126,15 +126,15 @@ impl Stage {
     pub async fn with(setup: Setup) -> Self {
         let ends = CancellationToken::new();
         let (emulator, echo) = (Emulator::new(setup.emulator.clone()), Echo::new());
-        let (emulator_listener, emulator_address) = listen().await;
-        let (echo_listener, echo_address) = listen().await;
+        let (emulator_listener, emulator_address) = bind_loopback().await;
+        let (echo_listener, echo_address) = bind_loopback().await;
         {
             let (emulator, echo) = (emulator.clone(), echo.clone());
             let (until, until_too) = (ends.clone(), ends.clone());
             tokio::spawn(async move { emulator.serve(emulator_listener, until).await });
             tokio::spawn(async move { echo.serve(echo_listener, until_too).await });
         }
-        let upstream = setup.instead.clone().unwrap_or_else(|| format!("http://{echo_address}"));
+        let upstream = setup.upstream_url.clone().unwrap_or_else(|| format!("http://{echo_address}"));
         let server = setup.server;
         let server = if server.contains("drain_delay") {
             server.to_owned()
@@ -156,13 +156,13 @@ impl Stage {
         ]);
         let mut config =
             config::parse(&file, "test.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
-        // `limits.memory`, as `run` takes it into force.
+        // Applies `limits.memory`, as `run` does.
         config.fit(config::Resources::default());
         let metrics = Arc::new(Metrics::default());
         let server = Server::bind(config, Arc::clone(&metrics)).unwrap();
         let address = |listen| match listen {
             Listen::Tcp(address) => address,
-            // Whoever listens there knows where.
+            // The test knows the path.
             Listen::Unix(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let (public, admin) = (address(server.address()), address(server.admin_address()));
@@ -171,17 +171,17 @@ impl Stage {
         let readiness = server.readiness();
         let running = tokio::spawn(server.run(stop.clone(), kill.clone()));
         if setup.ready {
-            timeout(LIMIT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
+            timeout(TEST_TIMEOUT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
         }
         Self { emulator, echo, address: public, admin, management, metrics, stop, kill, running, ends }
     }
 
-    /// A new key of an organization, without anything else.
-    pub fn key(&self) -> String {
+    /// A new key of `org_1` without user, roles and claims.
+    pub fn issue_key(&self) -> String {
         self.issue(Issue::default()).key
     }
 
-    /// A new key; `org_1` where nothing is said.
+    /// A new key, of `org_1` by default.
     pub fn issue(&self, issue: Issue) -> Issued {
         let organization_id =
             if issue.organization_id.is_empty() { "org_1".into() } else { issue.organization_id };
@@ -193,38 +193,38 @@ impl Stage {
         Client::connect(self.address).await
     }
 
-    /// A new connection to Keyward, by hyper.
-    pub async fn caller(&self, speaks: http::Speaks) -> http::Caller {
-        http::Caller::connect(self.address, speaks).await
+    /// A new connection to Keyward with hyper's client.
+    pub async fn connect_http(&self, version: http::HttpVersion) -> http::HttpClient {
+        http::HttpClient::connect(self.address, version).await
     }
 
     /// One GET on a connection of its own.
     pub async fn get(&self, path: &str, key: &str) -> Reply {
-        self.ask(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n\r\n"))
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n\r\n"))
             .await
     }
 
     /// One request, byte for byte, on a connection of its own.
-    pub async fn ask(&self, request: impl AsRef<[u8]>) -> Reply {
+    pub async fn send(&self, request: impl AsRef<[u8]>) -> Reply {
         let mut client = self.connect().await;
         client.send(request).await;
-        client.reply().await
+        client.read_reply().await
     }
 
     /// One GET to the admin port.
-    pub async fn ask_admin(&self, path: &str) -> Reply {
+    pub async fn get_admin(&self, path: &str) -> Reply {
         let mut client = Client::connect(self.admin).await;
         client.send(format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
-        client.reply().await
+        client.read_reply().await
     }
 
     /// The last request that reached the echo.
-    pub fn last(&self) -> Received {
+    pub fn last_request(&self) -> Received {
         self.echo.received().pop().expect("a request reached the upstream")
     }
 
-    /// How many requests reached the echo.
-    pub fn forwarded(&self) -> u64 {
+    /// The number of requests that reached the echo.
+    pub fn forwarded_count(&self) -> u64 {
         self.echo.counts().requests
     }
 }

@@ -1,6 +1,6 @@
-//! gRPC through Keyward with a real implementation on either side: tonic calls, tonic serves.
+//! gRPC through Keyward with tonic as client and as service.
 
-mod desk;
+mod service;
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Status};
 
 use crate::support::tls::{Authority, toml};
-use crate::support::{self, LIMIT, Setup, Stage, listen, soon};
-use desk::{Client, Desk, next, note};
+use crate::support::{self, Setup, Stage, TEST_TIMEOUT, bind_loopback, wait_until};
+use service::{Client, Desk, next, note};
 
-/// One interval, and what a busy machine adds.
+/// One interval, with a margin for a busy machine.
 const SOON: Duration = Duration::from_millis(1400);
 
 const ROUTES: &str = r#"
@@ -30,14 +30,14 @@ const ROUTES: &str = r#"
     require = { roles = ["admin"] }
 "#;
 
-/// Keyward before the service, in clear text.
+/// Keyward in front of the service, in cleartext.
 async fn stage(setup: Setup) -> (Stage, Desk, Client) {
     let desk = Desk::default();
     let port = desk.serve(None).await;
-    let instead = setup.instead.or_else(|| Some(format!("h2c://127.0.0.1:{port}")));
+    let upstream_url = setup.upstream_url.or_else(|| Some(format!("h2c://127.0.0.1:{port}")));
     let routes = if setup.routes == support::ROUTES { ROUTES } else { setup.routes };
-    let stage = Stage::with(Setup { routes, instead, ..setup }).await;
-    let client = Client::connect(clear(&stage), &stage.key()).await;
+    let stage = Stage::with(Setup { routes, upstream_url, ..setup }).await;
+    let client = Client::connect(clear(&stage), &stage.issue_key()).await;
     (stage, desk, client)
 }
 
@@ -57,7 +57,7 @@ async fn secure(authority: &Authority) -> (Stage, Desk, Client) {
         server: server.leak(),
         upstream: format!("ca_file = {}", toml(&authority.file())).leak(),
         routes: ROUTES,
-        instead: Some(format!("https://localhost:{port}")),
+        upstream_url: Some(format!("https://localhost:{port}")),
         ..Setup::default()
     })
     .await;
@@ -65,11 +65,11 @@ async fn secure(authority: &Authority) -> (Stage, Desk, Client) {
         .ca_certificate(Certificate::from_pem(read(authority.file())))
         .domain_name("api.test");
     let endpoint = Endpoint::from_shared(format!("https://{}", stage.address)).unwrap();
-    let client = Client::connect(endpoint.tls_config(tls).unwrap(), &stage.key()).await;
+    let client = Client::connect(endpoint.tls_config(tls).unwrap(), &stage.issue_key()).await;
     (stage, desk, client)
 }
 
-/// A call, a stream up, and a stream both ways, where each note is sent after the answer to the one before.
+/// A unary call, a client stream, and a bidirectional stream in which each note follows the response to the previous one.
 async fn converse(desk: &Desk, client: &mut Client) {
     let answer = client.get("a").await.unwrap();
     assert_eq!((answer.metadata().get("x-desk").unwrap(), answer.get_ref()), (&7.into(), &note("got a")));
@@ -96,14 +96,14 @@ async fn converse(desk: &Desk, client: &mut Client) {
 }
 
 #[tokio::test]
-async fn calls_and_streams_pass_with_the_identity_and_without_the_key_in_clear_text() {
+async fn calls_and_streams_pass_over_h2c() {
     let (_stage, desk, mut client) = stage(Setup::default()).await;
     converse(&desk, &mut client).await;
     assert_eq!(desk.last().get("x-forwarded-proto").unwrap(), "http");
 }
 
 #[tokio::test]
-async fn calls_and_streams_pass_with_the_identity_and_without_the_key_over_tls_on_both_sides() {
+async fn calls_and_streams_pass_over_tls() {
     let authority = Authority::new();
     let (_stage, desk, mut client) = secure(&authority).await;
     converse(&desk, &mut client).await;
@@ -111,17 +111,17 @@ async fn calls_and_streams_pass_with_the_identity_and_without_the_key_over_tls_o
 }
 
 #[tokio::test]
-async fn a_status_comes_back_with_its_message_details_and_metadata() {
+async fn status_keeps_message_details_and_metadata() {
     let (_stage, _desk, mut client) = stage(Setup::default()).await;
     let whole = |status: Status| {
-        let (metadata, expected) = (status.metadata(), desk::failure());
+        let (metadata, expected) = (status.metadata(), service::failure());
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert_eq!((status.message(), status.details()), (expected.message(), expected.details()));
         assert_eq!(metadata.get("x-reason").unwrap(), "closed");
         assert_eq!(metadata.get_bin("x-trace-bin"), expected.metadata().get_bin("x-trace-bin"));
         assert!(metadata.get("keyward-error").is_none());
     };
-    // In the head, as there is nothing else; and after a note.
+    // A status in the response head, and one after a note.
     whole(client.get("fail").await.unwrap_err());
     let (pen, mut notes) = client.chat().await.unwrap();
     for text in ["first", "fail"] {
@@ -134,32 +134,32 @@ async fn a_status_comes_back_with_its_message_details_and_metadata() {
 }
 
 #[tokio::test]
-async fn a_deadline_reaches_the_service_unchanged_and_is_kept() {
+async fn deadline_reaches_service_unchanged() {
     let (_stage, desk, mut client) =
         stage(Setup { upstream: "response_timeout = \"300ms\"", ..Setup::default() }).await;
-    // The service's word.
+    // A status of the service.
     let mut request = client.request(note("give up"));
     request.metadata_mut().insert("grpc-timeout", MetadataValue::from_static("1234567u"));
     let status = client.call("/desk.v1.Desk/Get", request).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "not in time"));
     assert_eq!(desk.last().get("grpc-timeout").unwrap(), "1234567u");
-    // Keyward's own.
+    // Keyward's own status.
     let status = client.get("wait").await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::DeadlineExceeded, "Upstream timeout"));
     assert_eq!(status.metadata().get("keyward-error").unwrap(), "upstream_timeout");
-    soon(|| desk.open() == 0).await;
-    // The caller's: the service hears of it.
+    wait_until(|| desk.open() == 0).await;
+    // The client's deadline, which the service sees.
     let mut request = client.request(note("wait"));
     request.set_timeout(Duration::from_millis(100));
     let began = Instant::now();
     client.call("/desk.v1.Desk/Get", request).await.unwrap_err();
     assert!(began.elapsed() < Duration::from_millis(300), "{:?}", began.elapsed());
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
     assert_eq!(desk.calls(), 3);
 }
 
 #[tokio::test]
-async fn refusals_are_statuses_with_a_message() {
+async fn refusals_are_statuses_with_message() {
     let sections = "[negative_cache]\nttl = \"0s\"";
     let (stage, desk, mut client) = stage(Setup { sections, ..Setup::default() }).await;
     let check = |status: Status, code, error: &str| {
@@ -167,7 +167,7 @@ async fn refusals_are_statuses_with_a_message() {
         assert_eq!(status.metadata().get("keyward-error").unwrap(), error);
         assert!(!status.message().is_empty(), "{status:?}");
     };
-    // Made up.
+    // A fictitious key.
     let unknown = "0123456789ABCDEFGHIJabcdefghij";
     for (key, error) in [("", "missing_credential"), (unknown, "invalid_key"), ("short", "invalid_key")] {
         let mut other = client.with_key(key);
@@ -189,11 +189,11 @@ async fn refusals_are_statuses_with_a_message() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_down_is_unavailable() {
-    let (listener, address) = listen().await;
+async fn unreachable_service_is_unavailable() {
+    let (listener, address) = bind_loopback().await;
     drop::<TcpListener>(listener);
-    let instead = Some(format!("h2c://{address}"));
-    let (_stage, _desk, mut client) = stage(Setup { instead, ..Setup::default() }).await;
+    let upstream_url = Some(format!("h2c://{address}"));
+    let (_stage, _desk, mut client) = stage(Setup { upstream_url, ..Setup::default() }).await;
     let status = client.get("a").await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::Unavailable, "Upstream unreachable"));
     let status = client.chat().await.unwrap_err();
@@ -201,7 +201,7 @@ async fn a_service_that_is_down_is_unavailable() {
 }
 
 #[tokio::test]
-async fn who_cancels_is_heard_by_the_service_and_the_connection_stays() {
+async fn cancellation_reaches_service_and_connection_stays() {
     let (_stage, desk, mut client) = stage(Setup::default()).await;
     let mut other = client.clone();
     let waiting = tokio::spawn(async move { other.get("wait").await });
@@ -209,36 +209,36 @@ async fn who_cancels_is_heard_by_the_service_and_the_connection_stays() {
     for text in ["a", "wait"] {
         pen.send(note(text)).await.unwrap();
     }
-    // tonic cancels a stream both ways only once it has sent all.
+    // tonic cancels a bidirectional stream only after it has sent everything.
     drop(pen);
     next(&mut notes).await.unwrap().unwrap();
     let (up, put) = client.put();
     let putting = tokio::spawn(put);
     up.send(note("a")).await.unwrap();
-    soon(|| desk.open() == 3).await;
+    wait_until(|| desk.open() == 3).await;
     waiting.abort();
-    soon(|| desk.open() == 2).await;
+    wait_until(|| desk.open() == 2).await;
     drop(notes);
-    soon(|| desk.open() == 1).await;
+    wait_until(|| desk.open() == 1).await;
     putting.abort();
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
     client.get("a").await.unwrap();
 }
 
 #[tokio::test]
-async fn a_revoked_key_ends_its_streams_within_one_interval_with_a_status() {
+async fn revoked_grpc_stream_ends_with_status_within_interval() {
     let sections = "[streams]\nrevalidate_every = \"1s\"";
     let (stage, desk, mut client) = stage(Setup { sections, ..Setup::default() }).await;
-    let mut other = client.with_key(&stage.key());
+    let mut other = client.with_key(&stage.issue_key());
     let (stays, mut answers) = other.chat().await.unwrap();
     let (pen, mut notes) = client.chat().await.unwrap();
     pen.send(note("a")).await.unwrap();
     assert_eq!(next(&mut notes).await.unwrap(), Some(note("re: a")));
-    // Of this one no answer has begun.
+    // The response to this one has not begun.
     let (up, put) = client.put();
     let put = tokio::spawn(put);
     up.send(note("a")).await.unwrap();
-    soon(|| desk.open() == 3).await;
+    wait_until(|| desk.open() == 3).await;
     stage.emulator.revoke(&client.key);
     let began = Instant::now();
     let status = next(&mut notes).await.unwrap_err();
@@ -246,7 +246,7 @@ async fn a_revoked_key_ends_its_streams_within_one_interval_with_a_status() {
     let status = put.await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unauthenticated, "{status:?}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    soon(|| desk.open() == 1).await;
+    wait_until(|| desk.open() == 1).await;
     stays.send(note("b")).await.unwrap();
     assert_eq!(next(&mut answers).await.unwrap(), Some(note("re: b")));
 }
@@ -261,17 +261,17 @@ async fn unconfirmed_streams_end_with_unavailable() {
     let (up, put) = client.put();
     let put = tokio::spawn(put);
     up.send(note("a")).await.unwrap();
-    soon(|| desk.open() == 2).await;
+    wait_until(|| desk.open() == 2).await;
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
     let status = next(&mut notes).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
     let status = put.await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
 }
 
 #[tokio::test]
-async fn a_key_that_lost_its_role_ends_its_stream_with_permission_denied() {
+async fn stream_of_lost_role_ends_with_permission_denied() {
     let sections = "[streams]\nrevalidate_every = \"1s\"";
     let routes =
         ROUTES.replacen("upstream = \"echo\"", "upstream = \"echo\"\nrequire = { roles = [\"admin\"] }", 1);
@@ -284,11 +284,11 @@ async fn a_key_that_lost_its_role_ends_its_stream_with_permission_denied() {
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
     let status = next(&mut notes).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::PermissionDenied, "Not permitted"));
-    soon(|| desk.open() == 0).await;
+    wait_until(|| desk.open() == 0).await;
 }
 
 #[tokio::test]
-async fn a_drain_lets_an_open_stream_finish() {
+async fn drain_lets_open_stream_finish() {
     let server = "drain_delay = \"100ms\"\ndrain_timeout = \"8s\"";
     let (mut stage, _desk, mut client) = stage(Setup { server, ..Setup::default() }).await;
     let (pen, mut notes) = client.chat().await.unwrap();
@@ -297,7 +297,7 @@ async fn a_drain_lets_an_open_stream_finish() {
     stage.stop.cancel();
     // Nothing new is accepted from here on.
     let refused = async { while tokio::net::TcpStream::connect(stage.address).await.is_ok() {} };
-    timeout(LIMIT, refused).await.unwrap();
+    timeout(TEST_TIMEOUT, refused).await.unwrap();
     for text in ["during", "still"] {
         pen.send(note(text)).await.unwrap();
         assert_eq!(next(&mut notes).await.unwrap(), Some(note(&format!("re: {text}"))));
@@ -307,18 +307,18 @@ async fn a_drain_lets_an_open_stream_finish() {
     assert_eq!(next(&mut notes).await.unwrap(), None);
     assert_eq!(notes.trailers().await.unwrap().unwrap().get("x-sum").unwrap(), "42");
     drop((pen, notes));
-    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+    timeout(TEST_TIMEOUT, &mut stage.running).await.expect("it ends in time").unwrap();
 }
 
 #[tokio::test]
-async fn a_stream_beyond_the_drain_ends_with_a_status() {
+async fn stream_beyond_drain_timeout_ends_with_status() {
     let server = "drain_timeout = \"300ms\"";
     let (mut stage, _desk, mut client) = stage(Setup { server, ..Setup::default() }).await;
     let (_pen, mut notes) = client.chat().await.unwrap();
     stage.stop.cancel();
     let status = next(&mut notes).await.unwrap_err();
     assert_ne!(status.code(), Code::Ok);
-    timeout(LIMIT, &mut stage.running).await.expect("it ends in time").unwrap();
+    timeout(TEST_TIMEOUT, &mut stage.running).await.expect("it ends in time").unwrap();
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Whose fault it is: every row of contract section 5, what the caller is told, and that nothing is remembered of a key but
-//! a definite "invalid".
+//! Verdicts and errors: every row of contract section 5, the client's response, and that only a definite "invalid" is
+//! remembered.
 
 use bytes::Bytes;
 use keyward_emulator::access::Permission;
@@ -8,7 +8,7 @@ use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use crate::support::raw::Reply;
 use crate::support::{Setup, Stage};
 
-fn instead(status: u16, body: impl Into<Bytes>) -> Effect {
+fn respond_with(status: u16, body: impl Into<Bytes>) -> Effect {
     Effect::Answer(Answer { body: Some(body.into()), ..Answer::status(status) })
 }
 
@@ -16,7 +16,7 @@ fn validate(effect: Effect) -> Fault {
     Fault::new(Target::Validate, effect)
 }
 
-/// The answer to a good key under this fault; after it the key must be good at once, as nothing is remembered.
+/// The response to a good key under this fault. Afterwards the key must pass at once, as nothing is remembered.
 #[track_caller]
 fn our_fault(reply: &Reply, after: &Reply, row: &str) {
     assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")), "{row}");
@@ -26,18 +26,18 @@ fn our_fault(reply: &Reply, after: &Reply, row: &str) {
 }
 
 async fn check_our_fault(stage: &Stage, effect: Effect) {
-    let (row, key) = (format!("{effect:?}"), stage.key());
-    let forwarded = stage.forwarded();
+    let (row, key) = (format!("{effect:?}"), stage.issue_key());
+    let forwarded = stage.forwarded_count();
     stage.emulator.set_fault(validate(effect));
     let reply = stage.get("/v1", &key).await;
     stage.emulator.clear_faults();
-    assert_eq!(stage.forwarded(), forwarded, "{row}: nothing got through");
+    assert_eq!(stage.forwarded_count(), forwarded, "{row}: nothing got through");
     let after = stage.get("/v1", &key).await;
     our_fault(&reply, &after, &row);
 }
 
 async fn check_bad_key(stage: &Stage, effect: Effect) {
-    let (row, key) = (format!("{effect:?}"), stage.key());
+    let (row, key) = (format!("{effect:?}"), stage.issue_key());
     let before = stage.emulator.counts().validations;
     stage.emulator.set_fault(validate(effect));
     let reply = stage.get("/v1", &key).await;
@@ -50,7 +50,7 @@ async fn check_bad_key(stage: &Stage, effect: Effect) {
 }
 
 #[tokio::test]
-async fn a_200_that_is_no_whole_valid_identity_is_a_503_and_is_not_remembered() {
+async fn incomplete_200_is_503_and_not_remembered() {
     let stage = Stage::start().await;
     for body in [
         "",
@@ -67,62 +67,62 @@ async fn a_200_that_is_no_whole_valid_identity_is_a_503_and_is_not_remembered() 
         r#"{"token_info":{"organization_id":"org 1"}}"#,
         r#"{"token_info":{"organization_id":"org_1","user_id":"a\u0000b"}}"#,
     ] {
-        check_our_fault(&stage, instead(200, body)).await;
+        check_our_fault(&stage, respond_with(200, body)).await;
     }
     check_our_fault(&stage, Effect::Garbage).await;
 }
 
 #[tokio::test]
-async fn a_valid_answer_for_what_is_a_token_id_lets_nobody_in() {
+async fn valid_response_for_token_id_is_refused() {
     let stage = Stage::start().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let body = format!(r#"{{"token_info":{{"organization_id":"org_1","token_id":"{key}"}}}}"#);
-    stage.emulator.set_fault(validate(instead(200, body)));
+    stage.emulator.set_fault(validate(respond_with(200, body)));
     let reply = stage.get("/v1", &key).await;
     stage.emulator.clear_faults();
     our_fault(&reply, &stage.get("/v1", &key).await, "token_id");
 }
 
 #[tokio::test]
-async fn only_scalekits_own_not_found_and_invalid_argument_make_a_key_bad() {
+async fn only_not_found_and_invalid_argument_are_401() {
     let stage = Stage::start().await;
     for effect in [
         Effect::Answer(Answer::status(404)),
         Effect::Answer(Answer::status(400)),
-        instead(404, r#"{"code":5,"message":"token not found","details":[]}"#),
-        instead(404, r#"{"code":5,"message":"Not Found","details":[{"error_code":"NOT_FOUND"}]}"#),
-        instead(400, r#"{"code":3,"message":"x"}"#),
+        respond_with(404, r#"{"code":5,"message":"token not found","details":[]}"#),
+        respond_with(404, r#"{"code":5,"message":"Not Found","details":[{"error_code":"NOT_FOUND"}]}"#),
+        respond_with(400, r#"{"code":3,"message":"x"}"#),
     ] {
         check_bad_key(&stage, effect).await;
     }
     let html = |status| Answer { content_type: Some("text/html".into()), ..Answer::status(status) };
     for effect in [
-        instead(404, r#"{"code":5,"message":"Not Found","details":[]}"#),
-        instead(404, r#"{"code":5,"message":"Not Found"}"#),
-        instead(404, "<html>404</html>"),
-        instead(404, ""),
-        instead(404, "{}"),
-        instead(404, r#"{"code":16,"message":"x"}"#),
-        instead(400, "bad request"),
-        instead(400, r#"{"code":9,"message":"x"}"#),
+        respond_with(404, r#"{"code":5,"message":"Not Found","details":[]}"#),
+        respond_with(404, r#"{"code":5,"message":"Not Found"}"#),
+        respond_with(404, "<html>404</html>"),
+        respond_with(404, ""),
+        respond_with(404, "{}"),
+        respond_with(404, r#"{"code":16,"message":"x"}"#),
+        respond_with(400, "bad request"),
+        respond_with(400, r#"{"code":9,"message":"x"}"#),
         Effect::Answer(html(404)),
         Effect::Answer(html(400)),
-        // Whatever else has no meaning for a key.
-        instead(204, ""),
-        instead(302, ""),
-        instead(409, r#"{"code":6,"message":"x"}"#),
-        instead(410, r#"{"code":5,"message":"x"}"#),
-        instead(422, r#"{"code":3,"message":"x"}"#),
+        // Other responses are no verdict.
+        respond_with(204, ""),
+        respond_with(302, ""),
+        respond_with(409, r#"{"code":6,"message":"x"}"#),
+        respond_with(410, r#"{"code":5,"message":"x"}"#),
+        respond_with(422, r#"{"code":3,"message":"x"}"#),
     ] {
         check_our_fault(&stage, effect).await;
     }
-    assert_eq!(stage.forwarded(), 15);
+    assert_eq!(stage.forwarded_count(), 15);
 }
 
 #[tokio::test]
-async fn a_real_bad_key_is_a_401_whether_unknown_expired_or_revoked() {
+async fn unknown_expired_and_revoked_keys_are_401() {
     let stage = Stage::start().await;
-    let revoked = stage.key();
+    let revoked = stage.issue_key();
     stage.emulator.revoke(&revoked);
     let expired = stage.issue(keyward_emulator::store::Issue {
         expiry: Some("2001-01-01T00:00:00Z".parse().unwrap()),
@@ -140,9 +140,9 @@ async fn a_real_bad_key_is_a_401_whether_unknown_expired_or_revoked() {
 }
 
 #[tokio::test]
-async fn a_401_speaks_of_keywards_own_token_which_is_renewed_and_the_call_made_once_more() {
+async fn scalekit_401_renews_access_token_and_retries() {
     let stage = Stage::start().await;
-    let (key, before) = (stage.key(), stage.emulator.counts());
+    let (key, before) = (stage.issue_key(), stage.emulator.counts());
     stage.emulator.expire_access_tokens();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     let counts = stage.emulator.counts();
@@ -151,7 +151,7 @@ async fn a_401_speaks_of_keywards_own_token_which_is_renewed_and_the_call_made_o
 }
 
 #[tokio::test]
-async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
+async fn persistent_scalekit_401_is_503() {
     let bodies = [None, Some(r#"{"code":5,"message":"Token not found","details":[1]}"#), Some("")];
     let checks = bodies.map(async |body| {
         let stage = Stage::start().await;
@@ -170,13 +170,14 @@ async fn a_401_that_persists_is_a_503_after_one_renewal_and_one_replay() {
 }
 
 #[tokio::test]
-async fn a_403_is_keywards_missing_permission_and_renewing_its_token_is_not_tried() {
+async fn scalekit_403_is_503_without_token_renewal() {
     let stage = Stage::start().await;
     let before = stage.emulator.counts();
     check_our_fault(&stage, Effect::Answer(Answer::status(403))).await;
-    check_our_fault(&stage, instead(403, r#"{"code":5,"message":"Token not found","details":[1]}"#)).await;
+    check_our_fault(&stage, respond_with(403, r#"{"code":5,"message":"Token not found","details":[1]}"#))
+        .await;
     stage.emulator.set_permissions(&[Permission::Write]);
-    let key = stage.key();
+    let key = stage.issue_key();
     let reply = stage.get("/v1", &key).await;
     stage.emulator.set_permissions(&[Permission::Read]);
     our_fault(&reply, &stage.get("/v1", &key).await, "the real refusal");
@@ -186,13 +187,13 @@ async fn a_403_is_keywards_missing_permission_and_renewing_its_token_is_not_trie
 }
 
 #[tokio::test]
-async fn a_429_without_retry_after_holds_unknown_keys_for_a_second() {
+async fn scalekit_429_without_retry_after_holds_one_second() {
     for effect in [
         Effect::Answer(Answer::status(429)),
-        instead(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
+        respond_with(429, r#"{"code":5,"message":"Token not found","details":[1]}"#),
     ] {
         let stage = Stage::start().await;
-        let (key, before) = (stage.key(), stage.emulator.counts().validations);
+        let (key, before) = (stage.issue_key(), stage.emulator.counts().validations);
         stage.emulator.set_fault(validate(effect).times(1));
         for _ in 0..3 {
             let reply = stage.get("/v1", &key).await;
@@ -206,9 +207,9 @@ async fn a_429_without_retry_after_holds_unknown_keys_for_a_second() {
 }
 
 #[tokio::test]
-async fn a_429s_retry_after_is_passed_on_and_until_then_nothing_is_asked() {
+async fn scalekit_429_holds_calls_until_retry_after() {
     let stage = Stage::start().await;
-    let (key, other) = (stage.key(), stage.key());
+    let (key, other) = (stage.issue_key(), stage.issue_key());
     let before = stage.emulator.counts().validations;
     let answer = Answer { retry_after: Some(7), ..Answer::status(429) };
     stage.emulator.set_fault(validate(Effect::Answer(answer)).times(1));
@@ -221,7 +222,7 @@ async fn a_429s_retry_after_is_passed_on_and_until_then_nothing_is_asked() {
 }
 
 #[tokio::test]
-async fn an_outage_is_a_503_whatever_form_it_takes() {
+async fn outage_of_any_kind_is_503() {
     let stage = Stage::start().await;
     let not_found = r#"{"code":5,"message":"Token not found","details":[1]}"#;
     for effect in [
@@ -230,8 +231,8 @@ async fn an_outage_is_a_503_whatever_form_it_takes() {
         Effect::Answer(Answer::status(502)),
         Effect::Answer(Answer::status(503)),
         Effect::Answer(Answer::status(504)),
-        instead(500, not_found),
-        instead(503, "<html>maintenance</html>"),
+        respond_with(500, not_found),
+        respond_with(503, "<html>maintenance</html>"),
         Effect::Reset,
         Effect::Truncated,
         Effect::Refuse,
@@ -241,7 +242,7 @@ async fn an_outage_is_a_503_whatever_form_it_takes() {
 }
 
 #[tokio::test]
-async fn no_answer_in_time_is_a_503_before_and_after_the_decision() {
+async fn scalekit_timeout_is_503() {
     let stage = Stage::with(Setup { scalekit: "timeout = \"150ms\"", ..Setup::default() }).await;
     for effect in [Effect::Hang, Effect::HangAfter] {
         check_our_fault(&stage, effect).await;
@@ -249,7 +250,7 @@ async fn no_answer_in_time_is_a_503_before_and_after_the_decision() {
 }
 
 #[tokio::test]
-async fn an_outage_while_a_bad_key_is_asked_about_is_not_its_fault_either() {
+async fn outage_is_503_for_bad_key_too() {
     let stage = Stage::start().await;
     let bad = "0123456789ABCDEFGHIJabcdefghij";
     for effect in [Effect::Truncated, Effect::Garbage, Effect::ContentType("text/html".into())] {

@@ -1,10 +1,11 @@
-//! Hostile bytes over raw sockets, from callers, upstreams and Scalekit: what the upstream received, and what the caller got.
+//! Malformed and hostile bytes of clients, upstreams and Scalekit over raw sockets: what the upstream and the client
+//! receive.
 
 mod bodies;
-mod floods;
+mod http2_floods;
 mod forwarded;
 mod framing;
-pub(crate) mod h2;
+pub(crate) mod http2;
 mod heads;
 mod identity;
 mod limits;
@@ -12,30 +13,30 @@ mod upstreams;
 
 use std::fmt::Write as _;
 
-use crate::support::raw::{Client, Scripted};
+use crate::support::raw::{Client, ScriptedUpstream};
 use crate::support::{Setup, Stage};
 
-/// What an upstream answers that has nothing against anybody.
+/// An ordinary response of an upstream.
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
-/// A request that must never be seen where it is hidden in another one.
+/// A request that is hidden in another one and must never reach the upstream.
 const SMUGGLED: &str = "GET /public/smuggled HTTP/1.1\r\nhost: a\r\n\r\n";
 
-/// Keyward before a scripted upstream.
+/// Keyward in front of a scripted upstream.
 struct Wire {
     stage: Stage,
-    upstream: Scripted,
+    upstream: ScriptedUpstream,
     key: String,
 }
 
 impl Wire {
-    /// Before an upstream that answers everything with `OK`.
+    /// In front of an upstream that responds with `OK`.
     async fn start() -> Self {
-        Self::with(Scripted::answering(OK).await, Setup::default()).await
+        Self::with(ScriptedUpstream::answering(OK).await, Setup::default()).await
     }
 
-    async fn with(upstream: Scripted, setup: Setup) -> Self {
-        let stage = Stage::with(Setup { instead: upstream.url(), ..setup }).await;
-        let key = stage.key();
+    async fn with(upstream: ScriptedUpstream, setup: Setup) -> Self {
+        let stage = Stage::with(Setup { upstream_url: upstream.url(), ..setup }).await;
+        let key = stage.issue_key();
         Self { stage, upstream, key }
     }
 
@@ -44,7 +45,7 @@ impl Wire {
         format!("{line} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n{lines}\r\n", self.key)
     }
 
-    /// Everything that comes back until Keyward closes.
+    /// All bytes until Keyward closes.
     async fn all(&self, request: impl AsRef<[u8]>) -> String {
         let mut client = self.stage.connect().await;
         client.send(request).await;
@@ -61,16 +62,16 @@ impl Wire {
 }
 
 async fn rest(client: &mut Client) -> String {
-    String::from_utf8_lossy(&client.rest().await).into_owned()
+    String::from_utf8_lossy(&client.read_to_end().await).into_owned()
 }
 
-/// The status of each answer in what came back.
+/// The status of each response in these bytes.
 fn statuses(text: &str) -> Vec<u16> {
     let after = |version| text.split(version).skip(1);
     after("HTTP/1.1 ").chain(after("HTTP/1.0 ")).map(|rest| rest[..3].parse().unwrap()).collect()
 }
 
-/// All values of a header, in any spelling that a backend could take for it.
+/// All values of a header, in any spelling that an upstream could take for it.
 fn values<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
     let fold =
         |name: &str| name.to_ascii_lowercase().replace(|char: char| !char.is_ascii_alphanumeric(), "-");

@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn environment_url_is_read_apart() {
+    fn environment_url_is_parsed() {
         for (url, host, port) in [
             ("https://acme.scalekit.com", "acme.scalekit.com", 443),
             ("https://acme.scalekit.com/", "acme.scalekit.com", 443),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_but_scheme_and_host_is_refused() {
+    fn environment_url_beyond_scheme_and_host_is_refused() {
         for (url, reason) in [
             ("", "not a URL"),
             ("https://", "not a URL"),

@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn hold_is_the_retry_after_up_to_thirty_seconds() {
+    fn hold_is_retry_after_up_to_thirty_seconds() {
         let throttled = |seconds| Error::Throttled(Some(Duration::from_secs(seconds)));
         assert_eq!(throttled(7).hold(), Some(Duration::from_secs(7)));
         assert_eq!(throttled(3600).hold(), Some(MAX_HOLD));
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn refusal_message_is_one_bounded_line_without_controls() {
+    fn refusal_message_is_one_bounded_line() {
         let refusal = Refusal::new(Code::InvalidArgument, "a\n\u{1b}[31mb\u{202e}ü");
         assert_eq!(refusal.to_string(), r"a\n\u{1b}[31mb\u{202e}ü (code 3)");
         assert_eq!(Refusal::new(Code::NotFound, &"ä".repeat(1000)).message.chars().count(), 300);

@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn organization_and_user_of_a_page_are_checked() {
+    fn list_organization_and_user_are_checked() {
         let page = |organization: &str, user: Option<&str>, page_size| PageRequest {
             organization_id: organization.to_owned(),
             user_id: user.map(str::to_owned),
@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn update_without_any_claim_is_refused() {
+    fn update_without_claims_is_refused() {
         let update = |custom_claims| TokenUpdate { custom_claims, description: Some(String::new()) };
         assert_eq!(update(None).check(), Ok(()));
         assert_eq!(update(Some(claim("a", "b"))).check(), Ok(()));

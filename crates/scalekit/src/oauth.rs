@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn grant_request_survives_the_wire() {
+    fn grant_request_round_trips() {
         let (client_id, client_secret) = ("skc_1".to_owned(), "a&b=c+d %ü".into());
         let request = encode_request(&Credentials { client_id, client_secret });
         assert_eq!((request.method(), request.uri().path()), (&Method::POST, PATH));
@@ -164,14 +164,14 @@ mod tests {
     }
 
     #[test]
-    fn grant_survives_the_wire() {
+    fn grant_round_trips() {
         let grant = Grant { access_token: "eyJ.x-_".into(), lifetime: Duration::from_secs(86_399) };
         let read = decode_response(&encode_grant(&grant)).unwrap();
         assert_eq!((read.access_token.expose_secret(), read.lifetime), ("eyJ.x-_", grant.lifetime));
     }
 
     #[test]
-    fn lifetime_of_a_grant_is_kept_within_bounds() {
+    fn grant_lifetime_is_clamped() {
         for (expires_in, seconds) in [
             ("", 3600),
             (r#","expires_in":null"#, 3600),

@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn environment_variables_choose_the_proxy() {
+    fn environment_variables_choose_proxy() {
         let acme = "https://acme.scalekit.com";
         let some = |url: &str| Ok(Some(url.to_owned()));
         for (url, variables, expected) in [
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn proxy_url_is_read_apart_and_its_password_hidden() {
+    fn proxy_url_is_parsed_and_its_password_hidden() {
         for (url, address, authorization) in [
             ("http://p", "p:80", None),
             ("https://p", "p:443", None),

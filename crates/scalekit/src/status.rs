@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_table_is_in_the_order_of_the_numbers() {
+    fn status_code_table_is_in_numeric_order() {
         for (index, (code, name, status)) in CODES.iter().enumerate() {
             assert_eq!(code.number() as usize, index + 1);
             assert_eq!(Code::from_number(index as i64 + 1), Some(*code));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn http_status_of_a_status_code_is_itself() {
+    fn http_status_maps_to_itself() {
         for status in [400, 401, 403, 404, 409, 429, 499, 500, 501, 503, 504] {
             assert_eq!(Code::from_http_status(status).http_status(), status);
         }

@@ -40,7 +40,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn last_day_of_year_9999_is_the_end_of_time() {
+    fn timestamps_end_with_year_9999() {
         for text in ["9999-12-31T23:59:59Z", "9999-12-31T23:59:59.999999999Z", "9999-12-30T22:00:01Z"] {
             assert_eq!(parse_rfc3339(text), Some(Timestamp::MAX), "{text}");
         }

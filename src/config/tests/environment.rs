@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_secret_in_the_file_is_refused_and_not_repeated() {
+fn secret_in_file_is_refused_and_not_repeated() {
     for line in [
         "client_secret = \"hunter2hunter2\"",
         "client_secret = [\"hunter2hunter2\"]",
@@ -73,7 +73,7 @@ fn a_secret_in_the_file_is_refused_and_not_repeated() {
 }
 
 #[test]
-fn connecting_takes_no_longer_than_a_verdict_may() {
+fn connect_timeout_never_exceeds_validation_timeout() {
     for (timeout, connect) in [("2s", 1000), ("250ms", 250)] {
         let text = format!("version = 1\n[scalekit]\ntimeout = \"{timeout}\"\n{REST}");
         let origin = parse(&text, "f", &environment()).unwrap().scalekit.origin;
@@ -82,7 +82,7 @@ fn connecting_takes_no_longer_than_a_verdict_may() {
 }
 
 #[test]
-fn scalekit_proxy_comes_before_the_environment_variables() {
+fn scalekit_proxy_overrides_environment_variables() {
     let acme = ("SCALEKIT_ENVIRONMENT_URL", "https://acme.scalekit.com");
     let proxy = |line: &str, variable: (&str, &str), no_proxy: &str| {
         let variables = [
@@ -112,7 +112,7 @@ fn scalekit_proxy_comes_before_the_environment_variables() {
 }
 
 #[test]
-fn what_scalekit_needs_and_has_not_is_named() {
+fn missing_scalekit_settings_are_named() {
     let found = parse(&format!("version = 1\n{REST}"), "f", &Environment::default()).unwrap_err().to_string();
     for variable in ["SCALEKIT_ENVIRONMENT_URL", "SCALEKIT_CLIENT_ID", "SCALEKIT_CLIENT_SECRET"] {
         assert!(found.contains(&format!("f: {variable}: is not set, nor {variable}_FILE")), "{found}");
@@ -120,7 +120,7 @@ fn what_scalekit_needs_and_has_not_is_named() {
 }
 
 #[test]
-fn the_environment_comes_before_the_file_and_a_file_before_nothing() {
+fn environment_overrides_file_overrides_defaults() {
     let folder = Folder::new("environment");
     let secret = folder.write("secret", "from-a-file\n");
     let text = format!(
@@ -149,7 +149,7 @@ fn the_environment_comes_before_the_file_and_a_file_before_nothing() {
 }
 
 #[test]
-fn a_secret_file_that_cannot_be_used_is_named() {
+fn unusable_secret_file_is_named() {
     let folder = Folder::new("secrets");
     let empty = folder.write("empty", " \n");
     let lines = folder.write("lines", "one\ntwo");
@@ -179,7 +179,7 @@ fn a_secret_file_that_cannot_be_used_is_named() {
 }
 
 #[test]
-fn a_file_can_be_looked_at_where_nothing_is_known_of_scalekit() {
+fn file_is_checked_without_scalekit_settings() {
     let config =
         parse(&format!("version = 1\n{REST}"), "f", &Environment::default().without_scalekit()).unwrap();
     assert_eq!(config.warnings.len(), 4);
@@ -190,7 +190,7 @@ fn a_file_can_be_looked_at_where_nothing_is_known_of_scalekit() {
 }
 
 #[test]
-fn only_a_loopback_environment_may_be_in_clear_text() {
+fn only_loopback_environment_may_use_cleartext() {
     let url = |url| {
         let environment = Environment::from_pairs([
             ("SCALEKIT_ENVIRONMENT_URL", url),

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn the_reference_says_the_defaults() {
+fn reference_states_the_defaults() {
     assert_eq!(
         format!("{:#?}", read("config/reference.toml")),
         format!("{:#?}", read("config/keyward.toml"))
@@ -40,7 +40,7 @@ fn known_keys(header: &str, path: &str, keys: &mut Vec<String>) {
 }
 
 #[test]
-fn the_reference_has_every_key_that_the_reader_knows() {
+fn reference_lists_every_known_key() {
     let mut keys = Vec::new();
     known_keys("", "", &mut keys);
     assert!(keys.len() > 60 && keys.contains(&"routes[0].require.scope".to_owned()), "{keys:?}");
@@ -66,7 +66,7 @@ fn the_reference_has_every_key_that_the_reader_knows() {
 }
 
 #[test]
-fn what_the_reference_shows_behind_a_hash_is_right_too() {
+fn commented_reference_examples_are_valid() {
     let reference = reference();
     let mut examples = 0;
     for line in reference.lines() {

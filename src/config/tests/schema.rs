@@ -9,7 +9,7 @@ fn schema() -> Value {
 }
 
 #[test]
-fn schema_file_is_what_keyward_schema_prints() {
+fn schema_file_matches_keyward_schema() {
     let file = root().join("config/keyward.schema.json");
     if std::env::var_os("UPDATE_FIXTURES").is_some() {
         fs::write(&file, json_schema().unwrap()).unwrap();
@@ -120,7 +120,7 @@ fn schema_takes_every_valid_file() {
 }
 
 #[test]
-fn schema_refuses_unknown_keys_wrong_types_and_missing_keys() {
+fn schema_refuses_unknown_missing_and_mistyped_keys() {
     let text = "version = 2\nlog.format = \"yaml\"\nlimits.headers = 0\nserver.listne = 1\nserver.realm = 1\nroutes = [{}]\n";
     let found = violations_of(text);
     for expected in [

@@ -1,4 +1,4 @@
-//! Callers over HTTP/2 through a drain, by the `h2` crate: it tells a GOAWAY from every other end.
+//! HTTP/2 clients during a drain, with the `h2` crate, which distinguishes GOAWAY from other ends.
 
 use std::net::SocketAddr;
 use std::ops::AddAssign;
@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::{ended, stage};
-use crate::support::{LIMIT, soon};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 type Sender = SendRequest<bytes::Bytes>;
 
@@ -19,7 +19,7 @@ const STREAMS: usize = 8;
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
     answered: u64,
-    /// Turned away by a GOAWAY: to be sent again elsewhere.
+    /// Requests that GOAWAY left unprocessed: to be sent again elsewhere.
     told: u64,
     lost: u64,
 }
@@ -44,7 +44,7 @@ async fn connect(address: SocketAddr) -> Option<Sender> {
     Some(sender)
 }
 
-/// One answer to its end.
+/// Reads one response to its end.
 async fn answer(response: client::ResponseFuture) -> Result<u16, h2::Error> {
     let response = response.await?;
     let (status, mut body) = (response.status().as_u16(), response.into_body());
@@ -55,14 +55,14 @@ async fn answer(response: client::ResponseFuture) -> Result<u16, h2::Error> {
     Ok(status)
 }
 
-/// Asks again and again on one of a connection's streams until the connection takes no more.
+/// Sends one request after the other until the connection accepts no more.
 async fn stream(sender: Sender, key: String) -> Counts {
     let mut counts = Counts::default();
-    // What cannot be sent is not lost.
+    // A request that cannot be sent is not lost.
     while let Ok(mut ready) = sender.clone().ready().await
         && let Ok((response, _)) = ready.send_request(request("/v1", &key), true)
     {
-        match timeout(LIMIT, answer(response)).await.expect("an answer in time") {
+        match timeout(TEST_TIMEOUT, answer(response)).await.expect("an answer in time") {
             Ok(200) => counts.answered += 1,
             Err(error) if error.is_go_away() && error.is_remote() => counts.told += 1,
             Ok(_) | Err(_) => counts.lost += 1,
@@ -71,7 +71,7 @@ async fn stream(sender: Sender, key: String) -> Counts {
     counts
 }
 
-/// Eight streams at once on one connection after another, until nothing is accepted any more.
+/// Eight concurrent streams on one connection after another, until no connection is accepted.
 async fn asking(address: SocketAddr, key: String) -> Counts {
     let mut counts = Counts::default();
     while let Some(sender) = connect(address).await {
@@ -82,35 +82,35 @@ async fn asking(address: SocketAddr, key: String) -> Counts {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn five_drains_under_load_over_http2_lose_no_request() {
+async fn drain_under_load_loses_no_http2_request() {
     for _ in 0..5 {
         let (mut stage, key) = stage("drain_delay = \"250ms\"").await;
         let mut callers = JoinSet::new();
         for _ in 0..4 {
             callers.spawn(asking(stage.address, key.clone()));
         }
-        soon(|| stage.forwarded() > 50).await;
+        wait_until(|| stage.forwarded_count() > 50).await;
         stage.stop.cancel();
         let mut counts = Counts::default();
-        while let Some(caller) = timeout(LIMIT, callers.join_next()).await.unwrap() {
-            counts += caller.unwrap();
+        while let Some(http_client) = timeout(TEST_TIMEOUT, callers.join_next()).await.unwrap() {
+            counts += http_client.unwrap();
         }
         assert_eq!(counts.lost, 0, "{counts:?}");
-        // What a GOAWAY turned away was not processed.
-        assert_eq!(stage.forwarded(), counts.answered, "{counts:?}");
+        // Requests beyond GOAWAY's last stream were not processed.
+        assert_eq!(stage.forwarded_count(), counts.answered, "{counts:?}");
         ended(&mut stage).await;
     }
 }
 
 #[tokio::test]
-async fn a_goaway_says_what_is_not_processed_and_the_rest_is_answered() {
+async fn goaway_names_last_processed_stream() {
     let (mut stage, key) = stage("").await;
     let mut sender = connect(stage.address).await.unwrap();
     let (slow, _) = sender.send_request(request("/slow/600", &key), true).unwrap();
     let slow = tokio::spawn(answer(slow));
-    soon(|| stage.forwarded() == 1).await;
+    wait_until(|| stage.forwarded_count() == 1).await;
     stage.stop.cancel();
-    // The connection takes no more once it was told.
+    // The connection accepts no request after GOAWAY.
     let told = async {
         let mut before = 0;
         loop {
@@ -129,9 +129,9 @@ async fn a_goaway_says_what_is_not_processed_and_the_rest_is_answered() {
             before += 1;
         }
     };
-    let (before, error) = timeout(LIMIT, told).await.expect("a GOAWAY in time");
+    let (before, error) = timeout(TEST_TIMEOUT, told).await.expect("a GOAWAY in time");
     assert!(error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR), "{error}");
-    assert_eq!(stage.forwarded(), before + 1);
+    assert_eq!(stage.forwarded_count(), before + 1);
     assert!(!slow.is_finished());
     assert_eq!(slow.await.unwrap().unwrap(), 200);
     ended(&mut stage).await;

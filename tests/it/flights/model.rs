@@ -1,5 +1,5 @@
-//! The bookkeeping of sharing, checked over every interleaving of a few requests and a revocation; and the same check
-//! applied to plain join-in-flight sharing, which it must find wrong.
+//! The bookkeeping of flights, checked in every interleaving of a few requests and a revocation. The same check must fail
+//! for plain join-in-flight sharing.
 
 use std::sync::Arc as StdArc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +8,7 @@ use keyward::validator::flights::{Arrival, Board};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-/// What is checked: one key's arrivals and landings.
+/// The model's interface: arrivals and landings of one key.
 trait Sharing: Send {
     fn arrive(&mut self, flight: usize) -> Arrival<usize>;
     fn land(&mut self) -> Option<usize>;
@@ -24,7 +24,7 @@ impl Sharing for Board<(), usize> {
     }
 }
 
-/// What everybody else does: whoever comes while a call is under way takes its answer.
+/// Plain join-in-flight sharing: a request that arrives during a call uses its response.
 #[derive(Default)]
 struct JoinInFlight(Option<usize>);
 
@@ -45,7 +45,7 @@ impl Sharing for JoinInFlight {
     }
 }
 
-/// The moments of a run, in the order in which they came.
+/// The events of a run, in their order.
 #[derive(Default)]
 struct History {
     now: usize,
@@ -85,13 +85,13 @@ impl World {
             history = self.landed.wait(history).unwrap();
         }
         let fresh = history.began[flight].is_some_and(|began| began > arrived);
-        // What the customer sees of it: a revocation that was over when the request came.
+        // Visible to a client: a revocation that had completed before the request arrived.
         let served_late =
             history.verdict[flight] == Some(true) && history.revoked.is_some_and(|at| at < arrived);
         fresh && !served_late
     }
 
-    /// This flight, and those that leave when it lands.
+    /// Runs this flight, and those that leave when it lands.
     fn fly(&self, first: usize) {
         let mut next = Some(first);
         while let Some(flight) = next {
@@ -105,7 +105,7 @@ impl World {
                 history.in_the_air += 1;
                 history.most_in_the_air = history.most_in_the_air.max(history.in_the_air);
             }
-            // Scalekit decides at some moment after it was asked, and answers at another.
+            // Scalekit decides some time after the call began, and responds later.
             let verdict = self.history.lock().unwrap().revoked.is_none();
             {
                 let mut history = self.history.lock().unwrap();
@@ -123,8 +123,8 @@ impl World {
     }
 }
 
-/// How many runs there were, and how often a request was answered by a call from before it came, a flight left twice, or too
-/// many were in the air.
+/// The number of runs, and of violations: a request that used a call from before its arrival, a flight that left twice, or
+/// too many flights at once.
 fn explore(
     requests: usize,
     at_once: usize,
@@ -134,7 +134,7 @@ fn explore(
     let (runs, wrong) = (StdArc::new(AtomicUsize::new(0)), StdArc::new(AtomicUsize::new(0)));
     let (counted, counted_wrong) = (StdArc::clone(&runs), StdArc::clone(&wrong));
     let mut builder = loom::model::Builder::new();
-    // Forced switches in a run; waiting for a lock or an answer is none. Serving a stale answer needs one.
+    // Forced context switches in a run; waiting for a lock or a response is not one. A stale response needs one.
     builder.preemption_bound = Some(switches);
     builder.check(move || {
         let world = Arc::new(World {
@@ -160,7 +160,7 @@ fn explore(
         answers.extend(others.into_iter().map(|request| request.join().unwrap()));
         revoker.join().unwrap();
         counted.fetch_add(1, Ordering::Relaxed);
-        // Counted, not asserted: a panic amid the model's own threads ends the process.
+        // Counted, not asserted: a panic in the model's threads aborts the process.
         let history = world.history.lock().unwrap();
         let broken = usize::from(history.left_twice || history.most_in_the_air > at_once);
         let stale = answers.iter().filter(|fresh| !**fresh).count();
@@ -170,7 +170,7 @@ fn explore(
 }
 
 #[test]
-fn in_every_interleaving_the_answer_used_came_from_a_call_that_began_after_the_request() {
+fn every_interleaving_uses_call_begun_after_request() {
     for (requests, at_once, switches) in [(2, 1, 3), (3, 1, 2), (3, 2, 2)] {
         let (runs, wrong) = explore(requests, at_once, switches, move || Box::new(Board::new(at_once)));
         assert!(runs > 50, "{runs} interleavings of {requests} requests were tried");
@@ -180,7 +180,7 @@ fn in_every_interleaving_the_answer_used_came_from_a_call_that_began_after_the_r
 }
 
 #[test]
-fn the_same_check_finds_plain_join_in_flight_sharing_wrong() {
+fn model_rejects_joining_a_departed_flight() {
     let (runs, wrong) = explore(2, 1, 1, || Box::<JoinInFlight>::default());
     assert!(wrong > 0, "in {runs} interleavings no request was served on an older call");
 }

@@ -1,4 +1,4 @@
-//! `create`: a key is shown once, and what Scalekit would refuse is not sent.
+//! `create`: a key is printed once, and a request that Scalekit would refuse is not sent.
 
 use keyward_emulator as emulator;
 
@@ -80,7 +80,7 @@ async fn arguments_beyond_limits_are_not_sent() {
     for org in ["", "acme", "ThisKeyIsMadeUpAndOpensNothing000000000000000aB3d"] {
         kit.run(&["create", "--org", org]).await.refused("organization_id: should begin with org_");
     }
-    // An empty variable must not make it a matter of the whole organization.
+    // An empty variable must not widen the command to the whole organization.
     for command in ["create", "list"] {
         kit.run(&[command, "--org", "org_1", "--user", ""]).await.refused("user_id: is empty");
     }

@@ -1,4 +1,4 @@
-//! The command line and a whole Keyward before one Scalekit.
+//! The command line and a running Keyward with one Scalekit.
 
 use super::{Kit, shown};
 use crate::support::Stage;
@@ -11,10 +11,10 @@ async fn revoked_key_is_refused_on_next_proxied_request() {
         let (key, id) = kit.create(&["--org", "org_7", "--claim", "team=eng"]).await;
         let reply = stage.get("/v1", &key).await;
         assert_eq!(reply.status, 200);
-        assert_eq!(stage.last().header("x-org-id"), Some("org_7"));
+        assert_eq!(stage.last_request().header("x-org-id"), Some("org_7"));
         kit.fine(&["update", &id, "--claim", "team=ops"]).await;
         assert_eq!(stage.get("/v1", &key).await.status, 200);
-        assert_eq!(stage.last().header("x-claim-team"), Some("ops"));
+        assert_eq!(stage.last_request().header("x-claim-team"), Some("ops"));
         kit.fine(&["revoke", &id]).await;
         assert_eq!(stage.get("/v1", &key).await.code(), Some("invalid_key"));
     }

@@ -1,4 +1,4 @@
-//! What is wrong with the environment or with Scalekit: one line, exit 1, nothing half done.
+//! Errors of the environment or Scalekit: one line, exit code 1, no partial result.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use keyward_emulator::access::Permission;
 
 use super::{Kit, command, done, fed};
 use crate::process::{Folder, keyward};
-use crate::support::listen;
+use crate::support::bind_loopback;
 
 #[tokio::test]
 async fn missing_scalekit_permission_is_named() {
@@ -53,7 +53,7 @@ async fn bad_credentials_stop_before_any_call() {
 
 #[tokio::test]
 async fn unreachable_scalekit_is_reported_at_once() {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let url = format!("http://{address}");
     let began = Instant::now();
@@ -68,7 +68,7 @@ async fn unreachable_scalekit_is_reported_at_once() {
         done(command(&url, arguments)).await.refused("Scalekit cannot be reached");
     }
     fed(command(&url, &["inspect"]), "ThisKeyIsMadeUp000000aB3d").await.refused("Scalekit cannot be reached");
-    // What is wrong with the arguments is told first, and nobody asked.
+    // Errors of the arguments are reported before any call.
     for (arguments, expected) in [
         (&["revoke", "notanid"][..], "not the id of a key"),
         (&["create", "--org", "org_1", "--expires", "2020-01-01"], "has passed"),

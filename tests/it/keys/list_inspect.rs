@@ -7,8 +7,8 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::time::timeout;
 
 use super::{Kit, command, done, json, text};
-use crate::support::raw::{Act, Scripted};
-use crate::support::{LIMIT, soon};
+use crate::support::raw::{Act, ScriptedUpstream};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 fn fill(kit: &Kit, count: usize) {
     for number in 0..count {
@@ -47,21 +47,21 @@ async fn list_prints_page_before_fetching_next() {
         kit.fault("list:hang-after");
         let mut child = kit.command(&["list", "--org", "org_1", "--all"]).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        soon(|| kit.emulator.counts().lists == before + 1).await;
-        // Nothing else runs between these two: the first page is let go, and the second meets the fault.
+        wait_until(|| kit.emulator.counts().lists == before + 1).await;
+        // The runtime does nothing between these two: the first page is released, and the second meets the fault.
         kit.emulator.clear_faults();
         kit.fault(second);
         for _ in 0..31 {
-            timeout(LIMIT, lines.next_line()).await.expect("the first page").unwrap().expect("a line");
+            timeout(TEST_TIMEOUT, lines.next_line()).await.expect("the first page").unwrap().expect("a line");
         }
-        soon(|| kit.emulator.counts().lists == before + 2).await;
+        wait_until(|| kit.emulator.counts().lists == before + 2).await;
         kit.emulator.clear_faults();
         let mut more = 0;
-        while timeout(LIMIT, lines.next_line()).await.unwrap().unwrap().is_some() {
+        while timeout(TEST_TIMEOUT, lines.next_line()).await.unwrap().unwrap().is_some() {
             more += 1;
         }
         assert_eq!(30 + more, rows);
-        let output = timeout(LIMIT, child.wait_with_output()).await.unwrap().unwrap();
+        let output = timeout(TEST_TIMEOUT, child.wait_with_output()).await.unwrap().unwrap();
         assert_eq!(output.status.code(), Some(code));
         let said = String::from_utf8(output.stderr).unwrap();
         assert_eq!(said.contains("Scalekit answered 503"), code == 1, "{said}");
@@ -89,7 +89,7 @@ async fn list_stops_on_repeating_page_token() {
         let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: ";
         Act::Say(format!("{head}{}\r\n\r\n{body}", body.len()).into_bytes())
     });
-    let url = format!("http://{}", Scripted::acting(script).await.address);
+    let url = format!("http://{}", ScriptedUpstream::acting(script).await.address);
     let listed = done(command(&url, &["list", "--org", "org_1", "--all"])).await;
     listed.refused("repeat without end");
 }

@@ -1,4 +1,4 @@
-//! A key that was made and that nobody has seen is named, so that it can be revoked.
+//! A key that was created but not shown is named, so that it can be revoked.
 
 use std::process::Stdio;
 
@@ -7,10 +7,10 @@ use tokio::process::Command;
 
 use super::{Kit, command, done, json, shown};
 use crate::process::Running;
-use crate::support::raw::{Act, Scripted};
-use crate::support::{LIMIT, soon};
+use crate::support::raw::{Act, ScriptedUpstream};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
-/// The one key of `org_1` is named in this, and the command that revokes it works.
+/// Checks that the only key of `org_1` is named in this text, and that the printed command revokes it.
 async fn assert_key_is_named_and_revocable(kit: &Kit, said: &str) {
     kit.emulator.clear_faults();
     let [id] = &kit.live("org_1").await[..] else { panic!("one key: {said}") };
@@ -37,7 +37,7 @@ async fn lost_connection_during_creation_names_key() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");
     let going = tokio::spawn(done(kit.command(&["create", "--org", "org_1"])));
-    soon(|| kit.emulator.counts().creations == 1).await;
+    wait_until(|| kit.emulator.counts().creations == 1).await;
     kit.emulator.close_connections();
     let made = going.await.unwrap();
     made.refused("the connection to Scalekit broke");
@@ -48,7 +48,7 @@ async fn lost_connection_during_creation_names_key() {
 async fn failed_creation_names_no_key() {
     for fault in ["create:reset", "create:status=502"] {
         let kit = Kit::start().await;
-        // Another's, which does not look like it.
+        // Another key, which differs.
         kit.create(&["--org", "org_1", "--claim", "team=other"]).await;
         kit.fault(fault);
         let made = kit.run(&["create", "--org", "org_1", "--claim", "team=eng"]).await;
@@ -127,7 +127,7 @@ async fn ctrl_c_waits_for_running_creation() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");
     let mut running = Running::start(kit.command(&["create", "--org", "org_1"]));
-    soon(|| kit.emulator.counts().creations == 1).await;
+    wait_until(|| kit.emulator.counts().creations == 1).await;
     running.signal(Signal::INT);
     running.until("waiting for Scalekit's response").await;
     kit.emulator.clear_faults();
@@ -142,7 +142,7 @@ async fn second_ctrl_c_names_possibly_created_key() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");
     let mut running = Running::start(kit.command(&["create", "--org", "org_1"]));
-    soon(|| kit.emulator.counts().creations == 1).await;
+    wait_until(|| kit.emulator.counts().creations == 1).await;
     running.signal(Signal::INT);
     running.until("waiting for Scalekit's response").await;
     running.signal(Signal::TERM);
@@ -179,10 +179,10 @@ async fn foreign_server_response_never_reaches_terminal() {
         (vec![token(), b"\xff\xfe\x00\x1b[31m\r\n\r\n".to_vec()], "the connection to Scalekit broke"),
     ] {
         let script: Vec<Act> = answers.into_iter().map(Act::Say).collect();
-        let scripted = Scripted::acting(script).await;
+        let scripted = ScriptedUpstream::acting(script).await;
         let url = format!("http://{}", scripted.address);
         let making = done(command(&url, &["create", "--org", "org_1"]));
-        let made = tokio::time::timeout(LIMIT, making).await.expect("an end in time");
+        let made = tokio::time::timeout(TEST_TIMEOUT, making).await.expect("an end in time");
         made.refused(create);
         assert!(!made.err.trim_end().contains(|char: char| char.is_control()), "{made:?}");
     }

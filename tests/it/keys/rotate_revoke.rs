@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::{Kit, done, json, shown, text};
 use crate::process::Running;
-use crate::support::{LIMIT, soon};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 const SCOPE: [&str; 10] = [
     "--org",
@@ -114,7 +114,7 @@ async fn one_bad_id_revokes_nothing() {
     refused.refused("number 3 of the list");
     assert!(!refused.err.contains(&key));
     kit.run_with(&["revoke", "-"], "\n \n").await.refused("there are no ids on standard input");
-    // However much of it there is.
+    // Input without end.
     kit.run_with(&["revoke", "-"], "y\n".repeat(2_000_000)).await.refused("number 1 of the list");
     kit.run_with(&["revoke", "-"], vec![0xfe; 1_000_000]).await.refused("standard input cannot be read");
     assert_eq!((kit.live("org_1").await.len(), kit.emulator.counts().invalidations), (2, 0));
@@ -130,8 +130,12 @@ async fn endless_input_stops_at_first_bad_line() {
         let mut child = kit.command(arguments).stdin(Stdio::piped()).spawn().unwrap();
         let (mut stdin, chunk) = (child.stdin.take().unwrap(), chunk.repeat(10_000));
         let write = async { while stdin.write_all(chunk.as_bytes()).await.is_ok() {} };
-        timeout(LIMIT, write).await.expect("somebody stops to read");
-        assert_eq!(timeout(LIMIT, child.wait()).await.unwrap().unwrap().code(), Some(1), "{arguments:?}");
+        timeout(TEST_TIMEOUT, write).await.expect("somebody stops to read");
+        assert_eq!(
+            timeout(TEST_TIMEOUT, child.wait()).await.unwrap().unwrap().code(),
+            Some(1),
+            "{arguments:?}"
+        );
     }
 }
 
@@ -167,7 +171,7 @@ async fn ctrl_c_during_revoke_names_unknown_outcome() {
     let kit = Kit::start().await;
     kit.fault("invalidate:hang");
     let mut running = Running::start(kit.command(&["revoke", "apit_1", "apit_2", "apit_3"]));
-    soon(|| kit.emulator.counts().invalidations == 1).await;
+    wait_until(|| kit.emulator.counts().invalidations == 1).await;
     running.signal(Signal::INT);
     assert_eq!(running.exit().await, Some(130));
     running.until("it is unknown whether apit_1 is revoked; the 2 after it were not tried").await;

@@ -1,4 +1,4 @@
-//! At a terminal: a pseudo-terminal of the program's own, with what people type, Ctrl-C, Ctrl-D and Ctrl-Z among it.
+//! `keyward keys` at a pseudo-terminal, with typed input, Ctrl-C, Ctrl-D and Ctrl-Z.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -14,14 +14,14 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use super::Kit;
-use crate::support::{LIMIT, soon};
+use crate::support::{TEST_TIMEOUT, wait_until};
 
 const TERMINAL: &str = "KEYWARD_TEST_TERMINAL";
 const ARGUMENTS: &str = "KEYWARD_TEST_ARGUMENTS";
 const HERE: &str = "keys::terminal::exec_keyward_at_terminal";
 
-/// Starts the program in a session of its own, at a terminal. This cannot be done between fork and exec without unsafe
-/// code, so the test itself becomes the program.
+/// Starts the program in a new session at a terminal. Between fork and exec that needs unsafe code, so the test process
+/// itself executes the program.
 #[test]
 #[ignore = "the others start it, in a process of its own"]
 fn exec_keyward_at_terminal() {
@@ -33,12 +33,12 @@ fn exec_keyward_at_terminal() {
     panic!("{}", command.exec());
 }
 
-/// The program, and what stands on its terminal.
+/// The program, and the text on its terminal.
 struct Terminal {
     child: Child,
     typing: File,
     shown: Arc<Mutex<String>>,
-    /// The program's end of it.
+    /// The program's end of the terminal.
     end: File,
 }
 
@@ -59,7 +59,7 @@ impl Terminal {
         let typing = File::from(controller);
         let shown = Arc::<Mutex<String>>::default();
         let (mut reading, text) = (typing.try_clone().unwrap(), Arc::clone(&shown));
-        // Ends with the last who has the other end open.
+        // Ends when the last process closes the other end.
         std::thread::spawn(move || {
             let mut chunk = [0; 4096];
             while let Ok(count @ 1..) = reading.read(&mut chunk) {
@@ -74,7 +74,7 @@ impl Terminal {
     }
 
     async fn until(&self, text: &str) {
-        let there = timeout(LIMIT, soon(|| self.text().contains(text))).await;
+        let there = timeout(TEST_TIMEOUT, wait_until(|| self.text().contains(text))).await;
         there.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.text()));
     }
 
@@ -82,7 +82,7 @@ impl Terminal {
         self.typing.write_all(text.as_bytes()).unwrap();
     }
 
-    /// Whether what is typed is shown.
+    /// Whether the terminal echoes input.
     fn echoes(&self) -> bool {
         tcgetattr(&self.end).unwrap().local_modes.contains(LocalModes::ECHO)
     }
@@ -96,12 +96,12 @@ impl Terminal {
         stat.split(") ").last().unwrap().starts_with('T')
     }
 
-    /// The exit code, and all that was shown.
+    /// The exit code, and all output.
     async fn exit(mut self) -> (i32, String) {
-        let status = timeout(LIMIT, self.child.wait()).await;
+        let status = timeout(TEST_TIMEOUT, self.child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("it goes on: {:?}", self.text())).unwrap();
         assert!(self.echoes(), "the terminal is left as it was");
-        // What it wrote last has come when this comes back.
+        // When this is echoed, earlier output has arrived.
         self.end.write_all(b"#").unwrap();
         self.until("#").await;
         (status.code().unwrap(), self.text().replace("\r\n", "\n"))
@@ -147,7 +147,7 @@ async fn ctrl_z_restores_echo_and_prompts_again() {
     let mut terminal = Terminal::start(&kit, &["inspect"]);
     terminal.until("API key (not shown): ").await;
     terminal.enter("\u{1a}");
-    soon(|| terminal.is_stopped()).await;
+    wait_until(|| terminal.is_stopped()).await;
     assert!(terminal.echoes());
     kill_process(Pid::from_raw(terminal.id() as i32).unwrap(), Signal::CONT).unwrap();
     terminal.until("API key (not shown): API key (not shown): ").await;

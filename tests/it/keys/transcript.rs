@@ -1,5 +1,5 @@
-//! The transcript in the README is what the program prints: each line after a `$` is run, and the rest compared.
-//! `UPDATE_README=1` writes it anew.
+//! The README's transcript matches the program: each line after a `$` is run, and the output compared. `UPDATE_README=1`
+//! rewrites it.
 
 use std::process::Stdio;
 
@@ -10,14 +10,14 @@ use super::{Kit, done};
 use crate::process::Folder;
 
 const FENCE: &str = "```console\n";
-/// When all of it happens.
+/// The time of the transcript.
 const THEN: &str = "2026-11-24T12:00:00Z";
 
-/// What the README says instead of what changes from run to run. All keys in it are made up.
+/// Replaces values that differ between runs by those in the README. All keys in it are fictitious.
 struct Stand {
     ids: Vec<String>,
     keys: Vec<String>,
-    /// From now to then.
+    /// Maps the values of this run to those of the README.
     shift: SignedDuration,
 }
 
@@ -26,12 +26,12 @@ impl Stand {
         format!("apit_1{:017}", number + 1)
     }
 
-    /// As long as a real one.
+    /// A fictitious key with the length of a real one.
     fn key(number: usize) -> String {
         format!("{:0<73}{}", "ThisKeyIsMadeUpAndOpensNothing", ["aB3d", "xY9z"][number])
     }
 
-    /// A word of what was printed, as the README has it.
+    /// A word of the output, as the README has it.
     fn word(&mut self, word: &str) -> String {
         let place = |all: &mut Vec<String>| {
             all.iter().position(|known| known == word).unwrap_or_else(|| {

@@ -1,4 +1,4 @@
-//! `update`: what is replaced, kept and removed, and what is said before.
+//! `update`: which claims are replaced, kept and removed, and the confirmation.
 
 use serde_json::json;
 

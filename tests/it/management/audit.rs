@@ -1,4 +1,4 @@
-//! The audit line: who, what, which key, what became of it, and never the key. From a process of its own, as its log is.
+//! Audit lines: client, action, ids and outcome, never the key. Read from the log of a process.
 
 use keyward_emulator::faults::{Effect, Fault, Target};
 use keyward_emulator::{self as emulator, Emulator};
@@ -6,19 +6,19 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ask, Desk, KEYS, SECRET, id, key, ordinary};
+use super::{ApiRequest, KEYS, ManagementStage, SECRET, id, key, ordinary_body};
 use crate::process::{Folder, Running, echo, keyward_run, route_file};
 use crate::support::raw::{Client, Reply};
 use crate::support::tls::Folder as Sockets;
-use crate::support::{listen, soon};
+use crate::support::{bind_loopback, wait_until};
 
 fn lines(text: &str) -> Vec<Value> {
     let lines = text.lines().filter(|line| line.contains("\"target\":\"audit\""));
     lines.map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// A process with key management on a unix socket, behind a secret.
-struct Office {
+/// A process with key management on a unix socket, with a secret.
+struct AuditedProcess {
     folder: Folder,
     sockets: Sockets,
     emulator: Emulator,
@@ -26,11 +26,11 @@ struct Office {
     ends: CancellationToken,
 }
 
-impl Office {
+impl AuditedProcess {
     async fn open(name: &str) -> Self {
         let (folder, sockets, ends) = (Folder::new(name), Sockets::new(), CancellationToken::new());
         let emulator = Emulator::new(emulator::Settings::default());
-        let (listener, scalekit) = listen().await;
+        let (listener, scalekit) = bind_loopback().await;
         let (serving, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { serving.serve(listener, until).await });
         let (client_secret, secret) = (folder.write("secret", "dev"), folder.write("backend", SECRET));
@@ -48,14 +48,14 @@ impl Office {
         Client::over(UnixStream::connect(self.sockets.file("management.sock")).await.unwrap())
     }
 
-    async fn ask(&self, ask: Ask) -> Reply {
+    async fn send(&self, request: ApiRequest) -> Reply {
         let mut client = self.connect().await;
-        client.send(ask.header("authorization", &format!("Bearer {SECRET}")).bytes()).await;
-        client.reply().await
+        client.send(request.header("authorization", &format!("Bearer {SECRET}")).to_bytes()).await;
+        client.read_reply().await
     }
 }
 
-impl Drop for Office {
+impl Drop for AuditedProcess {
     fn drop(&mut self) {
         self.ends.cancel();
     }
@@ -63,39 +63,43 @@ impl Drop for Office {
 
 #[tokio::test]
 async fn audit_line_has_client_action_and_key_ids() {
-    let mut office = Office::open("audit").await;
-    let ask = async |ask: Ask| office.ask(ask).await;
+    let mut audited = AuditedProcess::open("audit").await;
+    let ask = async |ask: ApiRequest| audited.send(ask).await;
 
-    let made = ask(Ask::create(&ordinary()).named("one")).await.json();
-    assert_eq!(ask(Ask::create(&ordinary()).named("one")).await.status, 409);
+    let made = ask(ApiRequest::create(&ordinary_body()).with_idempotency_key("one")).await.json();
+    assert_eq!(ask(ApiRequest::create(&ordinary_body()).with_idempotency_key("one")).await.status, 409);
     let one = format!("{KEYS}/{}", id(&made));
-    assert_eq!(ask(Ask::new("GET", &*one)).await.status, 200);
-    assert_eq!(ask(Ask::new("GET", KEYS)).await.status, 200);
-    assert_eq!(ask(Ask::new("PATCH", &*one).json(&json!({"description": "new"}))).await.status, 200);
-    let next = ask(Ask::new("POST", format!("{one}/rotate"))).await.json();
-    assert_eq!(ask(Ask::new("DELETE", format!("{KEYS}/{}", id(&next)))).await.status, 204);
+    assert_eq!(ask(ApiRequest::new("GET", &*one)).await.status, 200);
+    assert_eq!(ask(ApiRequest::new("GET", KEYS)).await.status, 200);
+    assert_eq!(ask(ApiRequest::new("PATCH", &*one).json(&json!({"description": "new"}))).await.status, 200);
+    let next = ask(ApiRequest::new("POST", format!("{one}/rotate"))).await.json();
+    assert_eq!(ask(ApiRequest::new("DELETE", format!("{KEYS}/{}", id(&next)))).await.status, 204);
     assert_eq!(
-        ask(Ask::new("DELETE", format!("/v1/organizations/org_2/keys/{}", id(&made)))).await.status,
+        ask(ApiRequest::new("DELETE", format!("/v1/organizations/org_2/keys/{}", id(&made)))).await.status,
         404
     );
-    office.emulator.set_fault(Fault::new(Target::Create, Effect::Truncated).times(1));
-    let lost = ask(Ask::create(&ordinary())).await.json();
+    audited.emulator.set_fault(Fault::new(Target::Create, Effect::Truncated).times(1));
+    let lost = ask(ApiRequest::create(&ordinary_body())).await.json();
     // A key where an id should be, and one as a secret.
-    assert_eq!(ask(Ask::new("DELETE", format!("{KEYS}/{}", key(&made)))).await.status, 404);
-    let mut stranger = office.connect().await;
-    // Those who are not let in share a line every tenth of a second.
+    assert_eq!(ask(ApiRequest::new("DELETE", format!("{KEYS}/{}", key(&made)))).await.status, 404);
+    let mut stranger = audited.connect().await;
+    // Refusals without authentication share one line per 100 ms.
     tokio::time::sleep(std::time::Duration::from_millis(110)).await;
     for _ in 0..40 {
         stranger
-            .send(Ask::new("GET", KEYS).header("authorization", &format!("Bearer {}", key(&made))).bytes())
+            .send(
+                ApiRequest::new("GET", KEYS)
+                    .header("authorization", &format!("Bearer {}", key(&made)))
+                    .to_bytes(),
+            )
             .await;
-        assert_eq!(stranger.reply().await.status, 401);
+        assert_eq!(stranger.read_reply().await.status, 401);
     }
-    office.running.signal(rustix::process::Signal::TERM);
-    assert_eq!(office.running.exit().await, Some(0));
-    office.running.until("\"stopped\"").await;
+    audited.running.signal(rustix::process::Signal::TERM);
+    assert_eq!(audited.running.exit().await, Some(0));
+    audited.running.until("\"stopped\"").await;
 
-    let text = office.running.text();
+    let text = audited.running.text();
     let lines = lines(&text);
     let uid = rustix::process::getuid().as_raw();
     let told: Vec<_> = lines
@@ -142,28 +146,34 @@ async fn audit_line_has_client_action_and_key_ids() {
 
 #[tokio::test]
 async fn change_cut_by_shutdown_is_audited() {
-    let mut office = Office::open("audit-cut").await;
-    office.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
-    let mut client = office.connect().await;
-    client.send(Ask::create(&ordinary()).header("authorization", &format!("Bearer {SECRET}")).bytes()).await;
-    soon(|| office.emulator.counts().creations == 1).await;
-    office.running.signal(rustix::process::Signal::TERM);
-    office.running.until("\"draining\"").await;
-    office.running.signal(rustix::process::Signal::TERM);
-    assert_eq!(office.running.exit().await, Some(0));
-    office.running.until("\"cut\"").await;
-    let line = &lines(&office.running.text())[0];
+    let mut audited = AuditedProcess::open("audit-cut").await;
+    audited.emulator.set_fault(Fault::new(Target::Create, Effect::Hang));
+    let mut client = audited.connect().await;
+    client
+        .send(
+            ApiRequest::create(&ordinary_body())
+                .header("authorization", &format!("Bearer {SECRET}"))
+                .to_bytes(),
+        )
+        .await;
+    wait_until(|| audited.emulator.counts().creations == 1).await;
+    audited.running.signal(rustix::process::Signal::TERM);
+    audited.running.until("\"draining\"").await;
+    audited.running.signal(rustix::process::Signal::TERM);
+    assert_eq!(audited.running.exit().await, Some(0));
+    audited.running.until("\"cut\"").await;
+    let line = &lines(&audited.running.text())[0];
     assert_eq!((&line["keyward.audit.action"], &line["keyward.org.id"]), (&json!("create"), &json!("org_1")));
 }
 
 #[tokio::test]
 async fn management_requests_are_counted_by_outcome() {
-    let desk = Desk::open().await;
-    let made = desk.create(&ordinary()).await;
-    desk.show(id(&made)).await;
-    desk.ask(&Ask::new("GET", format!("{KEYS}/apit_1"))).await;
-    desk.ask(&Ask::new("GET", "/x")).await;
-    let text = desk.stage.ask_admin("/metrics").await.text();
+    let management = ManagementStage::start().await;
+    let made = management.create(&ordinary_body()).await;
+    management.get_key(id(&made)).await;
+    management.send(&ApiRequest::new("GET", format!("{KEYS}/apit_1"))).await;
+    management.send(&ApiRequest::new("GET", "/x")).await;
+    let text = management.stage.get_admin("/metrics").await.text();
     for line in [
         "keyward_management_requests_total{operation=\"create\",outcome=\"done\"} 1",
         "keyward_management_requests_total{operation=\"show\",outcome=\"done\"} 1",
@@ -174,7 +184,7 @@ async fn management_requests_are_counted_by_outcome() {
     }
 }
 
-/// Requests without a key, by connections that go on together; each is an access line.
+/// Concurrent requests without a key; each writes an access log line.
 async fn flood(address: std::net::SocketAddr, connections: usize, requests: usize) {
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..connections {
@@ -183,7 +193,7 @@ async fn flood(address: std::net::SocketAddr, connections: usize, requests: usiz
             for _ in 0..requests / 100 {
                 client.send("GET /v1 HTTP/1.1\r\nhost: a\r\n\r\n".repeat(100)).await;
                 for _ in 0..100 {
-                    assert_eq!(client.reply().await.status, 401);
+                    assert_eq!(client.read_reply().await.status, 401);
                 }
             }
         });
@@ -193,27 +203,27 @@ async fn flood(address: std::net::SocketAddr, connections: usize, requests: usiz
 
 #[tokio::test]
 async fn audit_lines_survive_access_log_flood() {
-    let mut office = Office::open("audit-flood").await;
-    let address = office.running.address("server.address").await;
-    office.running.pause(true);
+    let mut audited = AuditedProcess::open("audit-flood").await;
+    let address = audited.running.address("server.address").await;
+    audited.running.pause(true);
     flood(address, 4, 4500).await;
     let mut made = Vec::new();
     for _ in 0..5 {
-        let reply = office.ask(Ask::create(&ordinary())).await;
+        let reply = audited.send(ApiRequest::create(&ordinary_body())).await;
         assert_eq!(reply.status, 201, "{}", reply.text());
         made.push(id(&reply.json()).to_owned());
     }
-    let mut admin = Client::connect(office.running.address("admin.address").await).await;
+    let mut admin = Client::connect(audited.running.address("admin.address").await).await;
     admin.send("GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
-    let metrics = admin.reply().await.text();
+    let metrics = admin.read_reply().await.text();
     let dropped =
         metrics.lines().find_map(|line| line.strip_prefix("keyward_log_lines_dropped_total ")).unwrap();
     assert_ne!(dropped, "0", "the flood was long enough to drop access lines");
-    office.running.signal(rustix::process::Signal::TERM);
-    office.running.pause(false);
-    assert_eq!(office.running.exit().await, Some(0));
-    office.running.until("\"stopped\"").await;
-    let told: Vec<_> = lines(&office.running.text())
+    audited.running.signal(rustix::process::Signal::TERM);
+    audited.running.pause(false);
+    assert_eq!(audited.running.exit().await, Some(0));
+    audited.running.until("\"stopped\"").await;
+    let told: Vec<_> = lines(&audited.running.text())
         .iter()
         .map(|line| line["keyward.new_token.id"].as_str().unwrap().to_owned())
         .collect();
@@ -222,26 +232,26 @@ async fn audit_lines_survive_access_log_flood() {
 
 #[tokio::test]
 async fn no_change_without_room_for_audit_line() {
-    let office = Office::open("audit-stuck").await;
-    let address = office.running.address("server.address").await;
-    office.running.pause(true);
+    let audited = AuditedProcess::open("audit-stuck").await;
+    let address = audited.running.address("server.address").await;
+    audited.running.pause(true);
     flood(address, 2, 400).await;
-    let mut client = office.connect().await;
+    let mut client = audited.connect().await;
     let missing =
-        Ask::new("GET", format!("{KEYS}/apit_1")).header("authorization", &format!("Bearer {SECRET}"));
+        ApiRequest::new("GET", format!("{KEYS}/apit_1")).header("authorization", &format!("Bearer {SECRET}"));
     let mut statuses = Vec::new();
     while statuses.last() != Some(&503) && statuses.len() < 2000 {
-        client.send(missing.bytes()).await;
-        statuses.push(client.reply().await.status);
+        client.send(missing.to_bytes()).await;
+        statuses.push(client.read_reply().await.status);
     }
     assert_eq!(statuses.last(), Some(&503), "so many lines wait");
-    let reply = office.ask(Ask::create(&ordinary())).await;
+    let reply = audited.send(ApiRequest::create(&ordinary_body())).await;
     assert_eq!((reply.status, reply.code()), (503, Some("overloaded")));
-    assert_eq!(office.emulator.counts().creations, 0);
-    office.running.pause(false);
-    let made = office.ask(Ask::create(&ordinary())).await;
+    assert_eq!(audited.emulator.counts().creations, 0);
+    audited.running.pause(false);
+    let made = audited.send(ApiRequest::create(&ordinary_body())).await;
     assert_eq!(made.status, 201, "{}", made.text());
-    office.running.until(id(&made.json())).await;
-    let told = lines(&office.running.text());
+    audited.running.until(id(&made.json())).await;
+    let told = lines(&audited.running.text());
     assert_eq!(told.len(), statuses.len(), "each request that was looked at is a line");
 }

@@ -1,19 +1,19 @@
-//! Who may manage keys: whoever reaches it and, where there is one, has the secret; no browser.
+//! Authentication of key management: the secret, where there is one, and no browsers.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use keyward::config::{self, Environment};
 use serde_json::json;
 
-use super::{Ask, Desk, KEYS, SECRET, ordinary};
+use super::{ApiRequest, KEYS, ManagementStage, SECRET, ordinary_body};
 use crate::support::Setup;
 use crate::support::tls::{Authority, Folder, toml};
 
-fn list() -> Ask {
-    Ask::new("GET", KEYS)
+fn list() -> ApiRequest {
+    ApiRequest::new("GET", KEYS)
 }
 
-fn with_secret(secret: &str) -> Ask {
+fn with_secret(secret: &str) -> ApiRequest {
     list().header("authorization", &format!("Bearer {secret}"))
 }
 
@@ -21,13 +21,13 @@ fn with_secret(secret: &str) -> Ask {
 async fn secret_is_required_once_and_reread_per_request() {
     let folder = Folder::new();
     let file = folder.write("management", &format!("{SECRET}\n"));
-    let desk = Desk::with(&format!("secret_file = {}", toml(&file))).await;
+    let management = ManagementStage::with(&format!("secret_file = {}", toml(&file))).await;
     for good in [
         with_secret(SECRET),
         list().header("authorization", &format!("bearer  {SECRET}")),
         list().header("AUTHORIZATION", &format!("BEARER {SECRET}")),
     ] {
-        assert_eq!(desk.ask(&good).await.status, 200, "{}", good.bytes());
+        assert_eq!(management.send(&good).await.status, 200, "{}", good.to_bytes());
     }
     for bad in [
         list(),
@@ -43,46 +43,48 @@ async fn secret_is_required_once_and_reread_per_request() {
         with_secret(SECRET).header("authorization", "Bearer wrong"),
         with_secret("wrong").header("authorization", &format!("Bearer {SECRET}")),
     ] {
-        let reply = desk.ask(&bad).await;
-        assert_eq!((reply.status, reply.code()), (401, Some("unauthorized")), "{}", bad.bytes());
+        let reply = management.send(&bad).await;
+        assert_eq!((reply.status, reply.code()), (401, Some("unauthorized")), "{}", bad.to_bytes());
         assert_eq!(reply.header("www-authenticate"), Some("Bearer realm=\"management\""));
         assert!(!reply.text().contains(SECRET));
     }
-    // Not even whether a path is there is told, and no body is read. The document is no secret.
-    for ask in [Ask::new("GET", "/x"), Ask::new("PUT", KEYS), Ask::create(&json!("junk"))] {
-        assert_eq!(desk.ask(&ask).await.status, 401);
+    // Neither the existence of a path is revealed nor a body read. The document is public.
+    for ask in
+        [ApiRequest::new("GET", "/x"), ApiRequest::new("PUT", KEYS), ApiRequest::create(&json!("junk"))]
+    {
+        assert_eq!(management.send(&ask).await.status, 401);
     }
-    assert_eq!(desk.ask(&Ask::new("GET", "/openapi.json")).await.status, 200);
+    assert_eq!(management.send(&ApiRequest::new("GET", "/openapi.json")).await.status, 200);
 
     folder.write("management", "another-made-up-secret");
-    assert_eq!(desk.ask(&with_secret(SECRET)).await.status, 401, "the old one is over at once");
-    assert_eq!(desk.ask(&with_secret("another-made-up-secret")).await.status, 200);
+    assert_eq!(management.send(&with_secret(SECRET)).await.status, 401, "the old one is over at once");
+    assert_eq!(management.send(&with_secret("another-made-up-secret")).await.status, 200);
     for spoiled in ["", "short", "two\nlines-of-characters", "   "] {
         folder.write("management", spoiled);
         for secret in [spoiled.lines().next().unwrap_or_default().trim(), SECRET, ""] {
-            let reply = desk.ask(&with_secret(secret)).await;
+            let reply = management.send(&with_secret(secret)).await;
             assert_eq!((reply.status, reply.code()), (503, Some("secret_unreadable")), "{spoiled:?}");
             assert!(!reply.text().contains("management\""), "no path: {}", reply.text());
         }
     }
     std::fs::remove_file(&file).unwrap();
-    assert_eq!(desk.ask(&with_secret(SECRET)).await.status, 503);
+    assert_eq!(management.send(&with_secret(SECRET)).await.status, 503);
     folder.write("management", SECRET);
-    assert_eq!(desk.ask(&with_secret(SECRET)).await.status, 200, "it heals by itself");
+    assert_eq!(management.send(&with_secret(SECRET)).await.status, 200, "it heals by itself");
 }
 
 #[tokio::test]
 async fn browser_requests_are_refused() {
-    let desk = Desk::open().await;
-    let create = Ask::create(&ordinary());
+    let management = ManagementStage::start().await;
+    let create = ApiRequest::create(&ordinary_body());
     for (name, value) in [
         ("origin", "http://localhost:3000"),
         ("origin", "null"),
         ("origin", ""),
-        // As a browser fetches an image.
+        // As a browser requests an image.
         ("sec-fetch-site", "cross-site"),
         ("sec-fetch-site", "same-site"),
-        // A name of the page's own that leads to 127.0.0.1.
+        // A name of the web page that resolves to 127.0.0.1.
         ("host", "evil.example"),
         ("host", "evil.example:4482"),
         ("host", "localhost.evil.example"),
@@ -93,23 +95,23 @@ async fn browser_requests_are_refused() {
         ("host", ""),
     ] {
         for ask in [create.clone(), list()] {
-            let reply = desk.ask(&ask.header(name, value)).await;
+            let reply = management.send(&ask.header(name, value)).await;
             assert_eq!((reply.status, reply.code()), (403, Some("not_permitted")), "{name}: {value}");
             assert!(reply.header("access-control-allow-origin").is_none());
         }
     }
     let twice = list().header("host", "localhost").header("host", "evil.example");
-    assert_eq!(desk.ask(&twice).await.status, 403);
-    let mut client = desk.connect().await;
+    assert_eq!(management.send(&twice).await.status, 403);
+    let mut client = management.connect().await;
     client.send(format!("GET http://evil.example{KEYS} HTTP/1.1\r\nhost: localhost\r\n\r\n")).await;
-    assert_eq!(client.reply().await.status, 403, "the target's authority counts");
-    let preflight = Ask::new("OPTIONS", KEYS)
+    assert_eq!(client.read_reply().await.status, 403, "the target's authority counts");
+    let preflight = ApiRequest::new("OPTIONS", KEYS)
         .header("origin", "http://evil.example")
         .header("access-control-request-method", "POST");
-    assert_eq!(desk.ask(&preflight).await.status, 403);
-    assert_eq!(desk.stage.emulator.counts().creations, 0);
+    assert_eq!(management.send(&preflight).await.status, 403);
+    assert_eq!(management.stage.emulator.counts().creations, 0);
     for host in ["localhost", "LOCALHOST:4482", "127.0.0.1:1", "127.1.2.3", "[::1]:4482"] {
-        assert_eq!(desk.ask(&list().header("host", host)).await.status, 200, "{host}");
+        assert_eq!(management.send(&list().header("host", host)).await.status, 200, "{host}");
     }
 }
 
@@ -118,36 +120,40 @@ async fn unix_socket_has_configured_mode_and_is_removed() {
     for (line, mode) in [("", 0o660), ("socket_mode = \"0600\"", 0o600), ("socket_mode = \"0660\"", 0o660)] {
         let folder = Folder::new();
         let path = folder.file("management.sock");
-        let mut desk =
-            Desk::of(&format!("listen = \"unix:{}\"\n{line}", path.display()), Setup::default()).await;
+        let mut management =
+            ManagementStage::of(&format!("listen = \"unix:{}\"\n{line}", path.display()), Setup::default())
+                .await;
         let metadata = std::fs::metadata(&path).unwrap();
         assert_eq!(metadata.permissions().mode() & 0o777, mode, "{line}");
         assert_eq!(metadata.uid(), rustix::process::getuid().as_raw());
-        // A name is no matter there: browsers do not get to it.
-        assert_eq!(desk.ask(&list().header("host", "keyward")).await.status, 200);
-        assert_eq!(desk.ask(&list().header("origin", "null")).await.status, 403);
-        desk.stage.stop.cancel();
-        (&mut desk.stage.running).await.unwrap();
+        // Any host is accepted there: browsers cannot reach it.
+        assert_eq!(management.send(&list().header("host", "keyward")).await.status, 200);
+        assert_eq!(management.send(&list().header("origin", "null")).await.status, 403);
+        management.stage.stop.cancel();
+        (&mut management.stage.running).await.unwrap();
         assert!(!path.exists());
     }
 }
 
 #[tokio::test]
 async fn other_ports_do_not_manage_keys() {
-    let desk = Desk::open().await;
-    let reply = desk.stage.ask_admin(KEYS).await;
+    let management = ManagementStage::start().await;
+    let reply = management.stage.get_admin(KEYS).await;
     assert_eq!(reply.status, 404);
-    assert_eq!(desk.stage.ask_admin("/openapi.json").await.status, 404);
-    // The public port takes these paths for what they are: the service's own.
-    let (key, _) = desk.issue("org_1");
+    assert_eq!(management.stage.get_admin("/openapi.json").await.status, 404);
+    // On the public port these paths belong to the upstream.
+    let (key, _) = management.issue("org_1");
     for path in [KEYS, "/openapi.json"] {
-        let before = desk.stage.forwarded();
-        assert_eq!(desk.stage.get(path, "").await.status, 401);
-        assert_eq!(desk.stage.get(path, &key).await.status, 200);
-        assert_eq!((desk.stage.forwarded(), &*desk.stage.last().path), (before + 1, path));
+        let before = management.stage.forwarded_count();
+        assert_eq!(management.stage.get(path, "").await.status, 401);
+        assert_eq!(management.stage.get(path, &key).await.status, 200);
+        assert_eq!(
+            (management.stage.forwarded_count(), &*management.stage.last_request().path),
+            (before + 1, path)
+        );
     }
-    assert_eq!(desk.stage.emulator.counts().lists, 0);
-    // And where nothing is said of it, nothing listens.
+    assert_eq!(management.stage.emulator.counts().lists, 0);
+    // Without `[management]` nothing listens.
     assert!(crate::support::Stage::start().await.management.is_none());
 }
 

@@ -1,4 +1,5 @@
-//! The examples for users, run as they stand: a backend in Python, a shell script with curl, and the lines of the page.
+//! The examples for users, run unchanged: a backend in Python, a shell script with curl, and the commands of
+//! docs/management.md.
 
 use std::path::Path;
 use std::process::Output;
@@ -8,14 +9,14 @@ use serde_json::json;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{Ask, Desk, KEYS, SECRET};
+use super::{ApiRequest, KEYS, ManagementStage, SECRET};
 use crate::support::tls::{Folder, toml};
-use crate::support::{LIMIT, Setup};
+use crate::support::{Setup, TEST_TIMEOUT};
 
 const STEPS: &str = "created\nnot created twice\ngood for the service\nlisted\nshown\nchanged\nrotated\nthe old key is refused\n\
                      the new key is good\nrevoked\nrefused on the very next request\n";
 
-/// Whether this program is here; where not, the test says that it was skipped.
+/// Whether this program is installed; if not, the test prints that it is skipped.
 fn is_here(program: &str) -> bool {
     let here = std::process::Command::new(program).arg("--version").output().is_ok();
     if !here {
@@ -24,17 +25,23 @@ fn is_here(program: &str) -> bool {
     here
 }
 
-async fn run(interpreter: &str, example: &str, socket: &Path, desk: &Desk, secret: &str) -> Output {
+async fn run(
+    interpreter: &str,
+    example: &str,
+    socket: &Path,
+    management: &ManagementStage,
+    secret: &str,
+) -> Output {
     let mut command = Command::new(interpreter);
     command
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(example))
         .arg(socket)
-        .arg(format!("http://{}/v1/orders", desk.stage.address))
+        .arg(format!("http://{}/v1/orders", management.stage.address))
         .arg("org_1")
         .env("MANAGEMENT_SECRET", secret)
         .env("no_proxy", "*")
         .kill_on_drop(true);
-    timeout(LIMIT, command.output()).await.expect("an end in time").unwrap()
+    timeout(TEST_TIMEOUT, command.output()).await.expect("an end in time").unwrap()
 }
 
 async fn whole_life(interpreter: &str, example: &str) {
@@ -45,23 +52,23 @@ async fn whole_life(interpreter: &str, example: &str) {
         if let Some(secret) = secret {
             lines.push_str(&format!("secret_file = {}", toml(&folder.write("secret", secret))));
         }
-        let desk = Desk::of(&lines, Setup::default()).await;
-        let output = run(interpreter, example, &socket, &desk, secret.unwrap_or_default()).await;
+        let management = ManagementStage::of(&lines, Setup::default()).await;
+        let output = run(interpreter, example, &socket, &management, secret.unwrap_or_default()).await;
         let (out, err) =
             (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
         assert_eq!((output.status.code(), &*out), (Some(0), STEPS), "{err}");
         assert_eq!(err, "");
-        let counts = desk.stage.emulator.counts();
+        let counts = management.stage.emulator.counts();
         assert_eq!((counts.creations, counts.updates, counts.invalidations), (2, 1, 2));
         if let Some(secret) = secret {
-            let list = Ask::new("GET", KEYS).header("authorization", &format!("Bearer {secret}"));
-            assert_eq!(desk.ask(&list).await.json()["total_count"], 0, "nothing is left");
-            let output = run(interpreter, example, &socket, &desk, "wrong").await;
+            let list = ApiRequest::new("GET", KEYS).header("authorization", &format!("Bearer {secret}"));
+            assert_eq!(management.send(&list).await.json()["total_count"], 0, "nothing is left");
+            let output = run(interpreter, example, &socket, &management, "wrong").await;
             let err = String::from_utf8(output.stderr).unwrap();
             assert_eq!((output.status.code(), &*output.stdout), (Some(1), &b""[..]), "{err}");
             assert!(err.contains("unauthorized"), "{err}");
         } else {
-            assert_eq!(desk.count().await, 0, "nothing is left");
+            assert_eq!(management.count_keys().await, 0, "nothing is left");
         }
     }
 }
@@ -109,15 +116,17 @@ async fn documented_commands_do_what_they_say() {
     }
     let folder = Folder::new();
     let socket = folder.file("management.sock");
-    let desk = Desk::of(&format!("listen = \"unix:{}\"", socket.display()), Setup::default()).await;
-    let (key, id) = desk.issue("org_1001");
+    let management =
+        ManagementStage::of(&format!("listen = \"unix:{}\"", socket.display()), Setup::default()).await;
+    let (key, id) = management.issue("org_1001");
     let lines = of_the_page("sh")
         .replace("/run/keyward/management.sock", socket.to_str().unwrap())
         .replace("apit_123456789012345", &id)
-        // The day on the page will have passed.
+        // The date on the page may be in the past.
         .replace("2027-", "2099-");
     let lines = format!("uuidgen() {{ date +%s%N; }}\nset -e\n{lines}");
-    let output = timeout(LIMIT, Command::new("sh").args(["-c", &lines]).output()).await.unwrap().unwrap();
+    let output =
+        timeout(TEST_TIMEOUT, Command::new("sh").args(["-c", &lines]).output()).await.unwrap().unwrap();
     assert!(output.status.success(), "{output:?}");
     let answers = serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>();
     let answers: Vec<_> = answers.map(Result::unwrap).collect();
@@ -133,5 +142,5 @@ async fn documented_commands_do_what_they_say() {
         (&rotated["replaced_token_id"], &rotated["replaced_token_revoked"]),
         (&json!(id), &json!(true))
     );
-    assert_eq!(desk.calls(&key).await, 401);
+    assert_eq!(management.proxied_status(&key).await, 401);
 }

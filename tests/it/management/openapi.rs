@@ -1,4 +1,4 @@
-//! `/openapi.json` says what is so: it holds together, every answer in it is given, and no other.
+//! `/openapi.json` is consistent, and its responses are exactly those that occur.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use serde_json::{Value, json};
 
 use super::schema::{DOCUMENT, conform, resolve};
-use super::{Ask, Desk, KEYS, SECRET, id, ordinary};
-use crate::support::http::{Caller, Speaks, fed};
+use super::{ApiRequest, KEYS, ManagementStage, SECRET, id, ordinary_body};
+use crate::support::http::{HttpClient, HttpVersion, channel_body};
 use crate::support::tls::{Folder, toml};
 
 /// Every value in the document, with its pointer.
@@ -41,7 +41,7 @@ fn openapi_document_is_consistent() {
             assert!(names.insert(name), "{name} twice");
             assert!(value["summary"].is_string(), "{place}");
         }
-        // Examples are of their schema.
+        // Examples match their schema.
         if let Some(examples) =
             value["examples"].as_array().filter(|_| place.starts_with("/components/schemas/Key"))
         {
@@ -73,72 +73,72 @@ fn openapi_document_is_consistent() {
 }
 
 /// A creation, change or rotation whose body never ends.
-async fn body_timeout(desk: &Desk, method: &str, path: &str) {
-    let mut client = desk.connect().await;
+async fn body_timeout(management: &ManagementStage, method: &str, path: &str) {
+    let mut client = management.connect().await;
     let head = format!(
         "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{{"
     );
     client.send(head).await;
-    let reply = client.reply_within(Duration::from_secs(15)).await;
+    let reply = client.read_reply_within(Duration::from_secs(15)).await;
     assert_eq!(reply.code(), Some("body_timeout"));
-    desk.saw(method, path, &reply);
+    management.check_response(method, path, &reply);
 }
 
 #[tokio::test]
 async fn every_documented_response_occurs() {
     let folder = Folder::new();
     let file = folder.write("secret", SECRET);
-    let locked = Desk::with(&format!("secret_file = {}", toml(&file))).await;
-    let desk = Desk::with("allowed_claims = [\"team\"]\nrequire_expiry = true").await;
+    let locked = ManagementStage::with(&format!("secret_file = {}", toml(&file))).await;
+    let management = ManagementStage::with("allowed_claims = [\"team\"]\nrequire_expiry = true").await;
     let until = json!({"expiry": "2099-01-01T00:00:00Z", "custom_claims": {"team": "a"}});
-    let (made, old) = (desk.create(&until).await, desk.create(&until).await);
-    let (_, endless) = desk.issue("org_1");
+    let (made, old) = (management.create(&until).await, management.create(&until).await);
+    let (_, endless) = management.issue("org_1");
     let one = format!("{KEYS}/{}", id(&made));
-    let create = Ask::create(&until);
-    let [list, show] = [KEYS, &one].map(|path| Ask::new("GET", path));
-    let patch = |body: &Value| Ask::new("PATCH", &*one).json(body);
+    let create = ApiRequest::create(&until);
+    let [list, show] = [KEYS, &one].map(|path| ApiRequest::new("GET", path));
+    let patch = |body: &Value| ApiRequest::new("PATCH", &*one).json(body);
     let change = patch(&json!({"custom_claims": {"team": "b"}}));
-    let rotate = Ask::new("POST", format!("{KEYS}/{}/rotate", id(&old)));
-    let revoke = Ask::new("DELETE", &*one);
+    let rotate = ApiRequest::new("POST", format!("{KEYS}/{}/rotate", id(&old)));
+    let revoke = ApiRequest::new("DELETE", &*one);
     let all = [&create, &list, &show, &change, &rotate, &revoke];
-    desk.ask(&Ask::new("GET", "/openapi.json")).await;
+    management.send(&ApiRequest::new("GET", "/openapi.json")).await;
 
     // 401, 403, 404, 400.
     for ask in all {
-        assert_eq!(locked.ask(ask).await.status, 401);
-        assert_eq!(desk.ask(&ask.clone().header("origin", "null")).await.status, 403);
+        assert_eq!(locked.send(ask).await.status, 401);
+        assert_eq!(management.send(&ask.clone().header("origin", "null")).await.status, 403);
     }
     for ask in [
-        Ask::create(&ordinary()),
+        ApiRequest::create(&ordinary_body()),
         patch(&json!({"custom_claims": {"plan": "paid"}})),
-        Ask::new("POST", format!("{KEYS}/{endless}/rotate")),
+        ApiRequest::new("POST", format!("{KEYS}/{endless}/rotate")),
     ] {
-        assert_eq!(desk.code(&ask).await.1, "not_permitted");
+        assert_eq!(management.code(&ask).await.1, "not_permitted");
     }
-    let none = |method: &str, end: &str| Ask::new(method, format!("{KEYS}/apit_0{end}"));
+    let none = |method: &str, end: &str| ApiRequest::new(method, format!("{KEYS}/apit_0{end}"));
     for ask in [
         none("GET", ""),
         none("PATCH", "").json(&json!({"description": "x"})),
         none("DELETE", ""),
         none("POST", "/rotate"),
     ] {
-        assert_eq!(desk.ask(&ask).await.status, 404);
+        assert_eq!(management.send(&ask).await.status, 404);
     }
     for target in [Target::Create, Target::List] {
-        desk.stage.emulator.set_fault(Fault::new(target, Effect::Answer(Answer::status(404))).times(1));
+        management.stage.emulator.set_fault(Fault::new(target, Effect::Answer(Answer::status(404))).times(1));
     }
     for ask in [&create, &list] {
-        assert_eq!(desk.code(ask).await.1, "not_found");
+        assert_eq!(management.code(ask).await.1, "not_found");
     }
     for ask in [
-        Ask::create(&json!({"x": 1})),
-        Ask::new("GET", format!("{KEYS}?x=1")),
-        Ask::new("GET", format!("{one}?x=1")),
+        ApiRequest::create(&json!({"x": 1})),
+        ApiRequest::new("GET", format!("{KEYS}?x=1")),
+        ApiRequest::new("GET", format!("{one}?x=1")),
         patch(&json!({})),
-        Ask::new("DELETE", format!("{one}?x=1")),
+        ApiRequest::new("DELETE", format!("{one}?x=1")),
         rotate.clone().json(&json!({"x": 1})),
     ] {
-        assert_eq!(desk.ask(&ask).await.status, 400);
+        assert_eq!(management.send(&ask).await.status, 400);
     }
 
     // 413, 415, 408, 409, 422.
@@ -146,40 +146,40 @@ async fn every_documented_response_occurs() {
     for (method, path) in
         [("POST", KEYS.to_owned()), ("PATCH", one.clone()), ("POST", format!("{one}/rotate"))]
     {
-        let ask = Ask::new(method, &*path).header("content-type", "application/json").body(&*long);
-        assert_eq!(desk.code(&ask).await.1, "body_too_large");
-        assert_eq!(desk.ask(&Ask::new(method, path).body("{}")).await.status, 415);
+        let ask = ApiRequest::new(method, &*path).header("content-type", "application/json").body(&*long);
+        assert_eq!(management.code(&ask).await.1, "body_too_large");
+        assert_eq!(management.send(&ApiRequest::new(method, path).body("{}")).await.status, 415);
     }
     let rotate_path = format!("{one}/rotate");
     tokio::join!(
-        body_timeout(&desk, "POST", KEYS),
-        body_timeout(&desk, "PATCH", &one),
-        body_timeout(&desk, "POST", &rotate_path)
+        body_timeout(&management, "POST", KEYS),
+        body_timeout(&management, "PATCH", &one),
+        body_timeout(&management, "POST", &rotate_path)
     );
     for ask in [&create, &rotate] {
-        let ask = ask.clone().named("one");
-        assert_eq!(desk.ask(&ask).await.status, 201);
-        assert_eq!(desk.ask(&ask).await.status, 409);
+        let ask = ask.clone().with_idempotency_key("one");
+        assert_eq!(management.send(&ask).await.status, 201);
+        assert_eq!(management.send(&ask).await.status, 409);
         let other = ask.json(&json!({}));
-        assert_eq!(desk.ask(&other.body("{ }")).await.status, 422);
+        assert_eq!(management.send(&other.body("{ }")).await.status, 422);
     }
 
     // 502, 503, 200, 204.
-    desk.stage.emulator.set_permissions(&[Permission::Write]);
-    for ask in [&list, &show, &change, &Ask::new("POST", &*rotate_path), &revoke] {
-        assert_eq!(desk.ask(ask).await.status, 502);
+    management.stage.emulator.set_permissions(&[Permission::Write]);
+    for ask in [&list, &show, &change, &ApiRequest::new("POST", &*rotate_path), &revoke] {
+        assert_eq!(management.send(ask).await.status, 502);
     }
-    desk.stage.emulator.set_permissions(&[Permission::Read, Permission::Rotate]);
-    assert_eq!(desk.ask(&create).await.status, 502);
-    desk.stage.emulator.set_permissions(&[Permission::Read, Permission::Write, Permission::Rotate]);
+    management.stage.emulator.set_permissions(&[Permission::Read, Permission::Rotate]);
+    assert_eq!(management.send(&create).await.status, 502);
+    management.stage.emulator.set_permissions(&[Permission::Read, Permission::Write, Permission::Rotate]);
     std::fs::remove_file(file).unwrap();
     for ask in all {
-        assert_eq!(locked.ask(ask).await.status, 503);
+        assert_eq!(locked.send(ask).await.status, 503);
     }
     for ask in [list, show, change] {
-        assert_eq!(desk.ask(&ask).await.status, 200);
+        assert_eq!(management.send(&ask).await.status, 200);
     }
-    assert_eq!(desk.ask(&revoke).await.status, 204);
+    assert_eq!(management.send(&revoke).await.status, 204);
 
     let mut documented = BTreeSet::new();
     for (path, item) in DOCUMENT["paths"].as_object().unwrap() {
@@ -189,7 +189,7 @@ async fn every_documented_response_occurs() {
             documented.extend(statuses.map(|status| format!("{} {path} {status}", method.to_uppercase())));
         }
     }
-    let mut seen = desk.seen.lock().unwrap().clone();
+    let mut seen = management.seen.lock().unwrap().clone();
     seen.extend(locked.seen.lock().unwrap().iter().cloned());
     assert_eq!(
         documented.difference(&seen).collect::<Vec<_>>(),
@@ -205,19 +205,19 @@ async fn every_documented_response_occurs() {
 
 #[tokio::test]
 async fn openapi_document_is_served_unchanged() {
-    let desk = Desk::open().await;
-    let reply = desk.ask(&Ask::new("GET", "/openapi.json")).await;
+    let management = ManagementStage::start().await;
+    let reply = management.send(&ApiRequest::new("GET", "/openapi.json")).await;
     assert_eq!((reply.status, &*reply.text()), (200, OPENAPI));
 }
 
 #[tokio::test]
 async fn chunked_and_http2_bodies_are_accepted() {
-    let desk = Desk::open().await;
-    let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
-    let body = ordinary().to_string();
-    let mut caller = Caller::connect(address, Speaks::Http2).await;
-    let (feed, stream) = fed();
-    let mut request = caller.request(hyper::Method::POST, KEYS, "", stream);
+    let management = ManagementStage::start().await;
+    let Some(keyward::listener::Listen::Tcp(address)) = management.stage.management else { panic!("a port") };
+    let body = ordinary_body().to_string();
+    let mut http_client = HttpClient::connect(address, HttpVersion::Http2).await;
+    let (feed, stream) = channel_body();
+    let mut request = http_client.request(hyper::Method::POST, KEYS, "", stream);
     *request.uri_mut() = format!("http://localhost{KEYS}").parse().unwrap();
     request.headers_mut().insert("content-type", "application/json".parse().unwrap());
     let feeding = async {
@@ -226,9 +226,9 @@ async fn chunked_and_http2_bodies_are_accepted() {
         }
         drop(feed);
     };
-    let (response, ()) = tokio::join!(caller.send(request), feeding);
+    let (response, ()) = tokio::join!(http_client.send(request), feeding);
     assert_eq!(response.unwrap().status(), 201);
-    let mut client = desk.connect().await;
+    let mut client = management.connect().await;
     client.send(format!("POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n")).await;
     for piece in body.as_bytes().chunks(7) {
         client.send(format!("{:x}\r\n", piece.len())).await;
@@ -236,5 +236,5 @@ async fn chunked_and_http2_bodies_are_accepted() {
         client.send("\r\n").await;
     }
     client.send("0\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 201);
+    assert_eq!(client.read_reply().await.status, 201);
 }

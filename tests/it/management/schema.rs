@@ -1,4 +1,4 @@
-//! Holds answers to `openapi.json`: the part of JSON Schema that it uses, and nothing else.
+//! Checks responses against `openapi.json`, with the part of JSON Schema that it uses.
 
 use std::sync::LazyLock;
 
@@ -9,7 +9,7 @@ use crate::support::raw::Reply;
 
 pub static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(OPENAPI).unwrap());
 
-/// What a `$ref` leads to.
+/// The target of a `$ref`.
 pub fn resolve(value: &Value) -> &Value {
     match value["$ref"].as_str() {
         None => value,
@@ -20,7 +20,7 @@ pub fn resolve(value: &Value) -> &Value {
     }
 }
 
-/// Panics where the answer is not as documented; names it where its path is.
+/// Panics if the response is not as documented; returns its name if its path is documented.
 pub fn check(method: &str, path: &str, reply: &Reply) -> Option<String> {
     let path = path.split('?').next().unwrap();
     let paths = DOCUMENT["paths"].as_object().unwrap();
@@ -33,7 +33,7 @@ pub fn check(method: &str, path: &str, reply: &Reply) -> Option<String> {
     let status = reply.status.to_string();
     let context = format!("{method} {path} {status} {}", reply.text());
     match operation.filter(|operation| !operation.is_null()) {
-        // Of what is not described only problems come, which are described all the same.
+        // Undocumented paths get only problems, which are documented.
         None => {
             assert!(matches!(reply.status, 401 | 403 | 404 | 405 | 503), "{context}");
             let problem = &DOCUMENT["components"]["schemas"]["Problem"];
@@ -56,7 +56,7 @@ pub fn check(method: &str, path: &str, reply: &Reply) -> Option<String> {
                         let body = reply.json();
                         assert_eq!(body["code"].as_str(), reply.code(), "{context}");
                         assert_eq!(body["status"], reply.status, "{context}");
-                        // A status tells its codes in its description.
+                        // The description of a status lists its codes.
                         let description = response["description"].as_str().unwrap();
                         assert!(
                             description.contains(body["code"].as_str().unwrap()),
@@ -73,7 +73,7 @@ pub fn check(method: &str, path: &str, reply: &Reply) -> Option<String> {
     }
 }
 
-/// Panics where a value is not of this schema, or the schema has a word that is not understood here.
+/// Panics if a value does not match this schema, or the schema has an unknown keyword.
 pub fn conform(schema: &Value, value: &Value, context: &str) {
     let words = schema.as_object().unwrap();
     for (word, rule) in words {
@@ -107,7 +107,7 @@ pub fn conform(schema: &Value, value: &Value, context: &str) {
             }
             "items" => value.as_array().unwrap().iter().for_each(|item| conform(rule, item, context)),
             "enum" => assert!(rule.as_array().unwrap().contains(value), "{value}: {context}"),
-            // Those of answers say how a text begins.
+            // The patterns of responses are prefixes.
             "pattern" => {
                 let start = rule.as_str().unwrap().strip_prefix('^').unwrap();
                 assert!(start.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'), "{start}");

@@ -1,5 +1,5 @@
-//! Floods from many connections at once, against the program with 128 MiB: it stays within them, and a good caller beside the
-//! flood is served. `cargo test --release --test it memory::floods -- --nocapture` prints the figures.
+//! Floods from many connections against a process with 128 MiB: it stays within the limit, and a client with a good key is
+//! served meanwhile. `cargo test --release --test it memory::floods -- --nocapture` prints the figures.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,15 +17,15 @@ use tokio_util::sync::CancellationToken;
 use super::{MIB, memory};
 use crate::process::{Folder, Running, echo, keyward_run};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
-use crate::wire::h2::{
+use crate::support::{TEST_TIMEOUT, bind_loopback};
+use crate::wire::http2::{
     DATA, END_HEADERS, END_STREAM, GET, HEADERS, SETTINGS, WINDOW_UPDATE, block, frame, preface,
 };
 
-/// What the file says, and no more than what `deploy/kubernetes.yaml` gives.
+/// The limit in the file, no more than that of `deploy/kubernetes.yaml`.
 const MEMORY: usize = 128 * MIB;
 
-/// The program before an emulator that takes its time, and an echo upstream.
+/// The process with a slow emulator and an echo upstream.
 struct Flooded {
     running: Running,
     address: SocketAddr,
@@ -34,7 +34,7 @@ struct Flooded {
     _folder: Folder,
 }
 
-/// What a good caller saw, and what the program held.
+/// The results of a client with a good key, and the process's memory.
 struct Seen {
     times: Vec<Duration>,
     failed: Vec<(u16, String)>,
@@ -47,7 +47,7 @@ impl Flooded {
         let secret = folder.write("secret", "dev");
         let emulator = Emulator::new(emulator::Settings::default());
         let key = emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key;
-        let (listener, scalekit) = listen().await;
+        let (listener, scalekit) = bind_loopback().await;
         let (serving, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { serving.serve(listener, until).await });
         let file = format!(
@@ -68,7 +68,7 @@ impl Flooded {
         Self { running, address, key, ends, _folder: folder }
     }
 
-    /// Runs an attack with a good caller beside it, who asks one thing after the other.
+    /// Runs an attack while a client with a good key sends one request after the other.
     async fn beside(&self, attack: impl Future<Output = ()>) -> Seen {
         let mut seen = Seen { times: Vec::new(), failed: Vec::new(), peak: 0 };
         let is_over = std::cell::Cell::new(false);
@@ -79,7 +79,7 @@ impl Flooded {
             while !is_over.get() || seen.times.is_empty() {
                 let began = Instant::now();
                 client.send(&request).await;
-                let reply = client.reply_within(LIMIT * 2).await;
+                let reply = client.read_reply_within(TEST_TIMEOUT * 2).await;
                 seen.times.push(began.elapsed());
                 if reply.status != 200 {
                     seen.failed.push((reply.status, reply.code().unwrap_or_default().to_owned()));
@@ -94,12 +94,12 @@ impl Flooded {
         };
         tokio::join!(good, attack);
         seen.times.sort_unstable();
-        // Without the program's own text, which the system may drop.
+        // Without the program's code, which the kernel may drop.
         seen.peak = memory(&self.running, "VmHWM:") - memory(&self.running, "RssFile:");
         seen
     }
 
-    /// Checks what was seen, and ends the program.
+    /// Checks the results, and stops the process.
     async fn end(mut self, name: &str, seen: Seen) {
         let p99 = seen.times[seen.times.len() * 99 / 100];
         let held = memory(&self.running, "RssAnon:");
@@ -122,7 +122,7 @@ fn random_key() -> String {
     (0..40).map(|_| fastrand::alphanumeric()).collect()
 }
 
-/// Connections that send this and read nothing, for a while; where one is closed, another takes its place.
+/// Connections that send this and read nothing for a while; a closed one is replaced.
 async fn hold(
     address: SocketAddr,
     connections: usize,
@@ -139,7 +139,7 @@ async fn hold(
                     let Ok(mut stream) = TcpStream::connect(address).await else { continue };
                     // A connection that is closed is opened again.
                     let _ = stream.write_all(&sends()).await;
-                    // Nothing is read, so that a reset alone shows.
+                    // Nothing is read, so that only a reset is noticed.
                     while stream.peek(&mut [0; 1]).await.is_ok_and(|count| count > 0) {
                         sleep(Duration::from_millis(50)).await;
                     }
@@ -156,7 +156,7 @@ fn post(path: &str) -> [(&str, &str); 4] {
     [(":method", "POST"), (":scheme", "http"), (":authority", "a"), (":path", path)]
 }
 
-/// POSTs with keys that nobody knows, each with as much of a body as any window would take.
+/// POSTs with unknown keys, each with as much of a body as the windows allow.
 fn uploads(piece: usize) -> Vec<u8> {
     let mut all = preface();
     for stream in (1..200).step_by(2) {
@@ -164,7 +164,7 @@ fn uploads(piece: usize) -> Vec<u8> {
         let fields = [&post("/v1")[..], &[("authorization", &*key)]].concat();
         all.extend(frame(HEADERS, END_HEADERS, stream, &block(&fields)));
     }
-    // Within the narrow windows, so that the connection lives: 64 KiB less the frames' own part.
+    // Within the small windows, so that the connection stays open: 64 KiB less the frame headers.
     for at in 0..65_000 / piece {
         let stream = 1 + 2 * (at * 100 / (65_000 / piece)) as u32;
         all.extend(frame(DATA, 0, stream, &vec![b'.'; piece]));
@@ -173,7 +173,7 @@ fn uploads(piece: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn uploads_with_junk_keys_stay_within_the_memory() {
+async fn bad_key_uploads_stay_within_memory_limit() {
     for latency in [1500, 100] {
         let flooded = Flooded::start("uploads", "http", Duration::from_millis(latency)).await;
         let attack = hold(flooded.address, 400, Duration::from_secs(4), || uploads(8 * 1024));
@@ -183,7 +183,7 @@ async fn uploads_with_junk_keys_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn bodies_of_single_bytes_stay_within_the_memory() {
+async fn single_byte_frames_stay_within_memory_limit() {
     let flooded = Flooded::start("bytes", "http", Duration::from_millis(300)).await;
     let attack = hold(flooded.address, 40, Duration::from_secs(3), || uploads(1));
     let seen = flooded.beside(attack).await;
@@ -191,7 +191,7 @@ async fn bodies_of_single_bytes_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_stay_within_the_memory() {
+async fn unread_responses_stay_within_memory_limit() {
     for scheme in ["http", "h2c"] {
         let flooded = Flooded::start("unread", scheme, Duration::ZERO).await;
         let asks = || {
@@ -211,7 +211,7 @@ async fn answers_that_nobody_reads_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
+async fn hpack_bombs_stay_within_memory_limit() {
     let flooded = Flooded::start("heads", "http", Duration::from_millis(500)).await;
     let asks = || {
         let key = format!("Bearer {}", random_key());
@@ -219,7 +219,7 @@ async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
         for stream in (1..200).step_by(2) {
             let mut head = block(&[&GET[..], &[("authorization", &*key)]].concat());
             if stream == 1 {
-                // `a: ` into the table, at 62.
+                // Adds `a: ` to the HPACK table, at index 62.
                 head.extend([0x40, 1, b'a', 0]);
             }
             head.extend([0xbe; 1800]);
@@ -233,7 +233,7 @@ async fn heads_that_unfold_to_many_fields_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn long_heads_stay_within_the_memory() {
+async fn long_heads_stay_within_memory_limit() {
     let flooded = Flooded::start("long", "http", Duration::from_millis(500)).await;
     let asks = || {
         let mut all = preface();
@@ -260,7 +260,7 @@ async fn long_heads_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn bad_keys_by_the_thousand_stay_within_the_memory() {
+async fn thousands_of_bad_keys_stay_within_memory_limit() {
     let flooded = Flooded::start("keys", "http", Duration::from_millis(60)).await;
     let (address, count) = (flooded.address, 1200);
     let attack = async {
@@ -278,7 +278,7 @@ async fn bad_keys_by_the_thousand_stay_within_the_memory() {
                     answers.push(send.send_request(request.unwrap(), true).unwrap().0);
                     if answers.len() == 32 {
                         for answer in answers.drain(..) {
-                            let _ = timeout(LIMIT, answer).await.unwrap();
+                            let _ = timeout(TEST_TIMEOUT, answer).await.unwrap();
                         }
                     }
                 }
@@ -292,23 +292,23 @@ async fn bad_keys_by_the_thousand_stay_within_the_memory() {
 }
 
 #[tokio::test]
-async fn a_flood_that_is_over_gives_its_memory_back() {
+async fn memory_is_returned_after_flood() {
     let flooded = Flooded::start("back", "http", Duration::ZERO).await;
     let before = memory(&flooded.running, "RssAnon:");
     hold(flooded.address, 100, Duration::from_secs(2), || uploads(8 * 1024)).await;
-    // The allocator gives back while it is used, as by the probes of an orchestrator.
+    // The allocator returns memory only while it is used, as by an orchestrator's probes.
     let wait = async {
         while memory(&flooded.running, "RssAnon:") > before + 24 * MIB {
-            // Several at once, so that each of the program's threads has its part.
+            // Several at once, so that each thread of the process serves some.
             let asks = (0..16).map(|_| async {
                 let mut client = Client::connect(flooded.address).await;
                 client.send("GET /bytes/20000 HTTP/1.1\r\nhost: a\r\n\r\n").await;
-                assert_eq!(client.reply().await.status, 200);
+                assert_eq!(client.read_reply().await.status, 200);
             });
             futures_util::future::join_all(asks).await;
         }
     };
-    let given_back = timeout(LIMIT * 3, wait).await.is_ok();
+    let given_back = timeout(TEST_TIMEOUT * 3, wait).await.is_ok();
     let held = memory(&flooded.running, "RssAnon:");
     assert!(given_back, "{} MiB before, {} MiB after", before / MIB, held / MIB);
     eprintln!("given back: {} MiB before, {} MiB after", before / MIB, held / MIB);

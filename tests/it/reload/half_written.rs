@@ -1,4 +1,4 @@
-//! A route file that is written in several steps does not take effect between them.
+//! A route file that is written in several steps does not take effect before the last.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,12 +9,12 @@ use super::{FAST, Reloading, text};
 
 const FOREVER: Duration = Duration::from_secs(3600);
 
-/// Many looks of the watcher.
+/// Long enough for many checks of the watcher.
 async fn many_looks() {
     sleep(FAST.look_every * 25).await;
 }
 
-/// The route file without and with its last route, the one that asks for a key.
+/// The route file without and with its last route, which requires a key.
 fn halves(keyward: &Reloading) -> (String, String) {
     let half = text(keyward.echo_address, &["/*"], "");
     let whole = format!("{half}[[routes]]\npath = \"/admin/*\"\nupstream = \"echo\"\n");
@@ -54,11 +54,11 @@ async fn half_written_route_file_opens_no_route() {
         assert!(!keyward.is_open().await);
     }
     assert_eq!(keyward.metrics.reload_successful.get(), 1);
-    // A file that only asks for more need not be held.
+    // A file that only tightens requirements is not held.
     let stricter = whole.replacen("auth = \"none\"", "auth = \"key\"", 1);
     keyward.write_in_place(&stricter);
     keyward.until("/x", 401).await;
-    // The operator says that it is whole.
+    // The operator confirms it by SIGHUP.
     keyward.write_in_place(&half);
     many_looks().await;
     assert!(!keyward.is_open().await);
@@ -67,7 +67,7 @@ async fn half_written_route_file_opens_no_route() {
 }
 
 #[tokio::test]
-async fn requirement_cut_off_at_the_end_is_not_loosened() {
+async fn truncated_requirement_is_not_loosened() {
     let keyward = Reloading::with_an_admin_route("cut", Pace { hold: FOREVER, ..FAST }).await;
     let (_, whole) = halves(&keyward);
     let required = format!("{whole}require = {{ roles = [\"admin\"] }}\n");
@@ -82,14 +82,14 @@ async fn requirement_cut_off_at_the_end_is_not_loosened() {
 }
 
 #[tokio::test]
-async fn route_that_is_dropped_for_good_goes_after_the_hold() {
+async fn dropped_route_is_removed_after_hold() {
     let keyward = Reloading::with_an_admin_route("held", FAST).await;
     keyward.write_in_place(&halves(&keyward).0);
     keyward.until("/admin/x", 200).await;
 }
 
 #[tokio::test]
-async fn file_is_not_read_until_its_last_write_has_settled() {
+async fn file_is_not_read_until_last_write_settled() {
     let pace = Pace { settle: FOREVER, hold: Duration::ZERO, ..FAST };
     let keyward = Reloading::with_an_admin_route("settle", pace).await;
     keyward.write_in_place(&halves(&keyward).0);
@@ -101,7 +101,7 @@ async fn file_is_not_read_until_its_last_write_has_settled() {
 }
 
 #[tokio::test]
-async fn file_that_differs_at_every_look_is_not_read() {
+async fn constantly_changing_file_is_not_read() {
     let slow = Duration::from_millis(100);
     let pace = Pace { look_every: slow, settle: Duration::ZERO, hold: Duration::ZERO };
     let keyward = Reloading::with_an_admin_route("moving", pace).await;

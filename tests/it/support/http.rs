@@ -1,4 +1,4 @@
-//! Clients and upstreams by hyper, for what raw bytes say badly: HTTP/2, TLS, and bodies that come when the test wants.
+//! Clients and upstreams with hyper, for HTTP/2, TLS and bodies that the test controls.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -19,42 +19,44 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{LIMIT, listen};
+use super::{TEST_TIMEOUT, bind_loopback};
 
-/// Which HTTP a caller speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Speaks {
+pub enum HttpVersion {
     Http1,
     Http2,
 }
 
-/// Every pair of what the caller speaks and a line for `[upstreams.echo]` that says what the upstream does.
-pub const PAIRS: [(Speaks, &str); 4] = [
-    (Speaks::Http1, ""),
-    (Speaks::Http1, "http = \"2\""),
-    (Speaks::Http2, ""),
-    (Speaks::Http2, "http = \"2\""),
+/// Every pair of the client's version and a line for `[upstreams.echo]` that sets the upstream's.
+pub const VERSION_PAIRS: [(HttpVersion, &str); 4] = [
+    (HttpVersion::Http1, ""),
+    (HttpVersion::Http1, "http = \"2\""),
+    (HttpVersion::Http2, ""),
+    (HttpVersion::Http2, "http = \"2\""),
 ];
 
-/// A caller with one connection.
-pub enum Caller {
+/// A client with one connection.
+pub enum HttpClient {
     Http1(http1::SendRequest<Body>),
     Http2(http2::SendRequest<Body>),
 }
 
-impl Caller {
-    pub async fn connect(address: SocketAddr, speaks: Speaks) -> Self {
-        Self::over(TcpStream::connect(address).await.unwrap(), speaks).await
+impl HttpClient {
+    pub async fn connect(address: SocketAddr, http_version: HttpVersion) -> Self {
+        Self::over(TcpStream::connect(address).await.unwrap(), http_version).await
     }
 
-    pub async fn over(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, speaks: Speaks) -> Self {
-        match speaks {
-            Speaks::Http1 => {
+    pub async fn over(
+        io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        http_version: HttpVersion,
+    ) -> Self {
+        match http_version {
+            HttpVersion::Http1 => {
                 let (sender, connection) = http1::handshake(TokioIo::new(io)).await.unwrap();
                 tokio::spawn(connection);
                 Self::Http1(sender)
             }
-            Speaks::Http2 => {
+            HttpVersion::Http2 => {
                 let (sender, connection) =
                     http2::handshake(TokioExecutor::new(), TokioIo::new(io)).await.unwrap();
                 tokio::spawn(connection);
@@ -63,7 +65,7 @@ impl Caller {
         }
     }
 
-    /// Over HTTP/2, with a window of this size for each stream, and the least that there can be for all of them.
+    /// Over HTTP/2, with a window of this size for each stream and the minimum for the connection.
     pub async fn windowed(io: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, window: u32) -> Self {
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.initial_stream_window_size(window).initial_connection_window_size(65_535);
@@ -106,7 +108,7 @@ impl Caller {
                 }
             }
         };
-        timeout(LIMIT, sent).await.expect("an answer in time")
+        timeout(TEST_TIMEOUT, sent).await.expect("an answer in time")
     }
 
     pub async fn get(&mut self, path: &str, key: &str) -> hyper::Result<Response<Incoming>> {
@@ -115,11 +117,11 @@ impl Caller {
     }
 }
 
-/// Puts frames into a body. Dropped, the body has come to its end.
-pub type Feed = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
+/// Sends frames of a body. The body ends when this is dropped.
+pub type BodySender = mpsc::Sender<Result<Frame<Bytes>, BodyError>>;
 
-/// A body that is what is fed to it, frame by frame.
-pub fn fed() -> (Feed, Body) {
+/// A body with the frames that are sent to it.
+pub fn channel_body() -> (BodySender, Body) {
     let (feed, frames) = mpsc::channel(1);
     let frames = stream::unfold(frames, |mut frames: mpsc::Receiver<_>| async {
         frames.recv().await.map(|frame| (frame, frames))
@@ -127,24 +129,24 @@ pub fn fed() -> (Feed, Body) {
     (feed, StreamBody::new(frames).boxed_unsync())
 }
 
-pub fn data(bytes: impl Into<Bytes>) -> Result<Frame<Bytes>, BodyError> {
+pub fn data_frame(bytes: impl Into<Bytes>) -> Result<Frame<Bytes>, BodyError> {
     Ok(Frame::data(bytes.into()))
 }
 
-/// A body of so many bytes, in pieces.
-pub fn long(bytes: usize) -> Body {
+/// A body of this size, in pieces.
+pub fn body_of_size(bytes: usize) -> Body {
     const PIECE: usize = 64 * 1024;
     let frames = stream::iter((0..bytes.div_ceil(PIECE)).map(move |piece| {
         let size = PIECE.min(bytes - piece * PIECE);
-        data(Bytes::from_static(&[b'.'; PIECE]).slice(..size))
+        data_frame(Bytes::from_static(&[b'.'; PIECE]).slice(..size))
     }));
     StreamBody::new(frames).boxed_unsync()
 }
 
-/// Reads to the end: how many bytes, and the trailers.
-pub async fn drain(response: Response<Incoming>) -> Result<(usize, HeaderMap), hyper::Error> {
+/// Reads to the end; returns the number of bytes, and the trailers.
+pub async fn read_body(response: Response<Incoming>) -> Result<(usize, HeaderMap), hyper::Error> {
     let (mut body, mut bytes, mut trailers) = (response.into_body(), 0, HeaderMap::new());
-    while let Some(frame) = timeout(LIMIT, body.frame()).await.expect("the body in time") {
+    while let Some(frame) = timeout(TEST_TIMEOUT, body.frame()).await.expect("the body in time") {
         match frame?.into_data() {
             Ok(data) => bytes += data.len(),
             Err(frame) => trailers = frame.into_trailers().unwrap_or_default(),
@@ -153,13 +155,13 @@ pub async fn drain(response: Response<Incoming>) -> Result<(usize, HeaderMap), h
     Ok((bytes, trailers))
 }
 
-/// An upstream that does what a test wants, over HTTP/1.1 and h2c.
-pub async fn upstream<F, R>(answer: F) -> SocketAddr
+/// An upstream that responds with `answer`, over HTTP/1.1 and h2c.
+pub async fn start_upstream<F, R>(answer: F) -> SocketAddr
 where
     F: Fn(Request<Incoming>) -> R + Send + Sync + 'static,
     R: Future<Output = Result<Response<Body>, BodyError>> + Send + 'static,
 {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let answer = Arc::new(answer);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -180,7 +182,7 @@ where
 {
     Box::pin(async move {
         let service = service_fn(move |request| answer(request));
-        // How a connection ends is for the client to see.
+        // The client checks how its connection ends.
         let _ =
             auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
     })

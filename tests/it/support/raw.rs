@@ -1,5 +1,5 @@
-//! Raw sockets: a client that sends what it is told and reads HTTP/1.1 answers, and an upstream that keeps every byte it gets
-//! and answers by a script.
+//! Raw sockets: a client that sends given bytes and reads HTTP/1.1 responses, and an upstream that records every byte and
+//! responds by a script.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::{LIMIT, listen};
+use super::{TEST_TIMEOUT, bind_loopback};
 
 /// A client's connection.
 pub struct Client<S = TcpStream> {
@@ -18,14 +18,14 @@ pub struct Client<S = TcpStream> {
     buffer: Vec<u8>,
 }
 
-/// An answer, or as much of it as came before the connection closed.
+/// A response, or the part of it that arrived before the connection closed.
 #[derive(Debug, Default)]
 pub struct Reply {
     pub status: u16,
     pub headers: Vec<(String, String)>,
     pub body: Vec<u8>,
     pub trailers: Vec<(String, String)>,
-    /// Whether the answer came to its end.
+    /// Whether the response is complete.
     pub whole: bool,
 }
 
@@ -50,53 +50,53 @@ impl Reply {
 impl Client {
     pub async fn connect(address: SocketAddr) -> Self {
         let stream =
-            timeout(LIMIT, TcpStream::connect(address)).await.expect("a connection in time").unwrap();
+            timeout(TEST_TIMEOUT, TcpStream::connect(address)).await.expect("a connection in time").unwrap();
         Self::over(stream)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    /// On a connection that is there.
+    /// On an open connection.
     pub fn over(stream: S) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
-    /// Sends bytes; that the peer has closed meanwhile is for the reading side to see.
+    /// Sends bytes. A closed connection is noticed when reading.
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref()).await;
     }
 
-    /// Reads one answer, skipping 1xx but 101.
-    pub async fn reply(&mut self) -> Reply {
-        self.reply_within(LIMIT).await
+    /// Reads one response, skipping 1xx except 101.
+    pub async fn read_reply(&mut self) -> Reply {
+        self.read_reply_within(TEST_TIMEOUT).await
     }
 
-    /// The same, for what takes longer.
-    pub async fn reply_within(&mut self, limit: Duration) -> Reply {
-        timeout(limit, self.read_reply()).await.expect("an answer in time")
+    /// The same, with another time limit.
+    pub async fn read_reply_within(&mut self, limit: Duration) -> Reply {
+        timeout(limit, self.parse_reply()).await.expect("an answer in time")
     }
 
-    /// Reads until the peer closes; gives everything that came.
-    pub async fn rest(&mut self) -> Vec<u8> {
-        let read = async { while self.fill().await {} };
-        timeout(LIMIT, read).await.expect("the end in time");
+    /// Reads until the peer closes; returns all bytes.
+    pub async fn read_to_end(&mut self) -> Vec<u8> {
+        let read = async { while self.read_more().await {} };
+        timeout(TEST_TIMEOUT, read).await.expect("the end in time");
         std::mem::take(&mut self.buffer)
     }
 
-    /// Reads until this many bytes of a body or tunnel are there.
-    pub async fn bytes(&mut self, count: usize) -> Vec<u8> {
-        let read = async { while self.buffer.len() < count && self.fill().await {} };
-        timeout(LIMIT, read).await.expect("the bytes in time");
+    /// Reads this number of bytes of a body or tunnel, or fewer at the end.
+    pub async fn read_bytes(&mut self, count: usize) -> Vec<u8> {
+        let read = async { while self.buffer.len() < count && self.read_more().await {} };
+        timeout(TEST_TIMEOUT, read).await.expect("the bytes in time");
         let count = count.min(self.buffer.len());
         self.buffer.drain(..count).collect()
     }
 
-    /// Reads a head alone; what follows stays for `bytes` and `rest`.
-    pub async fn head(&mut self) -> Reply {
-        timeout(LIMIT, self.read_head()).await.expect("a head in time").unwrap_or_default()
+    /// Reads a response head; what follows is left for `read_bytes` and `read_to_end`.
+    pub async fn read_head(&mut self) -> Reply {
+        timeout(TEST_TIMEOUT, self.parse_head()).await.expect("a head in time").unwrap_or_default()
     }
 
-    async fn fill(&mut self) -> bool {
+    async fn read_more(&mut self) -> bool {
         let mut chunk = [0; 16 * 1024];
         match self.stream.read(&mut chunk).await {
             Ok(0) | Err(_) => false,
@@ -107,22 +107,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    async fn line(&mut self) -> Option<String> {
+    async fn read_line(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.buffer.windows(2).position(|pair| pair == b"\r\n") {
                 let line: Vec<u8> = self.buffer.drain(..end + 2).collect();
                 return Some(String::from_utf8_lossy(&line[..end]).into_owned());
             }
-            if !self.fill().await {
+            if !self.read_more().await {
                 return None;
             }
         }
     }
 
-    async fn fields(&mut self) -> Option<Vec<(String, String)>> {
+    async fn read_fields(&mut self) -> Option<Vec<(String, String)>> {
         let mut fields = Vec::new();
         loop {
-            let line = self.line().await?;
+            let line = self.read_line().await?;
             if line.is_empty() {
                 return Some(fields);
             }
@@ -131,47 +131,47 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    async fn read_head(&mut self) -> Option<Reply> {
+    async fn parse_head(&mut self) -> Option<Reply> {
         loop {
-            let line = self.line().await?;
+            let line = self.read_line().await?;
             let status = line.split(' ').nth(1)?.parse().ok()?;
-            let headers = self.fields().await?;
+            let headers = self.read_fields().await?;
             if status >= 200 || status == 101 {
                 return Some(Reply { status, headers, ..Reply::default() });
             }
         }
     }
 
-    async fn read_reply(&mut self) -> Reply {
-        let Some(mut reply) = self.read_head().await else { return Reply::default() };
+    async fn parse_reply(&mut self) -> Reply {
+        let Some(mut reply) = self.parse_head().await else { return Reply::default() };
         if matches!(reply.status, 101 | 204 | 304) {
             reply.whole = true;
         } else if reply.header("transfer-encoding") == Some("chunked") {
-            reply.whole = self.read_chunks(&mut reply).await.is_some();
+            reply.whole = self.parse_chunks(&mut reply).await.is_some();
         } else if let Some(length) =
             reply.header("content-length").and_then(|length| length.parse::<usize>().ok())
         {
-            while self.buffer.len() < length && self.fill().await {}
+            while self.buffer.len() < length && self.read_more().await {}
             reply.whole = self.buffer.len() >= length;
             let length = length.min(self.buffer.len());
             reply.body = self.buffer.drain(..length).collect();
         } else {
-            while self.fill().await {}
+            while self.read_more().await {}
             reply.body = std::mem::take(&mut self.buffer);
             reply.whole = true;
         }
         reply
     }
 
-    async fn read_chunks(&mut self, reply: &mut Reply) -> Option<()> {
+    async fn parse_chunks(&mut self, reply: &mut Reply) -> Option<()> {
         loop {
-            let size = usize::from_str_radix(self.line().await?.split(';').next()?, 16).ok()?;
+            let size = usize::from_str_radix(self.read_line().await?.split(';').next()?, 16).ok()?;
             if size == 0 {
-                reply.trailers = self.fields().await?;
+                reply.trailers = self.read_fields().await?;
                 return Some(());
             }
             while self.buffer.len() < size + 2 {
-                if !self.fill().await {
+                if !self.read_more().await {
                     reply.body.append(&mut self.buffer);
                     return None;
                 }
@@ -182,38 +182,38 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-/// What an upstream does once a request's head has come.
+/// What an upstream does when it has received a request's head.
 #[derive(Clone, Debug)]
 pub enum Act {
     /// Sends these bytes, and waits for the next head.
     Say(Vec<u8>),
     /// Sends these bytes and closes.
     Last(Vec<u8>),
-    /// Breaks the connection.
+    /// Resets the connection.
     Reset,
 }
 
-/// An upstream that keeps the bytes of each connection, and acts by a script each time a whole head has come.
+/// An upstream that records the bytes of each connection, and acts by a script for each request's head.
 #[derive(Clone)]
-pub struct Scripted {
+pub struct ScriptedUpstream {
     pub address: SocketAddr,
     shared: Arc<(Mutex<Vec<Vec<u8>>>, Notify)>,
 }
 
-impl Scripted {
-    /// Answers each time a whole head has come.
+impl ScriptedUpstream {
+    /// Responds to each request's head.
     pub async fn answering(answer: impl Into<Vec<u8>>) -> Self {
         Self::acting([Act::Say(answer.into())]).await
     }
 
-    /// Answers the first head of each connection and closes.
+    /// Responds to the first head of each connection and closes.
     pub async fn closing_after(answer: impl Into<Vec<u8>>) -> Self {
         Self::acting([Act::Last(answer.into())]).await
     }
 
-    /// Does this, head by head over all connections, and the last of it again and again.
+    /// Does one step for each head over all connections, and repeats the last step.
     pub async fn acting(script: impl Into<Vec<Act>>) -> Self {
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let scripted = Self { address, shared: Arc::default() };
         let (own, script) = (scripted.clone(), Arc::new(Mutex::new(script.into())));
         tokio::spawn(async move {
@@ -235,7 +235,7 @@ impl Scripted {
             let heads = {
                 let mut all = self.shared.0.lock().unwrap();
                 all[index].extend_from_slice(&chunk[..count]);
-                heads(&all[index])
+                count_heads(&all[index])
             };
             self.shared.1.notify_waiters();
             while done < heads {
@@ -265,7 +265,7 @@ impl Scripted {
     }
 
     /// Waits until the bytes so far satisfy a condition.
-    pub async fn until(&self, condition: impl Fn(&str) -> bool) {
+    pub async fn wait_until(&self, condition: impl Fn(&str) -> bool) {
         let wait = async {
             loop {
                 let changed = self.shared.1.notified();
@@ -275,7 +275,7 @@ impl Scripted {
                 changed.await;
             }
         };
-        timeout(LIMIT, wait).await.unwrap_or_else(|_| panic!("not so in time: {}", self.text()));
+        timeout(TEST_TIMEOUT, wait).await.unwrap_or_else(|_| panic!("not so in time: {}", self.text()));
     }
 
     pub fn url(&self) -> Option<String> {
@@ -283,8 +283,8 @@ impl Scripted {
     }
 }
 
-/// How many heads have come whole; what follows one is its body as far as its framing says so.
-fn heads(bytes: &[u8]) -> usize {
+/// The number of complete heads; the bodies between them are skipped by their framing.
+fn count_heads(bytes: &[u8]) -> usize {
     let (mut rest, mut heads) = (bytes, 0);
     while let Some(end) = find(rest, b"\r\n\r\n") {
         heads += 1;
@@ -293,7 +293,7 @@ fn heads(bytes: &[u8]) -> usize {
         let field =
             |name: &str| head.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
         let length: usize = field("content-length:").map_or(0, |length| length.parse().unwrap());
-        let body = if field("transfer-encoding:").is_some() { chunked(rest) } else { Some(length) };
+        let body = if field("transfer-encoding:").is_some() { chunked_length(rest) } else { Some(length) };
         match body {
             Some(length) if length <= rest.len() => rest = &rest[length..],
             _ => break,
@@ -302,8 +302,8 @@ fn heads(bytes: &[u8]) -> usize {
     heads
 }
 
-/// The length of a chunked body, once it is whole.
-fn chunked(bytes: &[u8]) -> Option<usize> {
+/// The length of a chunked body, once it is complete.
+fn chunked_length(bytes: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
         let line = find(bytes.get(at..)?, b"\r\n")?;

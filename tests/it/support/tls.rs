@@ -1,4 +1,4 @@
-//! Certificates made on the spot, in a folder that goes with the test.
+//! Certificates that are generated for a test, in a temporary folder.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-/// A folder of the test's own.
+/// A temporary folder.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -39,7 +39,7 @@ impl Drop for Folder {
     }
 }
 
-/// Who signs. Its own certificate is in `ca.pem`.
+/// A certificate authority. Its own certificate is in `ca.pem`.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     pub folder: Folder,
@@ -80,7 +80,7 @@ impl Authority {
         Arc::new(roots)
     }
 
-    /// A server with a certificate for this name, that asks its clients for one of this authority where `asks`.
+    /// A server with a certificate for this name; if `asks`, it requires client certificates of this authority.
     pub fn server(&self, name: &str, alpn: &[&str], asks: bool) -> Arc<ServerConfig> {
         let (chain, key) = read(self.issue(name));
         let builder =
@@ -96,7 +96,7 @@ impl Authority {
         Arc::new(config)
     }
 
-    /// A client that trusts this authority alone.
+    /// A client that trusts only this authority.
     pub fn client(&self, alpn: &[&str]) -> Arc<ClientConfig> {
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()

@@ -1,4 +1,4 @@
-//! The body of a request that is refused is never the next request, and nobody is asked for one before the verdict.
+//! The body of a refused request is never read as the next request, and no body is requested before the verdict.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::time::timeout;
 
 use super::{OK, SMUGGLED, Wire, chunked, rest, statuses, values};
 use crate::support::Setup;
-use crate::support::raw::{Act, Scripted};
+use crate::support::raw::{Act, ScriptedUpstream};
 
 /// The lines that frame a body, and the body with a hidden request.
 fn shapes() -> [(String, String); 4] {
@@ -22,7 +22,7 @@ fn shapes() -> [(String, String); 4] {
 }
 
 #[tokio::test]
-async fn the_body_of_a_refused_request_is_never_a_request() {
+async fn body_of_refused_request_is_never_a_request() {
     let wire = Wire::start().await;
     let bad = "authorization: Bearer 0123456789ABCDEFGHIJabcdefghij\r\n";
     let good = format!("authorization: Bearer {}\r\n", wire.key);
@@ -50,7 +50,7 @@ async fn the_body_of_a_refused_request_is_never_a_request() {
                     let mut client = wire.stage.connect().await;
                     if pause {
                         client.send(head).await;
-                        let reply = client.head().await;
+                        let reply = client.read_head().await;
                         assert_eq!(reply.status, status, "{line} {lines} {framing}");
                         client.send(body.clone() + SMUGGLED).await;
                         let left = rest(&mut client).await;
@@ -68,7 +68,7 @@ async fn the_body_of_a_refused_request_is_never_a_request() {
 }
 
 #[tokio::test]
-async fn only_a_post_is_refused_in_grpcs_way_with_a_200() {
+async fn only_post_gets_grpc_refusal() {
     let wire = Wire::start().await;
     for (line, status) in
         [("POST /v1", 200), ("GET /v1", 401), ("HEAD /v1", 401), ("PUT /v1", 401), ("CONNECT a:443", 405)]
@@ -80,14 +80,14 @@ async fn only_a_post_is_refused_in_grpcs_way_with_a_200() {
 }
 
 #[tokio::test]
-async fn a_refusal_reaches_a_caller_that_is_still_sending() {
+async fn refusal_reaches_client_that_is_still_sending() {
     let wire = Wire::start().await;
     for (size, sent) in [(1_000_000_000, 10), (8 << 20, 8 << 20), (8 << 20, 1 << 20)] {
         for _ in 0..8 {
             let mut client = wire.stage.connect().await;
             client.send(format!("POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: {size}\r\n\r\n")).await;
             client.send(vec![b'.'; sent]).await;
-            let reply = client.reply().await;
+            let reply = client.read_reply().await;
             assert_eq!((reply.status, reply.whole), (401, true), "{size} {sent}");
         }
     }
@@ -95,23 +95,23 @@ async fn a_refusal_reaches_a_caller_that_is_still_sending() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_request_that_was_answered_early_is_never_a_request() {
+async fn body_after_early_response_is_never_a_request() {
     let early = "HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n";
     for act in [Act::Say(early.into()), Act::Last(early.into())] {
-        let wire = Wire::with(Scripted::acting([act]).await, Setup::default()).await;
+        let wire = Wire::with(ScriptedUpstream::acting([act]).await, Setup::default()).await;
         for (framing, body) in shapes() {
             let mut client = wire.stage.connect().await;
             client.send(wire.head("POST /v1", &framing)).await;
-            assert_eq!(client.reply().await.status, 413, "{framing}");
+            assert_eq!(client.read_reply().await.status, 413, "{framing}");
             client.send(&body).await;
-            // Whether the connection goes on or ends, what comes next on it is a request of its own.
+            // Whether the connection stays open or closes, the next bytes are a separate request.
             client.send("GET /public/next HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
             let left = rest(&mut client).await;
             assert!(matches!(statuses(&left)[..], [] | [413]), "{framing}: {left}");
         }
         for connection in wire.upstream.received() {
             let text = String::from_utf8(connection).unwrap();
-            // Hidden, it was sent on as a body if at all.
+            // The hidden request was forwarded only as a body, if at all.
             let heads = text.matches("x-request-id: ").count();
             assert_eq!(
                 heads,
@@ -123,21 +123,22 @@ async fn the_body_of_a_request_that_was_answered_early_is_never_a_request() {
 }
 
 #[tokio::test]
-async fn a_wanted_body_is_asked_for_after_the_verdict_and_interim_answers_are_none() {
+async fn continue_follows_verdict_and_interim_responses_are_skipped() {
     let interim = "HTTP/1.1 103 Early Hints\r\nlink: <x>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n";
-    let wire = Wire::with(Scripted::answering(format!("{interim}{OK}")).await, Setup::default()).await;
+    let wire =
+        Wire::with(ScriptedUpstream::answering(format!("{interim}{OK}")).await, Setup::default()).await;
     for line in ["POST /v1", "POST /public/x"] {
         let mut client = wire.stage.connect().await;
         client.send(wire.head(line, "expect: 100-continue\r\ncontent-length: 3\r\n")).await;
         let wanted = "HTTP/1.1 100 Continue\r\n\r\n";
-        assert_eq!(client.bytes(wanted.len()).await, wanted.as_bytes());
+        assert_eq!(client.read_bytes(wanted.len()).await, wanted.as_bytes());
         client.send("abc").await;
-        assert_eq!(client.reply().await.text(), "ok");
+        assert_eq!(client.read_reply().await.text(), "ok");
     }
 }
 
 #[tokio::test]
-async fn a_body_passes_whatever_the_method() {
+async fn body_passes_with_any_method() {
     let wire = Wire::start().await;
     for method in ["GET", "HEAD", "DELETE", "OPTIONS", "POST", "PURGE"] {
         for (framing, body) in
@@ -146,7 +147,7 @@ async fn a_body_passes_whatever_the_method() {
             let mut seen = wire.upstream.text().len();
             let head = wire.head(&format!("{method} /v1"), &format!("{framing}connection: close\r\n"));
             assert_eq!(statuses(&wire.all(head + &body).await), [200], "{method} {framing}");
-            wire.upstream.until(|text| text[seen..].ends_with(&format!("\r\n\r\n{body}"))).await;
+            wire.upstream.wait_until(|text| text[seen..].ends_with(&format!("\r\n\r\n{body}"))).await;
             let head = wire.fresh(&mut seen);
             assert!(head.contains(framing), "{method}: {head}");
         }
@@ -154,7 +155,7 @@ async fn a_body_passes_whatever_the_method() {
 }
 
 #[tokio::test]
-async fn an_upgrade_to_anything_but_websocket_is_not_forwarded() {
+async fn upgrade_other_than_websocket_is_not_forwarded() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -168,10 +169,10 @@ async fn an_upgrade_to_anything_but_websocket_is_not_forwarded() {
         let mut seen = wire.upstream.text().len();
         let mut client = wire.stage.connect().await;
         client.send(wire.head("GET /v1", lines)).await;
-        assert_eq!(client.reply().await.status, 200, "{lines}");
+        assert_eq!(client.read_reply().await.status, 200, "{lines}");
         let head = wire.fresh(&mut seen);
         assert!(!head.contains("upgrade") && values(&head, "http2-settings").is_empty(), "{lines}: {head}");
-        // What follows is HTTP still, and needs a key of its own; or nothing does.
+        // The following bytes are HTTP and need their own key, or the connection closes.
         client.send("GET /v1/hidden HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
         let closes = lines.contains("upgrade: websocket\r\n");
         let expected: &[u16] = if closes { &[] } else { &[401] };
@@ -186,18 +187,18 @@ async fn an_upgrade_to_anything_but_websocket_is_not_forwarded() {
         let seen = wire.upstream.text().len();
         let upgrade = "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n";
         let head = format!("{line} HTTP/1.1\r\nhost: a\r\n{lines}{upgrade}\r\n");
-        let reply = wire.stage.ask(head).await;
+        let reply = wire.stage.send(head).await;
         assert_eq!((reply.status, wire.upstream.text().len()), (status, seen), "{line}");
     }
 }
 
 #[tokio::test]
-async fn only_a_101_to_websocket_opens_a_tunnel() {
+async fn only_101_to_websocket_opens_tunnel() {
     let websocket = "connection: upgrade\r\nupgrade: websocket\r\n";
     let hidden = "GET /v1/hidden HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
     let switching = |lines: &str| format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\nhello");
     for (asked, answer, statuses_wanted) in [
-        // Refused: the bytes behind are nothing that is read.
+        // Refused: the following bytes are not read.
         (websocket, OK.to_owned(), &[200][..]),
         (
             websocket,
@@ -214,13 +215,13 @@ async fn only_a_101_to_websocket_opens_a_tunnel() {
         ),
         (websocket, switching(websocket), &[101]),
     ] {
-        let wire = Wire::with(Scripted::answering(&*answer).await, Setup::default()).await;
+        let wire = Wire::with(ScriptedUpstream::answering(&*answer).await, Setup::default()).await;
         let mut client = wire.stage.connect().await;
         client.send(wire.head("GET /v1", asked) + hidden).await;
         if statuses_wanted == [101] {
-            assert_eq!(client.head().await.status, 101);
-            assert_eq!(client.bytes(5).await, b"hello");
-            wire.upstream.until(|text| text.ends_with(hidden)).await;
+            assert_eq!(client.read_head().await.status, 101);
+            assert_eq!(client.read_bytes(5).await, b"hello");
+            wire.upstream.wait_until(|text| text.ends_with(hidden)).await;
             client.stream.shutdown().await.unwrap();
             continue;
         }
@@ -234,12 +235,12 @@ async fn only_a_101_to_websocket_opens_a_tunnel() {
 }
 
 #[tokio::test]
-async fn a_websocket_that_is_being_judged_carries_nothing() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+async fn websocket_carries_nothing_before_verdict() {
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "connection: upgrade\r\nupgrade: websocket\r\n") + "early").await;
-    wire.upstream.until(|text| text.ends_with("\r\n\r\n")).await;
-    timeout(Duration::from_millis(100), wire.upstream.until(|text| text.contains("early")))
+    wire.upstream.wait_until(|text| text.ends_with("\r\n\r\n")).await;
+    timeout(Duration::from_millis(100), wire.upstream.wait_until(|text| text.contains("early")))
         .await
         .unwrap_err();
 }

@@ -1,17 +1,16 @@
-//! What reaches the upstream of headers about forwarding and of second spellings of framing headers, from strangers and from
-//! trusted proxies.
+//! Forwarding headers and misspelled framing headers, from untrusted peers and from trusted proxies.
 
 use hyper::Method;
 use keyward::body;
 
 use super::{OK, Wire};
-use crate::support::http::{Caller, Speaks};
-use crate::support::raw::Scripted;
+use crate::support::http::{HttpClient, HttpVersion};
+use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, Stage};
 
 const TRUSTED: &str = "trusted_proxies = [\"127.0.0.0/8\"]";
 
-/// Headers that only a proxy which sets them itself could be believed, and that proxies pass on from strangers.
+/// Headers that are reliable only from a proxy that sets them itself, and that proxies forward from clients.
 #[rustfmt::skip]
 const UNKNOWN_TO_PROXIES: [&str; 64] = [
     "X-Original-URL", "X-Original-URI", "X-Original-Host", "X-Original-Method", "X-Original-Forwarded-For", "X-Rewrite-URL",
@@ -28,11 +27,11 @@ const UNKNOWN_TO_PROXIES: [&str; 64] = [
 ];
 
 async fn before(server: &'static str) -> Wire {
-    Wire::with(Scripted::answering(OK).await, Setup { server, ..Setup::default() }).await
+    Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, ..Setup::default() }).await
 }
 
 #[tokio::test]
-async fn unknown_forwarding_headers_are_removed_from_trusted_proxies_too() {
+async fn unknown_forwarding_headers_are_always_removed() {
     for server in ["", TRUSTED] {
         let wire = before(server).await;
         let mut seen = 0;
@@ -49,7 +48,7 @@ async fn unknown_forwarding_headers_are_removed_from_trusted_proxies_too() {
 }
 
 #[tokio::test]
-async fn headers_named_in_pass_headers_are_kept_from_trusted_proxies_alone() {
+async fn pass_headers_are_kept_from_trusted_proxies_only() {
     let lines = "X-Real-IP: 203.0.113.7\r\nX_Real_IP: forged\r\nX-Client-IP: forged\r\nx-forwarded-port: 8443\r\n\
                  forwarded: for=203.0.113.7\r\nconnection: close\r\n";
     let pass = "pass_headers = [\"X-Real-IP\"]";
@@ -70,27 +69,27 @@ async fn headers_named_in_pass_headers_are_kept_from_trusted_proxies_alone() {
 }
 
 #[tokio::test]
-async fn second_spellings_of_framing_headers_are_not_forwarded() {
+async fn misspelled_framing_headers_are_not_forwarded() {
     for server in ["", TRUSTED] {
         let wire = before(server).await;
         let mut seen = 0;
-        for speaks in [Speaks::Http1, Speaks::Http2] {
-            let mut caller = Caller::connect(wire.stage.address, speaks).await;
-            let mut request = caller.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
+        for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+            let mut client = HttpClient::connect(wire.stage.address, http_version).await;
+            let mut request = client.request(Method::POST, "/v1/x", &wire.key, body::full("abc"));
             for name in ["Transfer_Encoding", "transfer.encoding", "Content_Length", "content~length"] {
                 let name = hyper::header::HeaderName::try_from(name).unwrap();
                 request.headers_mut().insert(name, "forged".parse().unwrap());
             }
-            assert_eq!(caller.send(request).await.unwrap().status(), 200);
+            assert_eq!(client.send(request).await.unwrap().status(), 200);
             let received = wire.fresh(&mut seen);
-            assert!(!received.contains("forged"), "{speaks:?}: {received}");
-            assert_eq!(received.matches("content-length: 3").count(), 1, "{speaks:?}: {received}");
+            assert!(!received.contains("forged"), "{http_version:?}: {received}");
+            assert_eq!(received.matches("content-length: 3").count(), 1, "{http_version:?}: {received}");
         }
     }
 }
 
 #[tokio::test]
-async fn trace_context_is_forwarded_from_everybody() {
+async fn trace_context_is_always_forwarded() {
     let wire = before("").await;
     let lines = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=1\r\nbaggage: b=2\r\n\
                  connection: close\r\n";
@@ -102,18 +101,18 @@ async fn trace_context_is_forwarded_from_everybody() {
 }
 
 #[tokio::test]
-async fn connection_header_takes_nothing_of_a_preflight_away() {
+async fn connection_header_cannot_strip_preflight_headers() {
     let routes = "[[routes]]\npath = \"/v1/*\"\nupstream = \"echo\"\npreflight = true";
     let stage = Stage::with(Setup { routes, ..Setup::default() }).await;
     let reply = stage
-        .ask(
+        .send(
             "OPTIONS /v1/export?all=1 HTTP/1.1\r\nhost: api.test\r\norigin: https://a.test\r\n\
              access-control-request-method: GET\r\n\
              connection: origin, access-control-request-method\r\n\r\n",
         )
         .await;
     if reply.status == 200 {
-        let received = stage.last();
+        let received = stage.last_request();
         assert!(
             received.header("origin").is_some() && received.header("access-control-request-method").is_some(),
             "without a key, the service got what is no preflight: {received:?}"
@@ -122,16 +121,16 @@ async fn connection_header_takes_nothing_of_a_preflight_away() {
 }
 
 #[tokio::test]
-async fn connection_header_takes_no_word_of_a_trusted_proxy_away() {
+async fn connection_header_cannot_strip_forwarding_headers() {
     let stage = Stage::with(Setup { server: "trusted_proxies = [\"127.0.0.1\"]", ..Setup::default() }).await;
-    // As HAProxy passes on what a stranger sent, with what it knows itself behind it.
+    // As HAProxy forwards a client's header, with its own after it.
     stage
-        .ask(
+        .send(
             "GET /public/x HTTP/1.1\r\nhost: api.test\r\nconnection: X-Forwarded-For, X-Forwarded-Proto\r\n\
              x-forwarded-proto: https\r\nx-forwarded-for: 192.0.2.66\r\n\r\n",
         )
         .await;
-    let received = stage.last();
+    let received = stage.last_request();
     assert_eq!(received.header("x-forwarded-for"), Some("192.0.2.66, 127.0.0.1"));
     assert_eq!(received.header("x-forwarded-proto"), Some("https"));
 }

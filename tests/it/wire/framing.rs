@@ -1,10 +1,10 @@
-//! One reading of where a request begins and ends: what has two is refused, and what is forwarded is framed anew.
+//! Request framing: ambiguous framing is refused, and forwarded bodies are framed anew.
 
 use super::{SMUGGLED, Wire, chunked, rest, statuses};
-use crate::support::raw::Scripted;
-use crate::support::{Setup, soon};
+use crate::support::raw::ScriptedUpstream;
+use crate::support::{Setup, wait_until};
 
-/// What came back for a head's framing lines and a body, with a hidden request behind.
+/// The response to a head with these framing lines and this body, followed by a hidden request.
 async fn try_framing(wire: &Wire, framing: &str, body: &str) -> (Vec<u16>, bool) {
     let before = wire.upstream.received().concat().len();
     let all = wire.all(wire.head("POST /v1", framing) + body + SMUGGLED).await;
@@ -12,7 +12,7 @@ async fn try_framing(wire: &Wire, framing: &str, body: &str) -> (Vec<u16>, bool)
 }
 
 #[tokio::test]
-async fn a_content_length_that_is_not_one_number_is_refused() {
+async fn invalid_content_length_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -36,7 +36,7 @@ async fn a_content_length_that_is_not_one_number_is_refused() {
 }
 
 #[tokio::test]
-async fn any_transfer_encoding_but_chunked_alone_is_refused() {
+async fn transfer_encoding_other_than_chunked_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -70,7 +70,7 @@ async fn any_transfer_encoding_but_chunked_alone_is_refused() {
 }
 
 #[tokio::test]
-async fn two_framings_are_refused_and_nothing_behind_is_read() {
+async fn content_length_with_transfer_encoding_is_refused() {
     let wire = Wire::start().await;
     for framing in [
         "content-length: 3\r\ntransfer-encoding: chunked\r\n",
@@ -90,9 +90,9 @@ async fn two_framings_are_refused_and_nothing_behind_is_read() {
 }
 
 #[tokio::test]
-async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
-    // An upstream that never answers: only the end of the body could make it.
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+async fn ambiguous_chunks_never_end_a_request() {
+    // An upstream that would respond only at the end of the body.
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let huge = format!("3;{}\r\nabc\r\n0\r\n\r\n", "x".repeat(1 << 20));
     let many = format!("3\r\nabc\r\n0\r\n{}\r\n", "a: b\r\n".repeat(5000));
     let zeros = format!("{}3\r\nabc\r\n0\r\n\r\n", "0".repeat(100_000));
@@ -125,7 +125,7 @@ async fn chunks_that_two_parsers_could_read_differently_never_end_a_request() {
 }
 
 #[tokio::test]
-async fn blanks_before_a_framing_field_hide_nothing_behind_it() {
+async fn whitespace_before_framing_header_hides_no_request() {
     let wire = Wire::start().await;
     let padded = format!("transfer-encoding: {}chunked\r\n", " ".repeat(300));
     let bare = SMUGGLED.replace("\r\n", "\n");
@@ -135,7 +135,7 @@ async fn blanks_before_a_framing_field_hide_nothing_behind_it() {
 }
 
 #[tokio::test]
-async fn odd_but_valid_chunks_are_framed_anew() {
+async fn unusual_valid_chunks_are_reframed() {
     let wire = Wire::start().await;
     for body in [
         "3;a=b\r\nabc\r\n0\r\n\r\n",
@@ -147,13 +147,13 @@ async fn odd_but_valid_chunks_are_framed_anew() {
         let framing = "transfer-encoding: chunked\r\ntrailer: content-length, transfer-encoding, host\r\nconnection: close\r\n";
         let (statuses, _) = try_framing(&wire, framing, body).await;
         assert_eq!(statuses, [200], "{body:?}");
-        wire.upstream.until(|text| text[before..].ends_with("\r\n\r\n3\r\nabc\r\n0\r\n\r\n")).await;
+        wire.upstream.wait_until(|text| text[before..].ends_with("\r\n\r\n3\r\nabc\r\n0\r\n\r\n")).await;
     }
 }
 
 #[tokio::test]
-async fn a_body_that_breaks_off_is_never_a_whole_request() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+async fn aborted_http1_body_is_never_a_complete_request() {
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     for (framing, part) in [
         ("content-length: 9\r\n", "abc"),
         ("transfer-encoding: chunked\r\n", "3\r\nabc\r\n"),
@@ -163,9 +163,9 @@ async fn a_body_that_breaks_off_is_never_a_whole_request() {
         let before = wire.upstream.text().len();
         let mut client = wire.stage.connect().await;
         client.send(wire.head("POST /v1", framing) + part).await;
-        wire.upstream.until(|text| text[before..].contains("abc")).await;
+        wire.upstream.wait_until(|text| text[before..].contains("abc")).await;
         drop(client);
     }
-    soon(|| wire.stage.metrics.connections.get() == 0).await;
+    wait_until(|| wire.stage.metrics.connections.get() == 0).await;
     assert!(!wire.upstream.text().contains("\r\n0\r\n"));
 }

@@ -2,9 +2,9 @@
 
 use super::{OK, SMUGGLED, Wire, rest, statuses, values};
 use crate::support::Setup;
-use crate::support::raw::Scripted;
+use crate::support::raw::ScriptedUpstream;
 
-/// Sends each head with a request behind it, and expects no answer but one refusal.
+/// Sends each head followed by a request, and expects exactly one refusal.
 async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
     for head in heads {
         let all = wire.all(with(head) + SMUGGLED).await;
@@ -15,7 +15,7 @@ async fn check(wire: &Wire, heads: &[&str], with: impl Fn(&str) -> String) {
 }
 
 #[tokio::test]
-async fn a_request_line_that_is_none_is_refused() {
+async fn malformed_request_line_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let lines = [
@@ -33,7 +33,7 @@ async fn a_request_line_that_is_none_is_refused() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_no_path_of_a_route_is_refused() {
+async fn non_path_target_is_refused() {
     let wire = Wire::start().await;
     let key = wire.key.clone();
     #[rustfmt::skip]
@@ -51,7 +51,7 @@ async fn a_target_that_is_no_path_of_a_route_is_refused() {
 }
 
 #[tokio::test]
-async fn a_target_without_a_path_is_forwarded_as_the_root() {
+async fn target_without_path_is_forwarded_as_root() {
     let wire = Wire::start().await;
     for target in ["http://a", "http://a/", "http://a#x", "http://a/#x", "/#x", "/"] {
         let mut seen = wire.upstream.text().len();
@@ -62,7 +62,7 @@ async fn a_target_without_a_path_is_forwarded_as_the_root() {
 }
 
 #[tokio::test]
-async fn no_two_or_a_malformed_host_is_refused() {
+async fn missing_duplicate_or_malformed_host_is_400() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let hosts = [
@@ -81,7 +81,7 @@ async fn no_two_or_a_malformed_host_is_refused() {
 }
 
 #[tokio::test]
-async fn the_targets_authority_is_the_host() {
+async fn target_authority_is_used_as_host() {
     let wire = Wire::start().await;
     for line in ["GET http://b.test/public/x", "GET HTTP://b.test/public/x#y", "GET https://b.test/public/x"]
     {
@@ -98,7 +98,7 @@ async fn the_targets_authority_is_the_host() {
 }
 
 #[tokio::test]
-async fn a_header_that_two_parsers_could_read_differently_is_refused() {
+async fn ambiguous_header_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let lines = [
@@ -118,7 +118,7 @@ async fn a_header_that_two_parsers_could_read_differently_is_refused() {
 }
 
 #[tokio::test]
-async fn a_bare_line_feed_ends_no_line_and_is_refused() {
+async fn bare_line_feed_is_refused() {
     let wire = Wire::start().await;
     let head = wire.head("GET /v1", "x: a\r\nconnection: close\r\n");
     assert_eq!(statuses(&wire.all(&head).await), [200]);
@@ -134,20 +134,20 @@ async fn a_bare_line_feed_ends_no_line_and_is_refused() {
 }
 
 #[tokio::test]
-async fn odd_bytes_in_values_pass_as_they_are() {
+async fn unusual_header_value_bytes_pass_unchanged() {
     let wire = Wire::start().await;
     let mut client = wire.stage.connect().await;
     for value in [&b"\xff\xfe\x80"[..], b"a\tb", b"\"a:b, c;\\", "é".as_bytes()] {
         let head = wire.head("GET /v1", "x: ");
         client.send([head.trim_end().as_bytes(), b" ", value, b"\r\n\r\n"].concat()).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
         let all = wire.upstream.received().concat();
         assert!(all.windows(value.len()).any(|window| window == value), "{value:?}");
     }
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_key_is_a_4xx_without_a_call() {
+async fn malformed_credential_is_refused_without_a_call() {
     let wire = Wire::start().await;
     let before = wire.stage.emulator.counts().validations;
     let key = &wire.key;
@@ -181,9 +181,10 @@ async fn what_cannot_be_a_key_is_a_4xx_without_a_call() {
 }
 
 #[tokio::test]
-async fn what_a_caller_says_of_the_target_elsewhere_opens_no_route() {
+async fn target_override_headers_open_no_route() {
     for server in ["", "trusted_proxies = [\"127.0.0.0/8\"]"] {
-        let wire = Wire::with(Scripted::answering(OK).await, Setup { server, ..Setup::default() }).await;
+        let wire =
+            Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, ..Setup::default() }).await;
         #[rustfmt::skip]
         let cases = [
             "x-forwarded-uri: /public/x", "x-forwarded-path: /public/x", "x-forwarded-prefix: /public",
@@ -201,7 +202,7 @@ async fn what_a_caller_says_of_the_target_elsewhere_opens_no_route() {
 }
 
 #[tokio::test]
-async fn a_target_that_a_stranger_names_elsewhere_does_not_reach_a_backend_that_believes_it() {
+async fn target_override_headers_never_reach_upstream() {
     let wire = Wire::start().await;
     let mut seen = 0;
     #[rustfmt::skip]
@@ -218,7 +219,7 @@ async fn a_target_that_a_stranger_names_elsewhere_does_not_reach_a_backend_that_
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_leads_out_of_an_open_route() {
+async fn path_spellings_never_escape_public_route() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [

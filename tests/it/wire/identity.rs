@@ -1,5 +1,5 @@
-//! Nobody but Scalekit says who a caller is: not in headers, aliases, trailers, or by `Connection`; and no value of Scalekit's
-//! becomes more than a value.
+//! Identity headers come from Scalekit only, not from headers, aliases, trailers or `Connection` of a client; claims never
+//! change other headers.
 
 use std::collections::BTreeMap;
 
@@ -12,11 +12,11 @@ use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 
 use super::{OK, Wire, values};
-use crate::support::http::{PAIRS, Speaks, data, fed};
-use crate::support::raw::Scripted;
+use crate::support::http::{HttpVersion, VERSION_PAIRS, channel_body, data_frame};
+use crate::support::raw::ScriptedUpstream;
 use crate::support::{Setup, Stage};
 
-/// Names that are Keyward's to set. No organization key has a user, roles or claims: nothing overwrites these.
+/// Names that only Keyward may set. An organization key has no user, roles or claims, so nothing overwrites these.
 #[rustfmt::skip]
 const OWNED: [&str; 9] = [
     "x-org-id", "x-org-external-id", "x-user-id", "x-user-external-id", "x-roles", "x-token-id", "x-claim-admin",
@@ -24,7 +24,7 @@ const OWNED: [&str; 9] = [
 ];
 const SEPARATORS: &str = "-_.!#$%&'*+^`|~";
 
-/// Each owned name with each separator, and in three cases.
+/// Each owned name with each separator, in three letter cases.
 fn spellings() -> Vec<String> {
     let separated =
         |name: &str| SEPARATORS.chars().map(|with| name.replace('-', &with.to_string())).collect::<Vec<_>>();
@@ -40,8 +40,9 @@ const CORS: &str = "[[routes]]\npath = \"/public/*\"\nupstream = \"echo\"\nauth 
                     upstream = \"echo\"\npreflight = true";
 
 #[tokio::test]
-async fn no_spelling_of_an_identity_header_passes_on_any_kind_of_route() {
-    let wire = Wire::with(Scripted::answering(OK).await, Setup { routes: CORS, ..Setup::default() }).await;
+async fn identity_header_spellings_are_stripped_on_every_route() {
+    let wire =
+        Wire::with(ScriptedUpstream::answering(OK).await, Setup { routes: CORS, ..Setup::default() }).await;
     let preflight = "origin: https://a.test\r\naccess-control-request-method: PUT\r\n";
     let mut client = wire.stage.connect().await;
     let mut seen = 0;
@@ -51,9 +52,9 @@ async fn no_spelling_of_an_identity_header_passes_on_any_kind_of_route() {
         for name in spellings() {
             let lines = format!("{name}: forged\r\nx-kept: 1\r\n{name}: forged\r\n{more}");
             client.send(wire.head(line, &lines)).await;
-            assert_eq!(client.reply().await.status, 200, "{line} {name}");
+            assert_eq!(client.read_reply().await.status, 200, "{line} {name}");
             let head = wire.fresh(&mut seen);
-            // Of a preflight nothing passes that a browser does not send.
+            // Only headers that a browser sends pass in a preflight.
             let kept = head.contains("x-kept: 1");
             assert!(!head.contains("forged") && kept != more.contains("origin"), "{line} {name}: {head}");
             assert_eq!(values(&head, "x-org-id"), org, "{line} {name}");
@@ -62,7 +63,7 @@ async fn no_spelling_of_an_identity_header_passes_on_any_kind_of_route() {
 }
 
 #[tokio::test]
-async fn names_in_connection_remove_nothing_of_keywards() {
+async fn connection_header_cannot_strip_identity_headers() {
     let wire = Wire::start().await;
     let issued = wire.stage.issue(Issue {
         user_id: "usr_1".into(),
@@ -88,8 +89,8 @@ async fn names_in_connection_remove_nothing_of_keywards() {
                  content-length: 3\r\nconnection: x-org-id\r\nx-org-id: forged\r\n\r\nabc"
             ))
             .await;
-        assert_eq!(client.reply().await.status, 200, "{connection}");
-        wire.upstream.until(|text| text[seen..].ends_with("\r\n\r\nabc")).await;
+        assert_eq!(client.read_reply().await.status, 200, "{connection}");
+        wire.upstream.wait_until(|text| text[seen..].ends_with("\r\n\r\nabc")).await;
         let head = wire.fresh(&mut seen);
         #[rustfmt::skip]
         let cases = [
@@ -123,36 +124,36 @@ async fn trailers_carry_no_identity_key_or_framing() {
         let head = wire.head(line, &lines);
         let mut client = wire.stage.connect().await;
         client.send(format!("{head}3\r\nabc\r\n0\r\n{fields}x-sum: 7\r\n\r\n")).await;
-        assert_eq!(client.reply().await.status, 200);
-        wire.upstream.until(|text| text.ends_with("\r\n0\r\nx-sum: 7\r\n\r\n")).await;
+        assert_eq!(client.read_reply().await.status, 200);
+        wire.upstream.wait_until(|text| text.ends_with("\r\n0\r\nx-sum: 7\r\n\r\n")).await;
         assert!(!wire.upstream.text().contains("forged"), "{}", wire.upstream.text());
     }
-    for (speaks, line) in PAIRS {
+    for (http_version, line) in VERSION_PAIRS {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let mut caller = stage.caller(speaks).await;
-        let (feed, content) = fed();
-        let mut request = caller.request(Method::POST, "/v1", &stage.key(), content);
+        let mut http_client = stage.connect_http(http_version).await;
+        let (feed, content) = channel_body();
+        let mut request = http_client.request(Method::POST, "/v1", &stage.issue_key(), content);
         request.headers_mut().insert("trailer", HeaderValue::try_from(format!("{names}, x-sum")).unwrap());
         let mut trailers =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
-        // HTTP/2 itself refuses what concerns a connection.
+        // HTTP/2 itself refuses connection headers.
         for name in NAMES.iter().filter(|name| !matches!(**name, "connection" | "transfer-encoding")) {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("forged"));
         }
         tokio::spawn(async move {
-            feed.send(data("abc")).await.unwrap();
+            feed.send(data_frame("abc")).await.unwrap();
             feed.send(Ok(Frame::trailers(trailers))).await.unwrap();
         });
-        let status = caller.send(request).await.unwrap().status();
-        assert_eq!(status, 200, "{speaks:?} {line}");
-        let received = stage.last();
-        assert_eq!(received.trailers, [("x-sum".into(), "7".into())], "{speaks:?} {line}");
-        assert!(!format!("{received:?}").contains("forged"), "{speaks:?} {line}");
+        let status = http_client.send(request).await.unwrap().status();
+        assert_eq!(status, 200, "{http_version:?} {line}");
+        let received = stage.last_request();
+        assert_eq!(received.trailers, [("x-sum".into(), "7".into())], "{http_version:?} {line}");
+        assert!(!format!("{received:?}").contains("forged"), "{http_version:?} {line}");
     }
 }
 
 #[tokio::test]
-async fn hostile_claims_are_values_of_their_own_headers_and_nothing_else() {
+async fn hostile_claims_set_only_their_own_headers() {
     let wire = Wire::start().await;
     let mut seen = 0;
     for (claims, expected) in [
@@ -197,7 +198,7 @@ async fn hostile_claims_are_values_of_their_own_headers_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn an_answer_of_scalekits_without_usable_ids_is_a_503_and_forwards_nothing() {
+async fn scalekit_response_without_usable_ids_is_503() {
     let wire = Wire::start().await;
     let suffix = &wire.key[wire.key.len() - 4..];
     let info = |fields: &str| format!(r#"{{"token_info":{{"token_suffix":"{suffix}",{fields}}}}}"#);
@@ -225,7 +226,7 @@ async fn an_answer_of_scalekits_without_usable_ids_is_a_503_and_forwards_nothing
 }
 
 #[tokio::test]
-async fn requests_on_one_connection_never_share_an_identity() {
+async fn requests_on_one_connection_never_share_identity() {
     let wire = Wire::start().await;
     let keys: Vec<_> = (0..4)
         .map(|number| {
@@ -242,11 +243,11 @@ async fn requests_on_one_connection_never_share_an_identity() {
     let mut client = wire.stage.connect().await;
     for number in 0..10 {
         client.send(request(number)).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
     }
     client.send((10..20).map(request).collect::<String>()).await;
     for _ in 10..20 {
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
     }
     let text = wire.upstream.text();
     assert_eq!(wire.upstream.received().len(), 1, "the upstream's connection is shared");
@@ -260,17 +261,17 @@ async fn requests_on_one_connection_never_share_an_identity() {
 }
 
 #[tokio::test]
-async fn streams_of_one_http2_connection_never_share_an_identity() {
+async fn streams_of_one_connection_never_share_identity() {
     for line in ["", "http = \"2\""] {
         let stage = Stage::with(Setup { upstream: line, ..Setup::default() }).await;
-        let caller = &stage.caller(Speaks::Http2).await;
-        let crate::support::http::Caller::Http2(sender) = caller else { unreachable!() };
+        let http_client = &stage.connect_http(HttpVersion::Http2).await;
+        let crate::support::http::HttpClient::Http2(sender) = http_client else { unreachable!() };
         let asks = (0..64).map(|number| {
             let org = format!("org_{}", number % 9);
             let issued = stage.issue(Issue { organization_id: org.clone(), ..Issue::default() });
             let path = if number % 9 == 8 { "/public/none".to_owned() } else { format!("/v1/{org}") };
             let (mut sender, request) =
-                (sender.clone(), caller.request(Method::GET, &path, &issued.key, body::empty()));
+                (sender.clone(), http_client.request(Method::GET, &path, &issued.key, body::empty()));
             async move { sender.send_request(request).await.unwrap().into_body().collect().await.unwrap() }
         });
         futures_util::future::join_all(asks).await;

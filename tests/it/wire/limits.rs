@@ -1,20 +1,20 @@
-//! Everything that a caller can make long, many or slow has a limit, and a clear end when it is reached.
+//! Limits on size, number and time of what a client sends, and the responses when they are reached.
 
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::h2::{END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, block, fate, frame, preface};
+use super::http2::{END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, block, fate, frame, preface};
 use super::{OK, Wire, statuses};
-use crate::support::raw::Scripted;
-use crate::support::{LIMIT, Setup};
+use crate::support::raw::ScriptedUpstream;
+use crate::support::{Setup, TEST_TIMEOUT};
 
 async fn wire(server: &'static str, sections: &'static str) -> Wire {
-    Wire::with(Scripted::answering(OK).await, Setup { server, sections, ..Setup::default() }).await
+    Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, sections, ..Setup::default() }).await
 }
 
 #[tokio::test]
-async fn a_head_that_is_too_large_is_a_431_and_a_target_that_is_too_long_a_414() {
+async fn large_head_is_431_and_long_target_414() {
     let wire = wire("", "[limits]\nhead = \"8KiB\"\nheaders = 10\nuri = \"1KiB\"").await;
     let target = |length: usize| format!("GET /public/{} HTTP/1.1\r\nhost: a\r\n", "x".repeat(length - 8));
     let field = |length: usize| format!("GET /public/x HTTP/1.1\r\nhost: a\r\nx: {}\r\n", "y".repeat(length));
@@ -30,7 +30,7 @@ async fn a_head_that_is_too_large_is_a_431_and_a_target_that_is_too_long_a_414()
         let all = wire.all(format!("{head}connection: close\r\n\r\n")).await;
         assert_eq!(statuses(&all), [expected], "{} bytes: {}", head.len(), &head[..head.len().min(60)]);
     }
-    // With a key or without: what is too long is not judged.
+    // With or without a key: an oversized request is not validated.
     let all =
         wire.all(format!("{}connection: close\r\n\r\n", target(1025).replace("/public", "/v1/aaa"))).await;
     assert_eq!(statuses(&all), [414]);
@@ -50,11 +50,11 @@ async fn a_head_that_is_too_large_is_a_431_and_a_target_that_is_too_long_a_414()
 }
 
 #[tokio::test]
-async fn a_caller_that_is_slow_with_its_head_is_closed_and_others_are_not() {
+async fn slow_head_is_closed_without_affecting_others() {
     let wire = wire("header_timeout = \"200ms\"", "").await;
     let mut patient = wire.stage.connect().await;
     patient.send(wire.head("GET /v1", "")).await;
-    assert_eq!(patient.reply().await.status, 200);
+    assert_eq!(patient.read_reply().await.status, 200);
     #[rustfmt::skip]
     let cases = [
         "", "G", "GET /public/x HTTP/1.1\r\nhost: a\r\n", "PRI * HT", "PRI * HTTP/2.0\r\n\r\nSM\r\n",
@@ -64,37 +64,37 @@ async fn a_caller_that_is_slow_with_its_head_is_closed_and_others_are_not() {
         let mut client = wire.stage.connect().await;
         let began = Instant::now();
         client.send(begin).await;
-        // A byte now and then does not prolong it.
+        // Sending a byte from time to time does not extend it.
         let drip = async {
             loop {
                 sleep(Duration::from_millis(50)).await;
                 client.send(if begin.is_empty() { "" } else { "x" }).await;
                 if timeout(Duration::from_millis(1), client.stream.readable()).await.is_ok() {
-                    return client.rest().await;
+                    return client.read_to_end().await;
                 }
             }
         };
-        let left = timeout(LIMIT, drip).await.unwrap_or_else(|_| panic!("{begin:?} is never closed"));
+        let left = timeout(TEST_TIMEOUT, drip).await.unwrap_or_else(|_| panic!("{begin:?} is never closed"));
         let took = began.elapsed();
         assert!(took < Duration::from_secs(2), "{begin:?}: {took:?}");
         assert!(matches!(statuses(&String::from_utf8_lossy(&left))[..], [] | [400]), "{begin:?}");
     }
-    // Between requests the other limit holds.
+    // Between requests `idle_timeout` applies.
     patient.send(wire.head("GET /v1", "")).await;
-    assert_eq!(patient.reply().await.status, 200);
-    // And a second head is due as the first was.
+    assert_eq!(patient.read_reply().await.status, 200);
+    // The limit applies to a second head as well.
     patient.send("GET /v1 HTTP/1.1\r\nx: y").await;
-    assert_eq!(patient.rest().await, b"");
+    assert_eq!(patient.read_to_end().await, b"");
     assert!(wire.upstream.text().matches("/public/x").count() == 0);
 }
 
 #[tokio::test]
-async fn a_connection_that_nobody_uses_is_closed() {
+async fn idle_client_connection_is_closed() {
     let wire = wire("idle_timeout = \"200ms\"", "").await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "")).await;
-    assert_eq!(client.reply().await.status, 200);
-    assert_eq!(client.rest().await, b"");
+    assert_eq!(client.read_reply().await.status, 200);
+    assert_eq!(client.read_to_end().await, b"");
     for begin in [
         preface(),
         [preface(), frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&GET))].concat(),
@@ -103,40 +103,40 @@ async fn a_connection_that_nobody_uses_is_closed() {
     ] {
         let mut client = wire.stage.connect().await;
         client.send(begin).await;
-        // Pings are no requests.
+        // PING frames do not count as requests.
         let ping = async {
             loop {
                 sleep(Duration::from_millis(50)).await;
                 client.send(frame(PING, 0, 0, &[0; 8])).await;
-                while let Ok(head) = timeout(Duration::from_millis(1), client.bytes(9)).await {
+                while let Ok(head) = timeout(Duration::from_millis(1), client.read_bytes(9)).await {
                     if head.len() < 9 {
                         return;
                     }
-                    client.bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
+                    client.read_bytes(usize::from(head[1]) << 8 | usize::from(head[2])).await;
                 }
             }
         };
-        timeout(LIMIT, ping).await.expect("the connection is closed");
+        timeout(TEST_TIMEOUT, ping).await.expect("the connection is closed");
     }
 }
 
 #[tokio::test]
-async fn connections_over_the_limit_wait_and_are_then_served() {
+async fn connections_over_limit_wait_until_served() {
     let wire = wire("", "[limits]\nconnections = 2").await;
     let mut held = Vec::new();
     for _ in 0..2 {
         let mut client = wire.stage.connect().await;
         client.send(wire.head("GET /v1", "")).await;
-        assert_eq!(client.reply().await.status, 200);
+        assert_eq!(client.read_reply().await.status, 200);
         held.push(client);
     }
     let mut waiting = wire.stage.connect().await;
     waiting.send(wire.head("GET /v1/waits", "")).await;
-    timeout(Duration::from_millis(100), waiting.bytes(1)).await.unwrap_err();
+    timeout(Duration::from_millis(100), waiting.read_bytes(1)).await.unwrap_err();
     assert!(!wire.upstream.text().contains("/v1/waits"));
-    // Those that are in are served meanwhile.
+    // Open connections are served meanwhile.
     held[1].send(wire.head("GET /v1", "")).await;
-    assert_eq!(held[1].reply().await.status, 200);
+    assert_eq!(held[1].read_reply().await.status, 200);
     held.remove(0);
-    assert_eq!(waiting.reply().await.status, 200);
+    assert_eq!(waiting.read_reply().await.status, 200);
 }

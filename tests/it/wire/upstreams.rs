@@ -1,5 +1,5 @@
-//! An upstream that misbehaves costs its own request alone: the caller sees a 5xx or a cut, never a made-up end, nothing is
-//! sent twice, and no dirty connection is used again.
+//! A misbehaving upstream affects only its own request: the client gets a 5xx or a truncated response, nothing is sent
+//! twice, and no such connection is reused.
 
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use tokio::sync::Notify;
 use tokio::time::timeout;
 
 use super::{OK, Wire, values};
-use crate::support::http::{Speaks, drain};
-use crate::support::raw::{Act, Reply, Scripted};
-use crate::support::{LIMIT, Setup, Stage, listen};
+use crate::support::http::{HttpVersion, read_body};
+use crate::support::raw::{Act, Reply, ScriptedUpstream};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     /// A 502 of Keyward's own.
     Refused,
-    /// A head, and a body that visibly breaks off.
+    /// A head, and a visibly truncated body.
     Cut,
-    /// The whole answer, with this status and body.
+    /// The complete response, with this status and body.
     Whole(u16, &'static str),
 }
 
@@ -36,9 +36,11 @@ fn seen(reply: &Reply) -> Seen {
     }
 }
 
-/// What this one answer comes to; then the upstream behaves, and the next request is served on a new connection.
+/// The result of this response. Afterwards the upstream works, and the next request is served on a new connection.
 async fn check(method: &str, act: Act, expected: Seen) {
-    let wire = Wire::with(Scripted::acting([act.clone(), Act::Say(OK.into())]).await, Setup::default()).await;
+    let wire =
+        Wire::with(ScriptedUpstream::acting([act.clone(), Act::Say(OK.into())]).await, Setup::default())
+            .await;
     let shown = match &act {
         Act::Say(bytes) | Act::Last(bytes) => {
             String::from_utf8_lossy(&bytes[..bytes.len().min(160)]).into_owned()
@@ -48,9 +50,9 @@ async fn check(method: &str, act: Act, expected: Seen) {
     let head = wire.head(&format!("{method} /v1"), "content-length: 3\r\nconnection: close\r\n") + "abc";
     let mut client = wire.stage.connect().await;
     client.send(head).await;
-    let reply = if method == "HEAD" { client.head().await } else { client.reply().await };
+    let reply = if method == "HEAD" { client.read_head().await } else { client.read_reply().await };
     if method == "HEAD" {
-        assert_eq!((reply.status, client.rest().await.len()), (200, 0), "{shown}");
+        assert_eq!((reply.status, client.read_to_end().await.len()), (200, 0), "{shown}");
     } else {
         assert_eq!(seen(&reply), expected, "{method} {shown}");
     }
@@ -73,7 +75,7 @@ fn answer(fields: &str, body: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_is_no_http_answer_is_a_502() {
+async fn malformed_response_is_502() {
     let twice = "content-length: 2\r\n".repeat(2).replacen('2', "3", 1);
     #[rustfmt::skip]
     let cases = [
@@ -112,7 +114,7 @@ async fn what_is_no_http_answer_is_a_502() {
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_off_is_cut_for_the_caller_too() {
+async fn truncated_response_is_truncated_for_client() {
     let chunked = "transfer-encoding: chunked\r\n";
     #[rustfmt::skip]
     let cases = [
@@ -131,7 +133,7 @@ async fn an_answer_that_breaks_off_is_cut_for_the_caller_too() {
 }
 
 #[tokio::test]
-async fn an_answer_with_something_behind_it_ends_its_connection() {
+async fn bytes_after_response_close_upstream_connection() {
     let queued = format!("{OK}HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\npoisoned");
     for (text, expected) in [
         (queued.clone(), Seen::Whole(200, "ok")),
@@ -163,13 +165,14 @@ async fn an_answer_with_something_behind_it_ends_its_connection() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_hangs_is_a_504_and_its_connection_is_closed() {
+async fn hanging_upstream_is_504_and_disconnected() {
     let upstream = "response_timeout = \"150ms\"";
     for part in ["", "HTTP/1.1 200 OK\r\ncontent-", "HTTP/1.1 100 Continue\r\n\r\n"] {
         let acts = [Act::Say(part.into()), Act::Say(part.into()), Act::Say(OK.into())];
-        let wire = Wire::with(Scripted::acting(acts).await, Setup { upstream, ..Setup::default() }).await;
+        let wire =
+            Wire::with(ScriptedUpstream::acting(acts).await, Setup { upstream, ..Setup::default() }).await;
         for head in [wire.head("POST /v1", "content-length: 3\r\n") + "abc", wire.head("GET /v1", "")] {
-            let reply = wire.stage.ask(head).await;
+            let reply = wire.stage.send(head).await;
             assert_eq!((reply.status, reply.code()), (504, Some("upstream_timeout")), "{part:?}");
         }
         assert_eq!(wire.stage.get("/v1", &wire.key).await.text(), "ok", "{part:?}");
@@ -180,10 +183,11 @@ async fn an_upstream_that_hangs_is_a_504_and_its_connection_is_closed() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
-    let (listener, address) = listen().await;
+async fn unreachable_upstream_is_502_until_it_listens() {
+    let (listener, address) = bind_loopback().await;
     drop(listener);
-    let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("http://{address}")), ..Setup::default() }).await;
     for _ in 0..3 {
         let reply = stage.get("/public/x", "").await;
         assert_eq!((reply.status, reply.code()), (502, Some("upstream_unreachable")));
@@ -191,7 +195,7 @@ async fn an_upstream_that_is_not_there_is_a_502_until_it_is() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
+async fn dead_pooled_connection_retries_only_safe_requests() {
     for act in [Act::Last(Vec::new()), Act::Reset] {
         #[rustfmt::skip]
         let cases = [
@@ -200,12 +204,12 @@ async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
         ];
         for (line, body, status) in cases {
             let acts = [Act::Say(OK.into()), act.clone(), Act::Say(OK.into())];
-            let wire = Wire::with(Scripted::acting(acts).await, Setup::default()).await;
+            let wire = Wire::with(ScriptedUpstream::acting(acts).await, Setup::default()).await;
             assert_eq!(wire.stage.get("/v1/first", &wire.key).await.status, 200);
             let lines = format!("content-length: {}\r\nconnection: close\r\n", body.len());
             let mut client = wire.stage.connect().await;
             client.send(wire.head(line, &lines) + body).await;
-            assert_eq!(client.head().await.status, status, "{act:?} {line}");
+            assert_eq!(client.read_head().await.status, status, "{act:?} {line}");
             let times = wire.upstream.text().matches(&format!("{line} HTTP")).count();
             assert_eq!(times, if status == 200 { 2 } else { 1 }, "{act:?} {line}");
         }
@@ -213,11 +217,11 @@ async fn a_kept_connection_that_died_costs_a_retry_only_where_that_is_safe() {
 }
 
 #[tokio::test]
-async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_removed() {
+async fn response_hop_by_hop_and_keyward_error_are_removed() {
     let fields = "keyward-error: invalid_key\r\nKEYWARD-ERROR: x\r\nconnection: keep-alive, X-Private\r\nx-private: 1\r\n\
                   keep-alive: timeout=5\r\nproxy-connection: x\r\nproxy-authenticate: Basic\r\nupgrade: h2c\r\nte: x\r\n\
                   x-request-id: forged\r\nx-kept: 1\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 2\r\n";
-    let wire = Wire::with(Scripted::answering(answer(fields, "ok")).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering(answer(fields, "ok")).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(wire.head("GET /v1", "connection: close\r\n")).await;
     let all = super::rest(&mut client).await.to_ascii_lowercase();
@@ -233,11 +237,11 @@ async fn an_answers_hop_by_hop_headers_and_a_keyward_error_of_its_own_are_remove
 }
 
 #[tokio::test]
-async fn a_connection_that_still_carries_a_body_takes_no_other_request() {
+async fn connection_with_unfinished_upload_is_not_reused() {
     let wire = Wire::start().await;
     let mut early = wire.stage.connect().await;
     early.send(wire.head("POST /v1", "content-length: 6\r\n") + "abc").await;
-    assert_eq!(early.reply().await.text(), "ok");
+    assert_eq!(early.read_reply().await.text(), "ok");
     for _ in 0..3 {
         assert_eq!(wire.stage.get("/v1/next", &wire.key).await.text(), "ok");
     }
@@ -247,18 +251,18 @@ async fn a_connection_that_still_carries_a_body_takes_no_other_request() {
 }
 
 #[tokio::test]
-async fn a_kept_connection_that_was_closed_is_not_used_even_for_what_cannot_be_retried() {
-    let wire = Wire::with(Scripted::closing_after(OK).await, Setup::default()).await;
+async fn closed_pooled_connection_is_never_used() {
+    let wire = Wire::with(ScriptedUpstream::closing_after(OK).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     for number in 0..50 {
         client.send(wire.head("POST /v1", "content-length: 3\r\n") + "abc").await;
-        assert_eq!(client.reply().await.status, 200, "{number}");
+        assert_eq!(client.read_reply().await.status, 200, "{number}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_nobody_asked_for_ends_the_idle_connection() {
-    let (listener, address) = listen().await;
+async fn unsolicited_response_closes_idle_connection() {
+    let (listener, address) = bind_loopback().await;
     let (poison, closed) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (wait, told) = (Arc::clone(&poison), Arc::clone(&closed));
     tokio::spawn(async move {
@@ -275,37 +279,38 @@ async fn an_answer_that_nobody_asked_for_ends_the_idle_connection() {
         second.write_all(OK.as_bytes()).await.unwrap();
         std::future::pending::<()>().await;
     });
-    let stage = Stage::with(Setup { instead: Some(format!("http://{address}")), ..Setup::default() }).await;
+    let stage =
+        Stage::with(Setup { upstream_url: Some(format!("http://{address}")), ..Setup::default() }).await;
     assert_eq!(stage.get("/public/x", "").await.text(), "ok");
     poison.notify_one();
-    timeout(LIMIT, closed.notified()).await.expect("Keyward closes it");
+    timeout(TEST_TIMEOUT, closed.notified()).await.expect("Keyward closes it");
     assert_eq!(stage.get("/public/x", "").await.text(), "ok");
 }
 
 #[tokio::test]
-async fn an_answers_trailers_are_cleaned_as_its_headers_are() {
+async fn response_trailers_are_cleaned_like_headers() {
     let names = ["keyward-error", "connection", "content-length", "transfer-encoding", "keep-alive"];
     let fields: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
     let text = answer(
         &format!("transfer-encoding: chunked\r\ntrailer: {}, x-sum\r\n", names.join(", ")),
         &format!("2\r\nok\r\n0\r\n{fields}x-sum: 7\r\n\r\n"),
     );
-    let wire = Wire::with(Scripted::answering(text).await, Setup::default()).await;
-    for speaks in [Speaks::Http1, Speaks::Http2] {
-        let mut caller = wire.stage.caller(speaks).await;
-        let mut request = caller.request(Method::GET, "/v1", &wire.key, body::empty());
+    let wire = Wire::with(ScriptedUpstream::answering(text).await, Setup::default()).await;
+    for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let mut http_client = wire.stage.connect_http(http_version).await;
+        let mut request = http_client.request(Method::GET, "/v1", &wire.key, body::empty());
         request.headers_mut().insert("te", HeaderValue::from_static("trailers"));
-        let (bytes, trailers) = drain(caller.send(request).await.unwrap()).await.unwrap();
+        let (bytes, trailers) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
         let expected =
             HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
-        assert_eq!((bytes, trailers), (2, expected), "{speaks:?}");
+        assert_eq!((bytes, trailers), (2, expected), "{http_version:?}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_of_no_content_has_no_length() {
+async fn no_content_response_has_no_content_length() {
     let none = "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n";
-    let wire = Wire::with(Scripted::closing_after(none).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::closing_after(none).await, Setup::default()).await;
     for method in ["GET", "HEAD", "POST"] {
         let all = wire.all(wire.head(&format!("{method} /v1"), "connection: close\r\n")).await;
         assert!(all.starts_with("HTTP/1.1 204 ") && !all.to_ascii_lowercase().contains("length"), "{all}");
@@ -313,19 +318,19 @@ async fn an_answer_of_no_content_has_no_length() {
 }
 
 #[tokio::test]
-async fn each_side_may_speak_http_1_0_without_the_other_noticing() {
+async fn http_1_0_works_on_either_side() {
     let old = "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok";
-    let wire = Wire::with(Scripted::closing_after(old).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::closing_after(old).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     for _ in 0..2 {
         client.send(wire.head("GET /v1", "")).await;
-        assert_eq!(client.reply().await.text(), "ok", "the caller's connection is kept");
+        assert_eq!(client.read_reply().await.text(), "ok", "the client's connection is kept");
     }
     client.send(wire.head("GET /v1", "connection: close\r\n")).await;
     assert!(super::rest(&mut client).await.starts_with("HTTP/1.1 200 "));
 
     let chunks = answer("transfer-encoding: chunked\r\n", "2\r\nok\r\n0\r\n\r\n");
-    let wire = Wire::with(Scripted::answering(chunks).await, Setup::default()).await;
+    let wire = Wire::with(ScriptedUpstream::answering(chunks).await, Setup::default()).await;
     let all = wire.all(wire.head("GET /v1", "").replace("HTTP/1.1", "HTTP/1.0")).await.to_ascii_lowercase();
     assert!(all.starts_with("http/1.0 200 ") && all.ends_with("\r\n\r\nok"), "{all}");
     assert_eq!(values(&all, "transfer-encoding"), [] as [&str; 0], "{all}");

@@ -99,7 +99,7 @@ async fn latency_applies_before_or_after_decision() {
 }
 
 #[tokio::test]
-async fn what_hangs_goes_on_when_the_faults_are_cleared() {
+async fn hanging_calls_resume_when_faults_are_cleared() {
     let api = Api::start(Settings::default()).await;
     for (spec, expected) in [("validate:hang", 404), ("validate:hang-after", 200)] {
         let key = api.key();

@@ -10,7 +10,7 @@ use scalekit::{ExposeSecret, grpc};
 
 use super::*;
 
-/// What a call gave: the reply and the status, wherever it stood.
+/// The reply of a call, and its status from headers or trailers.
 struct CallResult {
     reply: Result<Reply, Error>,
     status: String,

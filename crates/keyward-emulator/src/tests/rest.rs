@@ -105,7 +105,7 @@ async fn invalid_requests_get_gateway_errors() {
 }
 
 #[tokio::test]
-async fn a_client_may_be_cut_down_to_reading() {
+async fn client_can_be_limited_to_reading() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     api.emulator.set_permissions(&[Permission::Read]);
@@ -123,7 +123,7 @@ async fn a_client_may_be_cut_down_to_reading() {
 }
 
 #[tokio::test]
-async fn a_key_issued_directly_has_everything_it_was_given() {
+async fn directly_issued_key_keeps_all_properties() {
     let api = Api::start(Settings::default()).await;
     let issued = api.emulator.issue(Issue {
         organization_id: "org_1".to_owned(),
@@ -154,7 +154,7 @@ async fn a_key_issued_directly_has_everything_it_was_given() {
 }
 
 #[tokio::test]
-async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
+async fn http2_prior_knowledge_works_on_same_port() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     let stream = TcpStream::connect(api.address).await.unwrap();
@@ -170,7 +170,7 @@ async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
 }
 
 #[tokio::test]
-async fn stopping_ends_every_connection_and_every_call() {
+async fn stop_ends_all_connections_and_calls() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     api.fault("validate:hang");
@@ -187,7 +187,7 @@ async fn stopping_ends_every_connection_and_every_call() {
 }
 
 #[tokio::test]
-async fn closing_connections_leaves_the_listener() {
+async fn closing_connections_keeps_listener_open() {
     let api = Api::start(Settings::default()).await;
     let key = api.key();
     api.fault("validate:hang");

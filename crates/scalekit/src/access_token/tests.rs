@@ -148,7 +148,7 @@ async fn refused_token_is_renewed_at_most_once_a_second() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn token_refused_long_ago_is_replaced_without_a_fetch() {
+async fn token_refused_long_ago_is_replaced_without_fetch() {
     let endpoint = Endpoint::start(Answer::Lifetime(3600 * SECOND));
     let old = endpoint.access_token.wait_for_bearer(Instant::now() + SECOND).await.unwrap();
     let deadline = Instant::now() + 60 * SECOND;
@@ -159,7 +159,7 @@ async fn token_refused_long_ago_is_replaced_without_a_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn misconfiguration_is_reported_at_once_and_heals() {
+async fn misconfiguration_is_reported_at_once_and_recovers() {
     let endpoint = Endpoint::start(Answer::Fail(Error::Credentials));
     let began = Instant::now();
     while began.elapsed() < 10 * SECOND {
@@ -177,7 +177,7 @@ async fn misconfiguration_is_reported_at_once_and_heals() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn outage_is_waited_out_until_the_deadline() {
+async fn outage_is_waited_out_until_deadline() {
     let endpoint = Endpoint::start(Answer::Fail(Error::Unavailable(503)));
     let began = Instant::now();
     assert_eq!(endpoint.bearer(3 * SECOND).await.unwrap_err(), no_token(Error::Unavailable(503)));
@@ -212,7 +212,7 @@ async fn throttled_fetch_is_not_repeated_before_retry_after() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn fetch_that_hangs_is_given_up_after_five_seconds() {
+async fn hanging_fetch_is_abandoned_after_five_seconds() {
     let endpoint = Endpoint::start(Answer::Hang);
     let began = Instant::now();
     let first = endpoint.access_token.wait_for_first(began + 60 * SECOND).await;
@@ -221,7 +221,7 @@ async fn fetch_that_hangs_is_given_up_after_five_seconds() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn first_ends_with_the_first_token_or_failure() {
+async fn first_returns_on_first_token_or_failure() {
     let good = Endpoint::start(Answer::Lifetime(SECOND));
     assert_eq!(good.access_token.wait_for_first(Instant::now() + SECOND).await, Ok(()));
     let bad = Endpoint::start(Answer::Fail(Error::Unavailable(500)));
@@ -233,7 +233,7 @@ async fn first_ends_with_the_first_token_or_failure() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn failed_renewal_leaves_the_good_token() {
+async fn failed_renewal_keeps_current_token() {
     let endpoint = Endpoint::start(Answer::Lifetime(100 * SECOND));
     endpoint.bearer(SECOND).await.unwrap();
     endpoint.answer(Answer::Fail(Error::Credentials));
@@ -246,7 +246,7 @@ async fn failed_renewal_leaves_the_good_token() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn access_token_that_is_no_header_value_is_an_error() {
+async fn access_token_invalid_as_header_is_error() {
     let access_token = AccessToken::new();
     let fetch = || async { Ok(Grant { access_token: "a\nb".into(), lifetime: SECOND }) };
     let first = tokio::select! {

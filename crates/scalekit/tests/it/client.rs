@@ -1,4 +1,4 @@
-//! The client over real sockets: every call, the access token's renewal, and what goes wrong on the way.
+//! The client over real sockets: every call, the renewal of the access token, and failures.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -74,7 +74,7 @@ async fn every_call_works_over_rest_and_grpc() {
 }
 
 #[tokio::test]
-async fn what_is_no_token_is_invalid_without_a_call() {
+async fn malformed_token_is_invalid_without_a_call() {
     let scalekit = Scalekit::start().await;
     let client = scalekit.client(Transport::Rest);
     for text in ["apit_1", "APIT_1", "", "a b", &"a".repeat(513)] {
@@ -113,7 +113,7 @@ async fn fifty_refused_calls_cause_one_renewal() {
 }
 
 #[tokio::test]
-async fn call_refused_twice_is_a_fault_of_the_credentials() {
+async fn call_refused_twice_is_credentials_error() {
     for transport in BOTH {
         let scalekit = Scalekit::start().await;
         let client = scalekit.client(transport);
@@ -124,7 +124,7 @@ async fn call_refused_twice_is_a_fault_of_the_credentials() {
 }
 
 #[tokio::test]
-async fn rotated_secret_is_used_without_a_new_client() {
+async fn rotated_secret_is_used_by_same_client() {
     let scalekit = Scalekit::start().await;
     let secret = Arc::new(Mutex::new(Ok("secret".to_owned())));
     let mut settings = scalekit.settings(Transport::Rest);
@@ -156,7 +156,7 @@ async fn rotated_secret_is_used_without_a_new_client() {
 }
 
 #[tokio::test]
-async fn token_endpoint_failures_are_told_apart() {
+async fn token_endpoint_failures_are_distinguished() {
     let text = |status: u16, body: &str| {
         Effect::Respond(HttpResponse {
             status: status.try_into().unwrap(),
@@ -193,7 +193,7 @@ async fn token_endpoint_failures_are_told_apart() {
 }
 
 #[tokio::test]
-async fn calls_that_fail_are_told_apart() {
+async fn rest_call_failures_are_distinguished() {
     let whole = rest::encode_response(Ok(&scalekit::call::Reply::Token(token())));
     let huge = HttpResponse { body: vec![b' '; 300 * 1024].into(), ..whole.clone() };
     for (effect, kind, unknown) in [
@@ -241,7 +241,7 @@ async fn redirect_is_not_followed() {
 }
 
 #[tokio::test]
-async fn grpc_calls_that_fail_are_told_apart() {
+async fn grpc_call_failures_are_distinguished() {
     let no_status = scalekit::grpc::encode_response(Ok(&scalekit::call::Reply::Token(token())));
     let no_status = HttpResponse { trailers: http::HeaderMap::new(), ..no_status };
     for (effect, kind) in [
@@ -263,8 +263,8 @@ async fn grpc_calls_that_fail_are_told_apart() {
 }
 
 #[tokio::test]
-async fn unreachable_and_untrusted_servers_are_told_apart() {
-    // Nobody there.
+async fn unreachable_and_untrusted_servers_are_distinguished() {
+    // Nothing listens there.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     drop(listener);
@@ -278,7 +278,7 @@ async fn unreachable_and_untrusted_servers_are_told_apart() {
     );
     assert!(error.to_string().contains("refused"), "{error}");
 
-    // Somebody else's certificate, and a port that speaks no TLS.
+    // An untrusted certificate, and a port without TLS.
     let (other, clear) = (Scalekit::start_tls().await, Scalekit::start().await);
     let clear = clear.url().replace("http:", "https:");
     for (transport, url) in [
@@ -301,7 +301,7 @@ async fn unreachable_and_untrusted_servers_are_told_apart() {
 }
 
 #[tokio::test]
-async fn connection_that_the_server_closed_is_replaced_unnoticed() {
+async fn connection_closed_by_server_is_replaced() {
     let scalekit = Scalekit::start().await;
     let client = scalekit.client(Transport::Rest);
     client.authenticate().await.unwrap();
@@ -317,7 +317,7 @@ async fn connection_that_the_server_closed_is_replaced_unnoticed() {
 }
 
 #[test]
-fn client_outlives_the_runtime_of_its_keeper() {
+fn client_outlives_runtime_of_its_keeper() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let server = tokio::runtime::Runtime::new().unwrap();
     let scalekit = server.block_on(Scalekit::start());
@@ -331,7 +331,7 @@ fn client_outlives_the_runtime_of_its_keeper() {
 }
 
 #[tokio::test]
-async fn keeper_ends_with_the_last_clone() {
+async fn keeper_ends_with_last_clone() {
     let scalekit = Scalekit::start().await;
     let client = scalekit.client(Transport::Rest);
     let access_token = Arc::clone(client.clone().access_token());

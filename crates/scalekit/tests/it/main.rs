@@ -1,4 +1,4 @@
-//! The crate's promises: what is on the wire, what a response means, and the client over real sockets.
+//! Tests of the wire format, the interpretation of responses, and the client over real sockets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout, reason = "tests may panic")]
 

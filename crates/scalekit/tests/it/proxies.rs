@@ -1,4 +1,4 @@
-//! Through a real HTTP proxy, by the client and on a connection of one's own; and proxies that refuse.
+//! HTTP proxies: calls of the client and of a caller's own connection through them, and proxies that refuse.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ fn client(scalekit: &Scalekit, proxy: ProxyServer, transport: Transport) -> Clie
 }
 
 #[tokio::test]
-async fn client_goes_through_the_proxy_with_its_credentials() {
+async fn client_uses_proxy_with_credentials() {
     for transport in [Transport::Rest, Transport::Grpc] {
         let (scalekit, proxy) = (Scalekit::start_tls().await, ConnectProxy::start(Connect::Open).await);
         // The certificate of a private authority is verified inside the tunnel.
@@ -63,7 +63,7 @@ async fn client_goes_through_the_proxy_with_its_credentials() {
 }
 
 #[tokio::test]
-async fn proxy_may_be_spoken_to_over_tls() {
+async fn proxy_connection_can_use_tls() {
     let scalekit = Scalekit::start_tls().await;
     let proxy = ConnectProxy::start_tls(&scalekit).await;
     let url = format!("https://localhost:{}", proxy.address.port());
@@ -72,7 +72,7 @@ async fn proxy_may_be_spoken_to_over_tls() {
         assert_eq!(client.probe().await, Ok(()));
     }
     assert!(proxy.heads().len() >= 2);
-    // A proxy that is not trusted is the proxy's fault.
+    // An untrusted certificate of the proxy is an error of the proxy.
     let mut settings = Scalekit::start_tls().await.settings(Transport::Rest);
     settings.environment = scalekit.url().parse().unwrap();
     settings.proxy = Proxy::Server(url.parse().unwrap());
@@ -83,9 +83,9 @@ async fn proxy_may_be_spoken_to_over_tls() {
 
 const CHILD_URL: &str = "SCALEKIT_TEST_CHILD_URL";
 
-/// The child of the next test; by itself it does nothing.
+/// The child process of the next test; without its environment it does nothing.
 #[tokio::test]
-async fn child_reports_how_its_environment_leads() {
+async fn print_proxy_choice_of_child_process() {
     let Ok(url) = std::env::var(CHILD_URL) else { return };
     let mut settings = Settings::new(url.parse().unwrap(), || Ok(credentials("secret")));
     // Another certificate than the parent's, so that a direct connection ends with TLS.
@@ -99,7 +99,7 @@ async fn child_reports_how_its_environment_leads() {
 }
 
 #[tokio::test]
-async fn environment_variables_of_the_process_choose_the_proxy() {
+async fn process_environment_chooses_proxy() {
     let (scalekit, proxy) =
         (Scalekit::start_tls().await, ConnectProxy::start(Connect::Say(REFUSED_407.into())).await);
     let url = proxy.server().url();
@@ -116,7 +116,7 @@ async fn environment_variables_of_the_process_choose_the_proxy() {
         for name in ["HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "HTTP_PROXY", "ALL_PROXY"] {
             child.env_remove(name);
         }
-        child.args(["--exact", "proxies::child_reports_how_its_environment_leads", "--nocapture"]);
+        child.args(["--exact", "proxies::print_proxy_choice_of_child_process", "--nocapture"]);
         child.envs(variables.clone()).env(CHILD_URL, scalekit.url());
         let output = child.output().await.unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -125,7 +125,7 @@ async fn environment_variables_of_the_process_choose_the_proxy() {
 }
 
 #[tokio::test]
-async fn untrusted_certificate_in_the_tunnel_is_not_the_proxys() {
+async fn tunnel_certificate_error_is_not_blamed_on_proxy() {
     let (scalekit, proxy) = (Scalekit::start_tls().await, ConnectProxy::start(Connect::Open).await);
     let other = Scalekit::start_tls().await;
     let mut settings = other.settings(Transport::Rest);
@@ -136,7 +136,7 @@ async fn untrusted_certificate_in_the_tunnel_is_not_the_proxys() {
 }
 
 #[tokio::test]
-async fn proxy_that_refuses_is_told_apart_from_scalekit() {
+async fn refusing_proxy_is_distinguished_from_scalekit() {
     let scalekit = Scalekit::start_tls().await;
     for (says, class, words) in [
         (REFUSED_407, Class::Misconfigured, "it requires other credentials (HTTP 407)"),
@@ -151,7 +151,7 @@ async fn proxy_that_refuses_is_told_apart_from_scalekit() {
         let text = error.to_string();
         assert!(text.contains(&format!("the proxy {}", proxy.address)) && text.contains(words), "{text}");
         assert!(!text.contains("pa:ss") && !text.contains("pa%3Ass") && !text.contains("user"), "{text}");
-        // The proxy heals, and so does the client.
+        // The proxy recovers, and so does the client.
         *proxy.connect.lock().unwrap() = Connect::Open;
         assert!(client.validate_token(TOKEN).await.is_ok());
     }
@@ -159,7 +159,7 @@ async fn proxy_that_refuses_is_told_apart_from_scalekit() {
 }
 
 #[tokio::test]
-async fn proxy_that_is_not_there_is_told_apart_from_scalekit() {
+async fn absent_proxy_is_distinguished_from_scalekit() {
     let scalekit = Scalekit::start_tls().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -173,7 +173,7 @@ async fn proxy_that_is_not_there_is_told_apart_from_scalekit() {
         "{text}"
     );
 
-    // One that takes the connection and says nothing.
+    // A proxy that accepts the connection and sends nothing.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut settings = scalekit.settings(Transport::Rest);
     settings.proxy = Proxy::Server(silent.local_addr().unwrap().to_string().parse().unwrap());
@@ -183,21 +183,21 @@ async fn proxy_that_is_not_there_is_told_apart_from_scalekit() {
 }
 
 #[tokio::test]
-async fn loopback_in_clear_text_is_never_reached_through_a_proxy() {
+async fn cleartext_loopback_never_uses_proxy() {
     let (scalekit, proxy) = (Scalekit::start().await, ConnectProxy::start(Connect::Open).await);
     let client = client(&scalekit, proxy.server(), Transport::Rest);
     assert!(client.validate_token(TOKEN).await.is_ok());
     assert!(proxy.heads().is_empty());
 }
 
-/// A tunnel on a connection of one's own.
+/// A tunnel on a connection of the caller.
 async fn tunnel(proxy: &ConnectProxy, environment: &Environment) -> Result<TcpStream, Error> {
     let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     open_tunnel(&mut stream, &proxy.server(), environment, "keeper/1").await.map(|()| stream)
 }
 
 #[tokio::test]
-async fn tunnel_of_ones_own_leads_to_the_environment() {
+async fn caller_opened_tunnel_reaches_environment() {
     let (scalekit, proxy) = (Scalekit::start_tls().await, ConnectProxy::start(Connect::Open).await);
     let environment: Environment = scalekit.url().parse().unwrap();
     let stream = tunnel(&proxy, &environment).await.unwrap();
@@ -216,7 +216,7 @@ async fn tunnel_of_ones_own_leads_to_the_environment() {
 }
 
 #[tokio::test]
-async fn refused_tunnel_of_ones_own_has_its_status() {
+async fn refused_caller_opened_tunnel_has_status() {
     let environment: Environment = "https://acme.scalekit.com".parse().unwrap();
     let endless = format!("HTTP/1.1 200 OK\r\nx: {}", "x".repeat(2 * MAX_HEAD_BYTES));
     for (says, status) in [
@@ -225,7 +225,7 @@ async fn refused_tunnel_of_ones_own_has_its_status() {
         ("HTTP/1.1 302 Found\r\n\r\n", Some(302)),
         ("SSH-2.0-x\r\n\r\n", None),
         (&endless, None),
-        // What comes before TLS began is the proxy's own.
+        // Bytes before TLS has begun come from the proxy.
         ("HTTP/1.1 200 OK\r\n\r\nearly", None),
     ] {
         let proxy = ConnectProxy::start(Connect::Say(says.into())).await;

@@ -1,4 +1,4 @@
-//! Responses as they may come: of any shape, cut off, too large, or of something that is not Scalekit.
+//! Responses of any shape: complete, truncated, too large, or of a server that is not Scalekit.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -14,7 +14,7 @@ use scalekit::{grpc, rest};
 use crate::support::replies;
 
 #[test]
-fn token_of_any_presence_and_any_unused_type_is_read() {
+fn token_with_absent_or_unknown_fields_is_parsed() {
     let read = |token_info: &str| {
         let body = format!(r#"{{"token_info":{token_info}}}"#);
         match rest::decode_response(Operation::Validate, &json(200, &body)) {
@@ -60,7 +60,7 @@ fn framed(message: &[u8]) -> HttpResponse {
 }
 
 #[test]
-fn rest_success_that_is_not_the_message_breaks_the_contract() {
+fn malformed_rest_success_breaks_contract() {
     let token = r#"{"token_id":"apit_1","organization_id":"org_1"}"#;
     for (operation, body) in [
         (Operation::Create, "{}".to_owned()),
@@ -101,7 +101,7 @@ fn rest_success_that_is_not_the_message_breaks_the_contract() {
 }
 
 #[test]
-fn truncated_replies_are_never_a_reply() {
+fn truncated_reply_is_never_accepted() {
     for (operation, reply) in replies() {
         let whole = rest::encode_response(Ok(&reply));
         for length in 0..whole.body.len() {
@@ -117,7 +117,7 @@ fn truncated_replies_are_never_a_reply() {
 }
 
 #[test]
-fn grpc_success_that_is_not_the_message_breaks_the_contract() {
+fn malformed_grpc_success_breaks_contract() {
     let org = b"\x12\x05org_1";
     let with_nanos = [&b"\x0a\x0f"[..], org, b"\x3a\x06\x10\xff\xff\xff\xff\x07"].concat();
     for (operation, response) in [
@@ -133,7 +133,7 @@ fn grpc_success_that_is_not_the_message_breaks_the_contract() {
         let outcome = grpc::decode_response(operation, &response);
         assert!(matches!(outcome, Err(Error::BrokenContract(_))), "{operation:?}: {outcome:?}");
     }
-    // Compressed, two frames, a length that is not the message's.
+    // Compressed, two frames, a wrong message length.
     for body in [&b"\x01\0\0\0\0"[..], b"\0\0\0\0\0\0\0\0\0\0", b"\0\xff\xff\xff\xff", b"\0\0\0\0\x01"] {
         let response = HttpResponse { body: Bytes::from_static(body), ..framed(b"") };
         let outcome = grpc::decode_response(Operation::Invalidate, &response);
@@ -261,7 +261,7 @@ fn grpc_failures_have_their_own_errors() {
 }
 
 #[tokio::test]
-async fn response_beyond_its_limit_is_not_read() {
+async fn oversized_response_is_not_read() {
     const TOO_LARGE: Error = Error::BrokenContract("the response is too large");
     let read =
         |length: usize| HttpResponse::read(Response::new(Full::new(Bytes::from(vec![b'x'; length]))), 10);

@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Helpers that the tests share.
 
 use scalekit::call::{Operation, Reply};
 use scalekit::token::{Claims, Created, Page, Token};
@@ -9,7 +9,7 @@ pub(crate) mod server;
 /// A token whose last four characters are those of `token()`.
 pub(crate) const TOKEN: &str = "0123456789ABCDEFGHIJabcdefxY9Z";
 
-/// All that can be told about it.
+/// Every field is set.
 pub(crate) fn token() -> Token {
     let text = |text: &str| Some(text.to_owned());
     Token {
@@ -28,7 +28,7 @@ pub(crate) fn token() -> Token {
     }
 }
 
-/// Every reply, with the call that it is to.
+/// Every reply, with its call.
 pub(crate) fn replies() -> Vec<(Operation, Reply)> {
     let bare = Token { token_id: "apit_1".into(), organization_id: "org_1".into(), ..Token::default() };
     let page = Page {

@@ -1,4 +1,4 @@
-//! The table of what a response to a validation means.
+//! The meaning of each response to a validation.
 
 use jiff::Timestamp;
 use scalekit::call::{Operation, Permission, Reply};
@@ -32,7 +32,7 @@ fn told(change: impl FnOnce(&mut Token)) -> Token {
 }
 
 #[test]
-fn valid_token_is_what_the_response_tells() {
+fn valid_token_has_fields_of_response() {
     for valid in [
         token(),
         told(|token| token.token_suffix = None),
@@ -47,7 +47,7 @@ fn valid_token_is_what_the_response_tells() {
 }
 
 #[test]
-fn success_that_contradicts_itself_is_no_verdict() {
+fn contradictory_success_is_no_verdict() {
     for (contradiction, token) in [
         ("a token without organization_id", told(|token| token.organization_id = String::new())),
         ("what was presented is a token id", told(|token| token.token_id = TOKEN.into())),
@@ -76,7 +76,7 @@ fn success_that_contradicts_itself_is_no_verdict() {
 }
 
 #[test]
-fn token_id_finds_that_token_only() {
+fn token_id_finds_only_that_token() {
     let found = present(Presented::TokenId("apit_1"), &token());
     assert_eq!(found, Ok(Validation::Valid(token())));
     for other in ["apit_2", "", TOKEN] {
@@ -111,7 +111,7 @@ fn only_not_found_and_invalid_argument_are_definite() {
 }
 
 #[test]
-fn rest_responses_mean_what_the_table_says() {
+fn rest_responses_follow_the_contract_table() {
     let meaning = |status: u16, content_type: &'static str, body: &str| {
         let response = HttpResponse {
             status: status.try_into().unwrap(),
@@ -147,7 +147,7 @@ fn rest_responses_mean_what_the_table_says() {
 }
 
 #[test]
-fn token_ids_and_other_text_are_no_tokens() {
+fn token_ids_and_other_text_are_refused() {
     for good in [TOKEN, "a", "0aZ-._~", &"a".repeat(512), "apit", "apit-1"] {
         assert!(is_token(good), "{good}");
     }

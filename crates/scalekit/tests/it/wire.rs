@@ -1,4 +1,4 @@
-//! Every call, reply and refusal over both transports, in both directions, and responses that are none.
+//! Every call, reply and refusal over both transports, in both directions, and malformed responses.
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -51,7 +51,7 @@ fn calls() -> Vec<Call> {
     ]
 }
 
-/// All that is in a call, the secrets too.
+/// The fields of a call, including secrets.
 fn contents(call: &Call) -> String {
     match call {
         Call::Validate(token) | Call::Invalidate(token) => format!("{call:?} {}", token.expose_secret()),
@@ -67,7 +67,7 @@ fn decode_request(transport: Transport, request: Request<Bytes>) -> Result<Call,
 }
 
 #[test]
-fn every_call_survives_both_transports() {
+fn calls_round_trip_over_rest_and_grpc() {
     for transport in BOTH {
         for call in calls() {
             let request = transport.encode_request(&call);
@@ -80,7 +80,7 @@ fn every_call_survives_both_transports() {
 }
 
 #[test]
-fn rest_requests_are_as_annotated() {
+fn rest_requests_follow_http_annotations() {
     for (call, expected) in calls().iter().zip([
         r#"POST /api/v1/tokens {"organization_id":"org_1"}"#,
         "",
@@ -102,7 +102,7 @@ fn rest_requests_are_as_annotated() {
 }
 
 #[test]
-fn grpc_request_is_one_frame_with_the_field_numbers_of_the_descriptor() {
+fn grpc_request_uses_descriptor_field_numbers() {
     let request = grpc::encode_request(&Call::Validate("abc".into()));
     assert_eq!(request.uri(), "/scalekit.v1.tokens.ApiTokenService/ValidateToken");
     assert_eq!(
@@ -126,7 +126,7 @@ fn debug_shows_no_token() {
 }
 
 #[test]
-fn every_reply_survives_both_transports() {
+fn replies_round_trip_over_rest_and_grpc() {
     for transport in BOTH {
         for (operation, reply) in replies() {
             let response = transport.encode_response(Ok(&reply));
@@ -142,7 +142,7 @@ fn every_reply_survives_both_transports() {
 }
 
 #[test]
-fn rest_reply_has_unset_strings_maps_and_lists() {
+fn rest_reply_includes_unset_fields() {
     let bare = Token { token_id: "apit_1".into(), organization_id: "org_1".into(), ..Token::default() };
     let response = rest::encode_response(Ok(&Reply::Token(bare)));
     assert_eq!(
@@ -152,7 +152,7 @@ fn rest_reply_has_unset_strings_maps_and_lists() {
 }
 
 #[test]
-fn every_refusal_survives_both_transports() {
+fn refusals_round_trip_over_rest_and_grpc() {
     for number in 1..=16 {
         let code = Code::from_number(number).unwrap();
         let status = Status::new(code, "100% of ü");
@@ -165,7 +165,7 @@ fn every_refusal_survives_both_transports() {
                 assert_eq!((rest.code, rest.message.as_str()), (code, "100% of ü"));
                 assert_eq!(grpc, rest);
             }
-            // Over REST it is a 5xx like any other.
+            // Over REST it is an ordinary 5xx.
             (Error::Unavailable(501), Error::WrongEndpoint(_)) => assert_eq!(code, Code::Unimplemented),
             (rest, grpc) => assert_eq!(rest, grpc, "{code:?}"),
         }
@@ -173,7 +173,7 @@ fn every_refusal_survives_both_transports() {
 }
 
 #[test]
-fn refusal_of_a_field_carries_its_violation() {
+fn field_refusal_carries_field_violation() {
     let status = Status::invalid_field("token", "rule", "100% of ü\n");
     let response = rest::encode_response(Err(&status));
     assert_eq!(
@@ -190,7 +190,7 @@ fn refusal_of_a_field_carries_its_violation() {
 }
 
 #[test]
-fn unknown_routes_are_refused_as_a_gateway_does() {
+fn unknown_routes_get_grpc_gateway_errors() {
     for (method, path, code) in [
         ("GET", "/", Code::NotFound),
         ("POST", "/api/v1/tokens:fetch", Code::NotFound),
@@ -220,7 +220,7 @@ fn unknown_routes_are_refused_as_a_gateway_does() {
 }
 
 #[test]
-fn malformed_requests_are_refused_without_repeating_them() {
+fn malformed_request_errors_do_not_repeat_content() {
     for (operation, query, body, code) in [
         (Operation::Validate, "", "s3cret", Code::InvalidArgument),
         (Operation::Validate, "", r#"["s3cret"]"#, Code::InvalidArgument),
@@ -245,7 +245,7 @@ fn malformed_requests_are_refused_without_repeating_them() {
     }
     let status = grpc::decode_request(Operation::Create, b"\0\0\0\0\0").unwrap_err();
     assert_eq!(status.violations[0].field, "token");
-    // Absent, null and an empty content are all an empty token; camelCase is as good as snake_case.
+    // Absent, null and empty content all mean an empty token; camelCase and snake_case are both accepted.
     for body in ["", "{}", r#"{"token":null}"#, r#"{"token":""}"#] {
         let call = rest::decode_request(Operation::Validate, None, body.as_bytes()).unwrap();
         assert_eq!(contents(&call), contents(&Call::Validate("".into())));

@@ -1,4 +1,4 @@
-//! A server in Scalekit's place, made of the crate's own server half, and a proxy before it. Both on loopback.
+//! A server that replaces Scalekit, made of the crate's server half, and a proxy in front of it, both on loopback.
 
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -29,11 +29,11 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::{TOKEN, token};
 
-/// What is done with a request instead of an answer to it.
+/// What the server does instead of responding.
 #[derive(Clone)]
 pub(crate) enum Effect {
     Respond(HttpResponse),
-    /// The content is cut off.
+    /// The content is truncated.
     Truncate(HttpResponse),
     /// The connection is closed without a response.
     Close,
@@ -98,7 +98,7 @@ impl Scalekit {
     async fn serve(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
         let service = service_fn(|request| Arc::clone(&self).respond(request));
         let builder = auto::Builder::new(TokioExecutor::new());
-        // How a connection ends is the client's affair.
+        // The client checks how its connection ends.
         let _ = builder.serve_connection(TokioIo::new(stream), service).await;
     }
 
@@ -162,12 +162,12 @@ impl Scalekit {
         })
     }
 
-    /// What is done with requests for access tokens from now on.
+    /// Sets the fault for requests for access tokens.
     pub(crate) fn affect_fetches(&self, effect: impl Into<Option<Effect>>) {
         self.effects.lock().unwrap()[1] = effect.into();
     }
 
-    /// What is done with calls from now on.
+    /// Sets the fault for calls.
     pub(crate) fn affect_calls(&self, effect: impl Into<Option<Effect>>) {
         self.effects.lock().unwrap()[0] = effect.into();
     }
@@ -198,7 +198,7 @@ impl Scalekit {
         format!("{scheme}://localhost:{}", self.address.port())
     }
 
-    /// Settings that lead here, past any proxy.
+    /// Settings for this server, without a proxy.
     pub(crate) fn settings(&self, transport: Transport) -> Settings {
         let mut settings = Settings::new(self.url().parse().unwrap(), || Ok(credentials("secret")));
         settings.transport = transport;
@@ -217,7 +217,7 @@ pub(crate) fn credentials(secret: &str) -> Credentials {
     Credentials { client_id: "skc_1".into(), client_secret: secret.into() }
 }
 
-/// A REST refusal, which is what a gateway would say for gRPC as well.
+/// A REST refusal, as a gateway sends it for gRPC as well.
 pub(crate) fn refusal(http_status: u16) -> Effect {
     Effect::Respond(rest::encode_refusal(
         http_status,
@@ -262,12 +262,12 @@ fn stream(response: HttpResponse, whole: bool) -> Response<Body> {
     sent
 }
 
-/// How a proxy takes a CONNECT.
+/// How a proxy responds to CONNECT.
 #[derive(Clone)]
 pub(crate) enum Connect {
-    /// As asked.
+    /// Opens the tunnel.
     Open,
-    /// With this text, and then nothing.
+    /// Sends this text, and then nothing.
     Say(String),
 }
 
@@ -284,7 +284,7 @@ impl ConnectProxy {
         Self::start_with(connect, None).await
     }
 
-    /// A proxy that is itself spoken to over TLS, with the certificate of this server.
+    /// A proxy with TLS to the client, with the certificate of this server.
     pub(crate) async fn start_tls(scalekit: &Scalekit) -> Arc<Self> {
         Self::start_with(Connect::Open, scalekit.certificate.as_ref().map(acceptor)).await
     }
@@ -297,7 +297,7 @@ impl ConnectProxy {
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (own, acceptor) = (Arc::clone(&own), acceptor.clone());
-                // How a tunnel ends is the affair of its two ends.
+                // The two ends of a tunnel check how it ends.
                 tokio::spawn(async move {
                     match acceptor {
                         None => own.tunnel(stream).await,
@@ -320,7 +320,7 @@ impl ConnectProxy {
         match connect {
             Connect::Say(text) => {
                 stream.write_all(text.as_bytes()).await?;
-                // Until the client ends it, unless there was nothing to say.
+                // Open until the client closes it, unless nothing was sent.
                 if !text.is_empty() {
                     while stream.read(&mut [0; 64]).await? > 0 {}
                 }

@@ -1,15 +1,15 @@
-//! Raw bytes at the management listener: it stays up, stays bounded, and does nothing that was not asked for plainly.
+//! Raw bytes at the management listener: it stays available and bounded, and acts only on well-formed requests.
 
 use keyward_emulator::faults::{Effect, Fault, Target};
 use serde_json::json;
 
-use super::{Ask, Desk, KEYS, id, ordinary};
-use crate::support::soon;
+use super::{ApiRequest, KEYS, ManagementStage, id, ordinary_body};
+use crate::support::wait_until;
 
 #[tokio::test]
 async fn ambiguous_framing_creates_no_smuggled_key() {
-    let desk = Desk::open().await;
-    let hidden = Ask::create(&json!({"description": "smuggled"})).bytes();
+    let management = ManagementStage::start().await;
+    let hidden = ApiRequest::create(&json!({"description": "smuggled"})).to_bytes();
     let head = format!("POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n");
     for framing in [
         format!("content-length: 2\r\ncontent-length: {}\r\n\r\n{{}}{hidden}", hidden.len()),
@@ -24,36 +24,39 @@ async fn ambiguous_framing_creates_no_smuggled_key() {
         format!("x\0y: a\r\n\r\n{hidden}"),
         format!("x: a\0b\r\n\r\n{hidden}"),
     ] {
-        let mut client = desk.connect().await;
+        let mut client = management.connect().await;
         client.send(format!("{head}{framing}")).await;
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert_eq!(answer.matches("HTTP/1.1 201").count(), 0, "{framing}\n{answer}");
     }
-    let list = desk.ask(&Ask::new("GET", KEYS)).await.text();
+    let list = management.send(&ApiRequest::new("GET", KEYS)).await.text();
     assert!(!list.contains("smuggled"), "{list}");
 }
 
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
-    let desk = Desk::open().await;
-    let made = desk.create(&ordinary()).await;
+    let management = ManagementStage::start().await;
+    let made = management.create(&ordinary_body()).await;
     let one = format!("{KEYS}/{}", id(&made));
     let mut all = String::new();
-    for ask in
-        [Ask::new("GET", &*one), Ask::new("DELETE", &*one), Ask::new("GET", &*one), Ask::create(&ordinary())]
-    {
-        all.push_str(&ask.bytes());
+    for ask in [
+        ApiRequest::new("GET", &*one),
+        ApiRequest::new("DELETE", &*one),
+        ApiRequest::new("GET", &*one),
+        ApiRequest::create(&ordinary_body()),
+    ] {
+        all.push_str(&ask.to_bytes());
     }
-    let mut client = desk.connect().await;
+    let mut client = management.connect().await;
     client.send(all).await;
     for status in [200, 204, 404, 201] {
-        assert_eq!(client.reply().await.status, status);
+        assert_eq!(client.read_reply().await.status, status);
     }
 }
 
 #[tokio::test]
 async fn pathological_json_bodies_are_refused_fast() {
-    let desk = Desk::open().await;
+    let management = ManagementStage::start().await;
     let deep = "[".repeat(60_000);
     let nested = format!("{{\"custom_claims\":{}", "{\"a\":".repeat(10_000));
     let numbers = format!("{{\"user_id\":{}}}", "9".repeat(100_000));
@@ -69,52 +72,52 @@ async fn pathological_json_bodies_are_refused_fast() {
         b"{\"user_id\":1e99999}".to_vec(),
         b"\0".to_vec(),
     ] {
-        let mut client = desk.connect().await;
+        let mut client = management.connect().await;
         let head = format!(
             "POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         client.send(head).await;
         client.send(&body).await;
-        let reply = client.reply().await;
+        let reply = client.read_reply().await;
         assert_eq!((reply.status, reply.code()), (400, Some("invalid_request")), "{}", reply.text());
         assert!(reply.text().len() < 1000, "{}", reply.text().len());
     }
-    assert_eq!(desk.stage.emulator.counts().creations, 0);
+    assert_eq!(management.stage.emulator.counts().creations, 0);
 }
 
 #[tokio::test]
 async fn claims_of_any_unicode_round_trip() {
-    let desk = Desk::open().await;
+    let management = ManagementStage::start().await;
     let claims =
         json!({"käse": "\u{0}\r\n\t\u{1b}[31m", "😀": "\"\\/\u{202e}\u{feff}", " ": " ", "%41": "%2e%2e%2f"});
-    let made = desk.create(&json!({"custom_claims": claims, "description": "\u{0}\r\n"})).await;
+    let made = management.create(&json!({"custom_claims": claims, "description": "\u{0}\r\n"})).await;
     assert_eq!(made["token_info"]["custom_claims"], claims);
-    assert_eq!(desk.show(id(&made)).await["custom_claims"], claims);
-    let changed = desk.patch(id(&made), &json!({"custom_claims": {"käse": null}})).await.json();
+    assert_eq!(management.get_key(id(&made)).await["custom_claims"], claims);
+    let changed = management.patch(id(&made), &json!({"custom_claims": {"käse": null}})).await.json();
     assert!(changed["custom_claims"].get("käse").is_none());
 }
 
 #[tokio::test]
 async fn incomplete_body_creates_no_key() {
-    let desk = Desk::open().await;
+    let management = ManagementStage::start().await;
     for end in ["{\"user_id\":\"usr_1\"}", "{\"user_id\":"] {
-        let mut client = desk.connect().await;
+        let mut client = management.connect().await;
         let head = format!(
             "POST {KEYS} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 999\r\n\r\n{end}"
         );
         client.send(head).await;
-        // Half of it is closed: hyper takes that for the end.
+        // The client closes its half: hyper takes that for the end.
         tokio::io::AsyncWriteExt::shutdown(&mut client.stream).await.unwrap();
-        let answer = String::from_utf8_lossy(&client.rest().await).into_owned();
+        let answer = String::from_utf8_lossy(&client.read_to_end().await).into_owned();
         assert!(!answer.contains("201"), "{answer}");
     }
-    assert_eq!(desk.stage.emulator.counts().creations, 0);
+    assert_eq!(management.stage.emulator.counts().creations, 0);
 }
 
 #[tokio::test]
 async fn client_that_writes_first_receives_refusal_of_body() {
-    let desk = Desk::open().await;
+    let management = ManagementStage::start().await;
     let one = format!("{KEYS}/apit_1");
     let long = 300 * 1024;
     for (method, path, origin, length, status) in [
@@ -123,69 +126,72 @@ async fn client_that_writes_first_receives_refusal_of_body() {
         ("DELETE", &one, "", 1000, 404),
         ("PUT", KEYS, "", long, 405),
     ] {
-        let mut client = desk.connect().await;
+        let mut client = management.connect().await;
         client
             .send(format!(
                 "{method} {path} HTTP/1.1\r\nhost: localhost\r\n{origin}content-length: {length}\r\n\r\n"
             ))
             .await;
-        // What was refused is there long before the body is.
+        // The refusal arrives long before the body ends.
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         for _ in 0..length / 100 {
             tokio::io::AsyncWriteExt::write_all(&mut client.stream, &[b'x'; 100]).await.expect("it is taken");
         }
         let rest = vec![b'x'; length % 100];
         client.send(rest).await;
-        assert_eq!(client.reply().await.status, status, "{method} {length}");
-        client.send(Ask::new("GET", KEYS).bytes()).await;
-        assert_eq!(client.reply().await.status, 200, "and the connection goes on");
+        assert_eq!(client.read_reply().await.status, status, "{method} {length}");
+        client.send(ApiRequest::new("GET", KEYS).to_bytes()).await;
+        assert_eq!(client.read_reply().await.status, 200, "and the connection goes on");
     }
 }
 
 #[tokio::test]
 async fn idle_connections_do_not_lock_out_new_client() {
-    let desk = Desk::of(
+    let management = ManagementStage::of(
         "listen = \"127.0.0.1:0\"",
         crate::support::Setup { server: "header_timeout = \"1s\"", ..Default::default() },
     )
     .await;
     let mut waiting = Vec::new();
     for number in 0..300 {
-        let mut client = desk.connect().await;
+        let mut client = management.connect().await;
         client.send(if number % 2 == 0 { "GET / HT" } else { "" }).await;
         waiting.push(client);
     }
-    // Within the time that a head may take, their places are free again.
-    assert_eq!(desk.ask(&Ask::new("GET", KEYS)).await.status, 200);
+    // Their places are free again after `header_timeout`.
+    assert_eq!(management.send(&ApiRequest::new("GET", KEYS)).await.status, 200);
     for client in &mut waiting[..256] {
-        client.rest().await;
+        client.read_to_end().await;
     }
 }
 
 #[tokio::test]
 async fn concurrent_requests_are_bounded_over_http2() {
-    use crate::support::http::{Caller, Speaks};
-    let desk = Desk::open().await;
-    let Some(keyward::listener::Listen::Tcp(address)) = desk.stage.management else { panic!("a port") };
-    desk.stage.emulator.set_fault(Fault::new(Target::List, Effect::Hang));
+    use crate::support::http::{HttpClient, HttpVersion};
+    let management = ManagementStage::start().await;
+    let Some(keyward::listener::Listen::Tcp(address)) = management.stage.management else { panic!("a port") };
+    management.stage.emulator.set_fault(Fault::new(Target::List, Effect::Hang));
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..3 {
-        let caller = Caller::connect(address, Speaks::Http2).await;
+        let http_client = HttpClient::connect(address, HttpVersion::Http2).await;
         for _ in 0..100 {
-            let mut caller = caller.again();
+            let mut http_client = http_client.again();
             asking.spawn(async move {
-                let mut request = caller.request(hyper::Method::GET, KEYS, "", keyward::body::empty());
+                let mut request = http_client.request(hyper::Method::GET, KEYS, "", keyward::body::empty());
                 *request.uri_mut() = format!("http://localhost{KEYS}").parse().unwrap();
-                caller.send(request).await.unwrap().status()
+                http_client.send(request).await.unwrap().status()
             });
         }
     }
-    // 300 ask, 256 have a place, 32 of these ask Scalekit, and the others are told.
+    // Of 300 requests 256 have a place, 32 of these call Scalekit, and the others get 503.
     for _ in 0..268 {
         assert_eq!(asking.join_next().await.unwrap().unwrap(), 503);
     }
-    soon(|| desk.counted("list", "overloaded") == 224 && desk.counted("none", "overloaded") == 44).await;
-    desk.stage.emulator.clear_faults();
+    wait_until(|| {
+        management.metric("list", "overloaded") == 224 && management.metric("none", "overloaded") == 44
+    })
+    .await;
+    management.stage.emulator.clear_faults();
     while let Some(status) = asking.join_next().await {
         assert_eq!(status.unwrap(), 200);
     }

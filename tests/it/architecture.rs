@@ -1,4 +1,4 @@
-//! What keeps the source in order.
+//! The order of modules, the documents that list them, and the tests that docs/security.md names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,7 +34,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The names that follow `crate::`, those in `crate::{…}` included.
+/// The names after `crate::`, including those in `crate::{…}`.
 fn used(source: &str) -> Vec<String> {
     let word = |text: &str| -> String {
         text.trim_start().chars().take_while(|char| char.is_ascii_alphanumeric() || *char == '_').collect()
@@ -68,7 +68,7 @@ fn used(source: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_module_uses_only_those_above_it() {
+fn module_uses_only_modules_above_it() {
     let modules = modules();
     assert!(modules.len() > 20, "the list of lib.rs is read: {modules:?}");
     for (index, module) in modules.iter().enumerate() {
@@ -78,7 +78,7 @@ fn a_module_uses_only_those_above_it() {
             files.extend(rust_files(&folder));
         }
         for file in files {
-            // Tests may use what they like.
+            // Tests may use any module.
             let source = fs::read_to_string(&file).unwrap();
             let source = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
             for name in used(source) {
@@ -91,13 +91,13 @@ fn a_module_uses_only_those_above_it() {
 }
 
 #[test]
-fn lists_in_braces_are_read() {
+fn braced_imports_are_parsed() {
     let source = "use crate::{a, b::{self, c}, d};\nuse crate::e::F; pub(in crate::g)";
     assert_eq!(used(source), ["a", "b", "d", "e", "g"]);
 }
 
 #[test]
-fn the_architecture_paper_lists_the_modules_in_their_order() {
+fn architecture_lists_modules_in_order() {
     let paper = read("ARCHITECTURE.md");
     let listed: Vec<&str> =
         paper.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
@@ -105,7 +105,7 @@ fn the_architecture_paper_lists_the_modules_in_their_order() {
 }
 
 #[test]
-fn every_file_says_what_it_is() {
+fn every_file_has_module_documentation() {
     for folder in ["src", "crates", "tests/it", "fuzz/invariants", "fuzz/targets"] {
         for file in rust_files(&root().join(folder)) {
             let source = fs::read_to_string(&file).unwrap();
@@ -115,7 +115,7 @@ fn every_file_says_what_it_is() {
 }
 
 #[test]
-fn every_test_that_the_security_page_names_is_there() {
+fn tests_named_in_security_page_exist() {
     let mut files = rust_files(&root().join("src"));
     files.extend(rust_files(&root().join("crates")));
     files.extend(rust_files(&root().join("tests/it")));

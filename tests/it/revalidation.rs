@@ -1,5 +1,5 @@
-//! Streams outlive the request that opened them: closed within one interval of revocation and at expiry, so that the client
-//! can tell; by an outage only when nobody could confirm their key for `unconfirmed_for`.
+//! Streams are closed within one interval of revocation and at expiry, visibly for the client; in an outage, only after
+//! `unconfirmed_for` without a confirmation.
 
 use std::time::Duration;
 
@@ -14,13 +14,12 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::rig::until;
-use crate::support::http::{Speaks, data, fed, long, upstream};
+use crate::support::http::{HttpVersion, body_of_size, channel_body, data_frame, start_upstream};
 use crate::support::raw::Client;
-use crate::support::{LIMIT, Setup, Stage};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
-/// One interval, and what a busy machine adds.
+/// One interval, with a margin for a busy machine.
 const SOON: Duration = Duration::from_millis(1400);
 
 async fn every_second() -> Stage {
@@ -31,28 +30,28 @@ fn closed(stage: &Stage, outcome: &'static str) -> u64 {
     stage.metrics.streams_closed.get_or_create(&Outcome { outcome }).get()
 }
 
-/// A request whose answer has begun.
+/// A request whose response has begun.
 async fn open(stage: &Stage, path: &str, key: &str) -> Client {
     let mut client = stage.connect().await;
     client.send(format!("GET {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n")).await;
-    assert_eq!(client.head().await.status, 200);
+    assert_eq!(client.read_head().await.status, 200);
     client
 }
 
 #[tokio::test]
-async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can_tell() {
+async fn revoked_stream_is_visibly_truncated_within_interval() {
     let stage = every_second().await;
-    let (key, other) = (stage.key(), stage.key());
+    let (key, other) = (stage.issue_key(), stage.issue_key());
     let mut streams = Vec::new();
     for path in ["/events?every=50ms", "/stream/1000", "/bytes/100000000000"] {
         streams.push((path, open(&stage, path, &key).await));
     }
     let mut stays = open(&stage, "/events?every=50ms", &other).await;
-    // Read all along: who does not read is told at the next byte.
+    // Read continuously: a client that does not read notices at its next read.
     let reading = streams.into_iter().map(async |(path, mut client)| {
         let (mut last, began) = (Vec::new(), Instant::now());
         loop {
-            let bytes = client.bytes(1).await;
+            let bytes = client.read_bytes(1).await;
             if bytes.is_empty() {
                 return (path, last, began.elapsed());
             }
@@ -60,8 +59,8 @@ async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can
             let more = last.len().saturating_sub(16);
             last.drain(..more);
             if path.starts_with("/bytes") {
-                // Slower than it could: a bulk transfer takes the machine from the others.
-                client.bytes(256 * 1024).await;
+                // Paced, as a bulk transfer would slow down the other tests.
+                client.read_bytes(256 * 1024).await;
                 sleep(Duration::from_millis(1)).await;
             }
         }
@@ -70,98 +69,102 @@ async fn a_stream_is_closed_within_one_interval_of_revocation_and_the_client_can
     let reading: Vec<_> = reading.collect();
     assert_eq!(stage.metrics.open_streams.get(), 4, "a good key's stays open beyond one interval");
     stage.emulator.revoke(&key);
-    let ended = timeout(LIMIT, futures_util::future::join_all(reading)).await.unwrap();
+    let ended = timeout(TEST_TIMEOUT, futures_util::future::join_all(reading)).await.unwrap();
     for (path, last, after) in ended {
         assert!(after < SOON, "{path}: {after:?}");
         assert!(!last.ends_with(b"0\r\n\r\n"), "{path}: cut, not ended");
     }
-    assert!(!stays.bytes(1).await.is_empty());
+    assert!(!stays.read_bytes(1).await.is_empty());
     assert_eq!((closed(&stage, "revoked"), stage.metrics.open_streams.get()), (3, 1));
-    until(|| stage.echo.counts().open == 1).await;
+    wait_until(|| stage.echo.counts().open == 1).await;
 }
 
 #[tokio::test]
-async fn an_upload_without_an_answer_yet_is_refused_within_one_interval_of_revocation() {
+async fn upload_of_revoked_key_is_refused_within_interval() {
     let stage = every_second().await;
-    let (key, other) = (stage.key(), stage.key());
+    let (key, other) = (stage.issue_key(), stage.issue_key());
     let (mut client, mut stays) = (stage.connect().await, stage.connect().await);
     for (client, key) in [(&mut client, &key), (&mut stays, &other)] {
         let head = format!("POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n");
         client.send(format!("{head}content-length: 6\r\n\r\nabc")).await;
     }
-    until(|| stage.echo.counts().body_bytes == 6).await;
+    wait_until(|| stage.echo.counts().body_bytes == 6).await;
     stage.emulator.revoke(&key);
     let began = Instant::now();
-    let reply = client.reply().await;
+    let reply = client.read_reply().await;
     assert_eq!((reply.code(), reply.header("connection")), (Some("invalid_key"), Some("close")));
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    until(|| stage.echo.counts().open == 1).await;
+    wait_until(|| stage.echo.counts().open == 1).await;
     stays.send("def").await;
-    assert_eq!(stays.reply().await.status, 200);
+    assert_eq!(stays.read_reply().await.status, 200);
 }
 
 #[tokio::test]
-async fn an_upload_ends_with_its_key_though_the_caller_does_not_read_the_answer() {
-    for (speaks, upstream_speaks) in [(Speaks::Http1, "http"), (Speaks::Http2, "h2c")] {
+async fn upload_of_revoked_key_ends_with_unread_response() {
+    for (http_version, upstream_speaks) in [(HttpVersion::Http1, "http"), (HttpVersion::Http2, "h2c")] {
         let (ended, mut end) = mpsc::unbounded_channel();
-        let address = upstream(move |request| {
+        let address = start_upstream(move |request| {
             let ended = ended.clone();
             async move {
                 tokio::spawn(async move { ended.send(request.into_body().collect().await.is_err()) });
-                Ok(hyper::Response::new(long(64 * 1024 * 1024)))
+                Ok(hyper::Response::new(body_of_size(64 * 1024 * 1024)))
             }
         })
         .await;
-        let instead = Some(format!("{upstream_speaks}://{address}"));
+        let upstream_url = Some(format!("{upstream_speaks}://{address}"));
         let sections = "[streams]\nrevalidate_every = \"1s\"";
-        let stage = Stage::with(Setup { sections, instead, ..Setup::default() }).await;
-        let (key, mut caller) = (stage.key(), stage.caller(speaks).await);
-        let (feed, content) = fed();
-        let request = caller.request(Method::POST, "/v1", &key, content);
-        feed.send(data("abc")).await.unwrap();
-        let _unread = caller.send(request).await.unwrap();
+        let stage = Stage::with(Setup { sections, upstream_url, ..Setup::default() }).await;
+        let (key, mut http_client) = (stage.issue_key(), stage.connect_http(http_version).await);
+        let (feed, content) = channel_body();
+        let request = http_client.request(Method::POST, "/v1", &key, content);
+        feed.send(data_frame("abc")).await.unwrap();
+        let _unread = http_client.send(request).await.unwrap();
         stage.emulator.revoke(&key);
         let began = Instant::now();
-        assert_eq!(timeout(LIMIT, end.recv()).await.expect("the end in time"), Some(true), "{speaks:?}");
-        assert!(began.elapsed() < SOON, "{speaks:?}: {:?}", began.elapsed());
+        assert_eq!(
+            timeout(TEST_TIMEOUT, end.recv()).await.expect("the end in time"),
+            Some(true),
+            "{http_version:?}"
+        );
+        assert!(began.elapsed() < SOON, "{http_version:?}: {:?}", began.elapsed());
         drop(feed);
     }
 }
 
 #[tokio::test]
-async fn a_stream_ends_when_its_key_expires_however_long_the_interval() {
+async fn stream_ends_when_its_key_expires() {
     let stage = Stage::start().await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(600);
     let key = stage.issue(Issue { expiry: Some(expiry), ..Issue::default() }).key;
     let mut client = open(&stage, "/events?every=50ms", &key).await;
     // Scalekit is not needed for that.
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Hang));
-    let all = client.rest().await;
+    let all = client.read_to_end().await;
     let late = jiff::Timestamp::now().duration_since(expiry);
     assert!(!late.is_negative() && late.as_millis() < 300, "{late:?}");
     assert!(!all.is_empty() && !all.ends_with(b"0\r\n\r\n"));
 }
 
 #[tokio::test]
-async fn a_short_outage_closes_no_stream_and_can_be_seen() {
+async fn short_outage_closes_no_stream() {
     let sections = "[streams]\nrevalidate_every = \"1s\"\nunconfirmed_for = \"1m\"";
     let stage = Stage::with(Setup { sections, ..Setup::default() }).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut client = open(&stage, "/events?every=20ms", &key).await;
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
     let before = stage.emulator.counts().validations;
-    until(|| stage.metrics.unconfirmed_streams.get() == 1).await;
+    wait_until(|| stage.metrics.unconfirmed_streams.get() == 1).await;
     stage.emulator.validations_begun(before + 2).await;
-    assert!(!client.bytes(4096).await.is_empty(), "it is still open");
+    assert!(!client.read_bytes(4096).await.is_empty(), "it is still open");
     stage.emulator.clear_faults();
-    until(|| stage.metrics.unconfirmed_streams.get() == 0).await;
+    wait_until(|| stage.metrics.unconfirmed_streams.get() == 0).await;
     stage.emulator.revoke(&key);
-    client.rest().await;
+    client.read_to_end().await;
     assert_eq!(closed(&stage, "revoked"), 1);
 }
 
 #[tokio::test]
-async fn a_stream_is_closed_when_its_key_no_longer_meets_what_the_route_asks() {
+async fn stream_ends_when_requirements_are_no_longer_met() {
     let routes = r#"
         [[routes]]
         path = "/*"
@@ -176,14 +179,14 @@ async fn a_stream_is_closed_when_its_key_no_longer_meets_what_the_route_asks() {
     let answer = Answer { body: Some(demoted.into()), ..Answer::status(200) };
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(answer)));
     let began = Instant::now();
-    client.rest().await;
+    client.read_to_end().await;
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn over_http2_the_stream_is_reset_and_the_connection_stays() {
+async fn revoked_http2_stream_is_reset_connection_stays() {
     let stage = every_second().await;
-    let (key, other) = (stage.key(), stage.key());
+    let (key, other) = (stage.issue_key(), stage.issue_key());
     let stream = TcpStream::connect(stage.address).await.unwrap();
     let (mut sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -206,7 +209,7 @@ async fn over_http2_the_stream_is_reset_and_the_connection_stays() {
             }
         }
     };
-    let error = timeout(LIMIT, reset).await.expect("the end in time");
+    let error = timeout(TEST_TIMEOUT, reset).await.expect("the end in time");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
     let cause = std::error::Error::source(&error).unwrap().to_string();
     assert!(cause.contains("stream error received"), "{cause}");
@@ -220,45 +223,45 @@ async fn websocket(stage: &Stage, key: &str) -> Client {
          sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
     );
     client.send(request).await;
-    assert_eq!(client.head().await.status, 101);
-    // A message there and back; its mask is zero.
+    assert_eq!(client.read_head().await.status, 101);
+    // Sends a message and reads its echo; the mask is zero.
     client.send([&[0x81, 0x80 | 5, 0, 0, 0, 0][..], b"hello"].concat()).await;
-    assert_eq!(client.bytes(7).await, [&[0x81, 5][..], b"hello"].concat());
+    assert_eq!(client.read_bytes(7).await, [&[0x81, 5][..], b"hello"].concat());
     client
 }
 
 #[tokio::test]
-async fn a_websocket_is_closed_with_1008_between_frames_and_without_a_word_within_one() {
+async fn revoked_websocket_closes_with_1008_between_frames() {
     let stage = every_second().await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let (mut between, mut within) = (websocket(&stage, &key).await, websocket(&stage, &key).await);
-    // A hundred bytes announced, of which none comes.
+    // A frame that announces a hundred bytes and has none.
     within.send([0x82, 0x80 | 100, 0, 0, 0, 0]).await;
-    assert_eq!(within.bytes(2).await, [0x82, 100]);
+    assert_eq!(within.read_bytes(2).await, [0x82, 100]);
     stage.emulator.revoke(&key);
     let began = Instant::now();
-    assert_eq!(between.bytes(4).await, [0x88, 2, 0x03, 0xF0]);
-    assert_eq!(within.rest().await, [0_u8; 0]);
+    assert_eq!(between.read_bytes(4).await, [0x88, 2, 0x03, 0xF0]);
+    assert_eq!(within.read_to_end().await, [0_u8; 0]);
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
-    // What the client still says hurts nothing; its own Close ends it.
+    // Further frames of the client are ignored; its Close ends the connection.
     between.send([0x88, 0x80 | 2, 0, 0, 0, 0, 0x03, 0xF0]).await;
-    assert_eq!(between.rest().await, [0_u8; 0]);
+    assert_eq!(between.read_to_end().await, [0_u8; 0]);
     drop((between, within));
-    until(|| stage.metrics.open_streams.get() == 0 && stage.echo.counts().open == 0).await;
+    wait_until(|| stage.metrics.open_streams.get() == 0 && stage.echo.counts().open == 0).await;
     assert_eq!(closed(&stage, "revoked"), 2);
 }
 
 #[tokio::test]
-async fn a_websocket_outlives_an_outage_and_ends_at_expiry() {
+async fn websocket_survives_outage_and_ends_at_expiry() {
     let stage = every_second().await;
     let expiry = jiff::Timestamp::now() + Duration::from_millis(1600);
     let key = stage.issue(Issue { expiry: Some(expiry), ..Issue::default() }).key;
     let mut client = websocket(&stage, &key).await;
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(500))));
-    until(|| stage.metrics.unconfirmed_streams.get() == 1).await;
+    wait_until(|| stage.metrics.unconfirmed_streams.get() == 1).await;
     client.send([&[0x81, 0x80 | 5, 0, 0, 0, 0][..], b"still"].concat()).await;
-    assert_eq!(client.bytes(7).await, [&[0x81, 5][..], b"still"].concat());
-    assert_eq!(client.bytes(4).await, [0x88, 2, 0x03, 0xF0]);
+    assert_eq!(client.read_bytes(7).await, [&[0x81, 5][..], b"still"].concat());
+    assert_eq!(client.read_bytes(4).await, [0x88, 2, 0x03, 0xF0]);
     let late = jiff::Timestamp::now().duration_since(expiry);
     assert!(!late.is_negative() && late.as_millis() < 300, "{late:?}");
 }

@@ -1,27 +1,27 @@
-//! Floods over HTTP/2: the connection ends or is harmless, memory stays bounded, and whoever behaves beside it is served.
+//! HTTP/2 floods: the connection closes or is harmless, memory stays bounded, and other clients are served.
 
 use keyward::metrics::Outcome;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 
 use super::Wire;
-use super::h2::{
+use super::http2::{
     CONTINUATION, DATA, END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, PRIORITY, RST_STREAM, SETTINGS,
     WINDOW_UPDATE, block, fate, frame, preface,
 };
-use crate::support::raw::Scripted;
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::raw::ScriptedUpstream;
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
-/// More than a flood may cost, and much less than it offers. Other tests run in the same process.
+/// The memory that a flood may cost, in bytes: much less than it offers. Other tests run in the same process.
 const BOUND: u64 = 256 * 1024 * 1024;
 
-/// What the process holds, in bytes.
+/// The process's memory, in bytes.
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
 }
 
-/// Floods one connection while another asks for something again and again; gives whether the flooded one has ended.
+/// Floods one connection while another sends requests; returns whether the flooded one has closed.
 async fn flood(wire: &Wire, name: &str, begin: Vec<u8>, each: Vec<u8>, times: usize) -> bool {
     let before = resident();
     let mut client = wire.stage.connect().await;
@@ -43,13 +43,13 @@ async fn flood(wire: &Wire, name: &str, begin: Vec<u8>, each: Vec<u8>, times: us
             assert!(began.elapsed().as_secs() < 3, "{name}: {:?}", began.elapsed());
         }
     };
-    // A flood that is not read stands still, which is fine.
-    tokio::join!(timeout(LIMIT / 4, flooding), neighbour).0.unwrap_or_default();
+    // A flood that is not read blocks, which is allowed.
+    tokio::join!(timeout(TEST_TIMEOUT / 4, flooding), neighbour).0.unwrap_or_default();
     let grown = resident().saturating_sub(before);
     assert!(grown < BOUND, "{name}: {} MiB", grown >> 20);
-    // One more question: is it answered?
+    // One more request shows whether the connection is served.
     client.send(frame(HEADERS, END_STREAM | END_HEADERS, 0x7fff_ffff, &block(&GET))).await;
-    let found = timeout(LIMIT / 4, fate(&mut client, Some(0x7fff_ffff))).await.unwrap_or(Fate::Reset);
+    let found = timeout(TEST_TIMEOUT / 4, fate(&mut client, Some(0x7fff_ffff))).await.unwrap_or(Fate::Reset);
     assert!(matches!(found, Fate::Ended | Fate::Answered(200)), "{name}: {found:?}");
     assert_eq!(wire.stage.get("/v1/after", &wire.key).await.status, 200, "{name}");
     found == Fate::Ended
@@ -60,13 +60,13 @@ fn head(stream: u32, path: &str, flags: u8) -> Vec<u8> {
     frame(HEADERS, flags | END_HEADERS, stream, &block(&fields))
 }
 
-/// Frames for each of so many streams.
+/// The frames of this number of streams.
 fn streams(count: u32, each: impl Fn(u32) -> Vec<u8>) -> Vec<u8> {
     (0..count).flat_map(|number| each(2 * number + 1)).collect()
 }
 
 #[tokio::test]
-async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
+async fn rapid_resets_close_connection() {
     let wire = Wire::start().await;
     let cancel = |stream| frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
     #[rustfmt::skip]
@@ -85,7 +85,7 @@ async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
             [head, cancel(stream)].concat()
         });
         assert!(flood(&wire, name, Vec::new(), all, 1).await, "{name}");
-        // The neighbour's are 11.
+        // The other connection sent 11.
         let asked = wire.stage.emulator.counts().validations - before;
         assert!(asked < 150, "{name}: {asked}");
     }
@@ -94,12 +94,12 @@ async fn rapid_resets_end_the_connection_and_reach_almost_nobody() {
 }
 
 #[tokio::test]
-async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
-    // Nobody answers, so that each is under way when it is taken back.
-    let upstream = Scripted::answering("").await;
+async fn sequential_resets_with_good_key_close_connection() {
+    // The upstream never responds, so that each stream is open when it is reset.
+    let upstream = ScriptedUpstream::answering("").await;
     let wire = Wire::with(upstream, Setup::default()).await;
     let mut client = wire.stage.connect().await;
-    // Each frame in a packet of its own: two that come together are the burst of the test above.
+    // Each frame in its own packet: two together would be the burst of the test above.
     client.stream.set_nodelay(true).unwrap();
     client.send(preface()).await;
     let authorization = format!("Bearer {}", wire.key);
@@ -108,7 +108,7 @@ async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
     for number in 0..2000 {
         let stream = 2 * number + 1;
         client.send(frame(HEADERS, END_STREAM | END_HEADERS, stream, &block(&fields))).await;
-        // The head is seen before it is taken back.
+        // The head is processed before the reset.
         tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         let reset = frame(RST_STREAM, 0, stream, &[0, 0, 0, 8]);
         if client.stream.write_all(&reset).await.is_err() {
@@ -117,7 +117,7 @@ async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
         sent += 1;
     }
     assert!(sent < 2000, "{sent} were taken");
-    client.rest().await;
+    client.read_to_end().await;
     let outcome = Outcome { outcome: "requests_taken_back" };
     assert_eq!(wire.stage.metrics.connection_errors.get_or_create(&outcome).get(), 1, "{sent}");
     let reached = wire.upstream.text().matches("/v1/taken-back").count();
@@ -125,8 +125,8 @@ async fn resets_one_by_one_with_a_good_key_end_the_connection_too() {
 }
 
 #[tokio::test]
-async fn streams_that_keyward_is_made_to_reset_end_the_connection() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+async fn made_you_reset_closes_connection() {
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send(preface()).await;
     // RFC 9113 section 6.9: a window's increment of 0 is a stream error.
@@ -140,7 +140,7 @@ async fn streams_that_keyward_is_made_to_reset_end_the_connection() {
 }
 
 #[tokio::test]
-async fn endless_heads_end_the_connection() {
+async fn continuation_flood_closes_connection() {
     let wire = Wire::start().await;
     let open = frame(HEADERS, END_STREAM, 1, &block(&GET));
     let field = block(&[("x", &"y".repeat(1000))]);
@@ -152,9 +152,9 @@ async fn endless_heads_end_the_connection() {
 }
 
 #[tokio::test]
-async fn a_small_block_that_unfolds_to_a_large_head_is_refused() {
+async fn hpack_bomb_is_refused() {
     let wire = Wire::start().await;
-    // A field of 4 KB into the table (RFC 7541 section 6.2.1), and then its index, again and again.
+    // Adds a field of 4 KB to the table (RFC 7541 section 6.2.1), and then repeats its index.
     let mut bomb = block(&GET);
     let mut field = block(&[("x", &"y".repeat(3900))]);
     field[0] = 0x40;
@@ -172,7 +172,7 @@ async fn a_small_block_that_unfolds_to_a_large_head_is_refused() {
     }
     assert!(resident().saturating_sub(before) < BOUND);
     assert_eq!(wire.upstream.text(), "");
-    // As many fields as HTTP/1.1 may have, and one more.
+    // One field more than HTTP/1.1 may have.
     for (fields, expected) in [(90, 200), (101, 431)] {
         let fields = [&GET[..], &vec![("x", "y"); fields]].concat();
         let mut client = wire.stage.connect().await;
@@ -182,7 +182,7 @@ async fn a_small_block_that_unfolds_to_a_large_head_is_refused() {
 }
 
 #[tokio::test]
-async fn frames_that_say_nothing_hold_up_nobody() {
+async fn control_frame_floods_do_not_delay_others() {
     let wire = Wire::start().await;
     let fields = [(":method", "POST"), GET[1], GET[2], GET[3]];
     let open = frame(HEADERS, END_HEADERS, 1, &block(&fields));
@@ -201,22 +201,22 @@ async fn frames_that_say_nothing_hold_up_nobody() {
 }
 
 #[tokio::test]
-async fn answers_that_have_no_window_cost_little() {
+async fn responses_without_window_use_bounded_memory() {
     let routes = "[[routes]]\npath = \"/*\"\nupstream = \"echo\"\nauth = \"none\"";
     let stage = Stage::with(Setup { routes, sections: "[limits]\nstreams = 128", ..Setup::default() }).await;
     let before = resident();
     let mut client = stage.connect().await;
     client.send([preface(), frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])].concat()).await;
     client.send(streams(120, |stream| head(stream, "/bytes/67108864", END_STREAM))).await;
-    soon(|| stage.forwarded() == 120).await;
+    wait_until(|| stage.forwarded_count() == 120).await;
     assert_eq!(stage.get("/beside", "").await.status, 200);
     let grown = resident().saturating_sub(before);
     assert!(grown < BOUND, "{} MiB", grown >> 20);
 }
 
 #[tokio::test]
-async fn too_many_streams_at_once_end_the_connection() {
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+async fn too_many_concurrent_streams_close_connection() {
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     client.send([preface(), streams(1000, |stream| head(stream, "/public/many", END_STREAM))].concat()).await;
     assert_eq!(fate(&mut client, None).await, Fate::Ended);

@@ -1,4 +1,4 @@
-//! Who does not read is not sent more: back-pressure passes through Keyward both ways, and stays with whom it concerns.
+//! Backpressure: Keyward stops reading from one side when the other does not read, and delays nobody else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -12,15 +12,15 @@ use keyward::body::{self, BodyError};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
-use crate::support::http::{Speaks, data, drain, long, upstream};
-use crate::support::{LIMIT, Setup, Stage, listen};
+use crate::support::http::{HttpVersion, body_of_size, data_frame, read_body, start_upstream};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback};
 
-/// What the sockets on the way hold, and much less than what is offered.
+/// More than the socket buffers hold, and much less than what is offered, in bytes.
 const BOUND: u64 = 48 * 1024 * 1024;
 const OFFERED: u64 = 256 * 1024 * 1024;
 const PIECE: Bytes = Bytes::from_static(&[b'.'; 64 * 1024]);
 
-/// Waits until a count has stood still for a while.
+/// Waits until a count stops changing.
 async fn settled(count: &AtomicU64) -> u64 {
     let wait = async {
         let (mut last, mut still) = (count.load(Relaxed), 0);
@@ -32,63 +32,67 @@ async fn settled(count: &AtomicU64) -> u64 {
         }
         last
     };
-    timeout(LIMIT, wait).await.expect("the transfer stops")
+    timeout(TEST_TIMEOUT, wait).await.expect("the transfer stops")
 }
 
-/// Bytes as fast as they are taken, counted as they are.
+/// A body that produces bytes as fast as they are read, and counts them.
 fn offered(count: &Arc<AtomicU64>) -> body::Body {
     let count = Arc::clone(count);
     let frames = (0..OFFERED / PIECE.len() as u64).map(move |_| {
         count.fetch_add(PIECE.len() as u64, Relaxed);
-        data(PIECE)
+        data_frame(PIECE)
     });
     StreamBody::new(stream::iter(frames)).boxed_unsync()
 }
 
 async fn stage(url: String) -> Stage {
-    Stage::with(Setup { instead: Some(url), ..Setup::default() }).await
+    Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await
 }
 
 #[tokio::test]
-async fn an_upstream_that_does_not_read_stops_the_upload() {
-    let address = upstream(|request| async move {
+async fn upstream_that_stops_reading_stops_upload() {
+    let address = start_upstream(|request| async move {
         let _unread = request;
         std::future::pending::<Result<Response<body::Body>, BodyError>>().await
     })
     .await;
-    for (speaks, scheme) in [(Speaks::Http1, "http"), (Speaks::Http1, "h2c"), (Speaks::Http2, "http")] {
+    for (http_version, scheme) in
+        [(HttpVersion::Http1, "http"), (HttpVersion::Http1, "h2c"), (HttpVersion::Http2, "http")]
+    {
         let stage = stage(format!("{scheme}://{address}")).await;
-        let mut caller = stage.caller(speaks).await;
+        let mut http_client = stage.connect_http(http_version).await;
         let count = Arc::default();
-        let request = caller.request(Method::POST, "/public/x", "", offered(&count));
-        let sending = tokio::spawn(async move { caller.send(request).await.map(drop) });
+        let request = http_client.request(Method::POST, "/public/x", "", offered(&count));
+        let sending = tokio::spawn(async move { http_client.send(request).await.map(drop) });
         let stopped = settled(&count).await;
-        assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
+        assert!(stopped < BOUND, "{http_version:?} {scheme}: {stopped}");
         sending.abort();
     }
 }
 
 #[tokio::test]
-async fn a_caller_that_does_not_read_stops_the_download() {
+async fn client_that_stops_reading_stops_download() {
     let count = Arc::<AtomicU64>::default();
     let counted = Arc::clone(&count);
-    let address = upstream(move |_| std::future::ready(Ok(Response::new(offered(&counted))))).await;
-    for (speaks, scheme) in [(Speaks::Http1, "http"), (Speaks::Http1, "h2c"), (Speaks::Http2, "http")] {
+    let address = start_upstream(move |_| std::future::ready(Ok(Response::new(offered(&counted))))).await;
+    for (http_version, scheme) in
+        [(HttpVersion::Http1, "http"), (HttpVersion::Http1, "h2c"), (HttpVersion::Http2, "http")]
+    {
         let stage = stage(format!("{scheme}://{address}")).await;
         count.store(0, Relaxed);
-        let mut caller = stage.caller(speaks).await;
-        let response = caller.get("/public/x", "").await.unwrap();
+        let mut http_client = stage.connect_http(http_version).await;
+        let response = http_client.get("/public/x", "").await.unwrap();
         let stopped = settled(&count).await;
-        assert!(stopped < BOUND, "{speaks:?} {scheme}: {stopped}");
+        assert!(stopped < BOUND, "{http_version:?} {scheme}: {stopped}");
         drop(response);
     }
 }
 
 #[tokio::test]
-async fn callers_that_do_not_read_hold_up_nobody_else_on_the_same_http2_upstream() {
+async fn unread_responses_do_not_block_shared_http2_upstream() {
     let count = Arc::<AtomicU64>::default();
     let counted = Arc::clone(&count);
-    let address = upstream(move |request| {
+    let address = start_upstream(move |request| {
         let stalls = request.uri().path() == "/public/stalls";
         let body = if stalls { offered(&counted) } else { body::full(PIECE.repeat(16)) };
         std::future::ready(Ok(Response::new(body)))
@@ -99,7 +103,7 @@ async fn callers_that_do_not_read_hold_up_nobody_else_on_the_same_http2_upstream
     for _ in 0..8 {
         let mut client = stage.connect().await;
         client.send("GET /public/stalls HTTP/1.1\r\nhost: a\r\n\r\n").await;
-        assert_eq!(client.head().await.status, 200);
+        assert_eq!(client.read_head().await.status, 200);
         stalled.push(client);
     }
     settled(&count).await;
@@ -108,8 +112,8 @@ async fn callers_that_do_not_read_hold_up_nobody_else_on_the_same_http2_upstream
 }
 
 #[tokio::test]
-async fn a_slow_reader_gets_everything_in_the_end() {
-    let (listener, address) = listen().await;
+async fn slow_reader_gets_whole_response() {
+    let (listener, address) = bind_loopback().await;
     tokio::spawn(async move {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 33554432\r\n\r\n").await.unwrap();
@@ -121,14 +125,14 @@ async fn a_slow_reader_gets_everything_in_the_end() {
     let stage = stage(format!("http://{address}")).await;
     let mut client = stage.connect().await;
     client.send("GET /public/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    client.head().await;
+    client.read_head().await;
     sleep(Duration::from_millis(300)).await;
-    assert_eq!(client.bytes(33_554_432).await.len(), 33_554_432);
+    assert_eq!(client.read_bytes(33_554_432).await.len(), 33_554_432);
 }
 
 #[tokio::test]
-async fn uploads_that_stall_hold_up_no_other_on_the_same_http2_connection() {
-    let address = upstream(|request| async move {
+async fn stalled_uploads_do_not_block_their_http2_connection() {
+    let address = start_upstream(|request| async move {
         if request.uri().path() == "/public/stalls" {
             let _unread = request;
             return std::future::pending().await;
@@ -138,15 +142,15 @@ async fn uploads_that_stall_hold_up_no_other_on_the_same_http2_connection() {
     })
     .await;
     let stage = stage(format!("http://{address}")).await;
-    let mut caller = stage.caller(Speaks::Http2).await;
+    let mut http_client = stage.connect_http(HttpVersion::Http2).await;
     let count = Arc::default();
     for _ in 0..4 {
-        let request = caller.request(Method::POST, "/public/stalls", "", offered(&count));
-        let mut sender = caller.again();
+        let request = http_client.request(Method::POST, "/public/stalls", "", offered(&count));
+        let mut sender = http_client.again();
         tokio::spawn(async move { sender.send(request).await.map(drop) });
     }
     settled(&count).await;
-    let request = caller.request(Method::POST, "/public/x", "", long(4 * 1024 * 1024));
-    let (bytes, _) = drain(caller.send(request).await.unwrap()).await.unwrap();
+    let request = http_client.request(Method::POST, "/public/x", "", body_of_size(4 * 1024 * 1024));
+    let (bytes, _) = read_body(http_client.send(request).await.unwrap()).await.unwrap();
     assert_eq!(bytes, "4194304".len());
 }

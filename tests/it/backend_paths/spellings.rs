@@ -1,17 +1,17 @@
-//! Spellings of paths that some server could read as another one.
+//! Spellings of paths that a server could read as another path.
 
 use fastrand::Rng;
 
 const TARGETS: [&str; 6] =
     ["/api/secret", "/api", "/v1/admin/users", "/v1/admin", "/v1/rotate", "/v1/rotate/now"];
 
-/// What may stand before a path.
+/// Prefixes of a path.
 const STARTS: [&str; 20] = [
     "//x", "///x", "/\\x", "/\\\\x", "\\/x", "/%2fx", "/%5cx", "/%252fx", "//x:80", "//user@x", "//[::1]",
     "//x//y", "//x/", "/", "//", "/;", "/;x", "/%2f", "/x;/..", "/%20",
 ];
 
-/// What may stand for a separator within one.
+/// Replacements of a separator.
 const SEPARATORS: [&str; 18] = [
     "//",
     "\\",
@@ -33,13 +33,13 @@ const SEPARATORS: [&str; 18] = [
     "%f8%80%80%80%af",
 ];
 
-/// What may stand at its end.
+/// Suffixes of a path.
 const ENDS: [&str; 18] = [
     "/", "//", ";", ";x", ";x/y", "/;x", "%3f", "%3fx/y", "%23", "%23/x", ".", "..", "%20", "%2e", "?",
     "?x=/y", "%3b/x", "%253f",
 ];
 
-/// So many of them, the same in every run.
+/// The first `count` spellings, the same in every run.
 pub fn spellings(count: u64) -> Vec<String> {
     (0..count).map(|number| spelling(&mut Rng::with_seed(number))).collect()
 }
@@ -63,6 +63,6 @@ fn spelling(rng: &mut Rng) -> String {
     if rng.u8(..4) == 0 {
         text.push_str(ENDS[rng.usize(..ENDS.len())]);
     }
-    // The absolute form has an authority of its own before the path.
+    // The absolute form has an authority before the path.
     if rng.u8(..8) == 0 && text.starts_with('/') { format!("http://api.test{text}") } else { text }
 }

@@ -1,5 +1,5 @@
-//! A service and its client, both by tonic: one call, a stream up, and a stream both ways. What a note says decides what
-//! becomes of it.
+//! A tonic service and its client: a unary call, a client stream and a bidirectional stream. The text of a note selects the
+//! service's behaviour.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use tonic::transport::{Channel, Endpoint, Identity, Server, ServerTlsConfig};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 const LARGE: usize = 16 * 1024 * 1024;
 
@@ -40,7 +40,7 @@ type Notes = Pin<Box<dyn Stream<Item = Result<Note, Status>> + Send>>;
 type Answer = Pin<Box<dyn Future<Output = Result<hyper::Response<Body>, Infallible>> + Send>>;
 type Answered<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
 
-/// The service. Clones are the same one.
+/// The service. Clones share its state.
 #[derive(Clone, Default)]
 pub struct Desk {
     /// The metadata of each call.
@@ -48,7 +48,7 @@ pub struct Desk {
     open: Arc<AtomicUsize>,
 }
 
-/// A call under way.
+/// A call in progress.
 struct Open(Arc<AtomicUsize>);
 
 impl Drop for Open {
@@ -58,9 +58,9 @@ impl Drop for Open {
 }
 
 impl Desk {
-    /// Serves by tonic's own transport, over TLS where it has an identity, and says at which port.
+    /// Serves with tonic's transport, over TLS if there is an identity; returns the port.
     pub async fn serve(&self, identity: Option<Identity>) -> u16 {
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let mut server = Server::builder();
         if let Some(identity) = identity {
             server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
@@ -107,7 +107,7 @@ impl Desk {
         }
     }
 
-    /// Answers when all has come.
+    /// Responds when the stream has ended.
     async fn put(self, request: Request<Streaming<Note>>) -> Result<Response<Note>, Status> {
         let _open = self.begin(request.metadata());
         let (mut notes, mut all) = (request.into_inner(), Vec::new());
@@ -117,7 +117,7 @@ impl Desk {
         Ok(Response::new(note(&all.join(" "))))
     }
 
-    /// Answers each note as it comes.
+    /// Responds to each note as it arrives.
     async fn chat(self, request: Request<Streaming<Note>>) -> Result<Response<Notes>, Status> {
         let open = self.begin(request.metadata());
         let answers = request.into_inner().then(move |note| {
@@ -148,7 +148,7 @@ fn answer(note: Result<Note, Status>) -> Result<Note, Status> {
     }
 }
 
-/// A status with everything that one may have.
+/// A status with message, details and metadata.
 pub fn failure() -> Status {
     let mut metadata = MetadataMap::new();
     metadata.insert("x-reason", MetadataValue::from_static("closed"));
@@ -219,20 +219,20 @@ impl server::StreamingService<Note> for Chat {
     }
 }
 
-/// Who calls the service.
+/// A client of the service.
 #[derive(Clone)]
 pub struct Client {
     grpc: client::Grpc<Channel>,
-    /// No key where it is empty.
+    /// Empty for no key.
     pub key: String,
 }
 
-/// Puts notes into a stream. Dropped, the stream has come to its end.
+/// Sends notes of a stream. The stream ends when this is dropped.
 pub type Pen = mpsc::Sender<Note>;
 
 impl Client {
     pub async fn connect(endpoint: Endpoint, key: &str) -> Self {
-        let channel = timeout(LIMIT, endpoint.connect()).await.expect("a connection in time").unwrap();
+        let channel = timeout(TEST_TIMEOUT, endpoint.connect()).await.expect("a connection in time").unwrap();
         let grpc =
             client::Grpc::new(channel).max_decoding_message_size(LARGE).max_encoding_message_size(LARGE);
         Self { grpc, key: key.into() }
@@ -264,10 +264,10 @@ impl Client {
             self.grpc.ready().await.unwrap();
             self.grpc.unary(request, path.parse().unwrap(), ProstCodec::default()).await
         };
-        timeout(LIMIT, called).await.expect("an answer in time")
+        timeout(TEST_TIMEOUT, called).await.expect("an answer in time")
     }
 
-    /// A stream up, and what will come of it.
+    /// A client stream, and its pending response.
     pub fn put(&self) -> (Pen, impl Future<Output = Result<Response<Note>, Status>> + use<>) {
         let (pen, notes) = pen();
         let (request, mut grpc) = (self.request(notes), self.grpc.clone());
@@ -276,7 +276,7 @@ impl Client {
             let path = "/desk.v1.Desk/Put".parse().unwrap();
             grpc.client_streaming(request, path, ProstCodec::default()).await
         };
-        (pen, async { timeout(LIMIT, called).await.expect("an answer in time") })
+        (pen, async { timeout(TEST_TIMEOUT, called).await.expect("an answer in time") })
     }
 
     pub async fn chat(&mut self) -> Result<(Pen, Streaming<Note>), Status> {
@@ -287,7 +287,7 @@ impl Client {
             let path = "/desk.v1.Desk/Chat".parse().unwrap();
             self.grpc.streaming(request, path, ProstCodec::default()).await
         };
-        Ok((pen, timeout(LIMIT, called).await.expect("an answer in time")?.into_inner()))
+        Ok((pen, timeout(TEST_TIMEOUT, called).await.expect("an answer in time")?.into_inner()))
     }
 }
 
@@ -301,5 +301,5 @@ fn pen() -> (Pen, impl Stream<Item = Note> + Send + use<>) {
 
 /// The next note of a stream.
 pub async fn next(notes: &mut Streaming<Note>) -> Result<Option<Note>, Status> {
-    timeout(LIMIT, notes.message()).await.expect("a note or the end in time")
+    timeout(TEST_TIMEOUT, notes.message()).await.expect("a note or the end in time")
 }

@@ -1,12 +1,11 @@
-//! An HTTP/2 upstream that ends a connection or turns a stream away, frame by frame: what it did not process is sent again,
-//! what it may have processed is not.
+//! An HTTP/2 upstream that sends GOAWAY or REFUSED_STREAM: unprocessed requests are sent again, others are not.
 
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Setup, Stage, listen};
+use crate::support::{Setup, Stage, bind_loopback};
 
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
@@ -19,11 +18,11 @@ const END_STREAM: u8 = 1;
 /// What the upstream does with the second stream of its first connection.
 #[derive(Clone, Copy, Debug)]
 enum Does {
-    /// Goes away without having processed it.
+    /// GOAWAY without having processed it.
     GoesAwayBefore,
-    /// Turns it away.
+    /// REFUSED_STREAM.
     Refuses,
-    /// Goes away after it, and breaks off.
+    /// GOAWAY after it, and closes the connection.
     GoesAwayAfter,
 }
 
@@ -39,7 +38,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 type Bodies = Arc<Mutex<Vec<String>>>;
 
 async fn upstream(does: Does) -> (String, Bodies) {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let bodies = Bodies::default();
     let shared = Arc::clone(&bodies);
     tokio::spawn(async move {
@@ -54,7 +53,7 @@ async fn upstream(does: Does) -> (String, Bodies) {
 
 async fn connection(mut stream: TcpStream, does: Option<Does>, bodies: Bodies) -> Option<()> {
     stream.read_exact(&mut [0; 24]).await.ok()?;
-    // INITIAL_WINDOW_SIZE and the connection's window: 1 MiB and more, so that long bodies come whole.
+    // INITIAL_WINDOW_SIZE and the connection's window: at least 1 MiB, so that long bodies arrive completely.
     stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0x10, 0, 0])).await.ok()?;
     stream.write_all(&frame(WINDOW_UPDATE, 0, 0, &[0, 0x10, 0, 0])).await.ok()?;
     let mut body = String::new();
@@ -93,27 +92,27 @@ fn post(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn what_was_not_processed_is_sent_again_and_only_that() {
+async fn only_unprocessed_requests_are_sent_again() {
     for (does, status, expected) in [
         (Does::GoesAwayBefore, 200, vec!["one", "two", "two", "three"]),
         (Does::Refuses, 200, vec!["one", "two", "two", "three"]),
         (Does::GoesAwayAfter, 502, vec!["one", "two", "three"]),
     ] {
         let (url, bodies) = upstream(does).await;
-        let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
-        assert_eq!(stage.ask(post("one")).await.status, 200, "{does:?}");
-        assert_eq!(stage.ask(post("two")).await.status, status, "{does:?}");
-        assert_eq!(stage.ask(post("three")).await.status, 200, "{does:?}");
+        let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
+        assert_eq!(stage.send(post("one")).await.status, 200, "{does:?}");
+        assert_eq!(stage.send(post("two")).await.status, status, "{does:?}");
+        assert_eq!(stage.send(post("three")).await.status, 200, "{does:?}");
         assert_eq!(*bodies.lock().unwrap(), expected, "{does:?}");
     }
 }
 
 #[tokio::test]
-async fn a_long_body_is_not_kept_to_be_sent_again() {
+async fn long_body_is_not_buffered_for_retry() {
     let (url, bodies) = upstream(Does::GoesAwayBefore).await;
-    let stage = Stage::with(Setup { instead: Some(url), ..Setup::default() }).await;
-    assert_eq!(stage.ask(post("one")).await.status, 200);
-    assert_eq!(stage.ask(post(&"x".repeat(300_000))).await.status, 502);
+    let stage = Stage::with(Setup { upstream_url: Some(url), ..Setup::default() }).await;
+    assert_eq!(stage.send(post("one")).await.status, 200);
+    assert_eq!(stage.send(post(&"x".repeat(300_000))).await.status, 502);
     assert_eq!(bodies.lock().unwrap().len(), 2);
-    assert_eq!(stage.ask(post(&"x".repeat(300_000))).await.status, 200);
+    assert_eq!(stage.send(post(&"x".repeat(300_000))).await.status, 200);
 }

@@ -1,4 +1,4 @@
-//! A caller who still sends when it is refused gets to read why: no reset overtakes the answer.
+//! Lingering close: a client that is still sending when it is refused can read the response before a reset.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,10 @@ use tokio_rustls::TlsConnector;
 
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const MIB: usize = 1024 * 1024;
-/// Whoever lingers does so for two seconds.
+/// Longer than the linger time, which is two seconds.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// Sends all of a body before it reads anything, as simple clients do.
@@ -20,11 +20,11 @@ async fn upload(mut stream: TcpStream, head: String, bytes: usize) -> String {
     stream.write_all(head.as_bytes()).await.unwrap();
     let piece = vec![b'x'; 64 * 1024];
     for _ in 0..bytes / piece.len() {
-        // A reset breaks it off. What had come by then could still be read on this system, and not on every one.
+        // A reset ends it. Whether earlier bytes can still be read depends on the operating system.
         stream.write_all(&piece).await.expect("no reset");
     }
     let mut answer = Vec::new();
-    let read = timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap();
+    let read = timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap();
     format!(
         "{}{}",
         String::from_utf8_lossy(&answer),
@@ -33,7 +33,7 @@ async fn upload(mut stream: TcpStream, head: String, bytes: usize) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_whole_answer_is_read_after_megabytes_more() {
+async fn refusal_is_readable_after_megabytes_more() {
     let stage = Stage::with(Setup { sections: "[limits]\nbody = \"1MiB\"", ..Setup::default() }).await;
     let refused = "POST /v1 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer 0123456789012345678901";
     let open = "POST /public/x HTTP/1.1\r\nhost: a";
@@ -52,11 +52,11 @@ async fn the_whole_answer_is_read_after_megabytes_more() {
             assert!(answer.contains(code) && answer.ends_with("}\n"), "round {round}: {answer}");
         }
     }
-    soon(|| stage.metrics.connections.get() == 0).await;
+    wait_until(|| stage.metrics.connections.get() == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_no_request_is_answered_too_however_much_follows() {
+async fn malformed_request_gets_response_whatever_follows() {
     let stage = Stage::start().await;
     for (head, status) in [("GET / HTTP/1.1\r\nx: ", 431), ("GET / HTTP/1.1\r\nno field\r\n\r\n", 400)] {
         for round in 0..20 {
@@ -69,7 +69,7 @@ async fn what_is_no_request_is_answered_too_however_much_follows() {
 }
 
 #[tokio::test]
-async fn over_tls_it_is_the_same() {
+async fn refusal_is_readable_over_tls() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let server = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key)).leak();
@@ -84,18 +84,18 @@ async fn over_tls_it_is_the_same() {
             stream.write_all(&[b'x'; 64 * 1024]).await.expect("no reset");
         }
         let mut answer = Vec::new();
-        timeout(LIMIT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+        timeout(TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
         assert!(answer.starts_with(b"HTTP/1.1 401 ") && answer.ends_with(b"}\n"));
     }
 }
 
 #[tokio::test]
-async fn a_caller_who_pauses_is_waited_for() {
+async fn lingering_waits_for_pausing_client() {
     let stage = Stage::start().await;
     let mut client = stage.connect().await;
     client.send("POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 401);
-    assert_eq!(client.rest().await, b"", "it is closed for sending");
+    assert_eq!(client.read_reply().await.status, 401);
+    assert_eq!(client.read_to_end().await, b"", "it is closed for sending");
     for _ in 0..3 {
         sleep(Duration::from_millis(200)).await;
         client.stream.write_all(b"more").await.expect("no reset");
@@ -103,26 +103,26 @@ async fn a_caller_who_pauses_is_waited_for() {
 }
 
 #[tokio::test]
-async fn who_never_stops_sending_or_never_closes_is_let_go_of() {
+async fn lingering_has_time_and_size_limits() {
     let stage = Stage::start().await;
     let head = "POST /v1 HTTP/1.1\r\nhost: a\r\ncontent-length: 999999999999\r\n\r\n";
     for sends in [true, false] {
         let mut client = stage.connect().await;
         client.send(head).await;
-        assert_eq!(client.reply().await.status, 401);
+        assert_eq!(client.read_reply().await.status, 401);
         let began = Instant::now();
         let Client { mut stream, .. } = client;
         if sends {
             let flood = async { while stream.write_all(&[b'x'; 64 * 1024]).await.is_ok() {} };
             timeout(BOUND, flood).await.expect("the connection is closed");
         }
-        soon(|| stage.metrics.connections.get() == 0).await;
+        wait_until(|| stage.metrics.connections.get() == 0).await;
         assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
     }
 }
 
 #[tokio::test]
-async fn a_refusal_with_nothing_behind_it_ends_at_once() {
+async fn refusal_without_further_bytes_closes_at_once() {
     let stage = Stage::start().await;
     for request in [
         "GET /v1 HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n",
@@ -131,9 +131,9 @@ async fn a_refusal_with_nothing_behind_it_ends_at_once() {
         let mut client = stage.connect().await;
         let began = Instant::now();
         client.send(request).await;
-        client.rest().await;
-        // The client does not close, and is not waited for.
-        soon(|| stage.metrics.connections.get() == 0).await;
+        client.read_to_end().await;
+        // The client does not close; Keyward does not wait for it.
+        wait_until(|| stage.metrics.connections.get() == 0).await;
         assert!(began.elapsed() < Duration::from_secs(1), "{request}");
     }
 }

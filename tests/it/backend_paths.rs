@@ -1,5 +1,5 @@
-//! Real runtimes behind Keyward, in programs of their own: whatever a path looks like, none serves it without right, and sound
-//! paths pass.
+//! Node and Python services behind Keyward: no spelling of a path is served without the required key, and ordinary paths
+//! pass.
 
 mod spellings;
 
@@ -10,7 +10,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::support::raw::{Client, Reply};
-use crate::support::{LIMIT, Setup, Stage};
+use crate::support::{Setup, Stage, TEST_TIMEOUT};
 
 const ROUTES: &str = r#"
     [[routes]]
@@ -33,10 +33,10 @@ const ROUTES: &str = r#"
     require = { roles = ["admin"] }
 "#;
 
-/// How many paths are tried.
+/// The number of generated paths.
 const PATHS: u64 = 2_000;
 
-/// A service in a program of its own, on a port that it chose and printed. `None`, said on the terminal, without its runtime.
+/// A service in its own process, on the port that it printed. `None`, with a message, if its runtime is not installed.
 async fn start(runtime: &str, option: &str, program: &str) -> Option<(Child, std::net::SocketAddr)> {
     let mut command = Command::new(runtime);
     command.args([option, program]).stdout(Stdio::piped()).kill_on_drop(true);
@@ -46,29 +46,29 @@ async fn start(runtime: &str, option: &str, program: &str) -> Option<(Child, std
     };
     let mut line = String::new();
     let mut out = BufReader::new(child.stdout.take().unwrap());
-    timeout(LIMIT, out.read_line(&mut line)).await.expect("a port in time").unwrap();
+    timeout(TEST_TIMEOUT, out.read_line(&mut line)).await.expect("a port in time").unwrap();
     Some((child, ([127, 0, 0, 1], line.trim().parse().unwrap()).into()))
 }
 
-/// One request on a connection that is kept as long as it goes.
+/// One request on a connection that is reused while it is open.
 async fn ask(client: &mut Client, address: std::net::SocketAddr, target: &str, key: Option<&str>) -> Reply {
     let key = key.map(|key| format!("authorization: Bearer {key}\r\n")).unwrap_or_default();
     let request = format!("GET {target} HTTP/1.1\r\nhost: api.test\r\n{key}\r\n");
     client.send(&request).await;
-    let mut reply = client.reply().await;
+    let mut reply = client.read_reply().await;
     if reply.status == 0 {
         *client = Client::connect(address).await;
         client.send(&request).await;
-        reply = client.reply().await;
+        reply = client.read_reply().await;
     }
     reply
 }
 
 async fn serve_nothing_without_right(runtime: &str, option: &str, program: &str) {
     let Some((_child, service)) = start(runtime, option, program).await else { return };
-    let setup = Setup { routes: ROUTES, instead: Some(format!("http://{service}")), ..Setup::default() };
+    let setup = Setup { routes: ROUTES, upstream_url: Some(format!("http://{service}")), ..Setup::default() };
     let stage = Stage::with(setup).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut direct = Client::connect(service).await;
     let mut client = stage.connect().await;
     let (mut passed, mut refused, mut would_be_served, mut without_right) = (0, 0, 0, Vec::new());
@@ -98,19 +98,19 @@ async fn serve_nothing_without_right(runtime: &str, option: &str, program: &str)
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_is_served_by_node_without_right() {
-    serve_nothing_without_right("node", "-e", include_str!("backends/service.js")).await;
+async fn node_serves_no_unauthorized_path_spelling() {
+    serve_nothing_without_right("node", "-e", include_str!("backend_paths/service.js")).await;
 }
 
 #[tokio::test]
-async fn no_spelling_of_a_path_is_served_by_python_without_right() {
-    serve_nothing_without_right("python3", "-c", include_str!("backends/service.py")).await;
+async fn python_serves_no_unauthorized_path_spelling() {
+    serve_nothing_without_right("python3", "-c", include_str!("backend_paths/service.py")).await;
 }
 
-/// Requests as clients of well-known interfaces send them.
-const SOUND: &str = include_str!("backends/sound_paths.txt");
+/// Requests of clients of well-known APIs.
+const SOUND: &str = include_str!("backend_paths/sound_paths.txt");
 
-/// The shapes of a route file that such interfaces have.
+/// Routes for such APIs.
 const SOUND_ROUTES: &str = r#"
     [[routes]]
     path = "/healthz"
@@ -139,9 +139,9 @@ const SOUND_ROUTES: &str = r#"
 "#;
 
 #[tokio::test]
-async fn sound_paths_of_well_known_interfaces_pass() {
+async fn paths_of_well_known_apis_pass() {
     let stage = Stage::with(Setup { routes: SOUND_ROUTES, ..Setup::default() }).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     let mut client = stage.connect().await;
     let paths: Vec<&str> = SOUND.lines().filter(|line| line.starts_with('/')).collect();
     let mut refused = Vec::new();

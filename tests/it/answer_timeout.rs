@@ -1,4 +1,4 @@
-//! Callers who do not read what they asked for are let go of, and nobody else is.
+//! `limits.answer_timeout`: clients that do not read their responses are disconnected; slow readers are not.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,17 +12,17 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::support::http::{self, Caller, Speaks, data, drain, fed};
+use crate::support::http::{self, HttpClient, HttpVersion, channel_body, data_frame, read_body};
 use crate::support::tls::{Authority, toml};
-use crate::support::{LIMIT, Setup, Stage, soon};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 use crate::tunnel;
 
 const ON: &str = "[limits]\nanswer_timeout = \"300ms\"";
 const LONG: &str = "GET /public/long HTTP/1.1\r\nhost: a\r\n\r\n";
-/// More than all buffers on the way hold.
+/// More than the buffers on the way can hold, in bytes.
 const HUGE: usize = 64 << 20;
 
-/// Keyward before an upstream with endless answers, and a signal for each of them that was dropped before its end.
+/// Keyward in front of an upstream with long responses, and a signal for each response that was dropped before its end.
 struct Unread {
     stage: Stage,
     released: mpsc::UnboundedReceiver<()>,
@@ -39,10 +39,10 @@ impl Drop for Release {
 impl Unread {
     async fn start(server: String, sections: &'static str) -> Self {
         let (release, released) = mpsc::unbounded_channel();
-        let upstream = http::upstream(move |_| {
+        let upstream = http::start_upstream(move |_| {
             let release = Release(release.clone());
             async move {
-                let body = http::long(HUGE).map_frame(move |frame| {
+                let body = http::body_of_size(HUGE).map_frame(move |frame| {
                     let _ = &release;
                     frame
                 });
@@ -50,13 +50,14 @@ impl Unread {
             }
         })
         .await;
-        let instead = Some(format!("http://{upstream}"));
-        let stage = Stage::with(Setup { server: server.leak(), sections, instead, ..Setup::default() }).await;
+        let upstream_url = Some(format!("http://{upstream}"));
+        let stage =
+            Stage::with(Setup { server: server.leak(), sections, upstream_url, ..Setup::default() }).await;
         Self { stage, released }
     }
 
     async fn released(&mut self) {
-        timeout(LIMIT, self.released.recv()).await.expect("the upstream's answer is dropped").unwrap();
+        timeout(TEST_TIMEOUT, self.released.recv()).await.expect("the upstream's answer is dropped").unwrap();
     }
 
     fn cut(&self) -> bool {
@@ -66,7 +67,7 @@ impl Unread {
 }
 
 #[tokio::test]
-async fn who_reads_nothing_of_an_http1_answer_is_cut_and_the_upstream_released() {
+async fn http1_client_that_stops_reading_is_disconnected() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -83,62 +84,62 @@ async fn who_reads_nothing_of_an_http1_answer_is_cut_and_the_upstream_released()
         } else {
             stream.write_all(LONG.as_bytes()).await.unwrap();
             unread.released().await;
-            // What the system had taken comes, and then the end; how it ends is the system's choice.
+            // The kernel delivers what it had buffered; whether a reset or an end follows depends on it.
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest).await;
             assert!(rest.starts_with(b"HTTP/1.1 200 ") && rest.len() < HUGE);
         }
         assert!(began.elapsed() >= Duration::from_millis(300));
-        soon(|| unread.cut()).await;
-        soon(|| unread.stage.metrics.connections.get() == 0).await;
+        wait_until(|| unread.cut()).await;
+        wait_until(|| unread.stage.metrics.connections.get() == 0).await;
         assert_eq!(unread.stage.metrics.requests_in_flight.get(), 0);
     }
 }
 
 #[tokio::test]
-async fn who_reads_nothing_of_an_http2_stream_has_it_reset_and_the_others_go_on() {
+async fn http2_stream_that_is_not_read_is_reset() {
     let mut unread = Unread::start(String::new(), ON).await;
-    let mut caller = unread.stage.caller(Speaks::Http2).await;
-    let request = caller.request(Method::GET, "/public/long", "", body::empty());
-    let stalled = caller.send(request).await.unwrap();
+    let mut http_client = unread.stage.connect_http(HttpVersion::Http2).await;
+    let request = http_client.request(Method::GET, "/public/long", "", body::empty());
+    let stalled = http_client.send(request).await.unwrap();
     unread.released().await;
-    soon(|| unread.cut()).await;
-    let error = drain(stalled).await.expect_err("it is reset");
+    wait_until(|| unread.cut()).await;
+    let error = read_body(stalled).await.expect_err("it is reset");
     assert!(format!("{error:?}").contains("CANCEL"), "{error:?}");
-    let request = caller.request(Method::GET, "/public/long", "", body::empty());
-    let read = caller.send(request).await.unwrap();
-    assert_eq!(drain(read).await.unwrap().0, HUGE, "the connection goes on");
+    let request = http_client.request(Method::GET, "/public/long", "", body::empty());
+    let read = http_client.send(request).await.unwrap();
+    assert_eq!(read_body(read).await.unwrap().0, HUGE, "the connection goes on");
     assert_eq!(unread.stage.metrics.connections.get(), 1);
 }
 
 #[tokio::test]
-async fn an_http2_answer_is_reset_to_its_last_byte() {
-    // All of it has left the upstream, and even hyper's hands, as soon as its first byte has a place.
+async fn unread_http2_response_is_reset_until_last_byte() {
+    // hyper has taken the whole body as soon as there is window for its first byte.
     for (window, bytes) in [(0, 1), (0, 3000), (1000, 1001), (1000, 3000), (65_535, 131_070)] {
         let echo = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
-        let mut caller = windowed(&echo, window).await;
+        let mut http_client = windowed(&echo, window).await;
         let path = format!("/bytes/{bytes}");
-        let request = caller.request(Method::GET, &path, &echo.key(), body::empty());
-        let stalled = caller.send(request).await.unwrap();
-        soon(|| echo.metrics.encode().contains("outcome=\"answer_unread\"")).await;
-        drain(stalled).await.expect_err("it is reset");
+        let request = http_client.request(Method::GET, &path, &echo.issue_key(), body::empty());
+        let stalled = http_client.send(request).await.unwrap();
+        wait_until(|| echo.metrics.encode().contains("outcome=\"answer_unread\"")).await;
+        read_body(stalled).await.expect_err("it is reset");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_fills_a_window_exactly_ends() {
+async fn response_that_fills_window_exactly_completes() {
     let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
     for bytes in [1, 65_534, 65_535] {
-        let mut caller = windowed(&stage, 65_535).await;
-        let response = caller.get(&format!("/bytes/{bytes}"), &stage.key()).await.unwrap();
+        let mut http_client = windowed(&stage, 65_535).await;
+        let response = http_client.get(&format!("/bytes/{bytes}"), &stage.issue_key()).await.unwrap();
         sleep(Duration::from_millis(600)).await;
-        assert_eq!(drain(response).await.unwrap().0, bytes);
+        assert_eq!(read_body(response).await.unwrap().0, bytes);
     }
     assert!(!stage.metrics.encode().contains("outcome=\"answer_unread\""));
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_not_cut() {
+async fn slow_reader_is_not_disconnected() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("api.test");
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
@@ -169,18 +170,18 @@ async fn a_slow_reader_is_not_cut() {
 }
 
 #[tokio::test]
-async fn a_quiet_event_stream_and_a_slow_upstream_are_not_cut() {
+async fn quiet_event_stream_and_slow_upstream_continue() {
     let again = Arc::new(Notify::new());
     let waits = Arc::clone(&again);
-    let upstream = http::upstream(move |_| {
+    let upstream = http::start_upstream(move |_| {
         let again = Arc::clone(&waits);
         async move {
-            // Slow to begin, and then quiet.
+            // A late response head, and then pauses.
             again.notified().await;
-            let (feed, body) = fed();
+            let (feed, body) = channel_body();
             tokio::spawn(async move {
                 for _ in 0..3 {
-                    feed.send(data("event\n")).await.unwrap();
+                    feed.send(data_frame("event\n")).await.unwrap();
                     again.notified().await;
                 }
             });
@@ -188,12 +189,12 @@ async fn a_quiet_event_stream_and_a_slow_upstream_are_not_cut() {
         }
     })
     .await;
-    let instead = Some(format!("http://{upstream}"));
-    let stage = Stage::with(Setup { sections: ON, instead, ..Setup::default() }).await;
-    for speaks in [Speaks::Http1, Speaks::Http2] {
-        let mut caller = stage.caller(speaks).await;
-        let request = caller.request(Method::GET, "/public/x", "", body::empty());
-        let answer = tokio::spawn(async move { (caller.send(request).await.unwrap(), caller) });
+    let upstream_url = Some(format!("http://{upstream}"));
+    let stage = Stage::with(Setup { sections: ON, upstream_url, ..Setup::default() }).await;
+    for http_version in [HttpVersion::Http1, HttpVersion::Http2] {
+        let mut http_client = stage.connect_http(http_version).await;
+        let request = http_client.request(Method::GET, "/public/x", "", body::empty());
+        let answer = tokio::spawn(async move { (http_client.send(request).await.unwrap(), http_client) });
         let quiet = async || {
             sleep(Duration::from_millis(700)).await;
             again.notify_one();
@@ -202,30 +203,30 @@ async fn a_quiet_event_stream_and_a_slow_upstream_are_not_cut() {
         let (response, _caller) = answer.await.unwrap();
         let mut body = response.into_body();
         for _ in 0..3 {
-            let frame = timeout(LIMIT, body.frame()).await.unwrap().unwrap().unwrap();
+            let frame = timeout(TEST_TIMEOUT, body.frame()).await.unwrap().unwrap().unwrap();
             assert_eq!(frame.into_data().unwrap(), "event\n");
             quiet().await;
         }
-        let rest = timeout(LIMIT, body.collect()).await.unwrap().expect("it comes to its end");
+        let rest = timeout(TEST_TIMEOUT, body.collect()).await.unwrap().expect("it comes to its end");
         assert!(rest.to_bytes().is_empty());
     }
     assert!(!stage.metrics.encode().contains("answer_unread"));
 }
 
 #[tokio::test]
-async fn trailers_come_behind_what_is_read() {
+async fn trailers_follow_body_that_is_read() {
     let stage = Stage::with(Setup { sections: ON, upstream: "http = \"2\"", ..Setup::default() }).await;
-    let mut caller = stage.caller(Speaks::Http2).await;
-    let response = caller.get("/trailers", &stage.key()).await.unwrap();
-    let (_, trailers) = drain(response).await.unwrap();
+    let mut http_client = stage.connect_http(HttpVersion::Http2).await;
+    let response = http_client.get("/trailers", &stage.issue_key()).await.unwrap();
+    let (_, trailers) = read_body(response).await.unwrap();
     assert!(!trailers.is_empty());
 }
 
 #[tokio::test]
-async fn a_tunnel_may_be_as_slow_as_it_likes() {
+async fn tunnel_has_no_answer_timeout() {
     let stage = Stage::with(Setup { sections: ON, ..Setup::default() }).await;
-    let mut tunnel = tunnel::open(&stage, &stage.key()).await;
-    // The echo sends all of it back, and nobody reads for longer than the limit.
+    let mut tunnel = tunnel::open(&stage, &stage.issue_key()).await;
+    // The echo sends it back, and the client does not read for longer than the limit.
     let message = vec![b'x'; 60_000];
     let writing = &mut tunnel.stream;
     let send = async {
@@ -235,24 +236,24 @@ async fn a_tunnel_may_be_as_slow_as_it_likes() {
     };
     timeout(Duration::from_millis(900), send).await.expect_err("it is full");
     assert_eq!(stage.metrics.connections.get(), 1);
-    assert!(!tunnel.bytes(1_000_000).await.is_empty());
+    assert!(!tunnel.read_bytes(1_000_000).await.is_empty());
     assert!(!stage.metrics.encode().contains("answer_unread"));
 }
 
 #[tokio::test]
-async fn without_the_limit_nobody_is_cut() {
+async fn without_answer_timeout_nobody_is_disconnected() {
     let mut unread = Unread::start(String::new(), "").await;
     let mut stream = TcpStream::connect(unread.stage.address).await.unwrap();
     stream.write_all(LONG.as_bytes()).await.unwrap();
-    let mut caller = unread.stage.caller(Speaks::Http2).await;
-    let request = caller.request(Method::GET, "/public/long", "", body::empty());
-    let stalled = caller.send(request).await.unwrap();
+    let mut http_client = unread.stage.connect_http(HttpVersion::Http2).await;
+    let request = http_client.request(Method::GET, "/public/long", "", body::empty());
+    let stalled = http_client.send(request).await.unwrap();
     timeout(Duration::from_millis(900), unread.released.recv()).await.expect_err("both go on");
-    assert_eq!(drain(stalled).await.unwrap().0, HUGE);
+    assert_eq!(read_body(stalled).await.unwrap().0, HUGE);
 }
 
-/// A caller over HTTP/2 whose windows grow only as it reads.
-async fn windowed(stage: &Stage, window: u32) -> Caller {
+/// An HTTP/2 client whose windows grow only as it reads.
+async fn windowed(stage: &Stage, window: u32) -> HttpClient {
     let stream = TcpStream::connect(stage.address).await.unwrap();
-    Caller::windowed(stream, window).await
+    HttpClient::windowed(stream, window).await
 }

@@ -1,4 +1,4 @@
-//! Scalekit over gRPC: the same verdicts as over REST, for the same reasons.
+//! Scalekit over gRPC: the same verdicts as over REST.
 
 use keyward::keys::{KeyError, Keys};
 use keyward::scalekit::{Settings, build_client, origin_settings};
@@ -13,7 +13,7 @@ use scalekit::token::{Claims, NewToken, PageRequest, TokenUpdate};
 use scalekit::transport::Transport;
 use tokio_util::sync::CancellationToken;
 
-use crate::support::{LIMIT, Setup, Stage, listen};
+use crate::support::{Setup, Stage, TEST_TIMEOUT, bind_loopback};
 
 async fn stage() -> Stage {
     Stage::with(Setup { scalekit: "transport = \"grpc\"\ntimeout = \"500ms\"", ..Setup::default() }).await
@@ -24,7 +24,7 @@ fn status(status: u16) -> Effect {
 }
 
 #[tokio::test]
-async fn a_good_key_is_forwarded_with_everything_that_scalekit_says_of_it() {
+async fn good_key_is_forwarded_with_full_identity() {
     let stage = stage().await;
     let issued = stage.issue(Issue {
         organization_external_id: "acme".into(),
@@ -36,7 +36,7 @@ async fn a_good_key_is_forwarded_with_everything_that_scalekit_says_of_it() {
         ..Issue::default()
     });
     assert_eq!(stage.get("/v1", &issued.key).await.status, 200);
-    let received = stage.last();
+    let received = stage.last_request();
     for (name, value) in [
         ("x-org-id", "org_1"),
         ("x-org-external-id", "acme"),
@@ -48,14 +48,14 @@ async fn a_good_key_is_forwarded_with_everything_that_scalekit_says_of_it() {
     ] {
         assert_eq!(received.header(name), Some(value), "{name}");
     }
-    assert_eq!(stage.get("/v1", &stage.key()).await.status, 200);
-    assert_eq!(stage.last().header("x-user-id"), None, "an organization's key");
+    assert_eq!(stage.get("/v1", &stage.issue_key()).await.status, 200);
+    assert_eq!(stage.last_request().header("x-user-id"), None, "an organization's key");
 }
 
 #[tokio::test]
-async fn a_revoked_an_expired_and_an_unknown_key_are_401_and_remembered() {
+async fn revoked_expired_and_unknown_keys_are_401() {
     let stage = stage().await;
-    let revoked = stage.key();
+    let revoked = stage.issue_key();
     assert_eq!(stage.get("/v1", &revoked).await.status, 200);
     stage.emulator.revoke(&revoked);
     let expired =
@@ -74,10 +74,10 @@ async fn a_revoked_an_expired_and_an_unknown_key_are_401_and_remembered() {
 }
 
 #[tokio::test]
-async fn what_is_no_verdict_is_a_503_and_not_remembered() {
+async fn grpc_error_without_verdict_is_503_not_remembered() {
     let stage = stage().await;
     for effect in [
-        // UNAUTHENTICATED and PERMISSION_DENIED speak of Keyward's own client, not of the key.
+        // UNAUTHENTICATED and PERMISSION_DENIED concern Keyward's own credentials, not the key.
         status(401),
         status(403),
         status(429),
@@ -93,14 +93,14 @@ async fn what_is_no_verdict_is_a_503_and_not_remembered() {
         Effect::Garbage,
         Effect::Truncated,
     ] {
-        let (row, key) = (format!("{effect:?}"), stage.key());
-        let forwarded = stage.forwarded();
+        let (row, key) = (format!("{effect:?}"), stage.issue_key());
+        let forwarded = stage.forwarded_count();
         stage.emulator.set_fault(Fault::new(Target::Validate, effect));
         let reply = stage.get("/v1", &key).await;
         stage.emulator.clear_faults();
         assert_eq!((reply.status, reply.code()), (503, Some("validation_unavailable")), "{row}");
-        assert_eq!(stage.forwarded(), forwarded, "{row}");
-        // A breaker that has opened asks again within a second.
+        assert_eq!(stage.forwarded_count(), forwarded, "{row}");
+        // An open breaker probes within a second.
         let again = async {
             loop {
                 let reply = stage.get("/v1", &key).await;
@@ -110,16 +110,16 @@ async fn what_is_no_verdict_is_a_503_and_not_remembered() {
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         };
-        let after = tokio::time::timeout(LIMIT, again).await.expect("a verdict in time");
+        let after = tokio::time::timeout(TEST_TIMEOUT, again).await.expect("a verdict in time");
         assert_eq!(after.status, 200, "{row}");
     }
 }
 
 #[tokio::test]
-async fn an_own_token_that_is_refused_is_renewed_once_and_the_call_repeated() {
-    // A forced renewal waits for a second from the one before.
+async fn refused_access_token_is_renewed_and_call_repeated() {
+    // Forced renewals are at least a second apart.
     let stage = Stage::with(Setup { scalekit: "transport = \"grpc\"", ..Setup::default() }).await;
-    let key = stage.key();
+    let key = stage.issue_key();
     assert_eq!(stage.get("/v1", &key).await.status, 200);
     let before = stage.emulator.counts().token_fetches;
     stage.emulator.expire_access_tokens();
@@ -128,29 +128,29 @@ async fn an_own_token_that_is_refused_is_renewed_once_and_the_call_repeated() {
 }
 
 #[tokio::test]
-async fn a_missing_permission_is_told_on_readyz() {
+async fn missing_permission_is_shown_on_readyz() {
     let setup = Setup { scalekit: "transport = \"grpc\"", ready: false, ..Setup::default() };
     let mut setup = setup;
     setup.emulator.permissions = vec![Permission::Write];
     let stage = Stage::with(setup).await;
     let told = async {
         loop {
-            let reply = stage.ask_admin("/readyz").await;
+            let reply = stage.get_admin("/readyz").await;
             if reply.text().contains("permission") {
                 return reply;
             }
         }
     };
-    let reply = tokio::time::timeout(LIMIT, told).await.expect("a reason in time");
+    let reply = tokio::time::timeout(TEST_TIMEOUT, told).await.expect("a reason in time");
     assert!(reply.text().contains("api_credentials:read"), "{}", reply.text());
 }
 
 #[tokio::test]
-async fn keys_live_their_whole_life_over_either_wire() {
+async fn key_lifecycle_works_over_rest_and_grpc() {
     for transport in [Transport::Rest, Transport::Grpc] {
         let ends = CancellationToken::new();
         let emulator = keyward_emulator::Emulator::new(Default::default());
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let (own, until) = (emulator.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
         let environment = format!("http://{address}").parse().unwrap();

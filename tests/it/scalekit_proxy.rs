@@ -15,7 +15,7 @@ use crate::keys;
 use crate::process::{Folder, Running, keyward};
 use crate::rig::Probing;
 use crate::support::raw::Client;
-use crate::support::{LIMIT, listen};
+use crate::support::{TEST_TIMEOUT, bind_loopback};
 
 /// An emulator on https://localhost, its roots in a file, and a proxy.
 struct Site {
@@ -37,7 +37,7 @@ impl Site {
         Self { emulator, url, folder, ca_file, certificate, _ends: ends.drop_guard() }
     }
 
-    fn key(&self) -> String {
+    fn issue_key(&self) -> String {
         self.emulator.issue(Issue { organization_id: "org_1".into(), ..Issue::default() }).key
     }
 
@@ -47,7 +47,7 @@ impl Site {
 }
 
 async fn serve_tls(emulator: &Emulator, certificate: &Certificate, until: CancellationToken) -> u16 {
-    let (listener, address) = listen().await;
+    let (listener, address) = bind_loopback().await;
     let (own, presented) = (emulator.clone(), certificate.clone());
     tokio::spawn(async move { own.serve_tls(listener, &presented, until).await });
     address.port()
@@ -68,9 +68,9 @@ impl ConnectProxy {
         Self::refusing_after(0, refusal).await
     }
 
-    /// The first tunnels are opened in any case.
+    /// The number of tunnels to open before it refuses.
     async fn refusing_after(opened: usize, refusal: Option<&'static str>) -> Self {
-        let (listener, address) = listen().await;
+        let (listener, address) = bind_loopback().await;
         let heads = Arc::<Mutex<Vec<String>>>::default();
         let seen = Arc::clone(&heads);
         tokio::spawn(async move {
@@ -85,7 +85,7 @@ impl ConnectProxy {
         format!("http://user:pa%3Ass@{}", self.address)
     }
 
-    /// All were requests for a tunnel to this target, with the credentials of the URL.
+    /// Checks that all requests were CONNECT to this target with the URL's credentials.
     #[track_caller]
     fn opened_tunnels_to(&self, target: &str, least: usize) {
         let heads = self.heads.lock().unwrap().clone();
@@ -121,7 +121,7 @@ async fn tunnel(
     };
     if let Some(refusal) = refusal.filter(|_| number > opened) {
         stream.write_all(refusal.as_bytes()).await?;
-        // Until the client has read it and ends the connection.
+        // Open until the client has read it and closes the connection.
         while stream.read(&mut [0; 64]).await? > 0 {}
         return Ok(());
     }
@@ -132,15 +132,15 @@ async fn tunnel(
 }
 
 #[tokio::test]
-async fn validations_and_access_tokens_go_through_the_proxy() {
+async fn validations_and_access_tokens_use_proxy() {
     for transport in ["rest", "grpc"] {
         let (site, proxy) = (Site::start("proxied").await, ConnectProxy::start(None).await);
         let lines =
             format!("ca_file = {:?}\nproxy = \"{}\"\ntransport = \"{transport}\"", site.ca_file, proxy.url());
         let keyward = Probing::start(&site.url, "dev", &lines);
-        timeout(LIMIT, keyward.ready()).await.expect("ready in time");
-        // The key is good; that there is no upstream is another matter.
-        assert_eq!(keyward.get(&site.key()).await.code(), Some("upstream_unreachable"));
+        timeout(TEST_TIMEOUT, keyward.wait_until_ready()).await.expect("ready in time");
+        // The key is valid; the upstream does not exist.
+        assert_eq!(keyward.get(&site.issue_key()).await.code(), Some("upstream_unreachable"));
         assert_eq!(keyward.get(&"0".repeat(30)).await.code(), Some("invalid_key"));
         // One for the access token, one for validations.
         proxy.opened_tunnels_to(site.target(), 2);
@@ -148,35 +148,37 @@ async fn validations_and_access_tokens_go_through_the_proxy() {
 }
 
 #[tokio::test]
-async fn refusing_proxy_is_told_apart_from_scalekit_on_readyz() {
+async fn readyz_distinguishes_refusing_proxy_from_scalekit() {
     let site = Site::start("refused").await;
     let ca_file = format!("ca_file = {:?}", site.ca_file);
     for (refusal, expected) in [(STATUS_407, "(HTTP 407)"), (STATUS_502, "is not a success")] {
         let proxy = ConnectProxy::start(Some(refusal)).await;
         let lines = format!("{ca_file}\nproxy = \"{}\"", proxy.url());
         let keyward = Probing::start(&site.url, "dev", &lines);
-        let reason = timeout(LIMIT, keyward.reason()).await.expect("a reason in time");
+        let reason = timeout(TEST_TIMEOUT, keyward.wait_for_reason()).await.expect("a reason in time");
         let refused = format!("the proxy {} refuses a connection to Scalekit", proxy.address);
         assert!(reason.contains(&refused) && reason.contains(expected), "{reason}");
         assert!(!reason.contains("pa:ss") && !reason.contains("pa%3A"), "{reason}");
-        assert_eq!(keyward.get(&site.key()).await.code(), Some("validation_unavailable"));
+        assert_eq!(keyward.get(&site.issue_key()).await.code(), Some("validation_unavailable"));
     }
-    // An access token came through, and validations do not: their pool opens tunnels of its own.
+    // The access token arrived, but validations fail: their pool opens its own tunnels.
     let proxy = ConnectProxy::refusing_after(1, Some(STATUS_407)).await;
     let lines = format!("{ca_file}\nproxy = \"{}\"", proxy.url());
-    let reason = timeout(LIMIT, Probing::start(&site.url, "dev", &lines).reason()).await.unwrap();
+    let reason =
+        timeout(TEST_TIMEOUT, Probing::start(&site.url, "dev", &lines).wait_for_reason()).await.unwrap();
     let refused = format!("the proxy {} refuses a connection to Scalekit", proxy.address);
     assert!(reason.contains(&refused) && reason.contains("(HTTP 407)"), "{reason}");
-    // Nobody there at all.
-    let (listener, address) = listen().await;
+    // Nothing listens there.
+    let (listener, address) = bind_loopback().await;
     drop(listener);
     let lines = format!("{ca_file}\nproxy = \"http://{address}\"");
-    let reason = timeout(LIMIT, Probing::start(&site.url, "dev", &lines).reason()).await.unwrap();
+    let reason =
+        timeout(TEST_TIMEOUT, Probing::start(&site.url, "dev", &lines).wait_for_reason()).await.unwrap();
     assert!(reason.contains(&format!("the proxy {address} cannot be reached")), "{reason}");
 }
 
 #[tokio::test]
-async fn proxy_of_the_environment_is_for_scalekit_and_never_for_upstreams() {
+async fn environment_proxy_is_never_used_for_upstreams() {
     let (site, proxy) = (Site::start("variables").await, ConnectProxy::start(None).await);
     let ends = CancellationToken::new();
     let _ends = ends.clone().drop_guard();
@@ -199,13 +201,15 @@ async fn proxy_of_the_environment_is_for_scalekit_and_never_for_upstreams() {
     let address = running.address("server.address").await;
     running.until("\"ready\"").await;
     let mut client = Client::connect(address).await;
-    client.send(format!("GET /x HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", site.key())).await;
-    let reply = client.reply().await;
+    client
+        .send(format!("GET /x HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", site.issue_key()))
+        .await;
+    let reply = client.read_reply().await;
     assert_eq!((reply.status, reply.code()), (404, None), "the upstream's own response");
     proxy.opened_tunnels_to(site.target(), 2);
     assert!(!running.text().contains("pa%3Ass"), "{}", running.text());
 
-    // NO_PROXY, and a proxy that refuses: which way it went can be seen.
+    // With a proxy that refuses, success shows that NO_PROXY was used.
     let refusing = ConnectProxy::start(Some(STATUS_407)).await;
     let mut direct = run();
     direct.env("HTTPS_PROXY", refusing.url()).env("NO_PROXY", "example.com,localhost");
@@ -216,7 +220,7 @@ async fn proxy_of_the_environment_is_for_scalekit_and_never_for_upstreams() {
 }
 
 #[tokio::test]
-async fn key_commands_go_through_the_proxy_or_name_it() {
+async fn key_commands_use_proxy_or_name_it() {
     let (site, proxy) = (Site::start("keys").await, ConnectProxy::start(None).await);
     let command = |proxy: &ConnectProxy, arguments: &[&str]| {
         let mut command = keys::command(&site.url, arguments);

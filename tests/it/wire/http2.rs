@@ -1,8 +1,8 @@
-//! HTTP/2 frame by frame: what no well-behaved client would send ends a stream or the connection, and nothing is forwarded.
+//! HTTP/2 frame by frame: invalid frames end the stream or the connection, and nothing is forwarded.
 
 use super::{OK, Wire, values};
 use crate::support::Setup;
-use crate::support::raw::{Client, Scripted};
+use crate::support::raw::{Client, ScriptedUpstream};
 
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
@@ -68,7 +68,7 @@ pub(crate) fn block(fields: &Fields<'_>) -> Vec<u8> {
     block
 }
 
-/// The status in front of a block of hyper's: an index, or a literal of digits in Huffman's code.
+/// The status at the start of a header block of hyper's: an index, or a Huffman-coded literal.
 fn status(block: &[u8]) -> u16 {
     let block = &block[block.iter().position(|byte| byte & 0xe0 != 0x20).unwrap()..];
     if block[0] & 0x80 != 0 {
@@ -86,12 +86,12 @@ fn status(block: &[u8]) -> u16 {
     status
 }
 
-/// Reads on to the fate of a stream, or with none to the end of the connection.
+/// Reads until the end of this stream, or without one until the end of the connection.
 pub(super) async fn fate(client: &mut Client, wanted: Option<u32>) -> Fate {
     loop {
-        let head = client.bytes(9).await;
+        let head = client.read_bytes(9).await;
         let &[_, high, low, kind, flags, ref stream @ ..] = &*head else { return Fate::Ended };
-        let payload = client.bytes(usize::from(high) << 8 | usize::from(low)).await;
+        let payload = client.read_bytes(usize::from(high) << 8 | usize::from(low)).await;
         let stream = u32::from_be_bytes(stream.try_into().unwrap_or_default());
         match kind {
             GOAWAY => return Fate::Ended,
@@ -103,7 +103,7 @@ pub(super) async fn fate(client: &mut Client, wanted: Option<u32>) -> Fate {
     }
 }
 
-/// The fate of the only stream of a connection.
+/// The end of the only stream of a connection.
 async fn sent(wire: &Wire, frames: &[Vec<u8>]) -> Fate {
     let mut client = wire.stage.connect().await;
     client.send([preface(), frames.concat()].concat()).await;
@@ -126,7 +126,7 @@ async fn refused(wire: &Wire, fields: &Fields<'_>) {
 }
 
 #[tokio::test]
-async fn a_field_that_http2_does_not_allow_is_refused() {
+async fn invalid_http2_header_is_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -157,7 +157,7 @@ async fn a_field_that_http2_does_not_allow_is_refused() {
 }
 
 #[tokio::test]
-async fn pseudo_headers_that_are_wrong_are_refused() {
+async fn invalid_pseudo_headers_are_refused() {
     let wire = Wire::start().await;
     #[rustfmt::skip]
     let cases = [
@@ -197,7 +197,7 @@ async fn pseudo_headers_that_are_wrong_are_refused() {
 }
 
 #[tokio::test]
-async fn what_http2_allows_is_served() {
+async fn unusual_valid_http2_requests_are_served() {
     let wire = Wire::start().await;
     for fields in [
         GET.to_vec(),
@@ -219,9 +219,9 @@ async fn what_http2_allows_is_served() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_not_as_long_as_announced_is_never_a_whole_request() {
-    // One that never answers: an answer would have to be Keyward's.
-    let wire = Wire::with(Scripted::answering("").await, Setup::default()).await;
+async fn http2_content_length_mismatch_is_never_complete() {
+    // An upstream that never responds: any response is Keyward's own.
+    let wire = Wire::with(ScriptedUpstream::answering("").await, Setup::default()).await;
     let head = |method: &'static str, length: &'static str, flags| {
         let fields = [(":method", method), GET[1], GET[2], GET[3], ("content-length", length)];
         frame(HEADERS, flags, 1, &block(&fields))
@@ -249,7 +249,7 @@ async fn a_body_that_is_not_as_long_as_announced_is_never_a_whole_request() {
     ] {
         let mut client = wire.stage.connect().await;
         client.send([preface(), frames.concat()].concat()).await;
-        // What the client itself reset has no fate to be read.
+        // A stream that the client itself reset has no end to read.
         client.send(frame(SETTINGS, 0, 3, b"")).await;
         let found = fate(&mut client, Some(1)).await;
         assert!(
@@ -259,7 +259,7 @@ async fn a_body_that_is_not_as_long_as_announced_is_never_a_whole_request() {
     }
     let mut next = wire.stage.connect().await;
     next.send("GET /public/next HTTP/1.1\r\nhost: a\r\n\r\n").await;
-    wire.upstream.until(|text| text.contains("/public/next")).await;
+    wire.upstream.wait_until(|text| text.contains("/public/next")).await;
     for connection in wire.upstream.received() {
         let text = String::from_utf8(connection).unwrap();
         assert!(!text.contains("\r\n0\r\n") && !text.contains("forged"), "{text}");
@@ -268,8 +268,8 @@ async fn a_body_that_is_not_as_long_as_announced_is_never_a_whole_request() {
 }
 
 #[tokio::test]
-async fn a_refused_http2_request_leaves_its_connection_and_the_others_alone() {
-    let wire = Wire::with(Scripted::answering(OK).await, Setup::default()).await;
+async fn refused_http2_request_keeps_its_connection() {
+    let wire = Wire::with(ScriptedUpstream::answering(OK).await, Setup::default()).await;
     let mut client = wire.stage.connect().await;
     let no_key = with(&POST[..3], &[(":path", "/v1")]);
     client.send([preface(), frame(HEADERS, END_HEADERS, 1, &block(&no_key))].concat()).await;
