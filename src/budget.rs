@@ -199,7 +199,7 @@ impl Account {
     }
 
     /// Holds bytes for a request. `None` when memory is tight and they exceed the connection's share.
-    pub fn request(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+    pub fn hold_request(self: &Arc<Self>, bytes: usize) -> Option<Held> {
         let own = self.held.load(Ordering::Relaxed).saturating_add(bytes);
         if self.budget.would_exceed(bytes) && own > self.budget.connection_share() {
             return None;
@@ -208,7 +208,7 @@ impl Account {
     }
 
     /// Holds bytes of a body, which have been received already and so are never refused.
-    pub fn piece(self: &Arc<Self>, bytes: usize) -> Held {
+    pub fn hold_piece(self: &Arc<Self>, bytes: usize) -> Held {
         self.hold_bytes(bytes, true)
     }
 
@@ -304,14 +304,14 @@ impl Drop for Held {
 }
 
 /// The same bytes, counted until their last reference is dropped.
-pub fn counted(bytes: Bytes, account: &Arc<Account>) -> Bytes {
+pub fn count_bytes(bytes: Bytes, account: &Arc<Account>) -> Bytes {
     struct Counted(Bytes, #[expect(dead_code, reason = "counts the bytes until it is dropped")] Held);
     impl AsRef<[u8]> for Counted {
         fn as_ref(&self) -> &[u8] {
             &self.0
         }
     }
-    let held = account.piece(bytes.len());
+    let held = account.hold_piece(bytes.len());
     Bytes::from_owner(Counted(bytes, held))
 }
 
@@ -340,9 +340,9 @@ mod tests {
         let budget = Budget::new(8 * REQUEST);
         let (account, _other) = (Account::open(&budget), Account::open(&budget));
         let mut cx = Context::from_waker(Waker::noop());
-        let first = account.piece(4 * REQUEST);
+        let first = account.hold_piece(4 * REQUEST);
         assert!(account.poll_room(&mut cx).is_ready());
-        let second = account.request(1).map_or_else(|| account.piece(1), |_| account.piece(1));
+        let second = account.hold_request(1).map_or_else(|| account.hold_piece(1), |_| account.hold_piece(1));
         assert!(account.poll_room(&mut cx).is_pending());
         drop((first, second));
         assert!(account.poll_room(&mut cx).is_ready());
@@ -362,8 +362,8 @@ mod tests {
         let budget = Budget::new(8 * REQUEST);
         let (account, flood) = (Account::open(&budget), Account::open(&budget));
         // A piece that its reader does not take, as of an upload or of another stream.
-        let _stuck = account.piece(REQUEST);
-        let others = flood.piece(8 * REQUEST);
+        let _stuck = account.hold_piece(REQUEST);
+        let others = flood.hold_piece(8 * REQUEST);
         let woken = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&woken));
         let mut cx = Context::from_waker(&waker);
@@ -377,7 +377,7 @@ mod tests {
     fn waiting_body_stores_one_waker_per_task() {
         let budget = Budget::new(8 * REQUEST);
         let account = Account::open(&budget);
-        let _stuck = account.piece(8 * REQUEST);
+        let _stuck = account.hold_piece(8 * REQUEST);
         let woken = Arc::new(Count(AtomicUsize::new(0)));
         let waker = Waker::from(Arc::clone(&woken));
         for _ in 0..1000 {

@@ -137,7 +137,7 @@ impl Upstream {
         }
         // An intermediary responds in its own version (RFC 9110 section 2.5), not in an upstream's HTTP/1.0.
         *response.version_mut() = Version::HTTP_11;
-        clean(response.headers_mut());
+        clean_response_headers(response.headers_mut());
         if response.status() == StatusCode::NO_CONTENT {
             // It has no body, and must not have a Content-Length (RFC 9110 section 8.6).
             response.headers_mut().remove(CONTENT_LENGTH);
@@ -255,7 +255,7 @@ impl From<Rejection> for Failure {
 
 /// Removes what the upstream may not send to the client: hop-by-hop headers, `Keyward-Error` and invalid names. Also for
 /// trailers.
-pub fn clean(headers: &mut HeaderMap) {
+pub fn clean_response_headers(headers: &mut HeaderMap) {
     hop_by_hop::strip_headers(headers);
     headers.remove(KEYWARD_ERROR);
     request_head::remove_invalid_names(headers);

@@ -55,7 +55,7 @@ impl Adapter for ResponseBody {
             Poll::Ready(None) => self.record.mark_complete(),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_mut() {
-                    upstream::clean(trailers);
+                    upstream::clean_response_headers(trailers);
                     // hyper filters it for HTTP/1.1 only.
                     trailers.remove(CONTENT_LENGTH);
                 }

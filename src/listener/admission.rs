@@ -34,7 +34,7 @@ pub(super) fn reserve_memory(
     let refused = if count > max_headers {
         Rejection::HeadTooLarge
     } else {
-        match account.request(REQUEST + size) {
+        match account.hold_request(REQUEST + size) {
             Some(held) => return Ok(held),
             None => Rejection::Overloaded(RETRY_AFTER),
         }

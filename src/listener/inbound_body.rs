@@ -44,7 +44,7 @@ impl Adapter for InboundBody {
         }
         self.ended |= body.is_end_stream();
         let account = &self.account;
-        polled.map_ok(|frame| frame.map_data(|bytes| budget::counted(bytes, account)))
+        polled.map_ok(|frame| frame.map_data(|bytes| budget::count_bytes(bytes, account)))
     }
 }
 

@@ -139,7 +139,7 @@ impl TrackedBytes {
         if let Some(progress) = progress {
             progress.record_given(bytes.len());
         }
-        Self { _held: account.piece(bytes.len()), bytes, progress: progress.cloned() }
+        Self { _held: account.hold_piece(bytes.len()), bytes, progress: progress.cloned() }
     }
 }
 

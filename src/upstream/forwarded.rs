@@ -77,7 +77,7 @@ impl Forwarding<'_> {
 }
 
 /// Removes all forwarding headers, also from trailers.
-pub(super) fn strip(headers: &mut HeaderMap) {
+pub(super) fn strip_forwarding(headers: &mut HeaderMap) {
     strip_where(headers, |name| is_removed(name.as_str()));
 }
 

@@ -189,7 +189,7 @@ fn strip_trailers(trailers: &mut HeaderMap, identity: &IdentityHeaders) {
     for name in [AUTHORIZATION, PROXY_AUTHORIZATION, CONTENT_LENGTH, TRANSFER_ENCODING, HOST] {
         trailers.remove(name);
     }
-    super::forwarded::strip(trailers);
+    super::forwarded::strip_forwarding(trailers);
     request_head::remove_invalid_names(trailers);
 }
 
