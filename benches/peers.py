@@ -5,7 +5,10 @@ needs a key (Keyward: to Scalekit; the others: to a header-only adapter), the ke
 set, request bodies streamed, connections to everything kept. Paths below /public/ need no key.
 """
 
+import json
 import os
+import re
+import resource
 import shutil
 import signal
 import socket
@@ -46,11 +49,11 @@ class Peer:
     def read_version(self):
         for flag in ("-v", "--version", "version"):
             result = subprocess.run([self.binary, flag], capture_output=True, text=True)
-            words = (result.stdout + result.stderr).replace("/", " ").split()
-            for word in words:
-                if word[:1].isdigit() or (word[:1] == "v" and word[1:2].isdigit()):
-                    return word.strip("v,")
+            if found := re.search(r"\d+\.\d+\.\d+", result.stdout + result.stderr):
+                return found[0]
         return "?"
+
+    log_on_stdout = False
 
     def start(self, core):
         command, environment = self.prepare()
@@ -64,8 +67,6 @@ class Peer:
             stderr=output,
             preexec_fn=lambda: os.sched_setaffinity(0, {core}),
         )
-
-    log_on_stdout = False
 
     def find_processes(self):
         """Its process and their children, which can be born late."""
@@ -181,7 +182,205 @@ http {{
         return [self.binary, "-p", self.folder, "-c", config], {}
 
 
-KINDS = [Nginx]
+class Haproxy(Peer):
+    """Asks the adapter in Lua, which is how HAProxy makes a call before it forwards."""
+
+    log_on_stdout = True
+
+    def prepare(self):
+        ports = self.ports
+        script = self.write("auth.lua", f"""
+local function ask(txn, key)
+  local request = core.httpclient()
+  return request:get{{url = "http://127.0.0.1:{ports["adapter"]}/", headers = {{authorization = {{key}}}}}}
+end
+core.register_action("ask", {{"http-req"}}, function(txn)
+  local key = txn.sf:req_hdr("authorization")
+  txn:set_var("txn.org", "")
+  if key ~= "" then
+    local answer = ask(txn, key)
+    if answer and answer.status == 200 then txn:set_var("txn.org", answer.headers["x-org-id"][0]) end
+  end
+end, 0)
+""")
+        variables = {
+            "time": "%Ts", "request_id": "%ID", "client": "%ci", "method": "%HM", "path": "%HP", "protocol": "%HV",
+            "host": "%[var(txn.host)]", "status": "%ST", "request_bytes": "%U", "response_bytes": "%B", "duration": "%Ta",
+            "upstream": "%s", "wait": "%Tw", "upstream_duration": "%Tr", "user_agent": "%[var(txn.agent)]", "org": "%[var(txn.org)]",
+        }
+        line = ",".join(f'\\"{name}\\":\\"{value}\\"' for name, value in variables.items())
+        config = self.write("haproxy.cfg", f"""
+global
+  nbthread 1
+  maxconn {min(16000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)}
+  log stdout format raw local0
+  lua-load {script}
+defaults
+  mode http
+  timeout client 600s
+  timeout server 600s
+  timeout connect 5s
+  log global
+  log-format "{{{line}}}"
+  http-reuse always
+frontend in
+  bind 127.0.0.1:{self.http1}
+  bind 127.0.0.1:{self.http2} proto h2
+  unique-id-format %{{+X}}o%ci:%cp_%fi:%fp_%Ts_%rt:%pid
+  http-request set-var(txn.host) req.hdr(host)
+  http-request set-var(txn.agent) req.hdr(user-agent)
+  http-request del-header X-Org-Id
+  http-request lua.ask unless {{ path_beg /public/ }}
+  http-request deny deny_status 401 unless {{ path_beg /public/ }} or {{ var(txn.org) -m found }} !{{ var(txn.org) -m len 0 }}
+  http-request set-header X-Org-Id %[var(txn.org)] unless {{ path_beg /public/ }}
+  http-request del-header Authorization
+  default_backend up
+backend up
+  server up 127.0.0.1:{ports["upstream"]} pool-max-conn -1
+""")
+        return [self.binary, "-f", config], {}
+
+
+class Envoy(Peer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.http2 = self.http1
+
+    def prepare(self):
+        def cluster(name):
+            address = {"socket_address": {"address": "127.0.0.1", "port_value": self.ports[name]}}
+            limit = {"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}
+            return {
+                "name": name,
+                "connect_timeout": "5s",
+                "circuit_breakers": {"thresholds": [limit]},
+                "load_assignment": {
+                    "cluster_name": name,
+                    "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}],
+                },
+            }
+
+        def typed(kind, **fields):
+            return {"@type": f"type.googleapis.com/envoy.extensions.{kind}", **fields}
+
+        log = typed("access_loggers.file.v3.FileAccessLog", path=self.log, log_format={"json_format": {
+            "time": "%START_TIME%", "request_id": "%REQ(X-REQUEST-ID)%", "client": "%DOWNSTREAM_REMOTE_ADDRESS%",
+            "method": "%REQ(:METHOD)%", "path": "%REQ(:PATH)%", "protocol": "%PROTOCOL%", "host": "%REQ(:AUTHORITY)%",
+            "status": "%RESPONSE_CODE%", "request_bytes": "%BYTES_RECEIVED%", "response_bytes": "%BYTES_SENT%",
+            "duration": "%DURATION%", "upstream": "%UPSTREAM_HOST%", "upstream_duration": "%RESPONSE_DURATION%",
+            "user_agent": "%REQ(USER-AGENT)%", "org": "%REQ(X-ORG-ID)%",
+        }})
+        authorize = typed("filters.http.ext_authz.v3.ExtAuthz", http_service={
+            "server_uri": {"uri": "http://127.0.0.1", "cluster": "adapter", "timeout": "5s"},
+            "authorization_response": {"allowed_upstream_headers": {"patterns": [{"exact": "x-org-id"}]}},
+        })
+        skip = {"envoy.filters.http.ext_authz": typed("filters.http.ext_authz.v3.ExtAuthzPerRoute", disabled=True)}
+        to_upstream = {"cluster": "upstream", "timeout": "600s"}
+        routes = [
+            {"match": {"prefix": "/public/"}, "route": to_upstream, "typed_per_filter_config": skip,
+             "request_headers_to_remove": ["authorization", "x-org-id"]},
+            {"match": {"prefix": "/"}, "route": to_upstream, "request_headers_to_remove": ["authorization"]},
+        ]
+        manager = typed(
+            "filters.network.http_connection_manager.v3.HttpConnectionManager",
+            stat_prefix="in",
+            access_log=[{"name": "log", "typed_config": log}],
+            route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
+            http_filters=[
+                {"name": "envoy.filters.http.ext_authz", "typed_config": authorize},
+                {"name": "router", "typed_config": typed("filters.http.router.v3.Router")},
+            ],
+        )
+        config = self.write("envoy.json", json.dumps({"static_resources": {
+            "listeners": [{
+                "address": {"socket_address": {"address": "127.0.0.1", "port_value": self.http1}},
+                "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+            }],
+            "clusters": [cluster("upstream"), cluster("adapter")],
+        }}))
+        return [self.binary, "-c", config, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"], {}
+
+
+class Caddy(Peer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.http2 = self.http1
+
+    def prepare(self):
+        ports = self.ports
+        proxy = f"""reverse_proxy 127.0.0.1:{ports["upstream"]} {{
+      header_up -Authorization
+      transport http {{
+        keepalive_idle_conns_per_host 1024
+      }}
+    }}"""
+        config = self.write("Caddyfile", f"""{{
+  admin off
+  auto_https off
+  persist_config off
+  servers {{
+    protocols h1 h2 h2c
+  }}
+}}
+http://127.0.0.1:{self.http1}, http://bench.test:{self.http1} {{
+  bind 127.0.0.1
+  log {{
+    output file {self.log} {{
+      roll_disabled
+    }}
+    format json
+  }}
+  request_header -X-Org-Id
+  handle /public/* {{
+    {proxy}
+  }}
+  handle {{
+    forward_auth 127.0.0.1:{ports["adapter"]} {{
+      uri /
+      copy_headers X-Org-Id
+      transport http {{
+        keepalive_idle_conns_per_host 1024
+      }}
+    }}
+    {proxy}
+  }}
+}}
+""")
+        return [self.binary, "run", "--config", config, "--adapter", "caddyfile"], {"GOMAXPROCS": "1"}
+
+
+class Traefik(Peer):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.http2 = self.http1
+
+    def prepare(self):
+        ports = self.ports
+        routes = self.write("routes.yaml", f"""
+http:
+  routers:
+    open: {{ rule: "PathPrefix(`/public/`)", priority: 100, service: up, middlewares: [strip] }}
+    key: {{ rule: "PathPrefix(`/`)", priority: 1, service: up, middlewares: [ask, hide] }}
+  middlewares:
+    strip: {{ headers: {{ customRequestHeaders: {{ X-Org-Id: "", Authorization: "" }} }} }}
+    hide: {{ headers: {{ customRequestHeaders: {{ Authorization: "" }} }} }}
+    ask: {{ forwardAuth: {{ address: "http://127.0.0.1:{ports["adapter"]}/", authResponseHeaders: [X-Org-Id] }} }}
+  services:
+    up: {{ loadBalancer: {{ servers: [ {{ url: "http://127.0.0.1:{ports["upstream"]}" }} ], serversTransport: keep }} }}
+  serversTransports:
+    keep: {{ maxIdleConnsPerHost: 1024 }}
+""")
+        config = self.write("traefik.yaml", f"""
+global: {{ checkNewVersion: false, sendAnonymousUsage: false }}
+log: {{ level: ERROR }}
+entryPoints: {{ in: {{ address: "127.0.0.1:{self.http1}" }} }}
+providers: {{ file: {{ filename: {routes} }} }}
+accessLog: {{ filePath: {self.log}, format: json }}
+""")
+        return [self.binary, f"--configFile={config}"], {"GOMAXPROCS": "1"}
+
+
+KINDS = [Nginx, Haproxy, Envoy, Caddy, Traefik]
 
 
 def find_binary(name, cache):
