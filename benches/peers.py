@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 
 ORGANIZATION = "org_123456789012345"
 
@@ -147,7 +146,19 @@ upstream = "up"
         }
 
 
-class Nginx(Peer):
+class Direct(Peer):
+    """The upstream itself, to know what the way there costs without a proxy."""
+
+    def __init__(self, folder, port, process):
+        super().__init__("direct", None, folder, {})
+        self.http1, self.process, self.log = port, process, None
+
+
+class Other(Peer):
+    """A proxy that is not Keyward: it asks the adapter, once for each request that needs a key."""
+
+
+class Nginx(Other):
     def prepare(self):
         ports = self.ports
         common = "proxy_pass http://up; proxy_request_buffering off; proxy_http_version 1.1;" \
@@ -182,7 +193,7 @@ http {{
         return [self.binary, "-p", self.folder, "-c", config], {}
 
 
-class Haproxy(Peer):
+class Haproxy(Other):
     """Asks the adapter in Lua, which is how HAProxy makes a call before it forwards."""
 
     log_on_stdout = True
@@ -241,7 +252,7 @@ backend up
         return [self.binary, "-f", config], {}
 
 
-class Envoy(Peer):
+class Envoy(Other):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.http2 = self.http1
@@ -301,7 +312,7 @@ class Envoy(Peer):
         return [self.binary, "-c", config, "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"], {}
 
 
-class Caddy(Peer):
+class Caddy(Other):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.http2 = self.http1
@@ -349,7 +360,7 @@ http://127.0.0.1:{self.http1}, http://bench.test:{self.http1} {{
         return [self.binary, "run", "--config", config, "--adapter", "caddyfile"], {"GOMAXPROCS": "1"}
 
 
-class Traefik(Peer):
+class Traefik(Other):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.http2 = self.http1
@@ -380,7 +391,7 @@ accessLog: {{ filePath: {self.log}, format: json }}
         return [self.binary, f"--configFile={config}"], {"GOMAXPROCS": "1"}
 
 
-KINDS = [Nginx, Haproxy, Envoy, Caddy, Traefik]
+OTHERS = [Nginx, Haproxy, Envoy, Caddy, Traefik]
 
 
 def find_binary(name, cache):

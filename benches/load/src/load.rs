@@ -213,16 +213,18 @@ async fn exchange_http2(plan: &Plan, sender: &mut h2::client::SendRequest<Bytes>
     Some(head.status.as_u16())
 }
 
-/// Opens connections, sends one request on each, says `ready`, and keeps them for as long as `--seconds` says.
+/// Opens connections, sends one request on each, says `ready`, and keeps them for as long as `--seconds` says. Fails where a
+/// connection is refused or not served.
 pub async fn hold(options: &Options) -> Result<(), String> {
     let plan = Plan::read(options)?;
     let mut held = Vec::new();
     for _ in 0..options.get("connections", 1)? {
         let mut stream = connect(&plan).await?;
-        let (status, _) =
-            exchange(&plan, &mut stream, &mut Reader::default()).await.map_err(|error| error.to_string())?;
-        if status != 200 {
-            return Err(format!("status {status} after {} connections", held.len()));
+        let mut reader = Reader::default();
+        // A proxy that takes no more connections leaves this one waiting.
+        match tokio::time::timeout(Duration::from_secs(5), exchange(&plan, &mut stream, &mut reader)).await {
+            Ok(Ok((200, _))) => {}
+            refused => return Err(format!("{refused:?} after {} connections", held.len())),
         }
         held.push(stream);
     }
