@@ -33,6 +33,8 @@ class Bench:
         for name, port in self.ports.items():
             serve += [f"--{name}", f"127.0.0.1:{port}"]
         self.stand_ins = subprocess.Popen(serve, preexec_fn=self.pin_load)
+
+    def wait(self):
         wait_until(lambda: self.count_verdicts() is not None, "the stand-ins do not start")
 
     def pin_load(self):

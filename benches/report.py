@@ -118,7 +118,8 @@ def render_bars(table):
     """A bar for each cell, as long as its share of the base's; rows without the base are left out."""
     columns, base = table["columns"], choose_base(table["columns"])
     rows = [row for row in table["rows"] if base in row["cells"]]
-    ratios = [[(column, row["cells"][column]["value"] / row["cells"][base]["value"]) for column in columns if column in row["cells"]] for row in rows]
+    cells = [row["cells"] for row in rows]
+    ratios = [[(column, of[column]["value"] / of[base]["value"]) for column in columns if column in of] for of in cells]
     most = max((ratio for row in ratios for _, ratio in row), default=1)
     parts, y = [], 44
     for row, of_row in zip(rows, ratios):
@@ -135,7 +136,7 @@ def render_bars(table):
 
 
 def render_lines(table):
-    """A line for each column; logarithmic axes where the table says so. Zero is drawn where the smallest number is."""
+    """A line for each column; logarithmic axes where the table says so. Zero is drawn at the end of such an axis."""
     log = table.get("log", "")
     points = [[(row["x"], row["cells"][column]["value"]) for row in table["rows"] if column in row["cells"]] for column in table["columns"]]
     scale_x, ticks_x = make_scale([x for line in points for x, _ in line], "x" in log, 70, 540)
@@ -143,6 +144,7 @@ def render_lines(table):
     parts = ['<path d="M70 50V360H540" fill="none" stroke="#999"/>']
     for tick in ticks_x:
         parts.append(text(scale_x(tick), 378, format_tick(tick), "middle"))
+    parts.append(text(556, 378, table["x_title"]))
     for tick in ticks_y:
         parts.append(f'<path d="M70 {scale_y(tick):.1f}H540" stroke="#eee"/>' + text(64, scale_y(tick) + 4, format_tick(tick), "end"))
     for at, (column, line) in enumerate(zip(table["columns"], points)):
@@ -160,7 +162,7 @@ def make_scale(values, logarithmic, low, high):
         least = min((value for value in values if value > 0), default=1)
         first, last = math.floor(math.log10(least)), math.ceil(math.log10(max(most, least * 1.01)))
         ticks = [10.0**power for power in range(first, last + 1)]
-        return lambda value: low + (high - low) * (math.log10(max(value, least)) - first) / (last - first), ticks
+        return lambda value: low + (high - low) * (math.log10(max(value, ticks[0])) - first) / (last - first), ticks
     step = 10 ** math.floor(math.log10(max(most - least, 1e-9) / 2))
     step *= 5 if (most - least) / step > 25 else 2 if (most - least) / step > 8 else 1
     first, last = math.floor(least / step), max(math.ceil(most / step), math.floor(least / step) + 1)
