@@ -323,16 +323,16 @@ mod tests {
     fn connection_share_applies_beyond_half_the_budget() {
         let budget = Budget::new(20 * REQUEST);
         let (greedy, modest) = (Account::open(&budget), Account::open(&budget));
-        let mut held: Vec<_> = (0..10).map_while(|_| greedy.request(REQUEST)).collect();
+        let mut held: Vec<_> = (0..10).map_while(|_| greedy.hold_request(REQUEST)).collect();
         assert_eq!(held.len(), 10, "the common half");
-        assert!(greedy.request(REQUEST).is_none());
-        held.extend((0..10).map_while(|_| modest.request(REQUEST)));
+        assert!(greedy.hold_request(REQUEST).is_none());
+        held.extend((0..10).map_while(|_| modest.hold_request(REQUEST)));
         assert_eq!(held.len(), 15, "half of the other half");
         drop(greedy);
         held.clear();
         assert_eq!(budget.held(), 0);
         assert_eq!(budget.connections.load(Ordering::Relaxed), 1);
-        assert!(modest.request(REQUEST).is_some());
+        assert!(modest.hold_request(REQUEST).is_some());
     }
 
     #[test]
