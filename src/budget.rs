@@ -17,7 +17,7 @@ const GOOD_FOR: Duration = Duration::from_secs(60);
 
 /// The bytes that requests and bodies of one listener hold.
 #[derive(Debug)]
-pub struct Budget {
+pub struct MemoryBudget {
     limit: AtomicUsize,
     held: AtomicUsize,
     connections: AtomicUsize,
@@ -28,7 +28,7 @@ pub struct Budget {
     waiting: Mutex<Vec<Weak<Account>>>,
 }
 
-impl Budget {
+impl MemoryBudget {
     /// `limit` is in bytes.
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self {
@@ -101,17 +101,17 @@ impl Budget {
 /// What one connection holds, and whether it may be closed to make room for another.
 #[derive(Debug)]
 pub struct Account {
-    budget: Arc<Budget>,
+    budget: Arc<MemoryBudget>,
     held: AtomicUsize,
     /// Of that, pieces of bodies that are being relayed.
     pieces: AtomicUsize,
     /// Requests in progress that were admitted with a key.
     admitted: AtomicUsize,
-    /// Requests on public routes in progress. Above zero, the connection is counted in `Budget::public`.
+    /// Requests on public routes in progress. Above zero, the connection is counted in `MemoryBudget::public`.
     public: Mutex<usize>,
     /// When the last request with a key ended, unless a bad key was presented since.
     last_admitted: Mutex<Option<Instant>>,
-    /// Whether this is in `Budget::waiting`.
+    /// Whether this is in `MemoryBudget::waiting`.
     is_listed: AtomicBool,
     has_waiters: AtomicBool,
     waiters: Mutex<Vec<Waker>>,
@@ -119,7 +119,7 @@ pub struct Account {
 
 impl Account {
     /// For a new connection.
-    pub fn open(budget: &Arc<Budget>) -> Arc<Self> {
+    pub fn open(budget: &Arc<MemoryBudget>) -> Arc<Self> {
         budget.connections.fetch_add(1, Ordering::Relaxed);
         Arc::new(Self {
             budget: Arc::clone(budget),
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn connection_share_applies_beyond_half_the_budget() {
-        let budget = Budget::new(20 * REQUEST);
+        let budget = MemoryBudget::new(20 * REQUEST);
         let (greedy, modest) = (Account::open(&budget), Account::open(&budget));
         let mut held: Vec<_> = (0..10).map_while(|_| greedy.hold_request(REQUEST)).collect();
         assert_eq!(held.len(), 10, "the common half");
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn body_waits_for_its_own_connection_when_tight() {
-        let budget = Budget::new(8 * REQUEST);
+        let budget = MemoryBudget::new(8 * REQUEST);
         let (account, _other) = (Account::open(&budget), Account::open(&budget));
         let mut cx = Context::from_waker(Waker::noop());
         let first = account.hold_piece(4 * REQUEST);
@@ -359,7 +359,7 @@ mod tests {
 
     #[test]
     fn waiting_body_wakes_when_others_release_memory() {
-        let budget = Budget::new(8 * REQUEST);
+        let budget = MemoryBudget::new(8 * REQUEST);
         let (account, flood) = (Account::open(&budget), Account::open(&budget));
         // A piece that its reader does not take, as of an upload or of another stream.
         let _stuck = account.hold_piece(REQUEST);
@@ -375,7 +375,7 @@ mod tests {
 
     #[test]
     fn waiting_body_stores_one_waker_per_task() {
-        let budget = Budget::new(8 * REQUEST);
+        let budget = MemoryBudget::new(8 * REQUEST);
         let account = Account::open(&budget);
         let _stuck = account.hold_piece(8 * REQUEST);
         let woken = Arc::new(Count(AtomicUsize::new(0)));
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn public_requests_leave_a_quarter_of_connections() {
-        let budget = Budget::new(100 * REQUEST);
+        let budget = MemoryBudget::new(100 * REQUEST);
         budget.set_max_connections(4);
         let accounts: Vec<_> = (0..4).map(|_| Account::open(&budget)).collect();
         let held: Vec<_> = accounts[..3].iter().filter_map(Account::admit_public).collect();

@@ -36,7 +36,7 @@ use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
 use crate::upstream::forwarded::{Forwarding, REQUEST_ID, choose_request_id};
 use crate::upstream::websocket::CloseCode;
-use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, tunnel};
+use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, websocket_tunnel};
 use crate::validator::Validator;
 
 /// `Retry-After` where public routes already use all the connections they may.
@@ -281,7 +281,7 @@ impl Gateway {
                     rejection = revalidation.wait_until_closed() => (close_code(&rejection), close_reason(&rejection)),
                 }
             };
-            match tunnel::relay(client, upstream, cut).await {
+            match websocket_tunnel::relay(client, upstream, cut).await {
                 Some(reason) => record.mark_cut(reason, None),
                 None => record.mark_complete(),
             }

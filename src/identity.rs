@@ -56,7 +56,7 @@ pub struct Settings {
     pub claim_prefix: String,
     /// The claims that are forwarded; `None` for all.
     pub claims: Option<Vec<String>>,
-    /// IdentityHeaders given to single claims; each name begins with `claim_prefix`.
+    /// Headers given to single claims; each name begins with `claim_prefix`.
     pub claim_headers: BTreeMap<String, HeaderName>,
     /// Maximum size of all names and values together, in bytes.
     pub max_bytes: usize,

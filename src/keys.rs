@@ -151,17 +151,17 @@ impl Keys {
                 && token.created_at.is_none_or(|at| at.duration_since(began) > -MAX_CLOCK_SKEW)
         };
         let mut ids = Vec::new();
-        let mut listing = PageRequest {
+        let mut page_request = PageRequest {
             organization_id: new.organization_id.clone(),
             user_id: new.user_id.clone(),
             page_size: Some(MAX_PAGE_SIZE),
             page_token: None,
         };
         loop {
-            let page = self.client.list_tokens(&listing).await?;
+            let page = self.client.list_tokens(&page_request).await?;
             ids.extend(page.tokens.into_iter().filter(is_candidate).map(|token| token.token_id));
             match page.next_page_token {
-                Some(next) => listing.page_token = Some(next),
+                Some(next) => page_request.page_token = Some(next),
                 None => return Ok(ids),
             }
         }
@@ -170,9 +170,9 @@ impl Keys {
     /// Fetches one page of an organization's live keys.
     ///
     /// # Errors
-    /// When the listing is outside Scalekit's limits, or the call fails.
-    pub async fn list(&self, listing: &PageRequest) -> Result<Page, KeyError> {
-        Ok(self.client.list_tokens(listing).await?)
+    /// When the page_request is outside Scalekit's limits, or the call fails.
+    pub async fn list(&self, page_request: &PageRequest) -> Result<Page, KeyError> {
+        Ok(self.client.list_tokens(page_request).await?)
     }
 
     /// Fetches a live key by its id.

@@ -41,7 +41,7 @@ use self::http::HttpServers;
 use self::registry::Registry;
 use self::socket::Socket;
 use crate::body::Body;
-use crate::budget::{Account, Budget};
+use crate::budget::{Account, MemoryBudget};
 use crate::metrics::Metrics;
 use crate::peer::{Peer, TrustedProxies};
 use crate::rejection::{ErrorFormat, Rejection};
@@ -82,14 +82,14 @@ impl Settings {
     /// For an internal listener of the same process: in clear text, without a load balancer, and with a few connections of its
     /// own, so that it answers whatever happens to the public one.
     #[must_use]
-    pub fn beside(&self, listen: Listen) -> Self {
+    pub fn internal(&self, listen: Listen) -> Self {
         Self {
             listen,
             tls: None,
             proxied: TrustedProxies::default(),
-            max_connections: BESIDE_CONNECTIONS,
+            max_connections: INTERNAL_CONNECTIONS,
             max_connections_per_address: None,
-            memory: BESIDE_MEMORY,
+            memory: INTERNAL_MEMORY,
             ..self.clone()
         }
     }
@@ -172,9 +172,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Between two attempts to end a connection for one that waits.
 const EVICT_INTERVAL: Duration = Duration::from_millis(20);
 /// Connections of an internal listener.
-pub const BESIDE_CONNECTIONS: usize = 64;
+pub const INTERNAL_CONNECTIONS: usize = 64;
 /// Memory for the requests of an internal listener, in bytes.
-const BESIDE_MEMORY: usize = 16 * 1024 * 1024;
+const INTERNAL_MEMORY: usize = 16 * 1024 * 1024;
 
 impl Listener {
     /// Binds the socket. Connections wait in the kernel's queue until `serve`.
@@ -213,7 +213,7 @@ impl Listener {
     /// Serves connections, each a task in `tasks`, until `phases.stopping`.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, phases: Phases, tasks: TaskTracker) {
         let mut changes = self.settings.subscribe();
-        let (registry, budget) = (Arc::<Registry>::default(), Budget::new(changes.borrow().memory));
+        let (registry, budget) = (Arc::<Registry>::default(), MemoryBudget::new(changes.borrow().memory));
         let addresses = Arc::<AddressLimit>::default();
         let apply = |settings: &Settings| {
             budget.resize(settings.memory);

@@ -1,6 +1,6 @@
 //! The log: its format and where it goes, and limits on lines that repeat.
 
-pub mod failure_log;
+pub mod outage_tracker;
 pub mod json_line;
 pub mod line_limit;
 pub mod output;

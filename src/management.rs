@@ -34,7 +34,7 @@ use self::problem::{Code, Problem};
 use self::request::{Call, Creation, Operation, Patch, Rotation};
 use crate::body::{self, Body};
 use crate::budget::Account;
-use crate::keys::rules::{Issuance, Rules};
+use crate::keys::rules::{Issuance, IssuanceRules};
 use crate::keys::{self, KeyError, Keys, TokenId};
 use crate::listener::{Handler, Listen};
 use crate::logging::output::AuditSlot;
@@ -54,7 +54,7 @@ pub struct Settings {
     /// File with the secret that clients send as `Authorization: Bearer …`. It is read for every request.
     pub secret_file: Option<PathBuf>,
     /// What clients may do.
-    pub rules: Rules,
+    pub rules: IssuanceRules,
 }
 
 /// The OpenAPI document, served at `/openapi.json`.
@@ -82,7 +82,7 @@ const KEY_LOCKS: usize = 64;
 /// The handler of the management listener.
 pub struct Management {
     keys: Keys,
-    rules: Rules,
+    rules: IssuanceRules,
     auth: Auth,
     idempotency: Idempotency,
     /// The organization of each revoked key.

@@ -8,7 +8,7 @@ mod dial;
 mod outgoing;
 mod pooled;
 mod request_target;
-mod tunnel;
+mod proxy_tunnel;
 
 use std::io;
 use std::path::PathBuf;
@@ -24,8 +24,8 @@ use tokio_util::task::TaskTracker;
 use self::outgoing::{OutgoingBody, Replay};
 pub(crate) use self::pooled::PooledBody;
 use self::pooled::{Connection, lease_connection};
+pub use self::proxy_tunnel::{ProxyTunnel, USER_AGENT_PRODUCT};
 use self::request_target::{for_http1, for_http2};
-pub use self::tunnel::{PRODUCT, Tunnel};
 use crate::body::Body;
 use crate::tls::{KeyPair, TlsError};
 
@@ -165,7 +165,7 @@ impl Origin {
     /// # Errors
     /// When a certificate cannot be used.
     pub fn with_tunnel(
-        tunnel: Option<Tunnel>,
+        tunnel: Option<ProxyTunnel>,
         settings: &Settings,
         tasks: TaskTracker,
     ) -> Result<Arc<Self>, TlsError> {

@@ -295,7 +295,7 @@ mod tests {
         ]
     }
 
-    fn caller(head: bool, grpc: bool) -> ErrorFormat {
+    fn client(head: bool, grpc: bool) -> ErrorFormat {
         ErrorFormat { head, grpc, trailers: grpc, close: false }
     }
 
@@ -306,7 +306,7 @@ mod tests {
     #[tokio::test]
     async fn rejections_are_problem_json_with_code_header() {
         for rejection in every() {
-            let response = rejection.to_response(&caller(false, false), "id-1", "api");
+            let response = rejection.to_response(&client(false, false), "id-1", "api");
             assert_eq!(response.status(), rejection.status());
             assert_eq!(response.headers()[KEYWARD_ERROR], rejection.code());
             assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
@@ -336,7 +336,7 @@ mod tests {
             ),
             (Rejection::NotPermitted, "Not permitted", "Bearer realm=\"api\", error=\"insufficient_scope\""),
         ] {
-            let response = rejection.to_response(&caller(false, false), "", "api");
+            let response = rejection.to_response(&client(false, false), "", "api");
             assert_eq!(response.headers()[WWW_AUTHENTICATE], challenge);
             assert_eq!(json(response).await["error"], sentence);
         }
@@ -345,10 +345,10 @@ mod tests {
     #[tokio::test]
     async fn head_gets_no_body_grpc_gets_trailers_only() {
         for rejection in every() {
-            let head = rejection.to_response(&caller(true, false), "", "api");
+            let head = rejection.to_response(&client(true, false), "", "api");
             assert_eq!(head.status(), rejection.status());
             assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
-            let grpc = rejection.to_response(&caller(false, true), "", "api");
+            let grpc = rejection.to_response(&client(false, true), "", "api");
             assert_eq!(grpc.status(), StatusCode::OK);
             let expected = match rejection.status().as_u16() {
                 401 => "16",
@@ -376,10 +376,10 @@ mod tests {
             (Method::GET, Version::HTTP_2, "application/grpc", "application/grpc", false),
         ] {
             let request = Request::builder().method(&method).version(version).header(CONTENT_TYPE, asked);
-            let caller = ErrorFormat::from_request(&request.body(body::empty()).unwrap());
+            let client = ErrorFormat::from_request(&request.body(body::empty()).unwrap());
             let answered = HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(answered))]);
             assert_eq!(
-                caller.takes_grpc_status(&answered),
+                client.takes_grpc_status(&answered),
                 takes,
                 "{method} {version:?} {asked} {answered:?}"
             );

@@ -33,7 +33,7 @@ use crate::body::{self, Body};
 use crate::credential::ApiKey;
 use crate::identity::{self, Identity};
 use crate::metrics::{Metrics, Outcome};
-use crate::pool::{self, Address, Origin, PRODUCT, SendError, Tunnel};
+use crate::pool::{self, Address, Origin, ProxyTunnel, SendError, USER_AGENT_PRODUCT};
 use crate::secret::SecretSource;
 use crate::tls::{self, TlsError};
 
@@ -143,7 +143,7 @@ pub fn build_client(settings: &Settings, metrics: Arc<Metrics>) -> Result<Client
     client.proxy = settings.proxy.clone().map_or(Proxy::None, Proxy::Server);
     client.tls = Some(tls);
     client.connect_timeout = settings.origin.connect_timeout;
-    client.user_agent = HeaderValue::from_static(PRODUCT);
+    client.user_agent = HeaderValue::from_static(USER_AGENT_PRODUCT);
     client.observer = Some(Box::new(move |fetched| record_token_fetch(&metrics, fetched)));
     Ok(Client::new(client)?)
 }
@@ -179,7 +179,8 @@ impl Scalekit {
     ) -> Result<Arc<Self>, SetupError> {
         let authority = settings.environment.authority().as_str();
         let roots = settings.origin.tls.as_ref().and_then(|tls| tls.roots.as_deref());
-        let tunnel = settings.proxy.clone().map(|proxy| Tunnel::new(proxy, &settings.environment, roots));
+        let tunnel =
+            settings.proxy.clone().map(|proxy| ProxyTunnel::new(proxy, &settings.environment, roots));
         Ok(Arc::new(Self {
             client: build_client(settings, Arc::clone(&metrics))?,
             origin: Origin::with_tunnel(tunnel.transpose()?, &settings.origin, tasks)?,
@@ -251,7 +252,7 @@ impl Scalekit {
         let mut request = self.transport.encode_request(call).map(body::full);
         let headers = request.headers_mut();
         headers.insert(HOST, self.host.clone());
-        headers.insert(USER_AGENT, HeaderValue::from_static(PRODUCT));
+        headers.insert(USER_AGENT, HeaderValue::from_static(USER_AGENT_PRODUCT));
         headers.insert(AUTHORIZATION, bearer.authorization().clone());
         let response =
             timeout_at(deadline, self.send_request(request, operation)).await.unwrap_or_else(|_| {

@@ -151,7 +151,7 @@ impl Server {
     pub fn bind(config: Config, metrics: Arc<Metrics>) -> Result<Self, StartError> {
         let (background, phases) = (TaskTracker::new(), Phases::default());
         let (restart_only, files) = (RestartOnly::from_config(&config), WatchedFiles::of_config(&config));
-        let admin = restart_only.listener.beside(restart_only.admin.clone());
+        let admin = restart_only.listener.internal(restart_only.admin.clone());
         let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
         // Its own metrics, as those that are shown count connections to the public listener.
         let admin = Listener::bind(admin, Arc::default())?;
@@ -163,7 +163,7 @@ impl Server {
                 max_connections: management::CONNECTIONS,
                 memory: management::MEMORY,
                 socket_mode: Some(settings.socket_mode),
-                ..restart_only.listener.beside(settings.listen.clone())
+                ..restart_only.listener.internal(settings.listen.clone())
             };
             let listener = Listener::bind(listener, Arc::default())?;
             let (client, metrics) = (scalekit.client.clone(), Arc::clone(&metrics));

@@ -3,7 +3,7 @@
 
 mod capacity;
 pub mod forwarded;
-pub mod tunnel;
+pub mod websocket_tunnel;
 pub mod websocket;
 
 pub mod request_body;
@@ -21,7 +21,7 @@ use self::request_body::{Limits, Progress, RequestBody};
 use crate::body::Body;
 use crate::hop_by_hop::{self, WebSocket};
 use crate::identity::IdentityHeaders;
-use crate::logging::failure_log::FailureLog;
+use crate::logging::outage_tracker::OutageTracker;
 use crate::policy::Permit;
 use crate::pool::{self, Origin, PooledBody, Protocol, SendError};
 use crate::rejection::{self, KEYWARD_ERROR, Rejection};
@@ -48,7 +48,7 @@ pub struct Upstream {
     /// Compared at a reload: an upstream whose settings are unchanged is kept.
     pub settings: Settings,
     origin: Arc<Origin>,
-    failures: FailureLog,
+    failures: OutageTracker,
     capacity: Arc<Capacity>,
 }
 
@@ -93,7 +93,7 @@ impl Upstream {
             origin: Origin::new(&settings.origin, tasks)?,
             capacity: Capacity::new(settings.max_requests),
             settings: settings.clone(),
-            failures: FailureLog::default(),
+            failures: OutageTracker::default(),
         })
     }
 
@@ -158,13 +158,13 @@ impl Upstream {
     ) -> Result<Response<PooledBody>, Failure> {
         let mut sending = std::pin::pin!(sending);
         loop {
-            let deadline = progress.last() + self.settings.response_timeout;
+            let deadline = progress.upstream_turn_since() + self.settings.response_timeout;
             let deadline = wake_at.map_or(deadline, |wake_at| wake_at.min(deadline));
             tokio::select! {
                 sent = &mut sending => return sent.map_err(|error| self.explain_send_error(&error, progress)),
                 () = sleep_until(deadline) => {
                     wake_at = wake_at.filter(|wake_at| *wake_at > Instant::now());
-                    if progress.last() + self.settings.response_timeout <= Instant::now() {
+                    if progress.upstream_turn_since() + self.settings.response_timeout <= Instant::now() {
                         let rejection = Rejection::UpstreamTimeout;
                         return Err(Failure { rejection, cause: "no answer in time".into() });
                     }

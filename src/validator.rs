@@ -6,9 +6,9 @@ pub mod flights;
 mod breaker;
 mod call;
 mod call_budget;
-mod hold;
+mod backoff;
 mod shares;
-mod throttle;
+mod bad_key_limit;
 
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -23,15 +23,15 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
+use self::backoff::Backoff;
+use self::bad_key_limit::BadKeyLimit;
 use self::breaker::Breaker;
 use self::call_budget::CallBudget;
 use self::flights::{Arrival, Board};
-use self::hold::Hold;
 use self::shares::{Calls, Class, GoodKeys, kept_share};
-use self::throttle::Throttle;
 use crate::credential::{ApiKey, Digester, KeyDigest};
 use crate::identity::Identity;
-use crate::logging::failure_log::FailureLog;
+use crate::logging::outage_tracker::OutageTracker;
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::scalekit::{Scalekit, Verdict};
@@ -91,10 +91,10 @@ pub struct Validator {
     streams: Mutex<Board<KeyDigest, Flight>>,
     calls: Calls,
     breaker: Arc<Breaker>,
-    hold: Arc<Hold>,
-    throttle: Option<Throttle>,
+    backoff: Arc<Backoff>,
+    throttle: Option<BadKeyLimit>,
     budget: Option<CallBudget>,
-    failures: Arc<FailureLog>,
+    failures: Arc<OutageTracker>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
 }
@@ -131,8 +131,8 @@ impl Validator {
             streams: Mutex::new(Board::new(1)),
             calls: Calls::new(settings.max_in_flight),
             breaker: Arc::default(),
-            hold: Arc::default(),
-            throttle: settings.bad_keys_per_minute.map(Throttle::new),
+            backoff: Arc::default(),
+            throttle: settings.bad_keys_per_minute.map(BadKeyLimit::new),
             budget: settings.max_per_minute.map(CallBudget::new),
             failures: Arc::default(),
             settings,
@@ -153,7 +153,7 @@ impl Validator {
         let same = remembers(&self.settings) == remembers(settings);
         let throttle = |limit| match &self.throttle {
             Some(throttle) => throttle.with_limit(limit),
-            None => Throttle::new(limit),
+            None => BadKeyLimit::new(limit),
         };
         let budget = |limit| match &self.budget {
             Some(budget) => budget.with_limit(limit),
@@ -167,7 +167,7 @@ impl Validator {
             streams: Mutex::new(Board::new(1)),
             calls: Calls::new(settings.max_in_flight),
             breaker: Arc::clone(&self.breaker),
-            hold: Arc::clone(&self.hold),
+            backoff: Arc::clone(&self.backoff),
             throttle: settings.bad_keys_per_minute.map(throttle),
             budget: settings.max_per_minute.map(budget),
             failures: Arc::clone(&self.failures),
@@ -201,7 +201,7 @@ impl Validator {
             })?;
         }
         self.breaker.check(now).map_err(Rejection::ValidationUnavailable)?;
-        self.hold.check(class, now).map_err(Rejection::ValidationUnavailable)?;
+        self.backoff.check(class, now).map_err(Rejection::ValidationUnavailable)?;
         let _waiting = Waiting::begin(self, class)?;
         let identity = self.join_flight(key, digest, class, client, now).await?;
         self.good.confirm(digest, good_since, now);

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use ::scalekit::ExposeSecret as _;
 use ::scalekit::client::Client;
-use ::scalekit::token::{Claims, Created, NewToken};
+use ::scalekit::token::{Claims, Created};
 use ::scalekit::transport::Transport;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
@@ -30,7 +30,7 @@ use tokio::time::Duration;
 use self::prompt::{Interrupt, Interrupted};
 use super::write_stderr;
 use crate::config::{Environment, parse_duration};
-use crate::keys::{Keys, TokenId};
+use crate::keys::{KeyError, Keys, TokenId};
 use crate::metrics::Metrics;
 use crate::scalekit::{self, Explained};
 
@@ -204,13 +204,17 @@ impl Session {
     }
 }
 
-/// Creates a key. The first Ctrl-C does not end the command, as the creation cannot be cancelled and its key would be lost.
-async fn create_key(keys: &Keys, new: &NewToken) -> Result<Created> {
+/// Carries out the creation of a key in this organization. The first Ctrl-C does not end the command, as the creation cannot be
+/// cancelled and its key would be lost.
+async fn create_key(
+    organization: &str,
+    creation: impl Future<Output = Result<Created, KeyError>>,
+) -> Result<Created> {
     if is_dev_null(&io::stdout()) {
         bail!("standard output is closed or /dev/null, where the key would be lost; no key was created");
     }
     let mut interrupt = Interrupt::register()?;
-    let mut creation = std::pin::pin!(keys.create(new));
+    let mut creation = std::pin::pin!(creation);
     tokio::select! {
         created = &mut creation => return Ok(created?),
         () = interrupt.wait_for_signal() => {}
@@ -221,7 +225,7 @@ async fn create_key(keys: &Keys, new: &NewToken) -> Result<Created> {
     tokio::select! {
         created = creation => Ok(created?),
         () = interrupt.wait_for_signal() => {
-            let org = display::escape_text(&new.organization_id);
+            let org = display::escape_text(organization);
             write_stderr(format_args!(
                 "keyward: a key may have been created that nobody has received; look for it and revoke it: keyward keys list --org {org}\n"
             ));

@@ -7,7 +7,7 @@ use super::file;
 use super::scalekit::SecretPath;
 use super::settings::convert_tls;
 use super::urls::listeners_clash;
-use crate::keys::rules::Rules;
+use crate::keys::rules::IssuanceRules;
 use crate::listener::Listen;
 use crate::management::{SHORTEST_SECRET, Settings};
 use crate::secret::SecretSource;
@@ -28,7 +28,7 @@ pub(super) fn convert_management(
         socket_mode: file.socket_mode.0,
         tls,
         secret_file,
-        rules: Rules {
+        rules: IssuanceRules {
             max_expiry: file.max_expiry.map(|life| life.0),
             require_expiry: file.require_expiry,
             claims: file.allowed_claims,

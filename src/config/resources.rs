@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::Config;
-use crate::listener::BESIDE_CONNECTIONS;
+use crate::listener::INTERNAL_CONNECTIONS;
 use crate::memory_plan::{BAD_KEY, Plan};
 use crate::peer::TrustedProxies;
 
@@ -61,7 +61,7 @@ impl Config {
 
     fn fit_descriptors(&mut self, descriptors: usize) {
         let management = if self.management.is_some() { crate::management::CONNECTIONS } else { 0 };
-        let reserve = OTHER_DESCRIPTORS + BESIDE_CONNECTIONS + management + self.validator.max_in_flight;
+        let reserve = OTHER_DESCRIPTORS + INTERNAL_CONNECTIONS + management + self.validator.max_in_flight;
         let free = descriptors.saturating_sub(reserve).max(2);
         let wanted = |upstreams: &[crate::upstream::Settings]| {
             upstreams.iter().fold(0, |sum: usize, upstream| sum.saturating_add(upstream.max_requests))
@@ -174,7 +174,7 @@ mod tests {
         let mut few = config("");
         few.fit(Resources { memory: None, descriptors: Some(1024) });
         let sum = few.listener.max_connections + few.upstreams[0].max_requests;
-        assert!(sum <= 1024 - 512 - OTHER_DESCRIPTORS - BESIDE_CONNECTIONS, "{:?}", few.warnings);
+        assert!(sum <= 1024 - 512 - OTHER_DESCRIPTORS - INTERNAL_CONNECTIONS, "{:?}", few.warnings);
         assert_eq!(few.warnings.len(), 2);
     }
 

@@ -29,14 +29,14 @@ use crate::validator::Validator;
 /// has lasted for most of an interval, or becomes a stream.
 pub(super) struct Revalidation {
     /// Present until the first re-validation is scheduled.
-    question: Option<Question>,
+    recheck: Option<Recheck>,
     running: Option<Running>,
     /// Until the request has ended.
     admitted: Arc<Admitted>,
 }
 
 /// What is needed to validate the key again.
-struct Question {
+struct Recheck {
     validator: Arc<Validator>,
     metrics: Arc<Metrics>,
     key: ApiKey,
@@ -78,7 +78,7 @@ impl Revalidation {
         began: Instant,
         admitted: Admitted,
     ) -> Self {
-        let question = Question {
+        let recheck = Recheck {
             validator: Arc::clone(&gateway.validator),
             metrics: Arc::clone(&gateway.metrics),
             key,
@@ -88,24 +88,24 @@ impl Revalidation {
             expiry: identity.expiry,
             admitted: began,
         };
-        Self { question: Some(question), running: None, admitted: Arc::new(admitted) }
+        Self { recheck: Some(recheck), running: None, admitted: Arc::new(admitted) }
     }
 
     /// For a request on a public route, which is never asked about.
     pub(super) fn disabled(admitted: Admitted) -> Self {
-        Self { question: None, running: None, admitted: Arc::new(admitted) }
+        Self { recheck: None, running: None, admitted: Arc::new(admitted) }
     }
 
     /// When a request that still waits for its response must be polled.
     pub(super) fn due_at(&self) -> Option<Instant> {
-        self.question.as_ref().map(Question::due_at)
+        self.recheck.as_ref().map(Recheck::due_at)
     }
 
     /// Completes when a request that waits for its response must be refused. Sets no timer: the caller polls it again at
     /// [`Self::due_at`].
     pub(super) async fn wait_until_refused(&mut self) -> Rejection {
-        let poll = |cx: &mut Context<'_>| match &self.question {
-            Some(question) if Instant::now() < question.due_at() => Poll::Pending,
+        let poll = |cx: &mut Context<'_>| match &self.recheck {
+            Some(recheck) if Instant::now() < recheck.due_at() => Poll::Pending,
             _ => self.poll_closed(cx),
         };
         std::future::poll_fn(poll).await
@@ -127,8 +127,8 @@ impl Revalidation {
 
     /// The interval, if the last confirmation is older.
     fn overdue_interval(&self) -> Option<Duration> {
-        let (confirmed, every) = match (&self.question, &self.running) {
-            (Some(question), _) => (question.admitted, question.every),
+        let (confirmed, every) = match (&self.recheck, &self.running) {
+            (Some(recheck), _) => (recheck.admitted, recheck.every),
             (None, Some(running)) => (running.confirmed.get(), running.every),
             (None, None) => return None,
         };
@@ -136,9 +136,9 @@ impl Revalidation {
     }
 
     fn start_asking(&mut self) -> Option<&mut Running> {
-        if let Some(question) = self.question.take() {
-            let (every, confirmed) = (question.every, Arc::new(Confirmed(Mutex::new(question.admitted))));
-            let closed = question.ask_until_closed(Arc::clone(&confirmed));
+        if let Some(recheck) = self.recheck.take() {
+            let (every, confirmed) = (recheck.every, Arc::new(Confirmed(Mutex::new(recheck.admitted))));
+            let closed = recheck.ask_until_closed(Arc::clone(&confirmed));
             let closed: Pin<Box<dyn Future<Output = Rejection> + Send>> = Box::pin(closed);
             self.running = Some(Running { every, confirmed, closed: closed.shared() });
         }
@@ -155,7 +155,7 @@ impl Revalidation {
         std::future::poll_fn(|cx| self.poll_closed(cx)).await
     }
 
-    /// What is sent on the stream ends with it, whether or not the caller reads the answer. An upload may outlast its answer,
+    /// What is sent on the stream ends with it, whether or not the client reads the answer. An upload may outlast its answer,
     /// and the request is admitted until both have ended.
     pub(super) fn wrap_upload(&mut self, body: Body) -> Body {
         let closed = self.start_asking().map(|running| running.closed.clone());
@@ -173,7 +173,7 @@ impl Confirmed {
     }
 }
 
-impl Question {
+impl Recheck {
     fn due_at(&self) -> Instant {
         self.admitted + self.every.mul_f64(EARLIEST)
     }

@@ -7,7 +7,7 @@ use jiff::{SignedDuration, Timestamp};
 
 /// The limits of `[management]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct IssuanceRules {
     /// The longest lifetime of a new key, which is also its lifetime if the request has no expiry.
     pub max_expiry: Option<Duration>,
     /// Whether a creation must have an expiry.
@@ -50,7 +50,7 @@ fn format_lifetime(lifetime: Duration) -> String {
     }
 }
 
-impl Rules {
+impl IssuanceRules {
     /// Applies the rules to a new key. A creation that breaks one is refused. A rotated key keeps the claims of the old one, which an
     /// operator may have set, and expires at the limit where the old one expires later or never.
     ///
@@ -118,13 +118,13 @@ mod tests {
         Some(now() + SignedDuration::from_hours(24 * days))
     }
 
-    fn rules(max_days: Option<u64>, require_expiry: bool) -> Rules {
+    fn rules(max_days: Option<u64>, require_expiry: bool) -> IssuanceRules {
         let max_expiry = max_days.map(|days| Duration::from_secs(days * DAY));
-        Rules { max_expiry, require_expiry, claims: None }
+        IssuanceRules { max_expiry, require_expiry, claims: None }
     }
 
     fn enforce_expiry(
-        rules: &Rules,
+        rules: &IssuanceRules,
         issuance: Issuance,
         expiry: Option<Timestamp>,
     ) -> Result<Option<Timestamp>, Forbidden> {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn expiry_after_max_expiry_is_refused() {
-        let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Creation, expiry);
+        let ends = |rules: &IssuanceRules, expiry| enforce_expiry(rules, Issuance::Creation, expiry);
         let rules = rules(Some(90), false);
         assert_eq!(ends(&rules, in_days(90)), Ok(in_days(90)));
         assert!(
@@ -146,17 +146,17 @@ mod tests {
 
     #[test]
     fn creation_without_required_expiry_is_refused() {
-        let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Creation, expiry);
+        let ends = |rules: &IssuanceRules, expiry| enforce_expiry(rules, Issuance::Creation, expiry);
         for max in [None, Some(90)] {
             assert!(ends(&rules(max, true), None).is_err());
             assert_eq!(ends(&rules(max, true), in_days(1)), Ok(in_days(1)));
         }
-        assert_eq!(ends(&Rules::default(), None), Ok(None));
+        assert_eq!(ends(&IssuanceRules::default(), None), Ok(None));
     }
 
     #[test]
     fn rotated_key_expires_with_old_or_at_limit() {
-        let ends = |rules: &Rules, expiry| enforce_expiry(rules, Issuance::Rotation, expiry);
+        let ends = |rules: &IssuanceRules, expiry| enforce_expiry(rules, Issuance::Rotation, expiry);
         let limit = rules(Some(90), true);
         assert_eq!(ends(&limit, in_days(30)), Ok(in_days(30)));
         for old in [in_days(300), None] {
@@ -164,12 +164,12 @@ mod tests {
             assert!(new >= in_days(90).unwrap() && new < in_days(91).unwrap());
         }
         assert!(ends(&rules(None, true), None).is_err());
-        assert_eq!(ends(&Rules::default(), None), Ok(None));
+        assert_eq!(ends(&IssuanceRules::default(), None), Ok(None));
     }
 
     #[test]
     fn claim_not_in_allowed_claims_cannot_be_touched() {
-        let rules = Rules { claims: Some(vec!["team".to_owned()]), ..Rules::default() };
+        let rules = IssuanceRules { claims: Some(vec!["team".to_owned()]), ..IssuanceRules::default() };
         let claims = |pairs: &[(&str, &str)]| -> Claims {
             pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
         };
@@ -183,6 +183,6 @@ mod tests {
         ] {
             assert!(rules.check_claims(&before, &after).is_err(), "{after:?}");
         }
-        assert_eq!(Rules::default().check_claims(&before, &Claims::new()), Ok(()));
+        assert_eq!(IssuanceRules::default().check_claims(&before, &Claims::new()), Ok(()));
     }
 }

@@ -22,7 +22,7 @@ use super::send_timeout;
 use super::service::Service;
 use super::socket::Accepted;
 use super::{CROSSING, Handler, Phases, Settings, proxy_header};
-use crate::budget::Budget;
+use crate::budget::MemoryBudget;
 use crate::logging::line_limit::LineLimit;
 use crate::metrics::{Metrics, Outcome};
 use crate::peer::Peer;
@@ -39,7 +39,7 @@ pub(super) struct Shared {
     pub(super) http: HttpServers,
     pub(super) tls: Option<TlsAcceptor>,
     pub(super) addresses: Arc<AddressLimit>,
-    pub(super) budget: Arc<Budget>,
+    pub(super) budget: Arc<MemoryBudget>,
     pub(super) metrics: Arc<Metrics>,
 }
 
@@ -230,7 +230,7 @@ impl<H: Handler> Connection<H> {
             let answer_timeout =
                 answer_timeout.map(|limit| send_timeout::limit_for(&self.activity.account, limit));
             if answer_timeout.is_some_and(|limit| self.activity.stalled_for() >= limit) {
-                return Err(Failure::Ended(send_timeout::OUTCOME));
+                return Err(Failure::Ended(send_timeout::UNREAD_OUTCOME));
             }
             match self.activity.silence() {
                 Silence::Busy => {}

@@ -8,9 +8,9 @@ use super::activity::{Activity, Silence};
 
 /// The least age of a connection that is closed while requests are under way on it none of which was admitted. Longer than a
 /// verdict takes.
-const UNADMITTED: Duration = Duration::from_secs(4);
+const MIN_EVICTED_AGE: Duration = Duration::from_secs(4);
 /// The least silence of a connection, before its first request or after any, that is closed for a new one.
-const SILENCE: Duration = Duration::from_millis(100);
+const MIN_EVICTED_SILENCE: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub(super) struct Registry(Mutex<OpenConnections>);
@@ -46,10 +46,10 @@ impl Registry {
         let strangers = || open.by_id.iter().filter(|(_, activity)| !activity.account.is_of_good_key());
         let is_silent = |activity: &Activity| match activity.silence() {
             Silence::Busy => false,
-            Silence::HeadDue(time) | Silence::Idle(time) => time >= SILENCE,
+            Silence::HeadDue(time) | Silence::Idle(time) => time >= MIN_EVICTED_SILENCE,
         };
         let is_refused = |activity: &Activity| {
-            !activity.account.has_admitted_work() && activity.accepted_at.elapsed() >= UNADMITTED
+            !activity.account.has_admitted_work() && activity.accepted_at.elapsed() >= MIN_EVICTED_AGE
         };
         let found = strangers()
             .find(|(_, activity)| is_silent(activity) && !activity.account.was_of_good_key())

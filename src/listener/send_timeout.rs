@@ -20,7 +20,7 @@ use crate::metrics::{Metrics, Outcome};
 use crate::pool::Tasks;
 
 /// The label `outcome` of a response that was not read.
-pub(super) const OUTCOME: &str = "answer_unread";
+pub(super) const UNREAD_OUTCOME: &str = "answer_unread";
 /// The longest limit where memory is tight, for a connection that holds more than its share.
 const TIGHT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -53,7 +53,7 @@ where
             tokio::select! {
                 () = SEND_PROGRESS.scope(Arc::clone(&progress), stream) => {}
                 () = progress.wait_until_unread_for(limit) => {
-                    metrics.connection_errors.get_or_create(&Outcome { outcome: OUTCOME }).inc();
+                    metrics.connection_errors.get_or_create(&Outcome { outcome: UNREAD_OUTCOME }).inc();
                 }
             }
         });

@@ -221,7 +221,7 @@ fn parse_idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, P
 }
 
 fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
-    let mut listing = PageRequest::default();
+    let mut page_request = PageRequest::default();
     let mut seen = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         if seen.contains(&name) {
@@ -230,12 +230,12 @@ fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
         seen.push(name.clone());
         let value = value.into_owned();
         match name.as_ref() {
-            "user_id" => listing.user_id = Some(value),
-            "page_token" => listing.page_token = Some(value).filter(|value| !value.is_empty()),
+            "user_id" => page_request.user_id = Some(value),
+            "page_token" => page_request.page_token = Some(value).filter(|value| !value.is_empty()),
             "page_size" => {
                 let size =
                     value.parse().map_err(|_| Problem::invalid("page_size: should be from 1 to 30"))?;
-                listing.page_size = Some(size);
+                page_request.page_size = Some(size);
             }
             _ => {
                 return Err(Problem::invalid(
@@ -244,5 +244,5 @@ fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
             }
         }
     }
-    Ok(listing)
+    Ok(page_request)
 }

@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
 
 use super::outgoing::OutgoingBody;
-use super::{Address, Protocol, SendError, Settings, Tasks, Tunnel};
+use super::{Address, Protocol, ProxyTunnel, SendError, Settings, Tasks};
 use crate::tls::{self, TlsError};
 
 /// More frequent pings would make Scalekit's load balancer close the connection (contract section 4).
@@ -30,7 +30,7 @@ const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = STREAM_WINDOW * super::STREAMS as u32;
 
 pub(super) struct Dialer {
-    tunnel: Option<Tunnel>,
+    tunnel: Option<ProxyTunnel>,
     address: Address,
     protocol: Protocol,
     timeout: Duration,
@@ -62,7 +62,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 const MAX_BUFFER: usize = 64 * 1024;
 
 impl Dialer {
-    pub(super) fn new(tunnel: Option<Tunnel>, settings: &Settings) -> Result<Self, TlsError> {
+    pub(super) fn new(tunnel: Option<ProxyTunnel>, settings: &Settings) -> Result<Self, TlsError> {
         let tls = match (&settings.tls, &settings.address) {
             (Some(tls), Address::Tcp(host, _)) => Some(TlsConnectors::new(tls, host, settings.protocol)?),
             (Some(tls), Address::Unix(_)) => Some(TlsConnectors::new(tls, "localhost", settings.protocol)?),

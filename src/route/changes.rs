@@ -54,7 +54,7 @@ pub fn compare_tables(before: &RouteTable, after: &RouteTable) -> Vec<Change> {
     let changed = |own: &RouteTable, other: &RouteTable| -> Vec<Route> {
         own.routes()
             .iter()
-            .filter(|route| !other.routes().iter().any(|same| route.asks_the_same(same)))
+            .filter(|route| !other.routes().iter().any(|same| route.is_same_rule(same)))
             .cloned()
             .collect()
     };
@@ -129,7 +129,7 @@ fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -
 
 impl Route {
     /// Whether both match the same requests and require the same.
-    fn asks_the_same(&self, other: &Self) -> bool {
+    fn is_same_rule(&self, other: &Self) -> bool {
         self.same_place(other)
             && self.methods == other.methods
             && self.auth == other.auth

@@ -244,7 +244,7 @@ impl Watcher {
         files.add(source.path.clone(), before.last().copied().flatten());
         let validator = in_force.validator.with_settings(&config.validator);
         let (drain, public) = (Drain::from_config(&config), config.listener.clone());
-        let admin = public.beside(config.admin.clone());
+        let admin = public.internal(config.admin.clone());
         let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
         let gateway = gateway.map_err(|error| invalid(&error))?;
         // The last step that can fail, so that the configuration takes effect as a whole or not at all.

@@ -27,7 +27,7 @@ use crate::request_head;
 pub struct Limits {
     /// The most bytes.
     pub max_bytes: Option<u64>,
-    /// How long the caller may send nothing while the upstream waits, and no answer is under way.
+    /// How long the client may send nothing while the upstream waits, and no answer is under way.
     pub timeout: Option<Duration>,
 }
 
@@ -35,11 +35,11 @@ pub struct Limits {
 pub(super) struct Progress {
     began: Instant,
     last_ms: AtomicU64,
-    /// Whether the next of the body is the caller's to send.
+    /// Whether the next of the body is the client's to send.
     waiting: AtomicBool,
-    /// Whether the answer has begun and not ended: a caller who listens may be quiet.
+    /// Whether the answer has begun and not ended: a client who listens may be quiet.
     answering: AtomicBool,
-    /// Why the body ended before its end, if that is the caller's doing.
+    /// Why the body ended before its end, if that is the client's doing.
     broken: OnceLock<Rejection>,
     /// At the upstream, until both directions have ended.
     _place: Place,
@@ -61,26 +61,26 @@ impl Progress {
         self.answering.store(answering, Ordering::Relaxed);
     }
 
-    /// Since when it is the upstream's turn: to take more of the body, or to answer. While the caller's next bytes are
+    /// Since when it is the upstream's turn: to take more of the body, or to answer. While the client's next bytes are
     /// awaited, since now.
-    pub(super) fn last(&self) -> Instant {
+    pub(super) fn upstream_turn_since(&self) -> Instant {
         if self.waiting.load(Ordering::Relaxed) {
             return Instant::now();
         }
         self.began + Duration::from_millis(self.last_ms.load(Ordering::Relaxed))
     }
 
-    /// What the caller did wrong with the body, if anything.
+    /// What the client did wrong with the body, if anything.
     pub(super) fn broken(&self) -> Option<&Rejection> {
         self.broken.get()
     }
 
-    fn breaks(&self, rejection: Rejection) {
+    fn record_broken(&self, rejection: Rejection) {
         // The first reason stands.
         let _ = self.broken.set(rejection);
     }
 
-    fn moved(&self) {
+    fn record_movement(&self) {
         let elapsed = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(elapsed, Ordering::Relaxed);
     }
@@ -92,7 +92,7 @@ pub(super) struct RequestBody {
     /// Bytes that may still come.
     left: u64,
     timeout: Option<Duration>,
-    /// Runs while the caller's next bytes are awaited, if there is a limit.
+    /// Runs while the client's next bytes are awaited, if there is a limit.
     patience: Option<Pin<Box<Sleep>>>,
 }
 
@@ -118,7 +118,7 @@ impl RequestBody {
         Ok(Adapted::new(body, adapter).boxed_unsync())
     }
 
-    /// Whether the caller has been silent for too long.
+    /// Whether the client has been silent for too long.
     fn is_late(&mut self, cx: &mut Context<'_>) -> bool {
         let Some(timeout) = self.timeout else { return false };
         loop {
@@ -133,9 +133,9 @@ impl RequestBody {
         }
     }
 
-    fn breaks(&self, rejection: Rejection) -> PolledFrame {
+    fn end_with_rejection(&self, rejection: Rejection) -> PolledFrame {
         let code = rejection.code();
-        self.progress.breaks(rejection);
+        self.progress.record_broken(rejection);
         Poll::Ready(Some(Err(code.into())))
     }
 }
@@ -143,7 +143,7 @@ impl RequestBody {
 impl Drop for RequestBody {
     /// Nothing more is sent: whatever is awaited now is the upstream's.
     fn drop(&mut self) {
-        self.progress.moved();
+        self.progress.record_movement();
         self.progress.waiting.store(false, Ordering::Relaxed);
     }
 }
@@ -156,15 +156,19 @@ impl Adapter for RequestBody {
         let polled = body::poll_next(body, cx);
         self.progress.waiting.store(polled.is_pending(), Ordering::Relaxed);
         if polled.is_pending() {
-            return if self.is_late(cx) { self.breaks(Rejection::BodyTimeout) } else { Poll::Pending };
+            return if self.is_late(cx) {
+                self.end_with_rejection(Rejection::BodyTimeout)
+            } else {
+                Poll::Pending
+            };
         }
-        self.progress.moved();
+        self.progress.record_movement();
         self.patience = None;
         match polled {
             Poll::Ready(Some(Ok(mut frame))) => {
                 let length = frame.data_ref().map_or(0, Bytes::len) as u64;
                 let Some(left) = self.left.checked_sub(length) else {
-                    return self.breaks(Rejection::BodyTooLarge);
+                    return self.end_with_rejection(Rejection::BodyTooLarge);
                 };
                 self.left = left;
                 if let Some(trailers) = frame.trailers_mut() {
@@ -173,7 +177,7 @@ impl Adapter for RequestBody {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => {
-                self.progress.breaks(Rejection::MalformedRequest("The request's body broke off."));
+                self.progress.record_broken(Rejection::MalformedRequest("The request's body broke off."));
                 Poll::Ready(Some(Err(error)))
             }
             other => other,
@@ -181,7 +185,7 @@ impl Adapter for RequestBody {
     }
 }
 
-/// SECURITY: a backend may merge trailers into headers. None may say who the caller is, carry the key, or frame or address
+/// SECURITY: a backend may merge trailers into headers. None may say who the client is, carry the key, or frame or address
 /// a message (RFC 9110 section 6.5.1).
 fn strip_trailers(trailers: &mut HeaderMap, identity: &IdentityHeaders) {
     identity.strip(trailers);

@@ -32,7 +32,8 @@ impl Validator {
         let latest = Instant::now() + self.settings.timeout / 2;
         loop {
             let now = Instant::now();
-            let begins = self.hold.reserve(class, now, latest).map_err(Rejection::ValidationUnavailable)?;
+            let begins =
+                self.backoff.reserve(class, now, latest).map_err(Rejection::ValidationUnavailable)?;
             if begins > now {
                 sleep_until(begins).await;
             }
@@ -90,9 +91,9 @@ impl Validator {
         let open = self.breaker.record(Ended::from_result(&answer), began, ended);
         self.metrics.breaker_open.set(open.into());
         match &answer {
-            Ok(_) => self.hold.record_answer(class, began),
+            Ok(_) => self.backoff.record_answer(class, began),
             Err(error) if matches!(error.class(), error::Class::Throttled(_)) => {
-                self.hold.record_throttled(class, error.hold(), began, ended);
+                self.backoff.record_throttled(class, error.hold(), began, ended);
             }
             Err(_) => {}
         }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::bad_key_limit::Allowance;
 use super::shares::Class;
-use super::throttle::Allowance;
 
 pub(super) struct CallBudget {
     per_minute: u32,

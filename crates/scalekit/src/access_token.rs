@@ -160,7 +160,7 @@ impl AccessToken {
     /// A token is renewed after 72 to 80 % of its lifetime, at random, so that replicas do not fetch at the same time. A token that
     /// was refused is renewed immediately, but at most once a second. After failures, the delay grows to 1 second while calls
     /// wait, otherwise to 5 seconds, and is never shorter than Scalekit's `Retry-After` ([`Error::hold`]).
-    pub async fn keep<F>(&self, fetch: impl Fn() -> F, mut observe: impl FnMut(Fetched<'_>))
+    pub async fn run_renewal<F>(&self, fetch: impl Fn() -> F, mut observe: impl FnMut(Fetched<'_>))
     where
         F: Future<Output = Result<Grant, Error>>,
     {

@@ -125,7 +125,7 @@ impl Client {
                         observer(fetched);
                     }
                 };
-                access_token.keep(|| endpoint.fetch_access_token(), observe).await;
+                access_token.run_renewal(|| endpoint.fetch_access_token(), observe).await;
             }));
         }
         &self.0.access_token

@@ -42,7 +42,8 @@ pub(super) async fn run_create(session: &Session, args: CreateArgs) -> Result<Ex
         description: args.description.filter(|text| !text.is_empty()),
     };
     new.check(now)?;
-    let created = create_key(&session.open_keys().await?, &new).await?;
+    let keys = session.open_keys().await?;
+    let created = create_key(&new.organization_id, keys.create(&new)).await?;
     print_new_key(&created, None, args.output, now)?;
     Ok(ExitCode::SUCCESS)
 }

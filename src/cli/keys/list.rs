@@ -36,18 +36,18 @@ pub(super) struct ListArgs {
 }
 
 pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCode> {
-    let mut listing = PageRequest {
+    let mut page_request = PageRequest {
         organization_id: args.org,
         user_id: args.user,
         page_size: if args.all { Some(MAX_PAGE_SIZE) } else { args.page_size },
         page_token: args.page_token,
     };
-    listing.check()?;
+    page_request.check()?;
     let keys = session.open_keys().await?;
     let mut table = Table::new(Timestamp::now());
     let mut has_keys = false;
     loop {
-        let page = keys.list(&listing).await?;
+        let page = keys.list(&page_request).await?;
         has_keys |= !page.tokens.is_empty();
         let text = if args.output.json {
             page.tokens.iter().map(to_json_line).collect::<Result<String>>()?
@@ -60,10 +60,10 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
             return Ok(ExitCode::SUCCESS);
         }
         match page.next_page_token {
-            Some(next) if args.all && listing.page_token.as_ref() == Some(&next) => {
+            Some(next) if args.all && page_request.page_token.as_ref() == Some(&next) => {
                 bail!("Scalekit's pages repeat without end; not all keys may be listed")
             }
-            Some(next) if args.all => listing.page_token = Some(next),
+            Some(next) if args.all => page_request.page_token = Some(next),
             Some(next) => {
                 write_stderr(format_args!(
                     "There are {} in all; for the next page add --page-token {}\n",
@@ -78,7 +78,7 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
     if !has_keys {
         write_stderr(format_args!(
             "There are no live keys of {}.\n",
-            format_scope(&listing.organization_id, listing.user_id.as_deref())
+            format_scope(&page_request.organization_id, page_request.user_id.as_deref())
         ));
     }
     Ok(ExitCode::SUCCESS)

@@ -41,7 +41,8 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
         .transpose()?
         // There is nothing left to revoke once the old key has expired.
         .map(|until| old.expiry.map_or(until, |expiry| until.min(expiry)));
-    let created = create_key(keys, &keys::to_successor(&old)).await?;
+    let new = keys::to_successor(&old);
+    let created = create_key(&new.organization_id, keys.create_successor(&old, &new)).await?;
     print_new_key(&created, Some(&old_id), args.output, now)?;
     let old_key = match revoke_by {
         Some(until) => format!(

@@ -33,6 +33,19 @@ async fn lost_creation_response_names_key() {
 }
 
 #[tokio::test]
+async fn lost_rotation_response_names_new_key_only() {
+    let kit = Kit::start().await;
+    let (_, old) = kit.create(&["--org", "org_1", "--claim", "team=eng"]).await;
+    kit.fault("create:truncated");
+    let made = kit.run(&["rotate", &old]).await;
+    made.refused("revoke this one unless someone uses it: apit_");
+    // SECURITY: the old key looks the same and is in use; whoever revokes it cuts the service off.
+    assert!(!made.err.contains(&old), "{made:?}");
+    kit.fine(&["revoke", &old]).await;
+    assert_key_is_named_and_revocable(&kit, &made.err).await;
+}
+
+#[tokio::test]
 async fn lost_connection_during_creation_names_key() {
     let kit = Kit::start().await;
     kit.fault("create:hang-after");

@@ -41,7 +41,7 @@ impl Endpoint {
                     own.failures.lock().unwrap().push(failures);
                 }
             };
-            own.access_token.keep(|| own.fetch(), observe).await;
+            own.access_token.run_renewal(|| own.fetch(), observe).await;
         });
         endpoint
     }
@@ -251,7 +251,7 @@ async fn access_token_invalid_as_header_is_error() {
     let fetch = || async { Ok(Grant { access_token: "a\nb".into(), lifetime: SECOND }) };
     let first = tokio::select! {
         first = access_token.wait_for_first(Instant::now() + SECOND) => first,
-        () = access_token.keep(fetch, |_| {}) => unreachable!(),
+        () = access_token.run_renewal(fetch, |_| {}) => unreachable!(),
     };
     assert_eq!(first, Err(no_token(Error::BrokenContract("the access token is not visible ASCII"))));
 }

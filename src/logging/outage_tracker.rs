@@ -15,7 +15,7 @@ const QUIET: Duration = Duration::from_millis(500);
 
 /// What the log says of one server.
 #[derive(Debug)]
-pub struct FailureLog {
+pub struct OutageTracker {
     lines: LineLimit,
     failing: Mutex<Option<Failing>>,
 }
@@ -26,13 +26,13 @@ struct Failing {
     quiet_at: Instant,
 }
 
-impl Default for FailureLog {
+impl Default for OutageTracker {
     fn default() -> Self {
         Self { lines: LineLimit::new(INTERVAL), failing: Mutex::default() }
     }
 }
 
-impl FailureLog {
+impl OutageTracker {
     /// A request has failed. Gives the number of failures without a line, if a line is due. `outage` is how long the server
     /// fails at least, from zero; `None` where the failure says nothing about other requests.
     pub fn record_failure(&self, kind: &'static str, outage: Option<Duration>, now: Instant) -> Option<u64> {
@@ -69,7 +69,7 @@ mod tests {
 
     #[test]
     fn end_of_failure_is_logged_once() {
-        let (log, start) = (FailureLog::default(), Instant::now());
+        let (log, start) = (OutageTracker::default(), Instant::now());
         assert_eq!(log.record_success(start), None);
         assert_eq!(log.record_failure("a", OUTAGE, start), Some(0));
         assert_eq!(log.record_failure("a", OUTAGE, start + seconds(5)), None);
@@ -83,14 +83,14 @@ mod tests {
 
     #[test]
     fn single_failed_request_is_no_outage() {
-        let (log, start) = (FailureLog::default(), Instant::now());
+        let (log, start) = (OutageTracker::default(), Instant::now());
         assert_eq!(log.record_failure("a", None, start), Some(0));
         assert_eq!(log.record_success(start + seconds(1)), None);
     }
 
     #[test]
     fn throttling_lasts_at_least_as_long_as_announced() {
-        let (log, start) = (FailureLog::default(), Instant::now());
+        let (log, start) = (OutageTracker::default(), Instant::now());
         assert_eq!(log.record_failure("a", Some(seconds(30)), start), Some(0));
         assert_eq!(log.record_failure("b", OUTAGE, start + seconds(1)), Some(0));
         assert_eq!(log.record_success(start + seconds(29)), None);

@@ -55,12 +55,12 @@ impl Allowance {
 }
 
 /// Allowances of bad keys by address.
-pub(super) struct Throttle {
+pub(super) struct BadKeyLimit {
     per_minute: u32,
     addresses: Cache<IpAddr, Arc<Mutex<Allowance>>>,
 }
 
-impl Throttle {
+impl BadKeyLimit {
     pub(super) fn new(per_minute: u32) -> Self {
         Self {
             per_minute,
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     /// Asks about a bad key, where that is allowed.
-    async fn spend(throttle: &Throttle, client: IpAddr, now: Instant) -> bool {
+    async fn spend(throttle: &BadKeyLimit, client: IpAddr, now: Instant) -> bool {
         let reserved = throttle.reserve(client, now).await.is_ok();
         if reserved {
             throttle.settle(client, true, now);
@@ -158,7 +158,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_address_without_allowance_waits() {
-        let (throttle, now) = (Throttle::new(60), Instant::now());
+        let (throttle, now) = (BadKeyLimit::new(60), Instant::now());
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         for _ in 0..60 {
             assert!(throttle.admit(address("2001:db8::1"), now).is_ok());
@@ -172,7 +172,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn concurrent_attempts_do_not_exceed_allowance() {
-        let throttle = Throttle::new(60);
+        let throttle = BadKeyLimit::new(60);
         let client = IpAddr::from([192, 0, 2, 1]);
         let mut through = 0;
         for _ in 0..600 {
@@ -186,7 +186,7 @@ mod tests {
 
     #[tokio::test]
     async fn call_without_bad_key_costs_no_allowance() {
-        let (throttle, now) = (Throttle::new(2), Instant::now());
+        let (throttle, now) = (BadKeyLimit::new(2), Instant::now());
         let client = IpAddr::from([192, 0, 2, 1]);
         for _ in 0..10 {
             assert!(throttle.reserve(client, now).await.is_ok());
@@ -198,7 +198,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn call_waits_for_allowance_others_may_return() {
-        let throttle = Arc::new(Throttle::new(1));
+        let throttle = Arc::new(BadKeyLimit::new(1));
         let client = IpAddr::from([192, 0, 2, 1]);
         let latest = Instant::now() + Duration::from_secs(1);
         assert!(throttle.reserve(client, latest).await.is_ok());
@@ -215,7 +215,7 @@ mod tests {
 
     #[tokio::test]
     async fn ipv4_mapped_ipv6_is_same_address() {
-        let (throttle, now) = (Throttle::new(1), Instant::now());
+        let (throttle, now) = (BadKeyLimit::new(1), Instant::now());
         assert!(spend(&throttle, IpAddr::from([192, 0, 2, 1]), now).await);
         assert!(throttle.admit("::ffff:192.0.2.1".parse().unwrap(), now).is_err());
     }

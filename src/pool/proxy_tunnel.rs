@@ -17,17 +17,17 @@ use super::dial::{Io, connect_tcp};
 use crate::tls::{self, TlsError};
 
 /// The `User-Agent` that Scalekit and the proxy see.
-pub const PRODUCT: &str = concat!("keyward/", env!("CARGO_PKG_VERSION"));
+pub const USER_AGENT_PRODUCT: &str = concat!("keyward/", env!("CARGO_PKG_VERSION"));
 
 /// A proxy and the environment that it connects to.
-pub struct Tunnel {
+pub struct ProxyTunnel {
     proxy: ProxyServer,
     environment: Environment,
     /// For an https:// proxy.
     tls: Option<(TlsConnector, ServerName<'static>)>,
 }
 
-impl Tunnel {
+impl ProxyTunnel {
     /// The certificate of an https:// proxy is verified with `roots`, or else with the system's.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Tunnel {
             let (proxy, reason) = (self.proxy.address(), error.to_string());
             io::Error::other(Error::ProxyUnreachable { proxy, reason })
         })?;
-        let opened = open_tunnel(&mut stream, &self.proxy, &self.environment, PRODUCT).await;
+        let opened = open_tunnel(&mut stream, &self.proxy, &self.environment, USER_AGENT_PRODUCT).await;
         opened.map_err(io::Error::other)?;
         Ok(stream)
     }

@@ -18,7 +18,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const NO_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Default)]
-pub(super) struct Hold(Mutex<State>);
+pub(super) struct Backoff(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -36,7 +36,7 @@ struct Pace {
     changed: Option<Instant>,
 }
 
-impl Hold {
+impl Backoff {
     /// Whether a call of this class may begin, now or at its pace.
     ///
     /// # Errors
@@ -121,8 +121,8 @@ mod tests {
     const WAIT: Duration = Duration::from_secs(30);
     const LIMIT: Duration = Duration::from_secs(1);
 
-    fn held() -> (Hold, Instant) {
-        let (hold, now) = (Hold::default(), Instant::now());
+    fn held() -> (Backoff, Instant) {
+        let (hold, now) = (Backoff::default(), Instant::now());
         hold.record_throttled(Class::Unknown, Some(WAIT), now, now);
         (hold, now)
     }
@@ -140,7 +140,7 @@ mod tests {
 
     #[test]
     fn throttling_without_retry_after_holds_unknown_keys_briefly() {
-        let (hold, now) = (Hold::default(), Instant::now());
+        let (hold, now) = (Backoff::default(), Instant::now());
         hold.record_throttled(Class::Good, None, now, now);
         assert_eq!(hold.check(Class::Unknown, now), Err(SHORTEST));
         assert!(hold.check(Class::Good, now).is_ok());
