@@ -5,6 +5,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -51,6 +53,18 @@ pub(super) struct Connection<H> {
     peer: Peer,
 }
 
+/// Why a connection is asked to end.
+enum Interruption {
+    Idle,
+    Shutdown,
+}
+
+/// Polls a future only when that future was woken, which is rare, and not at each wake of the connection's task: at four wakes
+/// for a request these polls took 0.8 of 30 µs.
+fn poll_when_woken<F: Future>(future: F) -> FuturesUnordered<F> {
+    FuturesUnordered::from_iter([future])
+}
+
 /// Why a connection ended early. The text is the label `outcome` of its metric.
 enum Failure {
     /// What was sent was refused. It is logged too: an attacker who searches for a way past the framing sends this.
@@ -68,9 +82,11 @@ impl<H: Handler> Connection<H> {
     /// Serves the connection to its end, or until its place is needed for another.
     pub(super) async fn serve(mut self, accepted: Accepted, place: ConnectionPlace) {
         let activity = Arc::clone(&self.activity);
+        let mut evicted = poll_when_woken(activity.evicted());
         let ended = tokio::select! {
+            biased;
+            Some(()) = evicted.next() => Err(Failure::Ended("evicted")),
             ended = self.serve_socket(accepted, place) => ended,
-            () = activity.evicted() => Err(Failure::Ended("evicted")),
         };
         match ended {
             Ok(()) => {}
@@ -176,26 +192,34 @@ impl<H: Handler> Connection<H> {
         let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&self.activity), place, max_head));
         let server = self.shared.http.select(self.shared.budget.connections());
         let mut connection = std::pin::pin!(server.serve_connection_with_upgrades(io, service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            exceeded = self.wait_for_timeout() => {
-                exceeded?;
-                connection.as_mut().graceful_shutdown();
-                // It is idle: if it does not end by itself, nothing is lost.
-                let _ = timeout(GOODBYE, connection).await;
-                return Ok(());
-            }
-            // Not gracefully: hyper would accept requests until the client has seen that the connection ends.
-            () = resets.exceeded() => return Err(Failure::Refused("requests_taken_back")),
-            () = self.wait_for_shutdown() => {
-                connection.as_mut().graceful_shutdown();
-                tokio::select! {
-                    ended = connection => ended,
-                    () = self.phases.closing.cancelled() => return Err(Failure::Ended("cut_at_shutdown")),
-                }
-            }
+        let mut interrupted = poll_when_woken(self.wait_for_interruption(&resets));
+        let interruption = tokio::select! {
+            biased;
+            Some(interruption) = interrupted.next() => interruption?,
+            ended = connection.as_mut() => return ended.map_err(|error| Failure::of(&*error)),
         };
-        ended.map_err(|error| Failure::of(&*error))
+        connection.as_mut().graceful_shutdown();
+        match interruption {
+            Interruption::Idle => {
+                // If it does not end by itself, nothing is lost.
+                let _ = timeout(GOODBYE, connection).await;
+                Ok(())
+            }
+            Interruption::Shutdown => tokio::select! {
+                ended = connection => ended.map_err(|error| Failure::of(&*error)),
+                () = self.phases.closing.cancelled() => Err(Failure::Ended("cut_at_shutdown")),
+            },
+        }
+    }
+
+    /// Completes when the connection must end though its client goes on: gracefully, or at once with a failure.
+    async fn wait_for_interruption(&self, resets: &ResetCounter) -> Result<Interruption, Failure> {
+        tokio::select! {
+            exceeded = self.wait_for_timeout() => exceeded.map(|()| Interruption::Idle),
+            // Not gracefully: hyper would accept requests until the client has seen that the connection ends.
+            () = resets.exceeded() => Err(Failure::Refused("requests_taken_back")),
+            () = self.wait_for_shutdown() => Ok(Interruption::Shutdown),
+        }
     }
 
     /// Completes once the connection may be told to end. What the client sent before it could know is served: a request that
