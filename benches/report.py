@@ -53,7 +53,10 @@ def render(data):
     ]
     if data["missing"]:
         parts.append(f"Not found: {', '.join(data['missing'])}.")
-    return "\n\n".join(parts + [render_table(table) for table in data["tables"]])
+    parts += [render_table(table) for table in data["tables"]]
+    if data["problems"]:
+        parts.append("Left out:\n\n" + "\n".join(f"- {problem}" for problem in data["problems"]))
+    return "\n\n".join(parts)
 
 
 def choose_base(columns):
