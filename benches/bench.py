@@ -73,6 +73,8 @@ class Bench:
         command = [self.load, "run", "--address", f"127.0.0.1:{port}", "--watch", ",".join(map(str, [*pids, self.stand_ins.pid]))]
         for name, value in arguments.items():
             command += [f"--{name}", str(value)]
+        # A proxy that was measured before may have requests left over.
+        time.sleep(0.1)
         verdicts = self.count_verdicts()
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + warm + 60, preexec_fn=self.pin_load)
         if done.returncode:

@@ -147,7 +147,7 @@ def render_lines(table):
     parts = ['<path d="M70 50V360H540" fill="none" stroke="#999"/>']
     for tick in ticks_x:
         parts.append(text(scale_x(tick), 378, format_tick(tick), "middle"))
-    parts.append(text(556, 378, table["x_title"]))
+    parts.append(text(574, 378, table["x_title"]))
     for tick in ticks_y:
         parts.append(f'<path d="M70 {scale_y(tick):.1f}H540" stroke="#eee"/>' + text(64, scale_y(tick) + 4, format_tick(tick), "end"))
     for at, (column, line) in enumerate(zip(table["columns"], points)):
