@@ -29,6 +29,7 @@ class Bench:
         self.load = build_load(options.cache)
         self.ports = {name: peers.find_port() for name in ("upstream", "scalekit", "adapter")}
         self.peers = []
+        self.problems = []
         serve = [self.load, "serve"]
         for name, port in self.ports.items():
             serve += [f"--{name}", f"127.0.0.1:{port}"]
@@ -72,13 +73,16 @@ class Bench:
         command = [self.load, "run", "--address", f"127.0.0.1:{port}", "--watch", ",".join(map(str, [*pids, self.stand_ins.pid]))]
         for name, value in arguments.items():
             command += [f"--{name}", str(value)]
+        # A proxy that was measured before may have requests left over.
+        time.sleep(0.1)
         verdicts = self.count_verdicts()
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + warm + 60, preexec_fn=self.pin_load)
-        if peer.log:
-            os.truncate(peer.log, 0)
         if done.returncode:
             sys.exit(f"{peer.name}: {done.stderr}")
         result = json.loads(done.stdout)
+        if peer.log:
+            result["log"] = find_line(peer.log, result["statuses"])
+            os.truncate(peer.log, 0)
         proxy = [result["cpu"][str(pid)] for pid in pids]
         others = [result["cpu"][str(pid)] for pid in (self.stand_ins.pid, "self")]
         result["cpu"] = sum(ran for ran, _ in proxy)
@@ -117,6 +121,13 @@ def build_load(cache):
     manifest = os.path.join(HERE, "load", "Cargo.toml")
     subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir", target], check=True)
     return os.path.join(target, "release", "keyward-load")
+
+
+def find_line(log, statuses):
+    """A line of the rarest status, if there were several."""
+    rarest = min(statuses, key=statuses.get, default="")
+    with open(log, errors="replace") as file:
+        return next((line.strip() for line in file if rarest in line), "") if len(statuses) > 1 else ""
 
 
 def wait_until(condition, what, seconds=15):

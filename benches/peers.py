@@ -46,12 +46,11 @@ class Peer:
         raise NotImplementedError
 
     def read_version(self):
-        for flag in ("-v", "--version", "version"):
-            result = subprocess.run([self.binary, flag], capture_output=True, text=True)
-            if found := re.search(r"\d+\.\d+\.\d+", result.stdout + result.stderr):
-                return found[0]
-        return "?"
+        result = subprocess.run([self.binary, self.version_flag], capture_output=True, text=True)
+        found = re.search(r"\d+\.\d+\.\d+", result.stdout + result.stderr)
+        return found[0] if found else "?"
 
+    version_flag = "--version"
     log_on_stdout = False
 
     def start(self, core):
@@ -159,6 +158,8 @@ class Other(Peer):
 
 
 class Nginx(Other):
+    version_flag = "-v"
+
     def prepare(self):
         ports = self.ports
         common = "proxy_pass http://up; proxy_request_buffering off; proxy_http_version 1.1;" \
@@ -197,6 +198,7 @@ class Haproxy(Other):
     """Asks the adapter in Lua, which is how HAProxy makes a call before it forwards."""
 
     log_on_stdout = True
+    version_flag = "-v"
 
     def prepare(self):
         ports = self.ports
@@ -313,6 +315,8 @@ class Envoy(Other):
 
 
 class Caddy(Other):
+    version_flag = "version"
+
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.http2 = self.http1
@@ -361,6 +365,8 @@ http://127.0.0.1:{self.http1}, http://bench.test:{self.http1} {{
 
 
 class Traefik(Other):
+    version_flag = "version"
+
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.http2 = self.http1

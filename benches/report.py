@@ -53,7 +53,10 @@ def render(data):
     ]
     if data["missing"]:
         parts.append(f"Not found: {', '.join(data['missing'])}.")
-    return "\n\n".join(parts + [render_table(table) for table in data["tables"]])
+    parts += [render_table(table) for table in data["tables"]]
+    if data["problems"]:
+        parts.append("Left out:\n\n" + "\n".join(f"- {problem}" for problem in data["problems"]))
+    return "\n\n".join(parts)
 
 
 def choose_base(columns):
@@ -144,7 +147,7 @@ def render_lines(table):
     parts = ['<path d="M70 50V360H540" fill="none" stroke="#999"/>']
     for tick in ticks_x:
         parts.append(text(scale_x(tick), 378, format_tick(tick), "middle"))
-    parts.append(text(556, 378, table["x_title"]))
+    parts.append(text(574, 378, table["x_title"]))
     for tick in ticks_y:
         parts.append(f'<path d="M70 {scale_y(tick):.1f}H540" stroke="#eee"/>' + text(64, scale_y(tick) + 4, format_tick(tick), "end"))
     for at, (column, line) in enumerate(zip(table["columns"], points)):
