@@ -9,6 +9,8 @@ pub const REQUEST: usize = 96 * 1024;
 /// The least share of a connection, in bytes: enough for a request of usual size, so that a flood on other connections does not
 /// shut out a client.
 pub const SHARE: usize = REQUEST + 32 * 1024;
+/// What is read of an HTTP/1 connection at once, in bytes, although `limits.head` may be lower.
+pub const READ_BUFFER: usize = 64 * 1024;
 /// The percentage of the memory that is planned with. The rest is for the allocator and the system.
 const PLANNED_PERCENT: usize = 70;
 /// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
@@ -35,7 +37,7 @@ impl Plan {
     pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
         let fixed = PROCESS.saturating_add(bad_keys.saturating_mul(BAD_KEY));
         let free = (memory / 100).saturating_mul(PLANNED_PERCENT).saturating_sub(fixed);
-        let each = CONNECTION.saturating_add(head);
+        let each = CONNECTION.saturating_add(head.max(READ_BUFFER));
         let connections = connections.min(free / each.saturating_add(2 * SHARE)).max(1);
         Self { connections, requests: free.saturating_sub(connections * each).max(2 * SHARE) }
     }

@@ -5,7 +5,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as _, Frame};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Either, Empty};
 use hyper::header::CONTENT_LENGTH;
 
 use super::revalidation::{Revalidation, close_reason};
@@ -19,8 +19,6 @@ pub(super) struct ResponseBody {
     revalidation: Revalidation,
     /// Whether the client understands a gRPC status in the trailers.
     takes_grpc_status: bool,
-    /// Whether such a status ended the body early.
-    ended_early: bool,
     _exchange: Exchange,
 }
 
@@ -36,20 +34,17 @@ impl ResponseBody {
             record.mark_complete();
             return body::empty();
         }
-        let adapter =
-            Self { record, revalidation, takes_grpc_status, ended_early: false, _exchange: exchange };
-        Adapted::new(body, adapter).boxed_unsync()
+        let adapter = Self { record, revalidation, takes_grpc_status, _exchange: exchange };
+        Adapted::new(Either::Left(body), adapter).boxed_unsync()
     }
 }
 
 impl Adapter for ResponseBody {
-    type Body = PooledBody;
+    /// On the right once a gRPC status has ended the body early, and the upstream's is dropped.
+    type Body = Either<PooledBody, Empty<Bytes>>;
     type Data = Bytes;
 
-    fn poll_frame(&mut self, body: &mut PooledBody, cx: &mut Context<'_>) -> PolledFrame {
-        if self.ended_early {
-            return Poll::Ready(None);
-        }
+    fn poll_frame(&mut self, body: &mut Self::Body, cx: &mut Context<'_>) -> PolledFrame {
         let mut polled = body::poll_next(body, cx);
         match &mut polled {
             Poll::Ready(None) => self.record.mark_complete(),
@@ -76,13 +71,9 @@ impl Adapter for ResponseBody {
                 return Poll::Ready(Some(Err(close_reason(&rejection).into())));
             }
             // The upload has its own check and ends by itself.
-            self.ended_early = true;
+            *body = Either::Right(Empty::new());
             return Poll::Ready(Some(Ok(Frame::trailers(rejection.to_trailers()))));
         }
         polled
-    }
-
-    fn is_end_stream(&self, body: &PooledBody) -> bool {
-        self.ended_early || body.is_end_stream()
     }
 }

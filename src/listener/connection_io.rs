@@ -21,7 +21,7 @@ const READ_AT_ONCE: usize = 32 * 1024;
 ///
 /// These end a head so that it is invalid whatever came before: 400.
 const INVALID_HEAD: &[u8] = b"\0\r\n\r\n";
-/// These continue any part of a head, so that it becomes longer than hyper's buffer: 431.
+/// SECURITY: these continue any part of a head and complete none, so that it becomes longer than hyper's buffer: 431.
 const ENDLESS_HEAD: &[u8] = &[b'x'; 16 * 1024];
 
 pub(super) struct ConnectionIo<T> {
@@ -38,8 +38,6 @@ pub(super) struct ConnectionIo<T> {
     broken: Option<FramingError>,
     /// The part of [`INVALID_HEAD`] that hyper has not read yet.
     invalid_head: &'static [u8],
-    /// LF, where the head that is too large was cut behind CR.
-    line_end: &'static [u8],
 }
 
 impl<T> ConnectionIo<T> {
@@ -53,13 +51,11 @@ impl<T> ConnectionIo<T> {
             read_at_once: 0,
             broken: None,
             invalid_head: INVALID_HEAD,
-            line_end: b"",
         }
     }
 
-    fn read_endless_head(&mut self, buf: &mut ReadBuf<'_>) {
-        let bytes = if self.line_end.is_empty() { ENDLESS_HEAD } else { std::mem::take(&mut self.line_end) };
-        buf.put_slice(&bytes[..bytes.len().min(buf.remaining())]);
+    fn read_endless_head(buf: &mut ReadBuf<'_>) {
+        buf.put_slice(&ENDLESS_HEAD[..ENDLESS_HEAD.len().min(buf.remaining())]);
     }
 
     fn poll_invalid_head(&mut self, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
@@ -80,7 +76,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for ConnectionIo<T> {
         match this.broken {
             Some(FramingError::Head(_)) => return this.poll_invalid_head(buf),
             Some(FramingError::HeadTooLarge(_)) => {
-                this.read_endless_head(buf);
+                Self::read_endless_head(buf);
                 return Poll::Ready(Ok(()));
             }
             Some(FramingError::Body(_)) => {
@@ -106,13 +102,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for ConnectionIo<T> {
         }
         this.activity.record_read(new);
         if let Err(error) = this.framing.follow(new) {
-            let at = match error {
-                FramingError::Head(at) | FramingError::Body(at) => at,
-                FramingError::HeadTooLarge(at) => {
-                    this.line_end = if this.framing.is_after_cr() { b"\n" } else { b"" };
-                    at
-                }
-            };
+            let (FramingError::Head(at) | FramingError::Body(at) | FramingError::HeadTooLarge(at)) = error;
             this.broken = Some(error);
             buf.set_filled(before + at);
             if at == 0 {

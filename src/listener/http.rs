@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Settings;
 use super::send_timeout::StreamExecutor;
+use crate::memory_plan::READ_BUFFER;
 use crate::metrics::Metrics;
 use crate::pool::Tasks;
 
@@ -36,7 +37,7 @@ struct Buffers {
 const WIDE: Buffers =
     Buffers { http1: 512 * 1024, stream_window: 128 * 1024, connection_window: 1024 * 1024 };
 /// While more are open. A connection's window cannot be smaller (RFC 9113 section 6.9.2).
-const NARROW: Buffers = Buffers { http1: 64 * 1024, stream_window: 16 * 1024, connection_window: 65_535 };
+const NARROW: Buffers = Buffers { http1: READ_BUFFER, stream_window: 16 * 1024, connection_window: 65_535 };
 const WIDE_SHARE: usize = 16;
 
 pub(super) struct HttpServers {

@@ -155,11 +155,6 @@ impl Framing {
         if self.state == State::Head { self.max_head.saturating_sub(self.head_length) } else { usize::MAX }
     }
 
-    /// Whether the last byte was CR, which only LF may follow.
-    pub(super) fn is_after_cr(&self) -> bool {
-        self.after_cr
-    }
-
     fn error_at(&self, at: usize) -> FramingError {
         if self.state == State::Head { FramingError::Head(at) } else { FramingError::Body(at) }
     }

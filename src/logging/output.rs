@@ -51,6 +51,8 @@ struct Waiting {
     is_idle: bool,
     /// Whether the thread writes lines that it has taken.
     is_writing: bool,
+    /// How much of the first audit line is written.
+    audit_written: usize,
     /// Whether lines are written at once, since the process ends.
     is_ending: bool,
 }
@@ -148,7 +150,14 @@ impl OutputQueue {
             self.wait_for_lines();
             std::mem::swap(&mut self.lock().lines, &mut taken);
             let mut written = 0;
-            while self.write_all(&mut io::stdout().lock(), &taken, &mut written).is_err() {
+            while let Err(error) = self.write_all(&mut io::stdout().lock(), &taken, &mut written) {
+                if error.kind() == io::ErrorKind::BrokenPipe && self.lock().is_ending {
+                    // Nobody will read the rest, and the end of the process does not wait for it.
+                    let mut waiting = self.lock();
+                    waiting.audit.clear();
+                    waiting.audit_written = 0;
+                    break;
+                }
                 std::thread::sleep(RETRY);
             }
             taken.clear();
@@ -196,10 +205,22 @@ impl OutputQueue {
 
     fn write_audit(&self, out: &mut impl Write) -> io::Result<()> {
         loop {
-            let Some(line) = self.lock().audit.front().cloned() else { return Ok(()) };
-            out.write_all(&escape_line(&line, self.kept))?;
+            let (line, mut written) = match &*self.lock() {
+                Waiting { audit, audit_written, .. } => match audit.front() {
+                    Some(line) => (line.clone(), *audit_written),
+                    None => return Ok(()),
+                },
+            };
+            let line = escape_line(&line, self.kept);
+            while written < line.len() {
+                written += out.write(&line[written..])?;
+                self.lock().audit_written = written;
+            }
             out.flush()?;
-            self.lock().audit.pop_front();
+            let mut waiting = self.lock();
+            waiting.audit.pop_front();
+            waiting.audit_written = 0;
+            drop(waiting);
             self.audit_slots.add_permits(1);
             self.changed.notify_all();
         }
@@ -312,13 +333,13 @@ mod tests {
         while queue.write_all(&mut out, lines.as_bytes(), &mut written).is_err() {
             // An audit line that comes now waits for the end of the line that is being written.
             if queue.audit_slots.available_permits() == 0 && queue.lock().audit.is_empty() && written > 100 {
-                queue.append_audit(b"audit\n");
+                queue.append_audit(b"a long line, written in parts, of audit\n");
             }
         }
         let text = String::from_utf8(out.0).unwrap();
-        let found: Vec<_> =
-            text.lines().filter(|line| !line.ends_with("audit") && !line.is_empty()).collect();
-        assert_eq!(found, ["first line", &long, "last line"]);
+        let (audit, others): (Vec<_>, Vec<_>) = text.lines().partition(|line| line.contains("audit"));
+        assert_eq!(audit, ["a long line, written in parts, of audit"]);
+        assert_eq!(others, ["first line", &long, "last line"]);
         assert_eq!(queue.audit_slots.available_permits(), 1);
     }
 

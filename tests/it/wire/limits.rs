@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::http2::{END_HEADERS, END_STREAM, Fate, GET, HEADERS, PING, block, fate, frame, preface};
 use super::{OK, Wire, statuses};
 use crate::support::raw::ScriptedUpstream;
-use crate::support::{Setup, TEST_TIMEOUT};
+use crate::support::{Setup, TEST_TIMEOUT, wait_until};
 
 async fn wire(server: &'static str, sections: &'static str) -> Wire {
     Wire::with(ScriptedUpstream::answering(OK).await, Setup { server, sections, ..Setup::default() }).await
@@ -47,6 +47,39 @@ async fn large_head_is_431_and_long_target_414() {
     let fields = [GET[0], GET[1], GET[2], (":path", &*path)];
     client.send([preface(), frame(HEADERS, END_STREAM | END_HEADERS, 1, &block(&fields))].concat()).await;
     assert_eq!(fate(&mut client, Some(1)).await, Fate::Answered(414));
+}
+
+#[tokio::test]
+async fn head_beyond_limit_never_reaches_upstream() {
+    let setup = Setup { sections: "[limits]\nhead = \"8KiB\"", ..Setup::default() };
+    let wire = Wire::with(ScriptedUpstream::answering(OK).await, setup).await;
+    let mut seen = wire.upstream.text().len();
+    let head = |length: usize| {
+        let fields =
+            |value: &str| wire.head("POST /public/x", &format!("content-length: 40\r\nx: {value}\r\n"));
+        fields(&"y".repeat(length - fields("").len()))
+    };
+    let mut client = wire.stage.connect().await;
+    client.send(format!("{}{}", head(8192), "B".repeat(40))).await;
+    assert_eq!(client.read_reply().await.status, 200);
+    wait_until(|| wire.upstream.text().ends_with(&"B".repeat(40))).await;
+    wire.fresh(&mut seen);
+    // SECURITY: nothing that Keyward reads in place of the rest completes such a head or becomes its body.
+    for excess in 1..=6 {
+        let mut client = wire.stage.connect().await;
+        client.send(format!("{}{}", head(8192 + excess), "B".repeat(40))).await;
+        assert_eq!(client.read_head().await.status, 431, "{excess} bytes more");
+        let mut slow = wire.stage.connect().await;
+        let head = head(8192 + excess);
+        let (begin, end) = head.split_at(8190);
+        slow.send(begin).await;
+        for byte in end.bytes() {
+            sleep(Duration::from_millis(2)).await;
+            slow.send([byte]).await;
+        }
+        assert!(matches!(slow.read_head().await.status, 400 | 431), "{excess} bytes more, one by one");
+        assert_eq!(wire.fresh(&mut seen), "", "{excess} bytes more");
+    }
 }
 
 #[tokio::test]
