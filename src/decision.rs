@@ -77,14 +77,14 @@ impl Handler for Decisions {
             log_mistake("a peer that is not in decision.allow_from asked for a decision");
             return forbid_peer();
         }
-        let has_unread_body = !request.body().is_end_stream();
         let gateway = self.current.gateway();
-        match read_target(request, self.headers) {
-            Ok((target, is_prefixed)) => {
-                let format = ErrorFormat::for_decision(target.method(), has_unread_body);
-                gateway.decide(target, peer, account, &format, is_prefixed).await
+        match read_target(&request, self.headers) {
+            Ok(target) => {
+                let format = ErrorFormat::for_decision(&target.method, !request.body().is_end_stream());
+                let is_prefixed = request.uri().path() != PATH;
+                gateway.decide(target.into_request(request), peer, account, &format, is_prefixed).await
             }
-            Err((request, mistake)) => {
+            Err(mistake) => {
                 log_mistake(mistake);
                 refuse(&gateway, &request, peer, &Rejection::MalformedRequest(mistake))
             }
@@ -115,46 +115,47 @@ fn log_mistake(mistake: &'static str) {
     }
 }
 
-/// The request that is asked about, and whether it was told in the prefixed form.
+/// What the request that is asked about has in its first line and in `Host`.
+struct Target {
+    method: Method,
+    path: PathAndQuery,
+    host: HeaderValue,
+}
+
+impl Target {
+    /// The request that is asked about, with the headers of the decision request.
+    fn into_request(self, decision: Request<Body>) -> Request<Body> {
+        let mut request = Request::new(body::empty());
+        *request.method_mut() = self.method;
+        *request.uri_mut() = self.path.into();
+        let headers = request.headers_mut();
+        *headers = decision.into_parts().0.headers;
+        headers.insert(HOST, self.host);
+        // Of the decision request's own body, which is ignored.
+        for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
+            headers.remove(name);
+        }
+        request
+    }
+}
+
+/// Reads the target of a decision request.
 ///
 /// # Errors
-/// The decision request, and what its gateway must be set up to send. SECURITY: nothing is guessed, as a default target could be
-/// one that is open.
-#[expect(clippy::result_large_err, reason = "both are the request")]
-fn read_target(
-    request: Request<Body>,
-    headers: TargetHeaders,
-) -> Result<(Request<Body>, bool), (Request<Body>, &'static str)> {
+/// What the gateway must be set up to send. SECURITY: nothing is guessed, as a default target could be one that is open.
+fn read_target(request: &Request<Body>, headers: TargetHeaders) -> Result<Target, &'static str> {
     let path = request.uri().path();
-    let read = if path == PATH {
+    if path == PATH {
         match headers {
             TargetHeaders::XForwarded => read_forwarded(request.headers()),
             TargetHeaders::XOriginal => read_original(request.headers()),
         }
     } else if path.strip_prefix(PATH).is_some_and(|rest| rest.starts_with('/')) {
-        read_prefixed(&request)
+        read_prefixed(request)
     } else {
         Err("the gateway must ask at /decision, or at /decision followed by the request's path")
-    };
-    let (method, target, host) = match read {
-        Ok(read) => read,
-        Err(mistake) => return Err((request, mistake)),
-    };
-    let is_prefixed = path != PATH;
-    let mut asked = Request::new(body::empty());
-    *asked.headers_mut() = request.into_parts().0.headers;
-    let headers = asked.headers_mut();
-    headers.insert(HOST, host);
-    // Of the decision request's own body, which is ignored.
-    for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
-        headers.remove(name);
     }
-    *asked.method_mut() = method;
-    *asked.uri_mut() = target.into();
-    Ok((asked, is_prefixed))
 }
-
-type Target = (Method, PathAndQuery, HeaderValue);
 
 const FORWARDED: &str = "the gateway must send X-Forwarded-Method, X-Forwarded-Uri (path and query) and X-Forwarded-Host, each exactly once";
 const ORIGINAL: &str =
@@ -191,8 +192,8 @@ fn read_prefixed(request: &Request<Body>) -> Result<Target, &'static str> {
 fn parse_target(method: &[u8], target: &[u8], host: HeaderValue) -> Option<Target> {
     let is_origin_form = target.starts_with(b"/") && !target.contains(&b'#');
     let method = Method::from_bytes(method).ok()?;
-    let target = PathAndQuery::try_from(target).ok().filter(|_| is_origin_form)?;
-    Some((method, target, host))
+    let path = PathAndQuery::try_from(target).ok().filter(|_| is_origin_form)?;
+    Some(Target { method, path, host })
 }
 
 fn single<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
