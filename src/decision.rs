@@ -2,7 +2,10 @@
 //! Caddy `forward_auth`, Envoy `ext_authz` over HTTP and others. Routes, keys and policy are those of the proxy
 //! ([`Gateway::decide`]); here the request that is asked about is read from the decision request.
 //!
-//! It is told in one of two forms: to `/decision` in headers, or as `METHOD /decision/<path?query>` with the original `Host`.
+//! It is told in one of three forms: to `/decision` in headers, as `METHOD /decision/<path?query>` with the original `Host`, or in
+//! the message of a gRPC call ([`ext_authz`]).
+
+pub mod ext_authz;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +81,19 @@ impl Handler for Decisions {
             return forbid_peer();
         }
         let gateway = self.current.gateway();
+        if request.uri().path() == ext_authz::PATH {
+            let asked = match ext_authz::read_check(request).await {
+                Ok(asked) => asked,
+                Err(mistake) => {
+                    log_mistake(mistake);
+                    return ext_authz::refuse_call(mistake);
+                }
+            };
+            let client_is_grpc = ext_authz::is_grpc_client(&asked);
+            let format = ErrorFormat::for_decision(asked.method(), false);
+            let decision = gateway.decide(asked, peer, account, &format, true).await;
+            return ext_authz::encode_decision(decision, client_is_grpc).await;
+        }
         match read_target(&request, self.headers) {
             Ok(target) => {
                 let format = ErrorFormat::for_decision(&target.method, !request.body().is_end_stream());

@@ -41,7 +41,7 @@ use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body,
 use crate::validator::Validator;
 
 /// What Envoy removes from a request that is permitted (`ext_authz`, `CheckResponse` over HTTP).
-const HEADERS_TO_REMOVE: &str = "x-envoy-auth-headers-to-remove";
+pub const HEADERS_TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 /// `Retry-After` where public routes already use all the connections they may.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -278,6 +278,9 @@ impl Gateway {
             }
         }
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(identity) = permit.identity() {
+            response.extensions_mut().insert(Arc::clone(identity));
+        }
         Ok(response)
     }
 

@@ -1,10 +1,21 @@
 //! Decisions for gateways: what is asked, what is answered, and that nothing is permitted by mistake.
 
+use std::collections::HashMap;
+
 use base64::Engine as _;
+use bytes::{BufMut, Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::{HeaderMap, Method};
+use keyward::decision::ext_authz::{
+    AttributeContext, AttributeRequest, CheckRequest, CheckResponse, HttpRequest, RawHeader, RawHeaders,
+};
 use keyward::listener::Listen;
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 
+use prost::Message as _;
+
+use crate::support::http::{HttpClient, HttpVersion};
 use crate::support::raw::{Client, Reply};
 use crate::support::{Setup, Stage};
 
@@ -198,4 +209,144 @@ async fn peer_outside_allow_from_is_forbidden() {
     let sections = "[decision]\nlisten = \"127.0.0.1:0\"\nallow_from = [\"192.0.2.0/24\"]";
     let stage = Stage::with(Setup { sections, ..Setup::default() }).await;
     assert_eq!(ask(&stage, "GET", "/public/x", "").await.status, 403);
+}
+
+/// Makes Envoy's gRPC call. Gives the message, if there is one, and the trailers.
+async fn call_check(stage: &Stage, content: Bytes) -> (Option<CheckResponse>, HeaderMap) {
+    let Some(Listen::Tcp(address)) = stage.decision else { panic!("a port") };
+    let mut client = HttpClient::connect(address, HttpVersion::Http2).await;
+    let path = "/envoy.service.auth.v3.Authorization/Check";
+    let mut request = client.request(Method::POST, path, "", keyward::body::full(content));
+    request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+    let response = client.send(request).await.unwrap();
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["content-type"]),
+        (200, &"application/grpc".parse().unwrap())
+    );
+    let collected = response.into_body().collect().await.unwrap();
+    let trailers = collected.trailers().cloned().unwrap();
+    let content = collected.to_bytes();
+    let message = (!content.is_empty()).then(|| CheckResponse::decode(&content[5..]).unwrap());
+    (message, trailers)
+}
+
+fn frame(check: &CheckRequest) -> Bytes {
+    let mut content = BytesMut::new();
+    content.put_u8(0);
+    content.put_u32(check.encoded_len() as u32);
+    content.extend(check.encode_to_vec());
+    content.freeze()
+}
+
+fn check_request(method: &str, path: &str, headers: &[(&str, &str)]) -> CheckRequest {
+    let headers = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let http = HttpRequest {
+        method: method.to_owned(),
+        path: path.to_owned(),
+        host: "api.test".to_owned(),
+        headers: headers.chain([(":path".to_owned(), "/public/x".to_owned())]).collect(),
+        header_map: None,
+    };
+    let request = Some(AttributeRequest { http: Some(http) });
+    CheckRequest { attributes: Some(AttributeContext { request }) }
+}
+
+#[tokio::test]
+async fn envoy_check_permits_with_headers_and_metadata() {
+    let stage = start().await;
+    let claims = [("plan".to_owned(), "gold".to_owned())].into();
+    let key = stage.issue(Issue { custom_claims: claims, ..Issue::default() }).key;
+    let authorization = format!("Bearer {key}");
+    let headers = [
+        ("authorization", &*authorization),
+        ("x_org_id", "org_evil"),
+        ("x-claim-admin", "1"),
+        ("accept", "*/*"),
+    ];
+    let (check, trailers) = call_check(&stage, frame(&check_request("GET", "/v1/x?q=1", &headers))).await;
+    assert_eq!(trailers["grpc-status"], "0");
+    let check = check.unwrap();
+    assert_eq!(check.status.unwrap().code, 0);
+    let ok = check.ok_response.unwrap();
+    let set: HashMap<_, _> = ok
+        .headers
+        .iter()
+        .map(|option| {
+            assert_eq!(option.append_action, 2, "it replaces the client's");
+            let header = option.header.as_ref().unwrap();
+            (header.key.as_str(), header.value.as_str())
+        })
+        .collect();
+    assert_eq!((set["x-org-id"], set["x-claim-plan"]), ("org_1", "gold"));
+    for name in ["authorization", "x_org_id", "x-claim-admin", "x-user-id"] {
+        assert!(ok.headers_to_remove.iter().any(|removed| removed == name), "{name}");
+    }
+    let metadata = check.dynamic_metadata.unwrap();
+    let text = prost_types::value::Kind::StringValue("org_1".to_owned());
+    assert_eq!(metadata.fields["organization_id"].kind, Some(text));
+    assert!(metadata.fields.contains_key("claims") && metadata.fields.contains_key("token_id"));
+    assert!(stage.emulator.revoke(&key));
+    let (check, _) = call_check(&stage, frame(&check_request("GET", "/v1/x", &headers))).await;
+    let denied = check.unwrap().denied_response.unwrap();
+    assert_eq!(denied.status.unwrap().code, 401);
+    assert!(denied.body.contains("\"code\":\"invalid_key\""), "{}", denied.body);
+}
+
+#[tokio::test]
+async fn envoy_check_denies_with_status_and_short_text_for_grpc() {
+    let stage = start().await;
+    stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(503))));
+    let authorization = format!("Bearer {}", stage.issue_key());
+    let headers = [("authorization", &*authorization), ("content-type", "application/grpc")];
+    let (check, _) = call_check(&stage, frame(&check_request("POST", "/v1/x", &headers))).await;
+    let check = check.unwrap();
+    assert!(check.ok_response.is_none() && check.status.unwrap().code != 0);
+    let denied = check.denied_response.unwrap();
+    assert_eq!(denied.status.unwrap().code, 503, "not the 200 of a gRPC error");
+    assert!(!denied.body.is_empty() && !denied.body.contains('{'), "{}", denied.body);
+    let names: Vec<_> =
+        denied.headers.iter().map(|option| option.header.as_ref().unwrap().key.as_str()).collect();
+    assert!(names.contains(&"retry-after") && names.contains(&"keyward-error"), "{names:?}");
+}
+
+#[tokio::test]
+async fn unreadable_envoy_check_is_invalid_argument() {
+    let stage = start().await;
+    let sound = check_request("GET", "/public/x", &[]);
+    let with = |change: fn(&mut HttpRequest)| {
+        let mut check = sound.clone();
+        change(check.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap());
+        frame(&check)
+    };
+    let mut invalid_utf8 = frame(&sound).to_vec();
+    let at = invalid_utf8.windows(8).position(|bytes| bytes == b"api.test").unwrap();
+    invalid_utf8[at] = 0xff;
+    let raw = |key: &str| RawHeader { key: key.to_owned(), value: "x".to_owned(), raw_value: Vec::new() };
+    let bad_name = {
+        let mut check = sound.clone();
+        let http = check.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+        http.header_map = Some(RawHeaders { headers: vec![raw("x org-id")] });
+        frame(&check)
+    };
+    for (what, content) in [
+        ("nothing", Bytes::new()),
+        ("no message", Bytes::from_static(&[0, 0, 0, 0])),
+        ("compressed", Bytes::from_static(&[1, 0, 0, 0, 0])),
+        ("too short", Bytes::from_static(&[0, 0, 0, 0, 9, 1])),
+        ("no attributes", frame(&CheckRequest { attributes: None })),
+        ("no protobuf", Bytes::from_static(&[0, 0, 0, 0, 2, 0xff, 0xff])),
+        ("not UTF-8", invalid_utf8.into()),
+        ("no method", with(|http| http.method.clear())),
+        ("no path", with(|http| http.path.clear())),
+        ("no host", with(|http| http.host.clear())),
+        ("an absolute path", with(|http| http.path = "http://a/public/x".to_owned())),
+        ("a header with a bad name", bad_name),
+        ("2 MiB", Bytes::from(vec![0; 2 << 20])),
+    ] {
+        let (check, trailers) = call_check(&stage, content).await;
+        assert!(check.is_none(), "{what}");
+        assert_eq!(trailers["grpc-status"], "3", "{what}");
+        assert!(trailers["grpc-message"].to_str().unwrap().contains("the gateway must"), "{what}");
+    }
+    assert!(call_check(&stage, frame(&sound)).await.0.unwrap().ok_response.is_some());
 }
