@@ -1,6 +1,7 @@
 //! Reads the route file and the environment into the settings of each part. All problems are reported at once, each with its
 //! place and a hint, and no message contains a secret.
 
+mod decision;
 mod diagnostics;
 mod document;
 mod environment;
@@ -48,6 +49,8 @@ pub struct Config {
     pub trusted: TrustedProxies,
     /// `[admin] listen`.
     pub admin: Listen,
+    /// `[decision]`.
+    pub decision: Option<crate::decision::Settings>,
     /// `[management]`.
     pub management: Option<crate::management::Settings>,
     /// `[scalekit]`.

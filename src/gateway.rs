@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 
 use http_body::Body as _;
 use hyper::header::{
-    ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, FORWARDED, HOST, HeaderMap, HeaderName, ORIGIN, USER_AGENT,
+    ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CACHE_CONTROL, FORWARDED, HOST, HeaderMap,
+    HeaderName, HeaderValue, ORIGIN, USER_AGENT,
 };
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
@@ -39,6 +40,8 @@ use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, websocket_tunnel};
 use crate::validator::Validator;
 
+/// What Envoy removes from a request that is permitted (`ext_authz`, `CheckResponse` over HTTP).
+pub const HEADERS_TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 /// `Retry-After` where public routes already use all the connections they may.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -88,34 +91,75 @@ pub struct Gateway {
 impl Gateway {
     /// Handles a request. Its log line is written when the response has ended.
     pub async fn handle(&self, request: Request<Body>, peer: Peer, account: &Arc<Account>) -> Response<Body> {
-        let is_trusted = self.trusted.trusts(peer);
-        let request_id = choose_request_id(request.headers(), is_trusted);
-        let client = self.trusted.client_address(peer, request.headers());
-        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let mut record = Record::begin(&request, client, request_id.clone(), line, metrics);
         let format = ErrorFormat::from_request(&request);
-        let downstream = Downstream { peer, is_trusted, client, account };
+        let (downstream, mut record) = self.begin_request(&request, peer, account);
+        let request_id = record.request_id.clone();
         let mut response = match self.pass(request, downstream, &mut record).await {
             Ok(forwarded) => self.relay_response(forwarded, record, &format),
-            Err(rejection) => {
-                record.set_rejection(&rejection);
-                rejection.to_response(&format, request_id.to_str().unwrap_or_default(), &self.settings.realm)
-            }
+            Err(rejection) => self.reject(&rejection, &format, record),
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
 
+    /// Decides on a request that a gateway holds, of which `request` has the method, target and headers: 200 with the identity
+    /// headers, or the rejection. With `list_removals`, the response names the headers that the gateway must remove from the
+    /// request.
+    pub async fn decide(
+        &self,
+        request: Request<Body>,
+        peer: Peer,
+        account: &Arc<Account>,
+        format: &ErrorFormat,
+        list_removals: bool,
+    ) -> Response<Body> {
+        let (downstream, mut record) = self.begin_request(&request, peer, account);
+        let request_id = record.request_id.clone();
+        let mut response = match self.permit(request, &downstream, &mut record, list_removals).await {
+            Ok(response) => {
+                record.set_status(StatusCode::OK.as_u16());
+                record.mark_complete();
+                response
+            }
+            Err(rejection) => self.reject(&rejection, format, record),
+        };
+        response.headers_mut().insert(REQUEST_ID, request_id);
+        response
+    }
+
+    fn begin_request<'a>(
+        &self,
+        request: &Request<Body>,
+        peer: Peer,
+        account: &'a Arc<Account>,
+    ) -> (Downstream<'a>, Record) {
+        let is_trusted = self.trusted.trusts(peer);
+        let request_id = choose_request_id(request.headers(), is_trusted);
+        let client = self.trusted.client_address(peer, request.headers());
+        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
+        let record = Record::begin(request, client, request_id, line, metrics);
+        (Downstream { peer, is_trusted, client, account }, record)
+    }
+
+    fn reject(&self, rejection: &Rejection, format: &ErrorFormat, mut record: Record) -> Response<Body> {
+        record.set_rejection(rejection);
+        let request_id = record.request_id.to_str().unwrap_or_default();
+        rejection.to_response(format, request_id, &self.settings.realm)
+    }
+
     /// Rejects a request without looking at it, and logs it.
-    pub fn refuse(&self, request: &Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
+    pub fn refuse(
+        &self,
+        request: &Request<Body>,
+        peer: Peer,
+        rejection: &Rejection,
+        format: &ErrorFormat,
+    ) -> Response<Body> {
         let request_id = choose_request_id(request.headers(), false);
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
         let client = self.trusted.client_address(peer, request.headers());
-        let mut record = Record::begin(request, client, request_id.clone(), line, metrics);
-        record.set_rejection(&rejection);
-        let id = request_id.to_str().unwrap_or_default();
-        let mut response =
-            rejection.to_response(&ErrorFormat::from_request(request), id, &self.settings.realm);
+        let record = Record::begin(request, client, request_id.clone(), line, metrics);
+        let mut response = self.reject(rejection, format, record);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
@@ -128,36 +172,13 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Forwarded, Rejection> {
         let host = request_head::check_head(&request, self.settings.head)?;
-        let (route, requirement, kind) = self.find_route(&request, &host)?;
-        record.route = Arc::clone(&route.label);
-        let key = ApiKey::take_from(request.headers_mut(), &self.credential);
-        let upgrade = hop_by_hop::find_upgrade(request.method(), request.version(), request.headers());
-        hop_by_hop::strip_headers(request.headers_mut());
-        if kind == Kind::Preflight {
-            keep_preflight_headers(request.headers_mut());
+        let found = self.find_route(&request, &host)?;
+        if found.route.upstream.is_empty() {
+            return Err(Rejection::NoRoute);
         }
-        let (permit, mut revalidation) = match requirement {
-            None => {
-                let admitted = downstream.account.admit_public();
-                let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
-                (Permit::public(), Revalidation::disabled(admitted))
-            }
-            Some(requirement) => {
-                let (key, began) = (key?, Instant::now());
-                let identity = self.validator.validate(&key, downstream.client).await;
-                record.validation = Some(began.elapsed());
-                let identity = identity.inspect_err(|rejection| {
-                    if *rejection == Rejection::InvalidKey {
-                        downstream.account.record_bad_key();
-                    }
-                })?;
-                let admitted = downstream.account.admit();
-                record.identity = Some(Arc::clone(&identity));
-                let revalidation =
-                    Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
-                (requirement.admit(identity)?, revalidation)
-            }
-        };
+        let Admission { route, upgrade, permit, mut revalidation } =
+            self.admit(&mut request, found, &downstream, record).await?;
+        self.strip_identity_headers(request.headers_mut(), record);
         self.set_identity_headers(&permit, request.headers_mut(), record)?;
         let forwarding = Forwarding {
             peer: downstream.peer,
@@ -189,36 +210,113 @@ impl Gateway {
         Ok(Forwarded { response, tunnel, revalidation, exchange })
     }
 
-    /// The route and its requirement: `None` for a public route, and for a CORS preflight that the route lets pass.
-    fn find_route(
+    /// The part of the request path that forwarding and decisions share: from the route to the permit. Takes the key and the
+    /// hop-by-hop headers out of the request.
+    async fn admit<'g>(
+        &'g self,
+        request: &mut Request<Body>,
+        found: FoundRoute<'g>,
+        downstream: &Downstream<'_>,
+        record: &mut Record,
+    ) -> Result<Admission<'g>, Rejection> {
+        let FoundRoute { route, requirement, kind } = found;
+        record.route = Arc::clone(&route.label);
+        let key = ApiKey::take_from(request.headers_mut(), &self.credential);
+        let upgrade = hop_by_hop::find_upgrade(request.method(), request.version(), request.headers());
+        hop_by_hop::strip_headers(request.headers_mut());
+        if kind == Kind::Preflight {
+            keep_preflight_headers(request.headers_mut());
+        }
+        let (permit, revalidation) = match requirement {
+            None => {
+                let admitted = downstream.account.admit_public();
+                let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
+                (Permit::public(), Revalidation::disabled(admitted))
+            }
+            Some(requirement) => {
+                let (key, began) = (key?, Instant::now());
+                let identity = self.validator.validate(&key, downstream.client).await;
+                record.validation = Some(began.elapsed());
+                let identity = identity.inspect_err(|rejection| {
+                    if *rejection == Rejection::InvalidKey {
+                        downstream.account.record_bad_key();
+                    }
+                })?;
+                let admitted = downstream.account.admit();
+                record.identity = Some(Arc::clone(&identity));
+                let revalidation =
+                    Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
+                (requirement.admit(identity)?, revalidation)
+            }
+        };
+        Ok(Admission { route, upgrade, permit, revalidation })
+    }
+
+    /// The decision path, from the request's head to the response that permits it.
+    async fn permit(
         &self,
-        request: &Request<Body>,
-        host: &Host,
-    ) -> Result<(&Route, Option<&Requirement>, Kind), Rejection> {
+        mut request: Request<Body>,
+        downstream: &Downstream<'_>,
+        record: &mut Record,
+        list_removals: bool,
+    ) -> Result<Response<Body>, Rejection> {
+        let host = request_head::check_head(&request, self.settings.head)?;
+        let found = self.find_route(&request, &host)?;
+        let Admission { permit, .. } = self.admit(&mut request, found, downstream, record).await?;
+        let forged = self.strip_identity_headers(request.headers_mut(), record);
+        let mut response = Response::new(body::empty());
+        let headers = response.headers_mut();
+        self.set_identity_headers(&permit, headers, record)?;
+        if list_removals {
+            let unset =
+                self.identity.fixed_names().chain(&forged).filter(|name| !headers.contains_key(*name));
+            let names = [AUTHORIZATION.as_str()].into_iter().chain(unset.map(HeaderName::as_str));
+            let names = names.collect::<Vec<_>>().join(",");
+            // Names of headers are visible ASCII.
+            if let Ok(names) = HeaderValue::try_from(names) {
+                headers.insert(HEADERS_TO_REMOVE, names);
+            }
+        }
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some(identity) = permit.identity() {
+            response.extensions_mut().insert(Arc::clone(identity));
+        }
+        Ok(response)
+    }
+
+    /// The route and its requirement: `None` for a public route, and for a CORS preflight that the route lets pass.
+    fn find_route(&self, request: &Request<Body>, host: &Host) -> Result<FoundRoute<'_>, Rejection> {
         let path = request.uri().path();
         if let Some(asked) = preflight_method(request)
             && let Some(route) = self.routes.find_preflight(&asked, &host.name, path)
         {
-            return Ok((route, None, Kind::Preflight));
+            return Ok(FoundRoute { route, requirement: None, kind: Kind::Preflight });
         }
         let route = self.routes.find(request.method(), &host.name, path)?;
-        match &route.auth {
-            Auth::Public => Ok((route, None, Kind::Request)),
-            Auth::Key(requirement) => Ok((route, Some(requirement), Kind::Request)),
-        }
+        let requirement = match &route.auth {
+            Auth::Public => None,
+            Auth::Key(requirement) => Some(requirement),
+        };
+        Ok(FoundRoute { route, requirement, kind: Kind::Request })
     }
 
-    /// Strips the identity headers that the client sent, then sets those of the permit.
+    /// Removes the identity headers that the client sent, counts the request if it had any, and returns their names.
+    fn strip_identity_headers(&self, headers: &mut HeaderMap, record: &Record) -> Vec<HeaderName> {
+        let forged = self.identity.strip(headers);
+        if !forged.is_empty() {
+            let route = metrics::Route { route: Arc::clone(&record.route) };
+            self.metrics.spoofed_headers.get_or_create(&route).inc();
+        }
+        forged
+    }
+
+    /// Sets the identity headers of the permit.
     fn set_identity_headers(
         &self,
         permit: &Permit,
         headers: &mut HeaderMap,
         record: &mut Record,
     ) -> Result<(), Rejection> {
-        if self.identity.strip(headers) > 0 {
-            let route = metrics::Route { route: Arc::clone(&record.route) };
-            self.metrics.spoofed_headers.get_or_create(&route).inc();
-        }
         if let Some(identity) = permit.identity() {
             self.identity.set(identity, headers).inspect_err(|misfit| {
                 if let Misfit::SharedHeader { header, claims } = misfit {
@@ -330,6 +428,22 @@ struct Downstream<'a> {
     is_trusted: bool,
     client: Option<std::net::IpAddr>,
     account: &'a Arc<Account>,
+}
+
+/// The route of a request.
+struct FoundRoute<'g> {
+    route: &'g Route,
+    /// `None` for a public route, and for a CORS preflight that the route lets pass.
+    requirement: Option<&'g Requirement>,
+    kind: Kind,
+}
+
+/// A request that may pass.
+struct Admission<'g> {
+    route: &'g Route,
+    upgrade: Option<hop_by_hop::WebSocket>,
+    permit: Permit,
+    revalidation: Revalidation,
 }
 
 /// How a route treats a request.

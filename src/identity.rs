@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::SystemTime;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use hyper::HeaderMap;
 use hyper::header::{HeaderName, HeaderValue};
 
@@ -58,6 +60,8 @@ pub struct Settings {
     pub claims: Option<Vec<String>>,
     /// Headers given to single claims; each name begins with `claim_prefix`.
     pub claim_headers: BTreeMap<String, HeaderName>,
+    /// A header for all forwarded claims together: a JSON object in base64url without padding.
+    pub claims_header: Option<HeaderName>,
     /// Maximum size of all names and values together, in bytes.
     pub max_bytes: usize,
 }
@@ -87,6 +91,7 @@ impl Default for Settings {
             claim_prefix: CLAIM_PREFIX.to_owned(),
             claims: None,
             claim_headers: BTreeMap::new(),
+            claims_header: None,
             max_bytes: 8 * 1024,
         }
     }
@@ -140,7 +145,7 @@ impl From<Misfit> for Rejection {
 impl IdentityHeaders {
     /// Owns the configured names and always also the default ones.
     pub fn new(settings: Settings) -> Self {
-        let configured = settings.header_names();
+        let configured = settings.header_names().into_iter().chain(&settings.claims_header);
         let mut names: Vec<Box<[u8]>> =
             NAMES.iter().chain(configured).map(|name| fold_name(name.as_str()).collect()).collect();
         names.sort();
@@ -163,15 +168,20 @@ impl IdentityHeaders {
             })
     }
 
-    /// Removes every identity header from headers or trailers, in any spelling. Returns the number of names removed.
-    pub fn strip(&self, headers: &mut HeaderMap) -> usize {
+    /// The names that are set from an identity, whatever its claims are.
+    pub fn fixed_names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.settings.header_names().into_iter().chain(&self.settings.claims_header)
+    }
+
+    /// Removes every identity header from headers or trailers, in any spelling. Returns the names removed.
+    pub fn strip(&self, headers: &mut HeaderMap) -> Vec<HeaderName> {
         // `keys` yields each name once. Usually none is owned, and nothing is allocated.
         let owned: Vec<HeaderName> =
             headers.keys().filter(|name| self.owns_name(name.as_str())).cloned().collect();
         for name in &owned {
             headers.remove(name);
         }
-        owned.len()
+        owned
     }
 
     /// Sets the identity. `headers` must have been stripped.
@@ -206,7 +216,23 @@ impl IdentityHeaders {
         for (name, value) in claims {
             insert(&name, encode_text(value)?)?;
         }
+        if let Some(name) = &settings.claims_header {
+            insert(name, self.encode_claims(&identity.claims)?)?;
+        }
         Ok(())
+    }
+
+    /// All forwarded claims as a JSON object in base64url (RFC 4648 section 5) without padding, from which every byte of every name
+    /// and value can be restored.
+    fn encode_claims(&self, claims: &BTreeMap<String, String>) -> Result<HeaderValue, Misfit> {
+        let forwarded: BTreeMap<_, _> = claims.iter().filter(|(name, _)| self.forwards_claim(name)).collect();
+        // A map of strings always serializes, and base64url is visible ASCII.
+        let json = serde_json::to_vec(&forwarded).unwrap_or_default();
+        HeaderValue::try_from(BASE64_URL_SAFE_NO_PAD.encode(json)).map_err(|_| Misfit::TooLarge)
+    }
+
+    fn forwards_claim(&self, name: &String) -> bool {
+        self.settings.claims.as_ref().is_none_or(|only| only.contains(name))
     }
 
     /// The claims to forward, each with a header of its own.
@@ -214,7 +240,7 @@ impl IdentityHeaders {
         &self,
         claims: &'a BTreeMap<String, String>,
     ) -> Result<Vec<(HeaderName, &'a str)>, Misfit> {
-        let chosen = |name: &String| self.settings.claims.as_ref().is_none_or(|only| only.contains(name));
+        let chosen = |name: &String| self.forwards_claim(name);
         let named: Vec<(HeaderName, &str)> = claims
             .iter()
             .filter(|(name, _)| chosen(name))
@@ -318,6 +344,24 @@ mod tests {
     }
 
     #[test]
+    fn claims_header_has_forwarded_claims_as_base64url_json() {
+        let settings = Settings {
+            claims_header: Some(HeaderName::from_static("x-claims")),
+            claims: Some(vec!["Team 1".to_owned(), "ü".to_owned()]),
+            ..Settings::default()
+        };
+        let (headers, mut map) = (IdentityHeaders::new(settings), HeaderMap::new());
+        assert!(headers.owns_name("X_Claims"));
+        let claims = [("Team 1", "a\r\nb"), ("ü", "\"é"), ("secret", "x")];
+        let claims = claims.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        headers.set(&Identity { claims, ..identity() }, &mut map).unwrap();
+        let json = BASE64_URL_SAFE_NO_PAD.decode(&map["x-claims"]).unwrap();
+        assert_eq!(json, r#"{"Team 1":"a\r\nb","ü":"\"é"}"#.as_bytes());
+        headers.set(&identity(), &mut map).unwrap();
+        assert_eq!(map["x-claims"], "e30", "an empty object");
+    }
+
+    #[test]
     fn foldable_spellings_of_identity_headers_are_owned() {
         let headers = headers();
         for separator in "-_.!#$%&'*+^`|~".chars() {
@@ -360,7 +404,7 @@ mod tests {
         for name in ["x-org-id", "x-org-id", "x_org_id", "x-claim-admin", "accept"] {
             map.append(HeaderName::from_static(name), HeaderValue::from_static("forged"));
         }
-        assert_eq!(headers().strip(&mut map), 3);
+        assert_eq!(headers().strip(&mut map).len(), 3);
         assert_eq!(map.keys().collect::<Vec<_>>(), ["accept"]);
     }
 

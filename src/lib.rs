@@ -34,6 +34,7 @@ pub mod gateway;
 // The process.
 pub mod listener;
 pub mod admin;
+pub mod decision;
 pub mod management;
 pub mod config;
 pub mod server;

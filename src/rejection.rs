@@ -108,6 +108,13 @@ impl ErrorFormat {
         }
     }
 
+    /// The form of a decision that denies a request with this method. Its status is what the gateway goes by.
+    ///
+    /// SECURITY: never gRPC's, whose errors have the status 200, which is "allow" to every gateway.
+    pub fn for_decision(method: &Method, has_unread_body: bool) -> Self {
+        Self { head: *method == Method::HEAD, grpc: false, trailers: false, close: has_unread_body }
+    }
+
     /// Whether a response that has begun with these headers may end with a gRPC status in its trailers. Other clients would take
     /// trailers for a successful end; gRPC-Web has its trailers within the body.
     pub fn takes_grpc_status(&self, answered: &HeaderMap) -> bool {

@@ -26,7 +26,7 @@ pub struct Route {
     pub pattern: Pattern,
     /// Only these methods; `None` for all but TRACE and CONNECT.
     pub methods: Option<Vec<Method>>,
-    /// The name of the upstream.
+    /// The name of the upstream; empty for a route that serves decisions alone.
     pub upstream: Arc<str>,
     /// The service behind that upstream.
     pub service: Service,

@@ -19,13 +19,14 @@ use crate::admin::{Admin, Readiness};
 use crate::body::Body;
 use crate::budget::Account;
 use crate::config::Config;
+use crate::decision::{self, Decisions};
 use crate::gateway::{Current, Gateway};
-use crate::listener::{self, Handler, Listen, ListenError, Listener, Phases};
+use crate::listener::{self, Handler, INTERNAL_CONNECTIONS, Listen, ListenError, Listener, Phases};
 use crate::logging::line_limit::LineLimit;
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
 use crate::peer::Peer;
-use crate::rejection::Rejection;
+use crate::rejection::{ErrorFormat, Rejection};
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
@@ -58,6 +59,7 @@ pub enum StartError {
 pub struct Server {
     public: Listener,
     admin: Listener,
+    decision: Option<(Listener, Arc<Decisions>)>,
     management: Option<(Listener, Arc<Management>)>,
     /// Operations of key management, which are completed even if their client has closed.
     changes: TaskTracker,
@@ -106,6 +108,7 @@ struct SharedResources {
 struct RestartOnly {
     listener: listener::Settings,
     admin: Listen,
+    decision: Option<decision::Settings>,
     management: Option<management::Settings>,
     scalekit: scalekit::Settings,
     log: logging::Format,
@@ -116,6 +119,7 @@ impl RestartOnly {
         Self {
             listener: config.listener.clone(),
             admin: config.admin.clone(),
+            decision: config.decision.clone(),
             management: config.management.clone(),
             scalekit: config.scalekit.clone(),
             log: config.log.format,
@@ -128,6 +132,7 @@ impl RestartOnly {
             (self.listener.listen == config.listener.listen, "server.listen"),
             (self.listener.tls == config.listener.tls, "server.tls"),
             (self.admin == config.admin, "admin.listen"),
+            (self.decision == config.decision, "[decision]"),
             (self.management == config.management, "[management]"),
             (self.scalekit == config.scalekit, "where and who Scalekit is, and scalekit.timeout"),
             (self.log == config.log.format, "log.format"),
@@ -138,6 +143,9 @@ impl RestartOnly {
     }
 }
 
+/// The decision listener has as many connections, and as much memory, as the proxy divided by this: a quarter of the sum, of which
+/// `Config::fit` leaves the proxy the rest.
+const DECISION_SHARE: usize = 3;
 /// Interval of probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// Between two lines about one reason for not being ready.
@@ -189,11 +197,25 @@ impl Server {
         let gateway = resources.build_gateway(config, validator, None)?;
         resources.metrics.reload_successful.set(1);
         resources.metrics.reload_time.set(unix_time());
-        let shared =
-            Arc::new(Shared { current: Arc::new(Current::new(gateway)), resources, drain, listeners });
+        let current = Arc::new(Current::new(gateway));
+        let decision = restart_only.decision.as_ref().map(|settings| {
+            let listener = listener::Settings {
+                tls: settings.tls.clone(),
+                max_connections: (restart_only.listener.max_connections / DECISION_SHARE)
+                    .max(INTERNAL_CONNECTIONS),
+                memory: restart_only.listener.memory / DECISION_SHARE,
+                idle_timeout: decision::IDLE_TIMEOUT,
+                ..restart_only.listener.internal(settings.listen.clone())
+            };
+            let listener = Listener::bind(listener, Arc::default())?;
+            Ok::<_, StartError>((listener, Arc::new(Decisions::new(settings, Arc::clone(&current)))))
+        });
+        let decision = decision.transpose()?;
+        let shared = Arc::new(Shared { current, resources, drain, listeners });
         Ok(Self {
             public,
             admin,
+            decision,
             management,
             changes,
             shared,
@@ -221,6 +243,11 @@ impl Server {
         self.admin.address()
     }
 
+    /// The address of the decision listener, if it is turned on.
+    pub fn decision_address(&self) -> Option<Listen> {
+        self.decision.as_ref().map(|(listener, _)| listener.address())
+    }
+
     /// The address of key management, if it is turned on.
     pub fn management_address(&self) -> Option<Listen> {
         self.management.as_ref().map(|(listener, _)| listener.address())
@@ -234,11 +261,12 @@ impl Server {
     /// Serves until `stop`, then drains: is not ready at once, accepts for `drain_delay`, and leaves `drain_timeout` to open
     /// connections. `kill` ends the drain at once.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
-        let management_address = self.management_address();
+        let (decision_address, management_address) = (self.decision_address(), self.management_address());
         let Self { shared, phases, restart_only, changes, .. } = self;
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
+            decision.address = decision_address.map(tracing::field::display),
             management.address = management_address.map(tracing::field::display),
             routes = shared.current.gateway().routes.routes().len(),
             "listening"
@@ -248,7 +276,9 @@ impl Server {
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
-            let certificates = self.public.certificate().into_iter().chain(management).collect();
+            let decision = self.decision.as_ref().and_then(|(listener, _)| listener.certificate());
+            let certificates =
+                self.public.certificate().into_iter().chain(decision).chain(management).collect();
             let (shared, files) = (Arc::clone(&shared), self.files);
             let watcher = Watcher { source, shared, restart_only, certificates, files };
             until_stop.push(background.spawn(watcher.run()));
@@ -260,6 +290,9 @@ impl Server {
             phases.clone(),
             connections.clone(),
         ));
+        if let Some((listener, decisions)) = self.decision {
+            connections.spawn(listener.serve(decisions, phases.clone(), connections.clone()));
+        }
         if let Some((listener, management)) = self.management {
             connections.spawn(listener.serve(management, phases.clone(), connections.clone()));
         }
@@ -366,7 +399,8 @@ impl Handler for Current {
     }
 
     fn refuse(&self, request: Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
-        self.gateway().refuse(&request, peer, rejection)
+        let format = ErrorFormat::from_request(&request);
+        self.gateway().refuse(&request, peer, &rejection, &format)
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) fn format_routes(config: &Config) -> String {
             route.pattern.to_string(),
             list_methods(route),
             describe_requirement(route),
-            route.upstream.to_string(),
+            if route.upstream.is_empty() { "- (decisions)".to_owned() } else { route.upstream.to_string() },
         ]
     };
     let rows: Vec<[String; 5]> =

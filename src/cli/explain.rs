@@ -147,6 +147,8 @@ fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
     text.add_line("requires", &describe_requirement(route));
     if let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.name == route.upstream) {
         text.add_line("upstream", &format!("{} at {}", upstream.name, format_url(&upstream.origin)));
+    } else {
+        text.add_line("upstream", "none: it serves decisions alone");
     }
     match &route.auth {
         Auth::Key(requirement) => list_headers(text, config, requirement),

@@ -19,6 +19,7 @@ use super::values::special::{BadKeys, Lifetime, SocketMode, Version};
 use super::values::tables::{Claims, Named, Table};
 use super::values::{Choice, Choices, Number, Size, Text, Time};
 use crate::credential::{self, Alphabet};
+use crate::decision::TargetHeaders;
 use crate::listener::Listen;
 use crate::logging::Format;
 use crate::peer::TrustedProxies;
@@ -34,12 +35,13 @@ const PIB: u64 = 1 << 50;
 /// A route file of Keyward.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(title = "Keyward's route file", extend("required" = ["version", "upstreams", "routes"]))]
+#[schemars(title = "Keyward's route file", extend("required" = ["version", "routes"]))]
 pub(super) struct File {
     /// The version of this format. The only one is 1.
     pub(super) version: Option<Version>,
     pub(super) server: Table<Server>,
     pub(super) admin: Table<Admin>,
+    pub(super) decision: Option<Table<Decision>>,
     pub(super) management: Option<Table<Management>>,
     pub(super) scalekit: Table<Scalekit>,
     pub(super) credential: Table<Credential>,
@@ -125,6 +127,39 @@ impl Default for Admin {
     fn default() -> Self {
         Self { listen: Text(Listen::Tcp((Ipv4Addr::LOCALHOST, 4481).into())) }
     }
+}
+
+/// Decisions for a gateway that asks whether a request may pass, and as whom: nginx auth_request, Traefik ForwardAuth, Caddy
+/// forward_auth, Envoy ext_authz and others. It is off unless this section is present.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Decision {
+    /// Address of the decision listener: a loopback address, a unix socket, or any address with tls or allow_from. It must differ
+    /// from the other listeners.
+    pub(super) listen: Text<Listen>,
+    /// Serve TLS with these PEM files. They are read again when they change.
+    pub(super) tls: Option<Table<TlsFiles>>,
+    /// The gateways, as networks or addresses; other peers get 403. Default: everyone who can connect.
+    pub(super) allow_from: Vec<Text<TrustedProxies>>,
+    /// The headers that tell the request's target: "x-forwarded" for X-Forwarded-Method, -Uri and -Host, or "x-original" for
+    /// X-Original-Method and X-Original-URL. The others are ignored.
+    pub(super) headers: Choice<TargetHeaders>,
+}
+
+impl Default for Decision {
+    fn default() -> Self {
+        Self {
+            listen: Text(Listen::Tcp((Ipv4Addr::LOCALHOST, 4483).into())),
+            tls: None,
+            allow_from: Vec::new(),
+            headers: Choice(TargetHeaders::XForwarded),
+        }
+    }
+}
+
+impl Choices for TargetHeaders {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("x-forwarded", Self::XForwarded), ("x-original", Self::XOriginal)];
 }
 
 /// Key management over HTTP. Every client that can connect can create keys of every organization. It is off unless this section is
@@ -344,6 +379,9 @@ pub(super) struct Identity {
     pub(super) claims: Claims,
     /// Header names for single claims; each must begin with the prefix.
     pub(super) claim_headers: Named<Text<IdentityHeader>>,
+    /// A header for all forwarded claims together: a JSON object in base64url without padding, for gateways that cannot remove
+    /// headers by prefix. It must not begin with the prefix. Default: none.
+    pub(super) claims_header: Option<Text<IdentityHeader>>,
     /// Total size of the names and values of the identity headers; beyond it, 502. From "64B" to "1MiB".
     pub(super) max_bytes: Size<64, MIB>,
 }
@@ -362,6 +400,7 @@ impl Default for Identity {
             claim_prefix: Text(ClaimPrefix(defaults.claim_prefix)),
             claims: Claims::All,
             claim_headers: Named::default(),
+            claims_header: None,
             max_bytes: Size(defaults.max_bytes),
         }
     }
@@ -443,11 +482,11 @@ impl Choices for Protocol {
 /// The requests that it matches, their upstream, and what it requires.
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-#[schemars(extend("required" = ["path", "upstream"]))]
+#[schemars(extend("required" = ["path"]))]
 pub(super) struct Route {
     /// "/healthz" matches this path only; "/v1/*" matches /v1 and everything below it, but not /v12.
     pub(super) path: Option<Text<Pattern>>,
-    /// The name of an upstream.
+    /// The name of an upstream. It may be left out where there is a [decision] section: the route then serves decisions alone.
     pub(super) upstream: Option<String>,
     /// "key": requires a valid key. "none": open to everybody.
     pub(super) auth: Choice<Authentication>,

@@ -28,6 +28,7 @@ pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Setti
             Claims::All | Claims::Named(_) => None,
         },
         claim_headers: Default::default(),
+        claims_header: file.claims_header.map(|name| name.0.0),
         max_bytes: file.max_bytes.0,
     };
     check_names(&settings, place);
@@ -46,9 +47,12 @@ pub(super) fn convert_identity(file: file::Identity, place: &Place<'_>) -> Setti
 
 /// Checks that all names differ, and that no claim could set one of these headers.
 fn check_names(settings: &Settings, place: &Place<'_>) {
-    let keys = ["org_id", "org_external_id", "user_id", "user_external_id", "roles", "token_id"];
+    let keys =
+        ["org_id", "org_external_id", "user_id", "user_external_id", "roles", "token_id", "claims_header"];
     let (prefix, mut taken) = (&settings.claim_prefix, HashMap::new());
-    for (key, name) in keys.into_iter().zip(settings.header_names()) {
+    for (key, name) in
+        keys.into_iter().zip(settings.header_names().into_iter().chain(&settings.claims_header))
+    {
         if name.as_str().starts_with(prefix) {
             // The problem is reported for a key that the file has.
             let blamed = if place.has_key(key) { key } else { "claim_prefix" };

@@ -16,7 +16,7 @@ use crate::secret::SecretSource;
 pub(super) fn convert_management(
     file: file::Management,
     place: &Place<'_>,
-    others: [(&str, &Listen); 2],
+    others: &[(&str, &Listen)],
 ) -> Option<Settings> {
     let listen = place.require_key("listen", file.listen, "\"unix:/run/keyward/management.sock\"");
     let tls = file.tls.and_then(|tls| convert_tls(tls.0, &place.child("tls")));
@@ -36,7 +36,7 @@ pub(super) fn convert_management(
     })
 }
 
-fn check_listen(listen: &Listen, place: &Place<'_>, others: [(&str, &Listen); 2]) {
+fn check_listen(listen: &Listen, place: &Place<'_>, others: &[(&str, &Listen)]) {
     let here = place.child("listen");
     match listen {
         // SECURITY: every client that can connect can create keys of every organization.

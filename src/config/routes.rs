@@ -32,6 +32,7 @@ pub(super) fn convert_routes(
     root: &Place<'_>,
     upstreams: &[upstream::Settings],
     lines: &Lines<'_>,
+    has_decision: bool,
 ) -> Option<RouteTable> {
     let (place, names) = (root.child("routes"), root.child("upstreams").key_names());
     if !place.exists() || place.is_empty() {
@@ -54,7 +55,7 @@ pub(super) fn convert_routes(
             place.child("name").add_problem(format!("is already the name of routes[{other}]"));
             is_whole = false;
         }
-        let converted = convert_route(index, route, &place, &names);
+        let converted = convert_route(index, route, &place, &names, has_decision);
         is_whole &= converted.is_sound;
         routes.extend(converted.route.map(|route| Numbered { index, place, route }));
     }
@@ -135,7 +136,13 @@ struct Converted {
     is_sound: bool,
 }
 
-fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: &[&str]) -> Converted {
+fn convert_route(
+    index: usize,
+    file: file::Route,
+    place: &Place<'_>,
+    upstreams: &[&str],
+    has_decision: bool,
+) -> Converted {
     let known = place.problem_count();
     let pattern = place.require_key("path", file.path, "\"/v1/*\"").map(|path| path.0);
     let methods: Option<Vec<Method>> =
@@ -144,7 +151,10 @@ fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: 
     let is_placed = place.problem_count() == known
         && !["path", "host", "methods"].iter().any(|key| place.child(key).is_faulty());
     let example = format!("{:?}", upstreams.first().unwrap_or(&"api"));
-    let upstream = place.require_key("upstream", file.upstream, &example);
+    let upstream = match file.upstream {
+        None if has_decision => None,
+        upstream => place.require_key("upstream", upstream, &example),
+    };
     let upstream = place.convert_value("upstream", upstream, |name| check_upstream(name, upstreams));
     let is_public = file.auth.0 == Authentication::None;
     let requirement = file.require.map(|require| convert_requirement(require.0, &place.child("require")));
@@ -177,7 +187,7 @@ fn convert_route(index: usize, file: file::Route, place: &Place<'_>, upstreams: 
         host,
         pattern,
         methods,
-        // If there is none, a problem is reported, and the route is not used.
+        // If a missing one is a problem, it is reported, and the route is not used.
         upstream: upstream.unwrap_or_default(),
         // Set once all upstreams are known.
         service: Service::default(),

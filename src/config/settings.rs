@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::decision::convert_decision;
 use super::diagnostics::{Lines, Report, quote_text};
 use super::document::{Place, parse_toml, read_document};
 use super::file::{self, File};
@@ -51,8 +52,9 @@ fn convert_file(
     let scalekit = convert_scalekit(file.scalekit.0, &root.child("scalekit"), report, environment);
     let credential = convert_credential(&file.credential.0, &root.child("credential"));
     let identity = convert_identity(file.identity.0, &root.child("identity"));
-    let upstreams = convert_upstreams(file.upstreams, &root.child("upstreams"));
-    let routes = convert_routes(file.routes, root, &upstreams, lines);
+    let has_decision = file.decision.is_some();
+    let upstreams = convert_upstreams(file.upstreams, &root.child("upstreams"), has_decision);
+    let routes = convert_routes(file.routes, root, &upstreams, lines, has_decision);
 
     let place = root.child("server");
     let trusted = merge_trusted(server.trusted_proxies);
@@ -66,9 +68,13 @@ fn convert_file(
     let (listen, admin) = (server.listen.0, file.admin.0.listen.0);
     check_listeners(root, &listen, &admin);
     let others = [("server", &listen), ("admin", &admin)];
+    let decision =
+        file.decision.and_then(|decision| convert_decision(decision.0, &root.child("decision"), others));
+    let mut others = others.to_vec();
+    others.extend(decision.as_ref().map(|decision| ("decision", &decision.listen)));
     let management = file
         .management
-        .and_then(|management| convert_management(management.0, &root.child("management"), others));
+        .and_then(|management| convert_management(management.0, &root.child("management"), &others));
     let (revalidate_every, unconfirmed_for) = convert_streams(&file.streams.0, &root.child("streams"));
     let addresses_are_known = [&trusted, &proxied] != [&TrustedProxies::default(); 2];
     let validator = validator::Settings {
@@ -106,6 +112,7 @@ fn convert_file(
         drain_timeout: server.drain_timeout.0,
         trusted,
         admin,
+        decision,
         management,
         scalekit: scalekit?,
         validator,
@@ -217,7 +224,7 @@ fn warn_of_addresses(
     }
 }
 
-fn merge_trusted(given: Vec<Text<TrustedProxies>>) -> TrustedProxies {
+pub(super) fn merge_trusted(given: Vec<Text<TrustedProxies>>) -> TrustedProxies {
     given.into_iter().fold(TrustedProxies::default(), |mut merged, Text(one)| {
         merged.networks.extend(one.networks);
         merged.unix |= one.unix;

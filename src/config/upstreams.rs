@@ -24,8 +24,9 @@ const FOR_TLS: [&str; 4] = ["ca_file", "server_name", "client_certificate", "cli
 pub(super) fn convert_upstreams(
     file: Named<Table<file::Upstream>>,
     place: &Place<'_>,
+    has_decision: bool,
 ) -> Vec<upstream::Settings> {
-    if !place.exists() || place.is_empty() {
+    if (!place.exists() || place.is_empty()) && !has_decision {
         place.add_problem(format!("is missing or empty; for example {EXAMPLE}"));
     }
     let mut entries: Vec<_> =

@@ -205,12 +205,10 @@ impl OutputQueue {
 
     fn write_audit(&self, out: &mut impl Write) -> io::Result<()> {
         loop {
-            let (line, mut written) = match &*self.lock() {
-                Waiting { audit, audit_written, .. } => match audit.front() {
-                    Some(line) => (line.clone(), *audit_written),
-                    None => return Ok(()),
-                },
-            };
+            let waiting = self.lock();
+            let Some(line) = waiting.audit.front().cloned() else { return Ok(()) };
+            let mut written = waiting.audit_written;
+            drop(waiting);
             let line = escape_line(&line, self.kept);
             while written < line.len() {
                 written += out.write(&line[written..])?;

@@ -278,7 +278,8 @@ fn is_settled(marks: &[Mark], settle: Duration) -> bool {
 /// Certificates, keys and roots.
 fn named_files(config: &Config) -> Vec<PathBuf> {
     let management = config.management.as_ref().and_then(|settings| settings.tls.as_ref());
-    let pairs = config.listener.tls.iter().chain(management).chain(
+    let decision = config.decision.as_ref().and_then(|settings| settings.tls.as_ref());
+    let pairs = config.listener.tls.iter().chain(management).chain(decision).chain(
         config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.identity.as_ref()),
     );
     let roots = config.upstreams.iter().filter_map(|upstream| upstream.origin.tls.as_ref()?.roots.clone());

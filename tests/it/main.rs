@@ -9,6 +9,7 @@ mod admission;
 mod answer_timeout;
 mod backend_paths;
 mod command_line;
+mod decision;
 mod deploy;
 mod drain;
 mod exposition;

@@ -84,6 +84,8 @@ pub struct Stage {
     pub echo: Echo,
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    /// The address of the decision listener, if it is on.
+    pub decision: Option<Listen>,
     /// The address of key management, if it is on.
     pub management: Option<Listen>,
     pub metrics: Arc<Metrics>,
@@ -166,14 +168,26 @@ impl Stage {
             Listen::Unix(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
         };
         let (public, admin) = (address(server.address()), address(server.admin_address()));
-        let management = server.management_address();
+        let (decision, management) = (server.decision_address(), server.management_address());
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let readiness = server.readiness();
         let running = tokio::spawn(server.run(stop.clone(), kill.clone()));
         if setup.ready {
             timeout(TEST_TIMEOUT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
         }
-        Self { emulator, echo, address: public, admin, management, metrics, stop, kill, running, ends }
+        Self {
+            emulator,
+            echo,
+            address: public,
+            admin,
+            decision,
+            management,
+            metrics,
+            stop,
+            kill,
+            running,
+            ends,
+        }
     }
 
     /// A new key of `org_1` without user, roles and claims.

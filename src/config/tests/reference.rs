@@ -10,12 +10,17 @@ fn reference_states_the_defaults() {
     );
 }
 
-/// The reference with the section in force that is off where it is not there.
+/// The reference with the sections in force that are off where they are not there.
 fn reference() -> String {
-    let reference = fs::read_to_string(root().join("config/reference.toml")).unwrap();
-    let (off, on) = ("\n# [management]\n", "\n# listen = \"unix:");
-    assert!(reference.contains(off) && reference.contains(on));
-    reference.replace(off, "\n[management]\n").replace(on, "\nlisten = \"unix:")
+    let mut reference = fs::read_to_string(root().join("config/reference.toml")).unwrap();
+    for (section, listen) in [("decision", "\"127.0.0.1:4483"), ("management", "\"unix:")] {
+        let (off, on) = (format!("\n# [{section}]\n"), format!("\n# listen = {listen}"));
+        assert!(reference.contains(&off) && reference.contains(&on));
+        reference = reference
+            .replace(&off, &format!("\n[{section}]\n"))
+            .replace(&on, &format!("\nlisten = {listen}"));
+    }
+    reference
 }
 
 /// Every key that the reader knows below a table whose header is `header`, as the reader itself says them.
