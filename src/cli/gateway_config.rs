@@ -59,12 +59,11 @@ struct Service {
 
 fn parse_service(text: &str) -> Result<Service, String> {
     let uri: Option<Uri> = text.parse().ok();
-    let uri = uri.filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none());
+    let uri =
+        uri.filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none());
     let host = uri.as_ref().and_then(Uri::host).filter(|host| is_plain(host));
     match (host, &uri) {
-        (Some(host), Some(uri)) => {
-            Ok(Service { host: host.to_owned(), port: uri.port_u16().unwrap_or(80) })
-        }
+        (Some(host), Some(uri)) => Ok(Service { host: host.to_owned(), port: uri.port_u16().unwrap_or(80) }),
         _ => Err("should be http://host:port, without a path".to_owned()),
     }
 }
@@ -94,7 +93,8 @@ pub(super) fn run_gateway_config(args: &GatewayConfigArgs) -> Result<()> {
     };
     let (files, command) = match args.gateway {
         Gateway::Nginx => {
-            let text = wrapped(&mut template, include_str!("gateway_config/nginx_standalone.txt"), "        ");
+            let text =
+                wrapped(&mut template, include_str!("gateway_config/nginx_standalone.txt"), "        ");
             (vec![("nginx.conf", text)], format!("nginx -e stderr -p {name} -c {name}/nginx.conf"))
         }
         Gateway::Traefik => {
@@ -194,12 +194,14 @@ impl Template {
             Gateway::IngressNginx => &[include_str!("gateway_config/ingress_nginx.txt")],
             Gateway::Traefik => &[include_str!("gateway_config/traefik.txt")],
             Gateway::Caddy => &[include_str!("gateway_config/caddy.txt")],
-            Gateway::EnvoyHttp => {
-                &[include_str!("gateway_config/envoy_http.txt"), include_str!("gateway_config/envoy_tail.txt")]
-            }
-            Gateway::EnvoyGrpc => {
-                &[include_str!("gateway_config/envoy_grpc.txt"), include_str!("gateway_config/envoy_tail.txt")]
-            }
+            Gateway::EnvoyHttp => &[
+                include_str!("gateway_config/envoy_http.txt"),
+                include_str!("gateway_config/envoy_tail.txt"),
+            ],
+            Gateway::EnvoyGrpc => &[
+                include_str!("gateway_config/envoy_grpc.txt"),
+                include_str!("gateway_config/envoy_tail.txt"),
+            ],
             Gateway::Istio => &[include_str!("gateway_config/istio.txt")],
             Gateway::GatewayApi => &[include_str!("gateway_config/gateway_api.txt")],
             Gateway::Haproxy => {
@@ -214,9 +216,10 @@ impl Template {
         let mut output = String::new();
         for line in template.lines() {
             let Some(line) = self.select_line(line) else { continue };
-            let line = self.values.iter().fold(line.to_owned(), |line, (name, value)| {
-                line.replace(&format!("{{{{{name}}}}}"), value)
-            });
+            let line = self
+                .values
+                .iter()
+                .fold(line.to_owned(), |line, (name, value)| line.replace(&format!("{{{{{name}}}}}"), value));
             if !line.contains("{{header") {
                 output += &format!("{line}\n");
                 continue;

@@ -21,7 +21,7 @@ use crate::support::raw::{Client, Reply};
 use crate::support::tls::Folder;
 use crate::support::{ROUTES, Setup, Stage, TEST_TIMEOUT, bind_loopback};
 
-const SECTIONS: &str = "[identity]\nclaims = [\"plan\"]\nclaims_header = \"X-Claims\"\n[decision]\nlisten = \"127.0.0.1:0\"";
+const SECTIONS: &str = "[throttle]\nbad_keys_per_minute = 10\n[identity]\nclaims = [\"plan\"]\nclaims_header = \"X-Claims\"\n[decision]\nlisten = \"127.0.0.1:0\"";
 
 /// What differs between the gateways, as docs/gateways.md states it.
 #[derive(Clone, Copy)]
@@ -46,8 +46,13 @@ const WHOLE: Expected = Expected {
 
 #[tokio::test]
 async fn nginx_enforces_decisions() {
-    check_gateway(Expected { gateway: "nginx", removes_unknown_claims: false, keeps_denials: false, ..WHOLE })
-        .await;
+    check_gateway(Expected {
+        gateway: "nginx",
+        removes_unknown_claims: false,
+        keeps_denials: false,
+        ..WHOLE
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -76,7 +81,8 @@ async fn haproxy_enforces_decisions() {
 }
 
 async fn check_gateway(expected: Expected) {
-    let stage = Stage::with(Setup { sections: SECTIONS, ..Setup::default() }).await;
+    let server = "trusted_proxies = [\"127.0.0.1\"]";
+    let mut stage = Stage::with(Setup { server, sections: SECTIONS, ..Setup::default() }).await;
     let Some(gateway) = Running::start(expected.gateway, &stage).await else { return };
     let claims = [("plan".to_owned(), "gold".to_owned())].into();
     let key = stage.issue(Issue { user_id: "usr_1".into(), custom_claims: claims, ..Issue::default() }).key;
@@ -91,15 +97,21 @@ async fn check_gateway(expected: Expected) {
     assert!(stage.emulator.revoke(&plain_key));
     assert_eq!(gateway.get("/v1/x", &plain_key).await.status, 401, "the next request after the revocation");
 
+    check_throttle(&gateway, expected.gateway).await;
+
     stage.emulator.set_fault(Fault::new(Target::Validate, Effect::Answer(Answer::status(503))));
     let reply = gateway.get("/v1/x", &key).await;
     assert_eq!(reply.status, 503, "{reply:?}");
     assert_eq!(reply.header("retry-after").is_some(), expected.keeps_retry_after, "{reply:?}");
 
     let forwarded = gateway.echo.counts().requests;
-    drop(stage);
-    let reply = gateway.get("/v1/x", &key).await;
-    assert_eq!(reply.status, expected.gone, "Keyward is gone: {reply:?}");
+    stage.stop.cancel();
+    stage.kill.cancel();
+    timeout(TEST_TIMEOUT, &mut stage.running).await.expect("an end in time").unwrap();
+    for _ in 0..2 {
+        let reply = gateway.get("/v1/x", &key).await;
+        assert_eq!((reply.status, reply.code()), (expected.gone, None), "Keyward is gone: {reply:?}");
+    }
     assert_eq!(gateway.echo.counts().requests, forwarded);
 }
 
@@ -118,16 +130,18 @@ async fn check_identity(gateway: &Running, key: &str) {
 
 /// With a key that has neither user nor claims, and on a route without a key.
 async fn check_forged_identity(gateway: &Running, key: &str, removes_unknown_claims: bool) {
-    let mut names: Vec<String> = ["X-Org-Id", "X-User-Id", "X-Roles", "X-Claims", "X-Claim-Plan", "x-token-id"]
-        .into_iter()
-        .flat_map(|name| [name.to_owned(), name.replace('-', "_"), name.replace('-', ".")])
-        .collect();
+    let mut names: Vec<String> =
+        ["X-Org-Id", "X-User-Id", "X-Roles", "X-Claims", "X-Claim-Plan", "x-token-id"]
+            .into_iter()
+            .flat_map(|name| [name.to_owned(), name.replace('-', "_"), name.replace('-', ".")])
+            .collect();
     names.extend(["X-Org_Id".to_owned(), "X-User-External-Id".to_owned()]);
     if removes_unknown_claims {
         names.extend(["X-Claim-Admin".to_owned(), "X-CLAIM-".to_owned()]);
     }
     let forged: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
-    for (path, lines) in [("/v1/x", format!("authorization: Bearer {key}\r\n")), ("/public/x", String::new())] {
+    for (path, lines) in [("/v1/x", format!("authorization: Bearer {key}\r\n")), ("/public/x", String::new())]
+    {
         let reply =
             gateway.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\n{lines}{forged}\r\n")).await;
         assert_eq!(reply.status, 200, "{reply:?}");
@@ -151,21 +165,36 @@ async fn check_denials(gateway: &Running, key: &str, keeps_denials: bool) {
         ("GET", "/V1/ADMIN?q", bearer.clone(), 400, "ambiguous_path"),
         ("DELETE", "/v1/admin/x", bearer.clone(), 405, "method_not_allowed"),
     ] {
-        let reply =
-            gateway.send(&format!("{method} {path} HTTP/1.1\r\nhost: api.test\r\n{lines}\r\n")).await;
+        let reply = gateway.send(&format!("{method} {path} HTTP/1.1\r\nhost: api.test\r\n{lines}\r\n")).await;
         assert_eq!(reply.status, status, "{method} {path} {lines}: {reply:?}");
-        assert_eq!(reply.header("www-authenticate").is_some(), status == 401 || (status == 403 && keeps_denials));
+        assert_eq!(
+            reply.header("www-authenticate").is_some(),
+            status == 401 || (status == 403 && keeps_denials)
+        );
+        assert_eq!(reply.code(), Some(code), "{reply:?}");
         if keeps_denials {
-            assert_eq!((reply.code(), reply.header("keyward-error")), (Some(code), Some(code)), "{reply:?}");
+            assert_eq!(reply.json()["status"], status, "{reply:?}");
         }
     }
     // The gateway may refuse these itself.
     for path in ["//v1/admin/x", "/v1%2Fadmin/x", "/v1/x/..%2fadmin/x", "/v1\\admin/x", "/v1/admin;x/y"] {
-        let reply =
-            gateway.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\n{bearer}\r\n")).await;
+        let reply = gateway.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\n{bearer}\r\n")).await;
         assert!(matches!(reply.status, 301..=308 | 400..=404), "{path}: {reply:?}");
     }
     assert_eq!(gateway.echo.counts().requests, forwarded, "nothing is forwarded");
+}
+
+/// The client's address is told, and 429 reaches the client.
+async fn check_throttle(gateway: &Running, name: &str) {
+    for number in 0..20 {
+        let reply = gateway.get("/v1/x", &format!("{number:030}")).await;
+        if reply.status == 429 {
+            assert!(reply.header("retry-after").is_some(), "{reply:?}");
+            return;
+        }
+        assert_eq!(reply.status, 401, "{reply:?}");
+    }
+    panic!("{name}: no 429");
 }
 
 async fn check_methods(gateway: &Running, key: &str) {
@@ -239,7 +268,9 @@ impl Running {
     async fn wait_until_ready(&self) {
         const REQUEST: &str = "GET /public/ready HTTP/1.1\r\nhost: api.test\r\n\r\n";
         loop {
-            if tokio::net::TcpStream::connect(self.address).await.is_ok() && self.send(REQUEST).await.status == 200 {
+            if tokio::net::TcpStream::connect(self.address).await.is_ok()
+                && self.send(REQUEST).await.status == 200
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -253,7 +284,8 @@ impl Running {
     }
 
     async fn get(&self, path: &str, key: &str) -> Reply {
-        self.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n\r\n")).await
+        self.send(&format!("GET {path} HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n\r\n"))
+            .await
     }
 
     fn last_request(&self) -> Received {
@@ -271,7 +303,8 @@ async fn write_files(
 ) -> String {
     let (file, folder) = (file.to_str().unwrap(), folder.to_str().unwrap());
     let (address, service) = (address.to_string(), format!("http://{service}"));
-    let arguments = ["gateway-config", gateway, "--config", file, "--standalone", folder, "--listen", &address];
+    let arguments =
+        ["gateway-config", gateway, "--config", file, "--standalone", folder, "--listen", &address];
     let output = keyward(&arguments).args(["--service", &service]).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned()

@@ -24,9 +24,13 @@ async fn documented_blocks_are_what_the_command_prints() {
         "apisix",
     ] {
         let file = if gateway == "ingress-nginx" { &original } else { &sample };
-        let output = keyward(&["gateway-config", gateway, "--config", file.to_str().unwrap()]).output().await.unwrap();
+        let output =
+            keyward(&["gateway-config", gateway, "--config", file.to_str().unwrap()]).output().await.unwrap();
         let printed = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(DOCUMENT.contains(&format!("\n{printed}```\n")), "docs/gateways.md does not have:\n{printed}");
+        assert!(
+            DOCUMENT.contains(&format!("\n{printed}```\n")),
+            "docs/gateways.md does not have:\n{printed}"
+        );
     }
 }
