@@ -1,6 +1,6 @@
 //! `keyward gateway-config`: the configuration of a gateway that asks Keyward's decision listener, made from the route file. The
-//! templates are in `gateway_config/`: `{{name}}` is replaced, a line with `{{header` is repeated for each identity header, and a
-//! line that begins with `%name` is there only if that condition holds.
+//! templates are in `gateway_config/`: `{{name}}` is replaced, a line with `{{header` is repeated for each identity header and one
+//! with `{{claim}}` for each prefix of claims, and a line that begins with `%name` is there only if that condition holds.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -137,6 +137,8 @@ struct Template {
     conditions: Vec<(&'static str, bool)>,
     /// The identity headers with known names, in lower case.
     headers: Vec<String>,
+    /// The prefixes of claims' headers, without the final '-'.
+    prefixes: BTreeSet<String>,
 }
 
 impl Template {
@@ -147,7 +149,7 @@ impl Template {
             );
         };
         check_decision(args.gateway, decision)?;
-        let headers = list_headers(&config.identity);
+        let (headers, prefixes) = (list_headers(&config.identity), list_prefixes(&config.identity));
         let Addresses { url, nginx, caddy, envoy, haproxy, port } = format_addresses(decision);
         let Service { host, port: service_port } = &args.service;
         let timeout: Duration = config.validator.timeout + Duration::from_secs(1);
@@ -162,7 +164,8 @@ impl Template {
             ("names", headers.join(", ")),
             ("name_words", headers.join(" ")),
             ("prefix", config.identity.claim_prefix.clone()),
-            ("owned_names", format_owned_names(&config.identity)),
+            ("owned_names", format_owned_names(&headers, &prefixes)),
+            ("claims", Vec::from_iter(prefixes.clone()).join("|")),
             ("timeout_ms", timeout.as_millis().to_string()),
             ("timeout_s", timeout.as_secs_f64().to_string()),
             ("folder", folder.display().to_string()),
@@ -181,7 +184,7 @@ impl Template {
             ("claims_by_prefix", config.identity.claims.is_none()),
             ("grpc", args.gateway == Gateway::EnvoyGrpc),
         ];
-        Ok(Self { values, conditions, headers })
+        Ok(Self { values, conditions, headers, prefixes })
     }
 
     fn set(&mut self, name: &'static str, value: String) {
@@ -220,14 +223,19 @@ impl Template {
                 .values
                 .iter()
                 .fold(line.to_owned(), |line, (name, value)| line.replace(&format!("{{{{{name}}}}}"), value));
-            if !line.contains("{{header") {
-                output += &format!("{line}\n");
-                continue;
-            }
-            for header in &self.headers {
-                let line = line.replace("{{header_variable}}", &header.replace('-', "_"));
-                output += &format!("{}\n", line.replace("{{header}}", header));
-            }
+            let lines: Vec<String> = if line.contains("{{header") {
+                let with = |header: &String| line.replace("{{header}}", header);
+                let variable = |header: &String| header.replace('-', "_");
+                self.headers
+                    .iter()
+                    .map(|header| with(header).replace("{{header_variable}}", &variable(header)))
+                    .collect()
+            } else if line.contains("{{claim}}") {
+                self.prefixes.iter().map(|prefix| line.replace("{{claim}}", prefix)).collect()
+            } else {
+                vec![line]
+            };
+            output.extend(lines.iter().flat_map(|line| [line, "\n"]));
         }
         output
     }
@@ -273,17 +281,18 @@ fn list_headers(settings: &identity::Settings) -> Vec<String> {
     all.filter(|name| seen.insert(name.clone())).collect()
 }
 
+/// Of claims, in lower case and without the final '-': `X-Claim` itself is owned, too, as a service may trim the separator.
+fn list_prefixes(settings: &identity::Settings) -> BTreeSet<String> {
+    let prefixes = [identity::CLAIM_PREFIX, &settings.claim_prefix];
+    prefixes.into_iter().map(|prefix| prefix.trim_end_matches('-').to_owned()).collect()
+}
+
 /// A regular expression (RE2 and PCRE) of the whole name in lower case, of all that [`IdentityHeaders::owns_name`] holds for.
-fn format_owned_names(settings: &identity::Settings) -> String {
-    let any_separator = |name: &str| name.replace('-', "[^a-z0-9]");
-    let prefixes = BTreeSet::from([identity::CLAIM_PREFIX, settings.claim_prefix.as_str()]);
-    let is_claim = |name: &String| prefixes.iter().any(|prefix| name.starts_with(prefix));
-    let names = list_headers(settings).into_iter().filter(|name| !is_claim(name));
-    let mut all: Vec<String> = names.map(|name| any_separator(&name)).collect();
-    // SECURITY: `X-Claim` itself is included, as a service may trim the separator.
-    all.extend(prefixes.iter().map(|prefix| {
-        format!("{}([^a-z0-9].*)?", any_separator(prefix.strip_suffix('-').unwrap_or(prefix)))
-    }));
+fn format_owned_names(headers: &[String], prefixes: &BTreeSet<String>) -> String {
+    let any_separator = |name: &String| name.replace('-', "[^a-z0-9]");
+    let is_claim = |name: &&String| prefixes.iter().any(|prefix| name.starts_with(&format!("{prefix}-")));
+    let mut all: Vec<String> = headers.iter().filter(|name| !is_claim(name)).map(any_separator).collect();
+    all.extend(prefixes.iter().map(|prefix| format!("{}([^a-z0-9].*)?", any_separator(prefix))));
     all.join("|")
 }
 
@@ -364,7 +373,8 @@ mod tests {
             )
             .unwrap();
             assert!(!text.contains("{{") && !text.contains('%'), "{text}");
-            if gateway != Gateway::EnvoyGrpc {
+            // Over gRPC, Keyward names them in its answer.
+            if ![Gateway::EnvoyGrpc, Gateway::Istio, Gateway::GatewayApi].contains(&gateway) {
                 for name in ["x-tenant", "x-org-id", "x-claim-cost-center", "x-claims"] {
                     assert!(text.contains(name), "{name}: {text}");
                 }

@@ -135,9 +135,10 @@ async fn check_forged_identity(gateway: &Running, key: &str, removes_unknown_cla
             .into_iter()
             .flat_map(|name| [name.to_owned(), name.replace('-', "_"), name.replace('-', ".")])
             .collect();
-    names.extend(["X-Org_Id".to_owned(), "X-User-External-Id".to_owned()]);
+    names.extend(["X-Org_Id", "X-User-External-Id"].map(str::to_owned));
+    names.extend("!#$%&'*+.^`|~".chars().map(|separator| format!("X{separator}Org-Id")));
     if removes_unknown_claims {
-        names.extend(["X-Claim-Admin".to_owned(), "X-CLAIM-".to_owned()]);
+        names.extend(["X-Claim-Admin", "X-CLAIM-", "X-Claim"].map(str::to_owned));
     }
     let forged: String = names.iter().map(|name| format!("{name}: forged\r\n")).collect();
     for (path, lines) in [("/v1/x", format!("authorization: Bearer {key}\r\n")), ("/public/x", String::new())]
