@@ -4,11 +4,11 @@
 mod documentation;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use keyward::listener::Listen;
 use keyward_emulator::echo::{Echo, Received};
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
@@ -78,6 +78,23 @@ async fn envoy_grpc_enforces_decisions() {
 #[tokio::test]
 async fn haproxy_enforces_decisions() {
     check_gateway(Expected { gateway: "haproxy", ..WHOLE }).await;
+}
+
+#[tokio::test]
+async fn gateways_ask_over_a_unix_socket() {
+    for gateway in ["nginx", "caddy", "envoy-http", "envoy-grpc", "haproxy"] {
+        let folder = Folder::new();
+        let socket = folder.file("decision.sock");
+        let listen = format!("unix:{}", socket.display());
+        let sections = SECTIONS.replace("127.0.0.1:0", &listen).leak();
+        let stage = Stage::with(Setup { sections, ..Setup::default() }).await;
+        // As root, nginx makes its workers another user.
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let Some(gateway) = Running::start(gateway, &stage).await else { continue };
+        assert_eq!(gateway.get("/v1/x", &stage.issue_key()).await.status, 200);
+        assert_eq!(gateway.last_request().header("x-org-id"), Some("org_1"));
+        assert_eq!(gateway.get("/v1/x", &"0".repeat(30)).await.status, 401);
+    }
 }
 
 async fn check_gateway(expected: Expected) {
@@ -242,7 +259,7 @@ impl Running {
         let (listener, service) = bind_loopback().await;
         let (own, until) = (echo.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
-        let Some(Listen::Tcp(decision)) = &stage.decision else { panic!("a port") };
+        let decision = stage.decision.as_ref().expect("a decision listener");
         let sections = SECTIONS.replace("127.0.0.1:0", &decision.to_string());
         let file = format!("version = 1\n[upstreams.echo]\nurl = \"http://{service}\"\n{sections}\n{ROUTES}");
         let file = folder.write("keyward.toml", &file);
