@@ -7,6 +7,7 @@ mod dev;
 #[cfg(feature = "dev")]
 mod emulator;
 mod explain;
+mod gateway_config;
 mod generate;
 mod healthcheck;
 mod keys;
@@ -51,6 +52,9 @@ enum Command {
     /// Show what happens to a request: its route, what the route requires, and the headers it sets
     #[command(after_help = "Example: keyward explain --config keyward.toml GET /v1/orders")]
     Explain(explain::ExplainArgs),
+    /// Print the configuration of a gateway that asks Keyward for decisions
+    #[command(after_help = gateway_config::HELP)]
+    GatewayConfig(gateway_config::GatewayConfigArgs),
     /// Create, list, inspect, update, rotate and revoke keys
     Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
@@ -118,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => return report_result(check::run_check(args)),
         Command::Schema => check::run_schema(),
         Command::Explain(args) => explain::run_explain(&args),
+        Command::GatewayConfig(args) => gateway_config::run_gateway_config(&args),
         Command::Keys(args) => {
             // Where the system refuses this, the command is no less safe than other programs of the same user.
             let _ = protect_memory();

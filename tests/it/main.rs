@@ -16,6 +16,7 @@ mod exposition;
 mod flights;
 mod unknown_key_floods;
 mod request_retry;
+mod gateways;
 mod grpc;
 mod scalekit_grpc;
 mod bad_keys;
