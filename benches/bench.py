@@ -13,6 +13,7 @@ import urllib.request
 import peers
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+CACHE = os.environ.get("KEYWARD_BENCH_CACHE", os.path.expanduser("~/.cache/keyward-bench"))
 GOOD, BAD = "Good", "Made"
 
 
@@ -121,6 +122,13 @@ def build_load(cache):
     manifest = os.path.join(HERE, "load", "Cargo.toml")
     subprocess.run(["cargo", "build", "--release", "--quiet", "--locked", "--manifest-path", manifest, "--target-dir", target], check=True)
     return os.path.join(target, "release", "keyward-load")
+
+
+def build_keyward():
+    root = os.path.dirname(HERE)
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(root, "target"))
+    subprocess.run(["cargo", "build", "--release", "--locked", "--target-dir", target], cwd=root, check=True)
+    return os.path.join(target, "release", "keyward")
 
 
 def find_line(log, statuses):
