@@ -23,7 +23,7 @@ pub(super) const HELP: &str = include_str!("help/gateway_config.txt").trim_ascii
 pub(super) struct GatewayConfigArgs {
     /// The gateway
     #[arg(value_enum, value_name = "NAME")]
-    gateway: Gateway,
+    gateway: GatewayKind,
     #[command(flatten)]
     file: ConfigFile,
     /// Write complete files into this folder, and print the command that starts the gateway with them as the last line
@@ -38,7 +38,7 @@ pub(super) struct GatewayConfigArgs {
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
-enum Gateway {
+enum GatewayKind {
     Nginx,
     IngressNginx,
     Traefik,
@@ -92,24 +92,24 @@ pub(super) fn run_gateway_config(args: &GatewayConfigArgs) -> Result<()> {
         template.format(text)
     };
     let (files, command) = match args.gateway {
-        Gateway::Nginx => {
+        GatewayKind::Nginx => {
             let text =
                 wrapped(&mut template, include_str!("gateway_config/nginx_standalone.txt"), "        ");
             (vec![("nginx.conf", text)], format!("nginx -e stderr -p {name} -c {name}/nginx.conf"))
         }
-        Gateway::Traefik => {
+        GatewayKind::Traefik => {
             let text = template.format(include_str!("gateway_config/traefik_standalone.txt"));
             let files = vec![("traefik.yaml", text), ("keyward.yaml", snippet)];
             (files, format!("traefik --configFile={name}/traefik.yaml"))
         }
-        Gateway::Caddy => {
+        GatewayKind::Caddy => {
             let text = wrapped(&mut template, include_str!("gateway_config/caddy_standalone.txt"), "\t");
             (vec![("Caddyfile", text)], format!("caddy run --adapter caddyfile --config {name}/Caddyfile"))
         }
-        Gateway::EnvoyHttp | Gateway::EnvoyGrpc => {
+        GatewayKind::EnvoyHttp | GatewayKind::EnvoyGrpc => {
             (vec![("envoy.yaml", snippet)], format!("envoy --disable-hot-restart -c {name}/envoy.yaml"))
         }
-        Gateway::Haproxy => {
+        GatewayKind::Haproxy => {
             let files = vec![
                 ("haproxy.cfg", template.format(include_str!("gateway_config/haproxy.txt"))),
                 ("keyward.lua", template.format(include_str!("gateway_config/haproxy_lua.txt"))),
@@ -182,7 +182,7 @@ impl Template {
             ("forwarded", decision.headers == TargetHeaders::XForwarded),
             ("original", decision.headers == TargetHeaders::XOriginal),
             ("claims_by_prefix", config.identity.claims.is_none()),
-            ("grpc", args.gateway == Gateway::EnvoyGrpc),
+            ("grpc", args.gateway == GatewayKind::EnvoyGrpc),
         ];
         Ok(Self { values, conditions, headers, prefixes })
     }
@@ -191,26 +191,26 @@ impl Template {
         self.values.push((name, value));
     }
 
-    fn format_snippet(&self, gateway: Gateway) -> String {
+    fn format_snippet(&self, gateway: GatewayKind) -> String {
         let templates: &[&str] = match gateway {
-            Gateway::Nginx => &[include_str!("gateway_config/nginx.txt")],
-            Gateway::IngressNginx => &[include_str!("gateway_config/ingress_nginx.txt")],
-            Gateway::Traefik => &[include_str!("gateway_config/traefik.txt")],
-            Gateway::Caddy => &[include_str!("gateway_config/caddy.txt")],
-            Gateway::EnvoyHttp => &[
+            GatewayKind::Nginx => &[include_str!("gateway_config/nginx.txt")],
+            GatewayKind::IngressNginx => &[include_str!("gateway_config/ingress_nginx.txt")],
+            GatewayKind::Traefik => &[include_str!("gateway_config/traefik.txt")],
+            GatewayKind::Caddy => &[include_str!("gateway_config/caddy.txt")],
+            GatewayKind::EnvoyHttp => &[
                 include_str!("gateway_config/envoy_http.txt"),
                 include_str!("gateway_config/envoy_tail.txt"),
             ],
-            Gateway::EnvoyGrpc => &[
+            GatewayKind::EnvoyGrpc => &[
                 include_str!("gateway_config/envoy_grpc.txt"),
                 include_str!("gateway_config/envoy_tail.txt"),
             ],
-            Gateway::Istio => &[include_str!("gateway_config/istio.txt")],
-            Gateway::GatewayApi => &[include_str!("gateway_config/gateway_api.txt")],
-            Gateway::Haproxy => {
+            GatewayKind::Istio => &[include_str!("gateway_config/istio.txt")],
+            GatewayKind::GatewayApi => &[include_str!("gateway_config/gateway_api.txt")],
+            GatewayKind::Haproxy => {
                 &[include_str!("gateway_config/haproxy.txt"), include_str!("gateway_config/haproxy_lua.txt")]
             }
-            Gateway::Apisix => &[include_str!("gateway_config/apisix.txt")],
+            GatewayKind::Apisix => &[include_str!("gateway_config/apisix.txt")],
         };
         templates.iter().map(|template| self.format(template)).collect()
     }
@@ -249,16 +249,16 @@ impl Template {
     }
 }
 
-fn check_decision(gateway: Gateway, decision: &decision::Settings) -> Result<()> {
+fn check_decision(gateway: GatewayKind, decision: &decision::Settings) -> Result<()> {
     let name = gateway.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
     let (sends, reaches_unix) = match gateway {
-        Gateway::Nginx => (decision.headers, true),
-        Gateway::IngressNginx => (TargetHeaders::XOriginal, false),
+        GatewayKind::Nginx => (decision.headers, true),
+        GatewayKind::IngressNginx => (TargetHeaders::XOriginal, false),
         // The target is not told in headers.
-        Gateway::EnvoyHttp | Gateway::EnvoyGrpc => (decision.headers, true),
-        Gateway::Istio | Gateway::GatewayApi => (decision.headers, false),
-        Gateway::Caddy | Gateway::Haproxy => (TargetHeaders::XForwarded, true),
-        Gateway::Traefik | Gateway::Apisix => (TargetHeaders::XForwarded, false),
+        GatewayKind::EnvoyHttp | GatewayKind::EnvoyGrpc => (decision.headers, true),
+        GatewayKind::Istio | GatewayKind::GatewayApi => (decision.headers, false),
+        GatewayKind::Caddy | GatewayKind::Haproxy => (TargetHeaders::XForwarded, true),
+        GatewayKind::Traefik | GatewayKind::Apisix => (TargetHeaders::XForwarded, false),
     };
     let word = if sends == TargetHeaders::XOriginal { "x-original" } else { "x-forwarded" };
     ensure!(sends == decision.headers, "{name} requires headers = \"{word}\" in [decision]");
@@ -345,7 +345,7 @@ mod tests {
     use super::*;
     use crate::config::{Environment, parse};
 
-    fn format(gateway: Gateway, decision: &str) -> Result<String> {
+    fn format(gateway: GatewayKind, decision: &str) -> Result<String> {
         let text = format!(
             "version = 1\n{decision}\n[upstreams.a]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/*\"\nupstream = \"a\""
         );
@@ -362,8 +362,8 @@ mod tests {
 
     #[test]
     fn every_snippet_names_renamed_headers_and_leaves_no_placeholder() {
-        for &gateway in Gateway::value_variants() {
-            let headers = if gateway == Gateway::IngressNginx { "x-original" } else { "x-forwarded" };
+        for &gateway in GatewayKind::value_variants() {
+            let headers = if gateway == GatewayKind::IngressNginx { "x-original" } else { "x-forwarded" };
             let text = format(
                 gateway,
                 &format!(
@@ -374,7 +374,7 @@ mod tests {
             .unwrap();
             assert!(!text.contains("{{") && !text.contains('%'), "{text}");
             // Over gRPC, Keyward names them in its answer.
-            if ![Gateway::EnvoyGrpc, Gateway::Istio, Gateway::GatewayApi].contains(&gateway) {
+            if ![GatewayKind::EnvoyGrpc, GatewayKind::Istio, GatewayKind::GatewayApi].contains(&gateway) {
                 for name in ["x-tenant", "x-org-id", "x-claim-cost-center", "x-claims"] {
                     assert!(text.contains(name), "{name}: {text}");
                 }
@@ -388,10 +388,10 @@ mod tests {
             let error = format(gateway, section).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
-        check(Gateway::Nginx, "", "add [decision]");
-        check(Gateway::Traefik, "decision = { listen = \"unix:/run/keyward.sock\" }", "unix socket");
-        check(Gateway::IngressNginx, "decision = { listen = \"127.0.0.1:1\" }", "headers = \"x-original\"");
-        let unix = format(Gateway::Nginx, "decision = { listen = \"unix:/run/keyward.sock\" }").unwrap();
+        check(GatewayKind::Nginx, "", "add [decision]");
+        check(GatewayKind::Traefik, "decision = { listen = \"unix:/run/keyward.sock\" }", "unix socket");
+        check(GatewayKind::IngressNginx, "decision = { listen = \"127.0.0.1:1\" }", "headers = \"x-original\"");
+        let unix = format(GatewayKind::Nginx, "decision = { listen = \"unix:/run/keyward.sock\" }").unwrap();
         assert!(unix.contains("proxy_pass http://unix:/run/keyward.sock:/decision;"), "{unix}");
     }
 }
