@@ -1,7 +1,14 @@
 //! Allocations of Keyward's thread for one request of each kind, compared with those recorded in `tests/allocations.txt`: a change
 //! that raises them fails here, and one that lowers them has to record the gain.
 //! `UPDATE_FIXTURES=1 cargo test --test allocations` records them.
-#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
+#![allow(
+    dead_code,
+    missing_docs,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout
+)]
 
 use std::fmt::Write as _;
 use std::fs;

@@ -486,7 +486,7 @@ impl Choices for Protocol {
 pub(super) struct Route {
     /// "/healthz" matches this path only; "/v1/*" matches /v1 and everything below it, but not /v12.
     pub(super) path: Option<Text<Pattern>>,
-    /// The name of an upstream. It may be left out where there is a [decision] section: the route then serves decisions alone.
+    /// The name of an upstream. It may be left out where there is a `[decision]` section: the route then serves decisions alone.
     pub(super) upstream: Option<String>,
     /// "key": requires a valid key. "none": open to everybody.
     pub(super) auth: Choice<Authentication>,

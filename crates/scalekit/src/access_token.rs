@@ -26,7 +26,7 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const RENEW_AFTER: f64 = 0.8;
 const RENEW_SPREAD: f64 = 0.08;
 
-/// The current access token. [`keep`](Self::keep) must run for it to be fetched.
+/// The current access token. [`run_renewal`](Self::run_renewal) must run for it to be fetched.
 #[derive(Debug, Default)]
 pub struct AccessToken {
     state: watch::Sender<State>,
