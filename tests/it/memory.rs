@@ -251,11 +251,14 @@ async fn refused_connections_are_logged_with_sampling() {
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x05\x04\0\0\0\0\0canar",
         b"\x1b]0;canary\x07\r\n\r\n",
     ];
-    for _ in 0..10 {
-        for probe in probes {
-            let mut client = Client::connect(address).await;
-            client.send(probe).await;
-            client.read_to_end().await;
+    for number in 0..40 {
+        let mut client = Client::connect(address).await;
+        client.send(probes[number % probes.len()]).await;
+        client.read_to_end().await;
+        drop(client);
+        if number == 0 {
+            // It is logged once the connection has ended, and the others must not come before.
+            running.until("refused a connection").await;
         }
     }
     // The next line has the number of suppressed ones.

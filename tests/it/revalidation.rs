@@ -20,7 +20,7 @@ use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// One interval, with a margin for a busy machine.
-const SOON: Duration = Duration::from_millis(1400);
+const SOON: Duration = Duration::from_millis(1900);
 
 async fn every_second() -> Stage {
     Stage::with(Setup { sections: "[streams]\nrevalidate_every = \"1s\"", ..Setup::default() }).await
