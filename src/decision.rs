@@ -98,7 +98,12 @@ impl Handler for Decisions {
             Ok(target) => {
                 let format = ErrorFormat::for_decision(&target.method, !request.body().is_end_stream());
                 let is_prefixed = request.uri().path() != PATH;
-                gateway.decide(target.into_request(request), peer, account, &format, is_prefixed).await
+                let mut headers = request.into_parts().0.headers;
+                // Of the decision request's own body, which is ignored.
+                headers.remove(CONTENT_LENGTH);
+                headers.remove(TRANSFER_ENCODING);
+                let asked = target.into_request(headers);
+                gateway.decide(asked, peer, account, &format, is_prefixed).await
             }
             Err(mistake) => {
                 log_mistake(mistake);
@@ -139,18 +144,13 @@ struct Target {
 }
 
 impl Target {
-    /// The request that is asked about, with the headers of the decision request.
-    fn into_request(self, decision: Request<Body>) -> Request<Body> {
+    /// The request that is asked about.
+    fn into_request(self, headers: HeaderMap) -> Request<Body> {
         let mut request = Request::new(body::empty());
         *request.method_mut() = self.method;
         *request.uri_mut() = self.path.into();
-        let headers = request.headers_mut();
-        *headers = decision.into_parts().0.headers;
-        headers.insert(HOST, self.host);
-        // Of the decision request's own body, which is ignored.
-        for name in [CONTENT_LENGTH, TRANSFER_ENCODING] {
-            headers.remove(name);
-        }
+        *request.headers_mut() = headers;
+        request.headers_mut().insert(HOST, self.host);
         request
     }
 }

@@ -1,6 +1,8 @@
 //! The request path. `Gateway::pass` is all of it: route, credential, hop-by-hop, validation, policy, identity, upstream;
 //! `Gateway::handle` around it records what happened.
 
+mod decide;
+mod preflight;
 mod response_body;
 mod revalidation;
 
@@ -9,16 +11,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body::Body as _;
-use hyper::header::{
-    ACCEPT, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CACHE_CONTROL, FORWARDED, HOST, HeaderMap,
-    HeaderName, HeaderValue, ORIGIN, USER_AGENT,
-};
+use hyper::header::{HOST, HeaderMap, HeaderName};
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::decide::HEADERS_TO_REMOVE;
+use self::preflight::{keep_preflight_headers, preflight_method};
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
 use crate::access_log::{self, Record};
@@ -40,8 +41,6 @@ use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, websocket_tunnel};
 use crate::validator::Validator;
 
-/// What Envoy removes from a request that is permitted (`ext_authz`, `CheckResponse` over HTTP).
-pub const HEADERS_TO_REMOVE: HeaderName = HeaderName::from_static("x-envoy-auth-headers-to-remove");
 /// `Retry-After` where public routes already use all the connections they may.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -97,31 +96,6 @@ impl Gateway {
         let mut response = match self.pass(request, downstream, &mut record).await {
             Ok(forwarded) => self.relay_response(forwarded, record, &format),
             Err(rejection) => self.reject(&rejection, &format, record),
-        };
-        response.headers_mut().insert(REQUEST_ID, request_id);
-        response
-    }
-
-    /// Decides on a request that a gateway holds, of which `request` has the method, target and headers: 200 with the identity
-    /// headers, or the rejection. With `list_removals`, the response names the headers that the gateway must remove from the
-    /// request.
-    pub async fn decide(
-        &self,
-        request: Request<Body>,
-        peer: Peer,
-        account: &Arc<Account>,
-        format: &ErrorFormat,
-        list_removals: bool,
-    ) -> Response<Body> {
-        let (downstream, mut record) = self.begin_request(&request, peer, account);
-        let request_id = record.request_id.clone();
-        let mut response = match self.permit(request, &downstream, &mut record, list_removals).await {
-            Ok(response) => {
-                record.set_status(StatusCode::OK.as_u16());
-                record.mark_complete();
-                response
-            }
-            Err(rejection) => self.reject(&rejection, format, record),
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
@@ -250,38 +224,6 @@ impl Gateway {
             }
         };
         Ok(Admission { route, upgrade, permit, revalidation })
-    }
-
-    /// The decision path, from the request's head to the response that permits it.
-    async fn permit(
-        &self,
-        mut request: Request<Body>,
-        downstream: &Downstream<'_>,
-        record: &mut Record,
-        list_removals: bool,
-    ) -> Result<Response<Body>, Rejection> {
-        let host = request_head::check_head(&request, self.settings.head)?;
-        let found = self.find_route(&request, &host)?;
-        let Admission { permit, .. } = self.admit(&mut request, found, downstream, record).await?;
-        let forged = self.strip_identity_headers(request.headers_mut(), record);
-        let mut response = Response::new(body::empty());
-        let headers = response.headers_mut();
-        self.set_identity_headers(&permit, headers, record)?;
-        if list_removals {
-            let unset =
-                self.identity.fixed_names().chain(&forged).filter(|name| !headers.contains_key(*name));
-            let names = [AUTHORIZATION.as_str()].into_iter().chain(unset.map(HeaderName::as_str));
-            let names = names.collect::<Vec<_>>().join(",");
-            // Names of headers are visible ASCII.
-            if let Ok(names) = HeaderValue::try_from(names) {
-                headers.insert(HEADERS_TO_REMOVE, names);
-            }
-        }
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some(identity) = permit.identity() {
-            response.extensions_mut().insert(Arc::clone(identity));
-        }
-        Ok(response)
     }
 
     /// The route and its requirement: `None` for a public route, and for a CORS preflight that the route lets pass.
@@ -452,34 +394,6 @@ enum Kind {
     Request,
     /// A CORS preflight, which needs no key.
     Preflight,
-}
-
-/// The method that a CORS preflight asks about: OPTIONS with one `Origin` and one `Access-Control-Request-Method`, and no body.
-fn preflight_method(request: &Request<Body>) -> Option<Method> {
-    let asks = request.method() == Method::OPTIONS && request.body().is_end_stream();
-    let only = |name: HeaderName| {
-        let mut values = request.headers().get_all(name).iter();
-        values.next().filter(|_| values.next().is_none())
-    };
-    // SECURITY: of two values, the service could act on the one that was not checked.
-    only(ORIGIN).filter(|_| asks)?;
-    let method = only(ACCESS_CONTROL_REQUEST_METHOD)?;
-    Method::from_bytes(method.as_bytes()).ok()
-}
-
-/// SECURITY: a preflight carries no key, and a service that takes every method runs its handler for it. It gets the headers that
-/// the Fetch standard sends with a preflight, and those of trusted proxies about the client, but no cookie, token or method
-/// override.
-fn keep_preflight_headers(headers: &mut HeaderMap) {
-    let kept = |name: &HeaderName| {
-        [ORIGIN, HOST, ACCEPT, USER_AGENT, FORWARDED, REQUEST_ID].contains(name)
-            || name.as_str().starts_with("access-control-request-")
-            || name.as_str().starts_with("x-forwarded-")
-    };
-    let others: Vec<HeaderName> = headers.keys().filter(|name| !kept(name)).cloned().collect();
-    for name in others {
-        headers.remove(name);
-    }
 }
 
 /// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
@@ -13,9 +14,10 @@ use hyper::header::{
 };
 use hyper::{Method, Request, Response, StatusCode};
 use prost::Message;
+use tokio::time::timeout;
 
-use super::{Target, parse_target};
-use crate::body::{self, Body};
+use super::parse_target;
+use crate::body::Body;
 use crate::gateway::HEADERS_TO_REMOVE;
 use crate::identity::Identity;
 use crate::rejection::is_grpc;
@@ -24,6 +26,8 @@ use crate::rejection::is_grpc;
 pub(super) const PATH: &str = "/envoy.service.auth.v3.Authorization/Check";
 /// The longest request message, in bytes. Envoy's headers have 60 KiB by default, and no body is sent unless asked for.
 const MAX_MESSAGE: usize = 1024 * 1024;
+/// For the message to arrive, which a gateway has before it calls.
+const READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// A compression flag and the length of the message.
 const PREFIX: usize = 5;
 const NO_TARGET: &str =
@@ -140,8 +144,9 @@ const PERMISSION_DENIED: i32 = 7;
 /// # Errors
 /// What the gateway must be set up to send.
 pub(super) async fn read_check(request: Request<Body>) -> Result<Request<Body>, &'static str> {
-    let content = read_content(request.into_body()).await;
-    let content = content.ok_or("the gateway must send at most 1 MiB, without the request's body")?;
+    let content = timeout(READ_TIMEOUT, read_content(request.into_body())).await.unwrap_or_default();
+    let content = content
+        .ok_or("the gateway must send at most 1 MiB, without the request's body, within 10 seconds")?;
     // Without compression, which nobody asked for, and to the end.
     let message = match content.split_first_chunk::<PREFIX>() {
         Some(([0, a, b, c, d], rest)) if u32::from_be_bytes([*a, *b, *c, *d]) as usize == rest.len() => rest,
@@ -152,7 +157,7 @@ pub(super) async fn read_check(request: Request<Body>) -> Result<Request<Body>, 
     let host = HeaderValue::from_str(&http.host).ok().filter(|host| !host.is_empty()).ok_or(NO_TARGET)?;
     let target = parse_target(http.method.as_bytes(), http.path.as_bytes(), host).ok_or(NO_TARGET)?;
     let headers = read_headers(http.headers, http.header_map).ok_or(NO_TARGET)?;
-    Ok(target_request(target, headers))
+    Ok(target.into_request(headers))
 }
 
 /// `None` if it is longer than allowed, or breaks off.
@@ -167,12 +172,6 @@ async fn read_content(mut body: Body) -> Option<BytesMut> {
         }
     }
     Some(content)
-}
-
-fn target_request(target: Target, headers: HeaderMap) -> Request<Body> {
-    let mut decision = Request::new(body::empty());
-    *decision.headers_mut() = headers;
-    target.into_request(decision)
 }
 
 /// `None` if a name or value is not one of HTTP: a header that is skipped could be a forged identity header which stays.
@@ -286,4 +285,18 @@ fn respond(message: Option<&CheckResponse>, code: i32, text: &'static str) -> Re
 /// Whether the client of the request that is asked about speaks gRPC.
 pub(super) fn is_grpc_client(request: &Request<Body>) -> bool {
     request.method() == Method::POST && is_grpc(request.headers())
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn message_that_does_not_arrive_is_not_waited_for() {
+        let body = StreamBody::new(futures_util::stream::pending()).boxed_unsync();
+        let mistake = read_check(Request::new(body)).await.unwrap_err();
+        assert!(mistake.contains("within 10 seconds"), "{mistake}");
+    }
 }

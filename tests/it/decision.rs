@@ -205,6 +205,32 @@ async fn routes_without_upstream_serve_decisions_alone() {
 }
 
 #[tokio::test]
+async fn only_bare_preflight_is_permitted_without_key() {
+    let routes = "[[routes]]\npath = \"/*\"\npreflight = true";
+    let stage = Stage::with(Setup { sections: SECTIONS, routes, ..Setup::default() }).await;
+    let preflight = "origin: https://a.test\r\naccess-control-request-method: PUT\r\nx-request-start: 1\r\n";
+    assert_eq!(ask(&stage, "OPTIONS", "/v1/x", preflight).await.status, 200);
+    // SECURITY: the proxy removes these, and a gateway forwards them to a handler that may act on them.
+    for line in [
+        "cookie: session=1",
+        "authorization: Bearer x",
+        "X-HTTP-Method-Override: DELETE",
+        "x-http-method: DELETE",
+    ] {
+        let reply = ask(&stage, "OPTIONS", "/v1/x", &format!("{preflight}{line}\r\n")).await;
+        assert_eq!((reply.status, reply.code()), (401, Some("missing_credential")), "{line}");
+    }
+    let headers = [("origin", "https://a.test"), ("access-control-request-method", "PUT")];
+    let (check, _) = call_check(&stage, frame(&check_request("OPTIONS", "/v1/x", &headers))).await;
+    assert!(check.unwrap().ok_response.is_some());
+    for body in [("content-length", "3"), ("transfer-encoding", "chunked")] {
+        let headers = [headers[0], headers[1], body];
+        let (check, _) = call_check(&stage, frame(&check_request("OPTIONS", "/v1/x", &headers))).await;
+        assert!(check.unwrap().denied_response.is_some(), "{body:?}");
+    }
+}
+
+#[tokio::test]
 async fn peer_outside_allow_from_is_forbidden() {
     let sections = "[decision]\nlisten = \"127.0.0.1:0\"\nallow_from = [\"192.0.2.0/24\"]";
     let stage = Stage::with(Setup { sections, ..Setup::default() }).await;
