@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body::Body as _;
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_LENGTH, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Response, StatusCode};
 
@@ -22,6 +22,7 @@ use crate::listener::{Handler, Listen};
 use crate::logging::line_limit::LineLimit;
 use crate::peer::{Peer, TrustedProxies};
 use crate::rejection::{ErrorFormat, Rejection};
+use crate::request_head::single_value;
 use crate::tls::KeyPair;
 
 /// `[decision]`.
@@ -178,15 +179,15 @@ const ORIGINAL: &str =
     "the gateway must send X-Original-Method and X-Original-URL (an absolute URL), each exactly once";
 
 fn read_forwarded(headers: &HeaderMap) -> Result<Target, &'static str> {
-    let method = single(headers, "x-forwarded-method").ok_or(FORWARDED)?;
-    let target = single(headers, "x-forwarded-uri").ok_or(FORWARDED)?;
-    let host = single(headers, "x-forwarded-host").ok_or(FORWARDED)?;
+    let method = single_value(headers, "x-forwarded-method").ok_or(FORWARDED)?;
+    let target = single_value(headers, "x-forwarded-uri").ok_or(FORWARDED)?;
+    let host = single_value(headers, "x-forwarded-host").ok_or(FORWARDED)?;
     parse_target(method.as_bytes(), target.as_bytes(), host.clone()).ok_or(FORWARDED)
 }
 
 fn read_original(headers: &HeaderMap) -> Result<Target, &'static str> {
-    let method = single(headers, "x-original-method").ok_or(ORIGINAL)?;
-    let url = single(headers, "x-original-url").and_then(|url| url.to_str().ok()).ok_or(ORIGINAL)?;
+    let method = single_value(headers, "x-original-method").ok_or(ORIGINAL)?;
+    let url = single_value(headers, "x-original-url").and_then(|url| url.to_str().ok()).ok_or(ORIGINAL)?;
     let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).ok_or(ORIGINAL)?;
     let (host, target) = rest.split_at(rest.find('/').ok_or(ORIGINAL)?);
     let host = HeaderValue::from_str(host).map_err(|_| ORIGINAL)?;
@@ -197,7 +198,7 @@ fn read_prefixed(request: &Request<Body>) -> Result<Target, &'static str> {
     const MISTAKE: &str = "the gateway must send the request's Host, exactly once";
     let host = match request.uri().authority() {
         Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-        None => single(request.headers(), HOST.as_str()).cloned(),
+        None => single_value(request.headers(), HOST).cloned(),
     };
     let target = request.uri().path_and_query().map_or("", PathAndQuery::as_str);
     let target = target.strip_prefix(PATH).unwrap_or_default().as_bytes();
@@ -210,9 +211,4 @@ fn parse_target(method: &[u8], target: &[u8], host: HeaderValue) -> Option<Targe
     let method = Method::from_bytes(method).ok()?;
     let path = PathAndQuery::try_from(target).ok().filter(|_| is_origin_form)?;
     Some(Target { method, path, host })
-}
-
-fn single<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h HeaderValue> {
-    let mut values = headers.get_all(HeaderName::try_from(name).ok()?).iter();
-    values.next().filter(|_| values.next().is_none())
 }

@@ -1,6 +1,6 @@
 //! Checks of a request's head that HTTP requires and hyper leaves out, each with its reason.
 
-use hyper::header::{CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{AsHeaderName, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Request, Uri, Version};
 
@@ -64,6 +64,12 @@ pub fn check_head<B>(request: &Request<B>, limits: Limits) -> Result<Host, Rejec
         ));
     }
     read_host(uri, request.headers(), request.version())
+}
+
+/// The value of a field that must occur exactly once; `None` if it is missing or repeated.
+pub fn single_value(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&HeaderValue> {
+    let mut values = headers.get_all(name).iter();
+    values.next().filter(|_| values.next().is_none())
 }
 
 /// RFC 9110 section 5.1. The http crate allows a quotation mark in a header name, and so does hyper over HTTP/2.

@@ -8,18 +8,15 @@ use hyper::header::{
 use hyper::{Method, Request};
 
 use crate::body::Body;
+use crate::request_head::single_value;
 use crate::upstream::forwarded::REQUEST_ID;
 
 /// The method that a CORS preflight asks about: OPTIONS with one `Origin` and one `Access-Control-Request-Method`, and no body.
 pub(super) fn preflight_method(request: &Request<Body>) -> Option<Method> {
     let asks = request.method() == Method::OPTIONS && request.body().is_end_stream();
-    let only = |name: HeaderName| {
-        let mut values = request.headers().get_all(name).iter();
-        values.next().filter(|_| values.next().is_none())
-    };
     // SECURITY: of two values, the service could act on the one that was not checked.
-    only(ORIGIN).filter(|_| asks)?;
-    let method = only(ACCESS_CONTROL_REQUEST_METHOD)?;
+    single_value(request.headers(), ORIGIN).filter(|_| asks)?;
+    let method = single_value(request.headers(), ACCESS_CONTROL_REQUEST_METHOD)?;
     Method::from_bytes(method.as_bytes()).ok()
 }
 
