@@ -12,6 +12,7 @@ use crate::identity::Identity;
 use crate::logging::json_line::{self, JsonLine, truncate_text};
 use crate::logging::{self, output};
 use crate::metrics::{self, Metrics};
+use crate::rate_limit::Fields;
 use crate::rejection::Rejection;
 
 /// What is written of a request.
@@ -62,6 +63,8 @@ pub struct Record {
     /// Why Keyward rejected the request, or ended the response early.
     reason: Option<&'static str>,
     is_denied: bool,
+    /// What the client is told of its rate limits.
+    pub quotas: Fields,
     /// Details for the operator, which the client does not see.
     pub cause: Option<String>,
     /// Bytes of the response's body.
@@ -97,6 +100,7 @@ impl Record {
             status: None,
             reason: None,
             is_denied: false,
+            quotas: Fields::default(),
             cause: None,
             sent: 0,
             is_complete: false,

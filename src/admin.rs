@@ -159,6 +159,7 @@ pub(crate) fn route_as_json(route: &Route) -> serde_json::Value {
         "upstream": &*route.upstream,
         "auth": auth,
         "preflight": route.preflight,
+        "rate_limits": route.rate_limits.iter().map(|name| &**name).collect::<Vec<_>>(),
     })
 }
 

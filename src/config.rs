@@ -8,6 +8,7 @@ mod environment;
 mod file;
 mod headers;
 mod management;
+mod rate_limits;
 mod resources;
 mod routes;
 mod scalekit;
@@ -34,7 +35,7 @@ use self::values::{FromText as _, Text};
 use crate::listener::Listen;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
-use crate::{credential, gateway, identity, listener, logging, upstream, validator};
+use crate::{credential, gateway, identity, listener, logging, rate_limit, upstream, validator};
 
 /// Everything that `keyward run` needs to know.
 #[derive(Debug)]
@@ -65,6 +66,8 @@ pub struct Config {
     pub gateway: gateway::Settings,
     /// `[log]`.
     pub log: logging::Settings,
+    /// `[rate_limits]`.
+    pub rate_limits: Vec<rate_limit::Settings>,
     /// `[upstreams]`.
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.

@@ -33,6 +33,7 @@ use crate::metrics::{self, Metrics};
 use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
 use crate::pool::PooledBody;
+use crate::rate_limit::{Exceeded, RateLimits};
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
@@ -79,6 +80,8 @@ pub struct Gateway {
     pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
     /// Validates keys.
     pub validator: Arc<Validator>,
+    /// The rate limits. Every limit of a route is present.
+    pub rate_limits: RateLimits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Tracks the tasks of open tunnels.
@@ -93,10 +96,13 @@ impl Gateway {
         let format = ErrorFormat::from_request(&request);
         let (downstream, mut record) = self.begin_request(&request, peer, account);
         let request_id = record.request_id.clone();
-        let mut response = match self.pass(request, downstream, &mut record).await {
+        let passed = self.pass(request, downstream, &mut record).await;
+        let quotas = std::mem::take(&mut record.quotas);
+        let mut response = match passed {
             Ok(forwarded) => self.relay_response(forwarded, record, &format),
             Err(rejection) => self.reject(&rejection, &format, record),
         };
+        quotas.append_to(response.headers_mut());
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
@@ -209,7 +215,11 @@ impl Gateway {
             }
             Some(requirement) => {
                 let (key, began) = (key?, Instant::now());
-                let identity = self.validator.validate(&key, downstream.client).await;
+                let digest = self.validator.digest(&key);
+                self.rate_limits
+                    .check_key(&route.rate_limits, &digest, began.into(), &self.metrics)
+                    .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
+                let identity = self.validator.validate(&key, digest, downstream.client).await;
                 record.validation = Some(began.elapsed());
                 let identity = identity.inspect_err(|rejection| {
                     if *rejection == Rejection::InvalidKey {
@@ -220,7 +230,11 @@ impl Gateway {
                 record.identity = Some(Arc::clone(&identity));
                 let revalidation =
                     Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
-                (requirement.admit(identity)?, revalidation)
+                let permit = requirement.admit(Arc::clone(&identity))?;
+                self.rate_limits
+                    .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.quotas)
+                    .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
+                (permit, revalidation)
             }
         };
         Ok(Admission { route, upgrade, permit, revalidation })
@@ -394,6 +408,11 @@ enum Kind {
     Request,
     /// A CORS preflight, which needs no key.
     Preflight,
+}
+
+fn reject_exceeded(exceeded: &Exceeded, record: &mut Record) -> Rejection {
+    record.cause = Some(format!("rate_limits.{} is exceeded", exceeded.limit));
+    Rejection::RateLimited(exceeded.wait)
 }
 
 /// Warns the operator even where the access log is off: the key cannot be used until the configuration changes.

@@ -24,6 +24,7 @@ pub mod pool;
 pub mod scalekit;
 pub mod keys;
 pub mod validator;
+pub mod rate_limit;
 pub mod upstream;
 
 // The request path.

@@ -15,8 +15,8 @@ pub const READ_BUFFER: usize = 64 * 1024;
 const PLANNED_PERCENT: usize = 70;
 /// The process before its first connection, with the addresses and good keys that the validator remembers, in bytes.
 const PROCESS: usize = 18 * 1024 * 1024;
-/// A remembered bad key, in bytes.
-pub const BAD_KEY: usize = 256;
+/// A bad key or the allowance of a rate limit that is remembered, in bytes.
+pub const REMEMBERED: usize = 256;
 
 /// The result of the division.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,14 +28,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Divides `memory` bytes between at most `connections`, with heads of up to `head` bytes, and `bad_keys` remembered keys.
+    /// Divides `memory` bytes between at most `connections`, with heads of up to `head` bytes, and `remembered` bad keys and allowances.
     ///
     /// ```text
-    /// 70 % of memory = 18 MiB + 256 B × bad keys + connections × (160 KiB + head) + requests
+    /// 70 % of memory = 18 MiB + 256 B × remembered + connections × (160 KiB + head) + requests
     /// requests       ≥ connections × 2 × 128 KiB
     /// ```
-    pub fn new(memory: usize, connections: usize, head: usize, bad_keys: usize) -> Self {
-        let fixed = PROCESS.saturating_add(bad_keys.saturating_mul(BAD_KEY));
+    pub fn new(memory: usize, connections: usize, head: usize, remembered: usize) -> Self {
+        let fixed = PROCESS.saturating_add(remembered.saturating_mul(REMEMBERED));
         let free = (memory / 100).saturating_mul(PLANNED_PERCENT).saturating_sub(fixed);
         let each = CONNECTION.saturating_add(head.max(READ_BUFFER));
         let connections = connections.min(free / each.saturating_add(2 * SHARE)).max(1);
@@ -54,7 +54,7 @@ mod tests {
         for memory in [64 * MIB, 128 * MIB, 512 * MIB, 8192 * MIB] {
             let (head, bad_keys) = (64 * 1024, 50_000);
             let plan = Plan::new(memory, 1_000_000, head, bad_keys);
-            let sum = PROCESS + bad_keys * BAD_KEY + plan.connections * (CONNECTION + head) + plan.requests;
+            let sum = PROCESS + bad_keys * REMEMBERED + plan.connections * (CONNECTION + head) + plan.requests;
             assert!(sum <= memory * PLANNED_PERCENT / 100, "{memory}: {plan:?}");
             assert!(plan.requests >= plan.connections * 2 * SHARE, "{memory}: {plan:?}");
         }

@@ -46,6 +46,15 @@ pub struct Outcome {
     pub outcome: &'static str,
 }
 
+/// Labels of `rate_limit_requests`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RateLimit {
+    /// The limit's name.
+    pub limit: Arc<str>,
+    /// `allowed`, `exceeded`, or `exceeded_unvalidated`.
+    pub outcome: &'static str,
+}
+
 /// Labels of a request to the key management API, both from closed lists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Management {
@@ -156,6 +165,8 @@ declare_metrics! {
     pub negative_entries: Gauge<u64, AtomicU64> = "negative_cache_entries", Gauge::default();
     /// Requests rejected because too many invalid keys came from their client's address.
     pub throttled: Counter = "throttled", Counter::default();
+    /// Requests counted by a rate limit, by outcome: allowed, exceeded, or exceeded and therefore not validated.
+    pub rate_limits: Family<RateLimit, Counter> = "rate_limit_requests", Family::default();
     /// Fetches of Keyward's own access token from Scalekit, by outcome.
     pub token_fetches: Family<Outcome, Counter> = "access_token_fetches", Family::default();
     /// Unix time at which Keyward's own access token expires; 0 without a token.

@@ -46,6 +46,8 @@ pub enum Rejection {
     BodyTooLarge,
     /// Too many invalid keys from the client's address. Holds the time to wait, as below.
     Throttled(Duration),
+    /// Too many requests of the identity, by a limit of `[rate_limits]`. Holds the time to wait.
+    RateLimited(Duration),
     /// No connection to the upstream, or it broke before the response.
     UpstreamUnreachable,
     /// The upstream did not begin its response in time.
@@ -181,6 +183,7 @@ impl Rejection {
             Self::BodyTimeout                       => row(Http::REQUEST_TIMEOUT,                 "body_timeout",           Grpc::DeadlineExceeded,  "Body timeout",                "The request's body made no progress for too long."),
             Self::BodyTooLarge                      => row(Http::PAYLOAD_TOO_LARGE,               "body_too_large",         Grpc::ResourceExhausted, "Body too large",              "The request's body is longer than this server accepts."),
             Self::Throttled(_)                      => row(Http::TOO_MANY_REQUESTS,               "throttled",              Grpc::Unavailable,       "Too many bad keys",           "Too many invalid keys were sent from this address; try again later."),
+            Self::RateLimited(_)                    => row(Http::TOO_MANY_REQUESTS,               "rate_limited",           Grpc::ResourceExhausted, "Too many requests",           "Too many requests were sent with this organization's, user's or API key's allowance; try again later."),
             Self::UpstreamUnreachable               => row(Http::BAD_GATEWAY,                     "upstream_unreachable",   Grpc::Unavailable,       "Upstream unreachable",        "The service behind this proxy cannot be reached, or closed the connection before it answered."),
             Self::UpstreamTimeout                   => row(Http::GATEWAY_TIMEOUT,                 "upstream_timeout",       Grpc::DeadlineExceeded,  "Upstream timeout",            "The service behind this proxy did not answer in time."),
             Self::IdentityTooLarge                  => row(Http::BAD_GATEWAY,                     "identity_too_large",     Grpc::Unavailable,       "Identity too large",          "The key's roles and claims exceed the limit for identity headers."),
@@ -192,7 +195,10 @@ impl Rejection {
 
     fn retry_after(&self) -> Option<HeaderValue> {
         match self {
-            Self::Throttled(wait) | Self::ValidationUnavailable(wait) | Self::Overloaded(wait) => {
+            Self::Throttled(wait)
+            | Self::RateLimited(wait)
+            | Self::ValidationUnavailable(wait)
+            | Self::Overloaded(wait) => {
                 Some(HeaderValue::from(wait.as_millis().div_ceil(1000).clamp(1, 86_400) as u64))
             }
             _ => None,
@@ -293,6 +299,7 @@ mod tests {
             Rejection::BodyTimeout,
             Rejection::BodyTooLarge,
             Rejection::Throttled(WAIT),
+            Rejection::RateLimited(WAIT),
             Rejection::UpstreamUnreachable,
             Rejection::UpstreamTimeout,
             Rejection::IdentityTooLarge,
@@ -358,6 +365,7 @@ mod tests {
             let grpc = rejection.to_response(&client(false, true), "", "api");
             assert_eq!(grpc.status(), StatusCode::OK);
             let expected = match rejection.status().as_u16() {
+                _ if rejection == Rejection::RateLimited(WAIT) => "8",
                 401 => "16",
                 403 => "7",
                 404 | 405 => "12",

@@ -34,6 +34,8 @@ pub struct Route {
     pub auth: Auth,
     /// Whether CORS preflights are forwarded without a key.
     pub preflight: bool,
+    /// The names of the rate limits that count its requests.
+    pub rate_limits: Vec<Arc<str>>,
 }
 
 /// A service. `[upstreams]` may list its address under several names.

@@ -26,6 +26,7 @@ use crate::logging::line_limit::LineLimit;
 use crate::management::{self, Management};
 use crate::metrics::Metrics;
 use crate::peer::Peer;
+use crate::rate_limit::RateLimits;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::tls::TlsError;
@@ -380,6 +381,7 @@ impl SharedResources {
             routes: config.routes,
             upstreams,
             validator,
+            rate_limits: RateLimits::new(config.rate_limits, before.map(|before| &before.rate_limits)),
             metrics: Arc::clone(&self.metrics),
             tunnels: self.tunnels.clone(),
             closing: self.closing.clone(),

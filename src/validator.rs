@@ -178,16 +178,22 @@ impl Validator {
         })
     }
 
-    /// The identity of a key, by a validation that begins after this call.
+    /// The digest by which this process remembers a key.
+    pub fn digest(&self, key: &ApiKey) -> KeyDigest {
+        self.digester.digest(key)
+    }
+
+    /// The identity of a key, by a validation that begins after this call. `digest` is that of the key.
     ///
     /// # Errors
     /// `InvalidKey` when it is definitely invalid, `Throttled`, `Overloaded`, or `ValidationUnavailable`.
     pub async fn validate(
         self: &Arc<Self>,
         key: &ApiKey,
+        digest: KeyDigest,
         client: Option<IpAddr>,
     ) -> Result<Arc<Identity>, Rejection> {
-        let (digest, now) = (self.digester.digest(key), Instant::now());
+        let now = Instant::now();
         if self.is_known_bad(&digest) {
             self.metrics.negative_hits.inc();
             return Err(Rejection::InvalidKey);

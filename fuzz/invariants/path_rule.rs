@@ -62,6 +62,7 @@ fn route(line: &str) -> Option<Route> {
         },
         auth: if has("open") { Auth::Public } else { Auth::Key(own) },
         preflight: false,
+        rate_limits: Vec::new(),
     })
 }
 

@@ -84,6 +84,7 @@ fn route(line: &str) -> Option<Route> {
         service: Service::default(),
         auth: Auth::Public,
         preflight: false,
+        rate_limits: Vec::new(),
     })
 }
 

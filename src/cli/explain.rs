@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::identity::IdentityHeaders;
 use crate::policy::{Requirement, Scope};
 use crate::pool::{self, Address, Protocol};
+use crate::rate_limit::{self, Subject};
 use crate::rejection::Rejection;
 use crate::request_head;
 use crate::route::{Ambiguity, Auth, Route};
@@ -145,6 +146,10 @@ fn explain_reason(rejection: &Rejection) -> String {
 fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
     text.add_line("route", &route.label);
     text.add_line("requires", &describe_requirement(route));
+    for (index, name) in route.rate_limits.iter().enumerate() {
+        let limit = config.rate_limits.iter().find(|limit| limit.name == *name);
+        text.add_line(if index == 0 { "limits" } else { "" }, &limit.map(describe_limit).unwrap_or_default());
+    }
     if let Some(upstream) = config.upstreams.iter().find(|upstream| upstream.name == route.upstream) {
         text.add_line("upstream", &format!("{} at {}", upstream.name, format_url(&upstream.origin)));
     } else {
@@ -231,6 +236,22 @@ pub(super) fn describe_requirement(route: &Route) -> String {
     };
     if route.preflight {
         text.push_str("; CORS preflights pass without a key");
+    }
+    text
+}
+
+fn describe_limit(limit: &rate_limit::Settings) -> String {
+    let rate_limit::Settings { name, by, quota, claim, max, .. } = limit;
+    let by = match by {
+        Subject::Organization => "organization",
+        Subject::User => "user",
+        Subject::Key => "key",
+    };
+    let per = humantime::format_duration(quota.per);
+    let mut text =
+        format!("{name}: {} requests in {per} for each {by}, {} at once", quota.requests, quota.burst);
+    if let Some(claim) = claim {
+        text.push_str(&format!("; the claim {claim} can set up to {max}"));
     }
     text
 }

@@ -25,6 +25,7 @@ use crate::logging::Format;
 use crate::peer::TrustedProxies;
 use crate::policy::Scope;
 use crate::pool::Protocol;
+use crate::rate_limit::Subject;
 use crate::route::Pattern;
 use crate::{identity, validator};
 
@@ -48,6 +49,9 @@ pub(super) struct File {
     pub(super) negative_cache: Table<NegativeCache>,
     pub(super) throttle: Table<Throttle>,
     pub(super) limits: Table<Limits>,
+    /// Limits on the requests of organizations, users or keys, by name, for routes to name in rate_limits. Names have letters,
+    /// digits, "-" and "_".
+    pub(super) rate_limits: Named<Table<RateLimit>>,
     pub(super) streams: Table<Streams>,
     pub(super) identity: Table<Identity>,
     pub(super) log: Table<Log>,
@@ -341,6 +345,53 @@ impl Default for Limits {
     }
 }
 
+/// A limit on the requests of each organization, user or key. Beyond it, the response is 429.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["requests"]))]
+pub(super) struct RateLimit {
+    /// What has an allowance of its own: "organization" (with all its users), "user" (organizations' own keys are counted by
+    /// organization), or "key".
+    pub(super) by: Choice<Subject>,
+    /// Requests in `per`.
+    pub(super) requests: Option<Number<1, 1_000_000_000>>,
+    /// The time in which an exhausted allowance refills, evenly. From "1s" to a day.
+    pub(super) per: Time<1000>,
+    /// Requests at once, up to `requests`. Default: `requests`.
+    pub(super) burst: Option<Number<1, 1_000_000_000>>,
+    /// A claim whose value, a whole number, replaces `requests` for its key, for example by plan. The burst changes in proportion.
+    pub(super) claim: Option<String>,
+    /// The largest number that a claim can set. Default: `requests`.
+    pub(super) max: Option<Number<1, 1_000_000_000>>,
+    /// Whether responses have the fields RateLimit-Policy and RateLimit, which tell clients what is left.
+    pub(super) headers: bool,
+    /// Whether it counts the requests of all routes that require a key and have no rate_limits of their own.
+    pub(super) default: bool,
+    /// How many allowances are remembered. Beyond it, the one that was used least recently is forgotten, and is full again.
+    pub(super) max_entries: Number<1, 10_000_000>,
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self {
+            by: Choice(Subject::Organization),
+            requests: None,
+            per: Time::from_seconds(60),
+            burst: None,
+            claim: None,
+            max: None,
+            headers: false,
+            default: false,
+            max_entries: Number(100_000),
+        }
+    }
+}
+
+impl Choices for Subject {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("organization", Self::Organization), ("user", Self::User), ("key", Self::Key)];
+}
+
 /// Long requests: WebSockets, event streams, gRPC streams, downloads, uploads.
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -500,6 +551,8 @@ pub(super) struct Route {
     pub(super) name: Option<Text<RouteName>>,
     /// What a valid key must have.
     pub(super) require: Option<Table<Require>>,
+    /// The names of the rate limits that count its requests. Default: those with default = true. []: none.
+    pub(super) rate_limits: Option<Vec<String>>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq)]

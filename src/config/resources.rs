@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Config;
 use crate::listener::INTERNAL_CONNECTIONS;
-use crate::memory_plan::{BAD_KEY, Plan};
+use crate::memory_plan::{REMEMBERED, Plan};
 use crate::peer::TrustedProxies;
 
 /// The memory and file descriptors that are available, as far as they are known.
@@ -49,7 +49,7 @@ impl Config {
     fn fit_memory(&mut self, memory: usize) {
         let entries = if self.validator.negative_ttl.is_zero() { 0 } else { self.validator.negative_entries };
         let entries = usize::try_from(entries).unwrap_or(usize::MAX);
-        let most = memory / 8 / BAD_KEY;
+        let most = memory / 8 / REMEMBERED;
         if entries > most {
             let reason = format!("an eighth of {} MiB of memory", memory >> 20);
             self.warnings.push(format!(
@@ -57,11 +57,27 @@ impl Config {
             ));
             self.validator.negative_entries = most as u64;
         }
-        let plan =
-            Plan::new(memory, self.listener.max_connections, self.listener.max_head, entries.min(most));
+        let remembered = entries.min(most) + self.fit_rate_limits(memory);
+        let plan = Plan::new(memory, self.listener.max_connections, self.listener.max_head, remembered);
         self.listener.memory = plan.requests;
         let memory = memory >> 20;
         self.lower_connections(plan.connections, &format!("for {memory} MiB of memory"));
+    }
+
+    /// Lowers the numbers of allowances that are remembered, and returns their sum.
+    fn fit_rate_limits(&mut self, memory: usize) -> usize {
+        let most = (memory / 8 / REMEMBERED / self.rate_limits.len().max(1)) as u64;
+        for limit in self.rate_limits.iter_mut().filter(|limit| limit.max_entries > most) {
+            self.warnings.push(format!(
+                "rate_limits.{}.max_entries is lowered from {} to {most}, for {} MiB of memory",
+                limit.name,
+                limit.max_entries,
+                memory >> 20
+            ));
+            limit.max_entries = most;
+        }
+        let sum: u64 = self.rate_limits.iter().map(|limit| limit.max_entries).sum();
+        usize::try_from(sum).unwrap_or(usize::MAX)
     }
 
     fn fit_descriptors(&mut self, descriptors: usize) {

@@ -11,6 +11,7 @@ use toml::Spanned;
 use super::diagnostics::{Lines, did_you_mean, quote_text};
 use super::document::{Place, join_key};
 use super::file::{self, Authentication};
+use super::rate_limits::RateLimits;
 use super::urls::read_host;
 use super::values::tables::Table;
 use super::values::{FromText, Text};
@@ -33,6 +34,7 @@ pub(super) fn convert_routes(
     upstreams: &[upstream::Settings],
     lines: &Lines<'_>,
     has_decision: bool,
+    rate_limits: &RateLimits,
 ) -> Option<RouteTable> {
     let (place, names) = (root.child("routes"), root.child("upstreams").key_names());
     if !place.exists() || place.is_empty() {
@@ -55,7 +57,7 @@ pub(super) fn convert_routes(
             place.child("name").add_problem(format!("is already the name of routes[{other}]"));
             is_whole = false;
         }
-        let converted = convert_route(index, route, &place, &names, has_decision);
+        let converted = convert_route(index, route, &place, &names, has_decision, rate_limits);
         is_whole &= converted.is_sound;
         routes.extend(converted.route.map(|route| Numbered { index, place, route }));
     }
@@ -142,6 +144,7 @@ fn convert_route(
     place: &Place<'_>,
     upstreams: &[&str],
     has_decision: bool,
+    rate_limits: &RateLimits,
 ) -> Converted {
     let known = place.problem_count();
     let pattern = place.require_key("path", file.path, "\"/v1/*\"").map(|path| path.0);
@@ -163,6 +166,7 @@ fn convert_route(
             "requires a key, but auth = \"none\" accepts requests without one; remove one of them",
         );
     }
+    let rate_limits = rate_limits.of_route(file.rate_limits, is_public, &place.child("rate_limits"));
     let is_sound = place.problem_count() == known && !place.is_faulty();
     let Some(pattern) = pattern.filter(|_| is_placed) else { return Converted { route: None, is_sound } };
     if pattern.to_string().contains("/:") {
@@ -193,6 +197,7 @@ fn convert_route(
         service: Service::default(),
         auth: if is_public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
         preflight: file.preflight,
+        rate_limits,
     };
     Converted { route: Some(route), is_sound }
 }

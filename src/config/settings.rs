@@ -10,6 +10,7 @@ use super::document::{Place, parse_toml, read_document};
 use super::file::{self, File};
 use super::headers::{convert_identity, convert_pass_headers};
 use super::management::convert_management;
+use super::rate_limits::convert_rate_limits;
 use super::routes::convert_routes;
 use super::scalekit::convert_scalekit;
 use super::upstreams::convert_upstreams;
@@ -54,7 +55,8 @@ fn convert_file(
     let identity = convert_identity(file.identity.0, &root.child("identity"));
     let has_decision = file.decision.is_some();
     let upstreams = convert_upstreams(file.upstreams, &root.child("upstreams"), has_decision);
-    let routes = convert_routes(file.routes, root, &upstreams, lines, has_decision);
+    let rate_limits = convert_rate_limits(file.rate_limits, &root.child("rate_limits"));
+    let routes = convert_routes(file.routes, root, &upstreams, lines, has_decision, &rate_limits);
 
     let place = root.child("server");
     let trusted = merge_trusted(server.trusted_proxies);
@@ -131,6 +133,7 @@ fn convert_file(
             access_log: Line::from_settings(log),
         },
         log,
+        rate_limits: rate_limits.limits,
         upstreams,
         routes: routes?,
         memory: limits.memory.map(|bytes| bytes.0),

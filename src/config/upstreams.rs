@@ -33,13 +33,18 @@ pub(super) fn convert_upstreams(
         file.0.into_iter().map(|(name, upstream)| (place.child(&name), name, upstream.0)).collect();
     entries.sort_by_key(|(place, ..)| place.at);
     let convert = |(place, name, upstream): (Place<'_>, String, file::Upstream)| {
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
-            place.add_problem("has a name that is not 1 to 64 letters, digits, '-' and '_'");
-        }
+        check_name(&name, &place);
         convert_upstream(name.into(), upstream, &place)
     };
     entries.into_iter().filter_map(convert).collect()
+}
+
+/// Checks the name of a table that the file names.
+pub(super) fn check_name(name: &str, place: &Place<'_>) {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+        place.add_problem("has a name that is not 1 to 64 letters, digits, '-' and '_'");
+    }
 }
 
 fn convert_upstream(name: Arc<str>, file: file::Upstream, place: &Place<'_>) -> Option<upstream::Settings> {

@@ -32,13 +32,20 @@ impl Gateway {
     ) -> Response<Body> {
         let (downstream, mut record) = self.begin_request(&request, peer, account);
         let request_id = record.request_id.clone();
-        let mut response = match self.permit(request, &downstream, &mut record, list_removals).await {
+        let permitted = self.permit(request, &downstream, &mut record, list_removals).await;
+        let quotas = std::mem::take(&mut record.quotas);
+        let mut response = match permitted {
             Ok(response) => {
                 record.set_status(StatusCode::OK.as_u16());
                 record.mark_complete();
                 response
             }
-            Err(rejection) => self.reject(&rejection, format, record),
+            Err(rejection) => {
+                let mut response = self.reject(&rejection, format, record);
+                // The headers of a permit are for the service.
+                quotas.append_to(response.headers_mut());
+                response
+            }
         };
         response.headers_mut().insert(REQUEST_ID, request_id);
         response

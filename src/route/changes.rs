@@ -213,6 +213,7 @@ mod tests {
                 service: Default::default(),
                 auth: if auth == "none" { Auth::Public } else { Auth::Key(requirement) },
                 preflight: auth == "preflight",
+                rate_limits: Vec::new(),
             }
         };
         RouteTable::new(lines.iter().map(route).collect()).unwrap()

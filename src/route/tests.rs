@@ -16,6 +16,7 @@ fn route(text: &str, methods: &[Method], auth: Auth) -> Route {
         service: Service::default(),
         auth,
         preflight: text == "/cors/*",
+        rate_limits: Vec::new(),
     }
 }
 

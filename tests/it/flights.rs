@@ -188,7 +188,9 @@ async fn random_schedules_admit_no_request_after_revocation() {
             }
             let (validator, key) = (Arc::clone(&rig.validator), crate::rig::parse_key(&key));
             let handle =
-                requests.spawn(async move { (number, validator.validate(&key, None).await.map(|_| ())) });
+                requests.spawn(async move {
+                    (number, validator.validate(&key, validator.digest(&key), None).await.map(|_| ()))
+                });
             if random.u8(..4) == 0 {
                 leaving.push(handle);
             }

@@ -34,6 +34,7 @@ mod properties;
 mod scalekit_proxy;
 mod proxy_protocol;
 mod lingering_close;
+mod rate_limits;
 mod reload;
 mod revalidation;
 mod streams;

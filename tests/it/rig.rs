@@ -105,7 +105,8 @@ impl Rig {
     }
 
     pub async fn validate_from(&self, key: &str, client: Option<IpAddr>) -> Result<Arc<Identity>, Rejection> {
-        timeout(TEST_TIMEOUT, self.validator.validate(&parse_key(key), client))
+        let key = parse_key(key);
+        timeout(TEST_TIMEOUT, self.validator.validate(&key, self.validator.digest(&key), client))
             .await
             .expect("a verdict in time")
     }
@@ -113,7 +114,7 @@ impl Rig {
     /// Starts a validation in the background.
     pub fn spawn_validation(&self, key: &str) -> tokio::task::JoinHandle<Result<Arc<Identity>, Rejection>> {
         let (validator, key) = (Arc::clone(&self.validator), parse_key(key));
-        tokio::spawn(async move { validator.validate(&key, None).await })
+        tokio::spawn(async move { validator.validate(&key, validator.digest(&key), None).await })
     }
 
     /// Waits until this number of requests is without a verdict.

@@ -1,0 +1,247 @@
+//! Limits on the requests of an organization, a user or a key, in memory that is bounded however many there are. The number of
+//! requests may be a claim of the key.
+
+mod fields;
+mod gcra;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use tokio::time::Instant;
+
+use self::gcra::{Allowance, Level};
+
+pub use self::fields::Fields;
+pub use self::gcra::Quota;
+use crate::credential::KeyDigest;
+use crate::identity::Identity;
+use crate::logging::line_limit::LineLimit;
+use crate::metrics::{self, Metrics};
+
+/// Exhausted keys that are remembered, of each limit, in some 200 bytes each.
+const EXHAUSTED_KEYS: u64 = 10_000;
+
+/// A limit of `[rate_limits]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Its name: letters, digits, `-` and `_`.
+    pub name: Arc<str>,
+    /// What has an allowance of its own.
+    pub by: Subject,
+    /// The allowance.
+    pub quota: Quota,
+    /// The claim with another number for `Quota::requests`.
+    pub claim: Option<String>,
+    /// The largest number that a claim can set.
+    pub max: u32,
+    /// Whether responses tell what is left.
+    pub headers: bool,
+    /// How many allowances are remembered. Beyond it, that which was used least recently is forgotten, and is full again.
+    pub max_entries: u64,
+}
+
+/// What has an allowance of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// All keys of an organization and of its users together.
+    Organization,
+    /// All keys of a user within an organization together. Keys of the organization itself are together, too.
+    User,
+    /// Each key, by its token id.
+    Key,
+}
+
+/// The organization, user or key: ids, which are never equal for two subjects of one limit.
+type SubjectId = (HeaderValue, Option<HeaderValue>);
+
+impl Subject {
+    fn id_of(self, identity: &Identity) -> SubjectId {
+        let second = match self {
+            Self::Organization => None,
+            Self::User => identity.user_id.clone(),
+            // Scalekit states it for every key (contract section 5); without it, the organization's keys are together.
+            Self::Key => identity.token_id.clone(),
+        };
+        (identity.org_id.clone(), second)
+    }
+}
+
+/// A limit, and the allowances that are not full.
+struct RateLimit {
+    settings: Settings,
+    allowances: Cache<SubjectId, Arc<Mutex<Allowance>>>,
+    /// Keys of which it is known that nothing is left, and until when.
+    exhausted: Cache<KeyDigest, Instant>,
+}
+
+/// A request beyond a limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exceeded {
+    /// The limit's name.
+    pub limit: Arc<str>,
+    /// How long to wait.
+    pub wait: Duration,
+}
+
+impl RateLimit {
+    fn new(settings: Settings, before: Option<&Self>) -> Self {
+        let refill_time = settings.quota.refill_time();
+        let kept = before.filter(|before| {
+            let Settings { by, quota, max_entries, .. } = &before.settings;
+            (*by, quota.refill_time(), *max_entries)
+                == (settings.by, refill_time, settings.max_entries)
+        });
+        let allowances = || {
+            // One that was not used for that long is full, which is what a missing one means.
+            let cache = Cache::builder().max_capacity(settings.max_entries).time_to_idle(refill_time);
+            cache.eviction_policy(EvictionPolicy::lru()).build()
+        };
+        Self {
+            allowances: kept.map_or_else(allowances, |kept| kept.allowances.clone()),
+            exhausted: Cache::builder().max_capacity(EXHAUSTED_KEYS).time_to_live(refill_time).build(),
+            settings,
+        }
+    }
+
+    /// Takes a request out of the identity's allowance.
+    ///
+    /// # Errors
+    /// The level, if nothing is left.
+    fn take(&self, identity: &Identity, quota: Quota, now: Instant) -> Result<Level, Level> {
+        self.with_allowance(identity, now, |allowance| allowance.take(quota, now))
+    }
+
+    fn give_back(&self, identity: &Identity, key: &KeyDigest, now: Instant) {
+        let quota = self.quota_of(identity);
+        self.with_allowance(identity, now, |allowance| allowance.give_back(quota));
+        self.exhausted.invalidate(key);
+    }
+
+    fn with_allowance<T>(
+        &self,
+        identity: &Identity,
+        now: Instant,
+        change: impl FnOnce(&mut Allowance) -> T,
+    ) -> T {
+        let id = self.settings.by.id_of(identity);
+        let allowance = self.allowances.get_with(id, || Arc::new(Mutex::new(Allowance::new(now))));
+        let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut allowance)
+    }
+
+    fn count(&self, metrics: &Metrics, outcome: &'static str) {
+        let labels = metrics::RateLimit { limit: Arc::clone(&self.settings.name), outcome };
+        metrics.rate_limits.get_or_create(&labels).inc();
+    }
+
+    /// The quota, with the number of the identity's claim.
+    fn quota_of(&self, identity: &Identity) -> Quota {
+        let Settings { name, quota, claim, max, .. } = &self.settings;
+        let Some((claim, value)) =
+            claim.as_ref().and_then(|claim| Some((claim, identity.claims.get(claim)?)))
+        else {
+            return *quota;
+        };
+        match value.parse::<u32>() {
+            Ok(requests) if requests > 0 => quota.with_requests(requests.min(*max)),
+            _ => {
+                warn_of_claim(identity, name, claim);
+                *quota
+            }
+        }
+    }
+}
+
+/// The limits in force, by name.
+#[derive(Default)]
+pub struct RateLimits(HashMap<Arc<str>, RateLimit>);
+
+impl RateLimits {
+    /// The allowances of limits that mean the same as `before` are kept.
+    pub fn new(settings: Vec<Settings>, before: Option<&Self>) -> Self {
+        let limit = |settings: Settings| {
+            let before = before.and_then(|before| before.0.get(&settings.name));
+            (Arc::clone(&settings.name), RateLimit::new(settings, before))
+        };
+        Self(settings.into_iter().map(limit).collect())
+    }
+
+    /// The limits with these names, all of which are in force: the configuration is checked.
+    fn named<'l>(&'l self, names: &'l [Arc<str>]) -> impl Iterator<Item = &'l RateLimit> {
+        names.iter().filter_map(|name| self.0.get(name))
+    }
+
+    /// Whether these limits may admit a request with this key, which need not be validated otherwise.
+    ///
+    /// # Errors
+    /// The first limit of which it is certain that it would not.
+    pub fn check_key(
+        &self,
+        names: &[Arc<str>],
+        key: &KeyDigest,
+        now: Instant,
+        metrics: &Metrics,
+    ) -> Result<(), Exceeded> {
+        for limit in self.named(names) {
+            let until = limit.exhausted.get(key);
+            let wait = until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now));
+            if !wait.is_zero() {
+                limit.count(metrics, "exceeded_unvalidated");
+                return Err(Exceeded { limit: Arc::clone(&limit.settings.name), wait });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a request out of each of these limits, or out of none. What is left of them is added to `fields`.
+    ///
+    /// # Errors
+    /// The first limit that has nothing left.
+    pub fn take_request(
+        &self,
+        names: &[Arc<str>],
+        identity: &Identity,
+        key: KeyDigest,
+        metrics: &Metrics,
+        fields: &mut Fields,
+    ) -> Result<(), Exceeded> {
+        let now = Instant::now();
+        for (index, limit) in self.named(names).enumerate() {
+            let quota = limit.quota_of(identity);
+            let taken = limit.take(identity, quota, now);
+            let (Ok(level) | Err(level)) = taken;
+            if limit.settings.headers {
+                fields.add(&limit.settings.name, quota, level);
+            }
+            if level.remaining == 0 {
+                limit.exhausted.insert(key, now + level.next);
+            }
+            if taken.is_err() {
+                for earlier in self.named(names).take(index) {
+                    earlier.give_back(identity, &key, now);
+                }
+                limit.count(metrics, "exceeded");
+                return Err(Exceeded { limit: Arc::clone(&limit.settings.name), wait: level.next });
+            }
+        }
+        for limit in self.named(names) {
+            limit.count(metrics, "allowed");
+        }
+        Ok(())
+    }
+}
+
+fn warn_of_claim(identity: &Identity, limit: &str, claim: &str) {
+    static LIMIT: LineLimit = LineLimit::new(Duration::from_secs(10));
+    if let Some(suppressed) = LIMIT.admit() {
+        tracing::warn!(
+            keyward.token.id = identity.token_id.as_ref().and_then(|id| id.to_str().ok()),
+            suppressed,
+            "the claim {claim:?} of a key is not a whole number from 1, so rate_limits.{limit} allows its own number of requests"
+        );
+    }
+}
