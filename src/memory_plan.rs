@@ -54,7 +54,8 @@ mod tests {
         for memory in [64 * MIB, 128 * MIB, 512 * MIB, 8192 * MIB] {
             let (head, bad_keys) = (64 * 1024, 50_000);
             let plan = Plan::new(memory, 1_000_000, head, bad_keys);
-            let sum = PROCESS + bad_keys * REMEMBERED + plan.connections * (CONNECTION + head) + plan.requests;
+            let sum =
+                PROCESS + bad_keys * REMEMBERED + plan.connections * (CONNECTION + head) + plan.requests;
             assert!(sum <= memory * PLANNED_PERCENT / 100, "{memory}: {plan:?}");
             assert!(plan.requests >= plan.connections * 2 * SHARE, "{memory}: {plan:?}");
         }

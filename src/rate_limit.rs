@@ -92,8 +92,7 @@ impl RateLimit {
         let refill_time = settings.quota.refill_time();
         let kept = before.filter(|before| {
             let Settings { by, quota, max_entries, .. } = &before.settings;
-            (*by, quota.refill_time(), *max_entries)
-                == (settings.by, refill_time, settings.max_entries)
+            (*by, quota.refill_time(), *max_entries) == (settings.by, refill_time, settings.max_entries)
         });
         let allowances = || {
             // One that was not used for that long is full, which is what a missing one means.

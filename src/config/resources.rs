@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Config;
 use crate::listener::INTERNAL_CONNECTIONS;
-use crate::memory_plan::{REMEMBERED, Plan};
+use crate::memory_plan::{Plan, REMEMBERED};
 use crate::peer::TrustedProxies;
 
 /// The memory and file descriptors that are available, as far as they are known.

@@ -187,10 +187,9 @@ async fn random_schedules_admit_no_request_after_revocation() {
                 assert!(rig.emulator.revoke(&key));
             }
             let (validator, key) = (Arc::clone(&rig.validator), crate::rig::parse_key(&key));
-            let handle =
-                requests.spawn(async move {
-                    (number, validator.validate(&key, validator.digest(&key), None).await.map(|_| ()))
-                });
+            let handle = requests.spawn(async move {
+                (number, validator.validate(&key, validator.digest(&key), None).await.map(|_| ()))
+            });
             if random.u8(..4) == 0 {
                 leaving.push(handle);
             }

@@ -54,10 +54,11 @@ async fn response_beyond_limit_tells_what_is_left() {
 async fn key_beyond_limit_costs_no_call_to_scalekit() {
     let stage = start(THREE, ALL).await;
     let key = stage.issue_key();
+    let before = stage.emulator.counts().validations;
     for _ in 0..30 {
         stage.get("/v1/x", &key).await;
     }
-    assert_eq!(stage.emulator.counts().validations, 3);
+    assert_eq!(stage.emulator.counts().validations - before, 3);
     // Nothing is said of the key itself, which is not validated.
     assert!(stage.emulator.revoke(&key));
     assert_eq!(stage.get("/v1/x", &key).await.status, 429);
@@ -85,7 +86,8 @@ async fn other_key_of_exhausted_organization_is_refused() {
 #[tokio::test]
 async fn users_and_keys_have_allowances_of_their_own() {
     for (by, same_user, other_user) in [("user", 429, 200), ("key", 200, 200), ("organization", 429, 429)] {
-        let sections = format!("[rate_limits.one]\nby = \"{by}\"\nrequests = 1\nper = \"1h\"\ndefault = true");
+        let sections =
+            format!("[rate_limits.one]\nby = \"{by}\"\nrequests = 1\nper = \"1h\"\ndefault = true");
         let stage = start(sections.leak(), ALL).await;
         let issue = |user: &str| stage.issue(Issue { user_id: user.into(), ..Issue::default() }).key;
         assert_eq!(stage.get("/", &issue("usr_1")).await.status, 200);
@@ -112,8 +114,7 @@ async fn claim_sets_number_up_to_maximum() {
 
 #[tokio::test]
 async fn request_refused_by_one_limit_costs_no_other() {
-    let sections =
-        "[rate_limits.many]\nrequests = 4\nper = \"1h\"\n[rate_limits.few]\nby = \"key\"\nrequests = 2\nper = \"1h\"";
+    let sections = "[rate_limits.many]\nrequests = 4\nper = \"1h\"\n[rate_limits.few]\nby = \"key\"\nrequests = 2\nper = \"1h\"";
     let routes = "[[routes]]\npath = \"/*\"\nupstream = \"echo\"\nrate_limits = [\"many\", \"few\"]";
     let stage = start(sections, routes).await;
     let (first, second) = (stage.issue_key(), stage.issue_key());
@@ -162,7 +163,11 @@ async fn decision_beyond_limit_is_429_over_both_protocols() {
         client.read_reply().await
     };
     let permitted = decide().await;
-    assert_eq!((permitted.status, permitted.header("ratelimit")), (200, None), "headers of a permit are the service's");
+    assert_eq!(
+        (permitted.status, permitted.header("ratelimit")),
+        (200, None),
+        "headers of a permit are the service's"
+    );
     let denied = decide().await;
     assert_eq!((denied.status, denied.code()), (429, Some("rate_limited")));
     assert!(denied.header("retry-after").is_some());
@@ -178,5 +183,8 @@ async fn grpc_call_beyond_limit_is_resource_exhausted() {
     let mut request = client.request(hyper::Method::POST, "/a.B/C", &key, keyward::body::empty());
     request.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
     let response = client.send(request).await.unwrap();
-    assert_eq!((response.status().as_u16(), &response.headers()["grpc-status"]), (200, &"8".parse().unwrap()));
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["grpc-status"]),
+        (200, &"8".parse().unwrap())
+    );
 }

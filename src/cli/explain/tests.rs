@@ -43,6 +43,7 @@ fn explain_shows_route_requirement_and_headers() {
     let admin = "\
 route       /v1/admin/*
   requires    a user's key, role admin, claim env = \"production\"
+  limits      per-org: 600 requests in 1m for each organization, 100 at once; the claim rate_limit can set up to 6000
   upstream    orders at http://127.0.0.1:8080
   sets        X-Org-Id            always
               X-Org-External-Id   where Scalekit has one

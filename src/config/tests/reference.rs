@@ -13,12 +13,15 @@ fn reference_states_the_defaults() {
 /// The reference with the sections in force that are off where they are not there.
 fn reference() -> String {
     let mut reference = fs::read_to_string(root().join("config/reference.toml")).unwrap();
-    for (section, listen) in [("decision", "\"127.0.0.1:4483"), ("management", "\"unix:")] {
-        let (off, on) = (format!("\n# [{section}]\n"), format!("\n# listen = {listen}"));
+    for (section, required) in [
+        ("decision", "listen = \"127.0.0.1:4483"),
+        ("management", "listen = \"unix:"),
+        ("rate_limits.per-org", "requests = 600"),
+    ] {
+        let (off, on) = (format!("\n# [{section}]\n"), format!("\n# {required}"));
         assert!(reference.contains(&off) && reference.contains(&on));
-        reference = reference
-            .replace(&off, &format!("\n[{section}]\n"))
-            .replace(&on, &format!("\nlisten = {listen}"));
+        reference =
+            reference.replace(&off, &format!("\n[{section}]\n")).replace(&on, &format!("\n{required}"));
     }
     reference
 }
@@ -35,6 +38,9 @@ fn known_keys(header: &str, path: &str, keys: &mut Vec<String>) {
         let table = path.replace("[0]", "") + key;
         match key {
             "upstreams" => known_keys("[upstreams.api]", "upstreams.api.", keys),
+            "rate_limits" if path.is_empty() => {
+                known_keys("[rate_limits.per-org]", "rate_limits.per-org.", keys);
+            }
             "routes" => known_keys("[[routes]]", "routes[0].", keys),
             _ if path.starts_with("routes") => {
                 known_keys(&format!("[[routes]]\n[{table}]"), &format!("{path}{key}."), keys)
