@@ -12,7 +12,6 @@ use crate::identity::Identity;
 use crate::logging::json_line::{self, JsonLine, truncate_text};
 use crate::logging::{self, output};
 use crate::metrics::{self, Metrics};
-use crate::rate_limit::Fields;
 use crate::rejection::Rejection;
 
 /// What is written of a request.
@@ -63,8 +62,8 @@ pub struct Record {
     /// Why Keyward rejected the request, or ended the response early.
     reason: Option<&'static str>,
     is_denied: bool,
-    /// What the client is told of its rate limits.
-    pub quotas: Fields,
+    /// What the client is told in the response's headers: of its rate limits, and of the end of its key.
+    pub notices: HeaderMap,
     /// Details for the operator, which the client does not see.
     pub cause: Option<String>,
     /// Bytes of the response's body.
@@ -100,7 +99,7 @@ impl Record {
             status: None,
             reason: None,
             is_denied: false,
-            quotas: Fields::default(),
+            notices: HeaderMap::new(),
             cause: None,
             sent: 0,
             is_complete: false,

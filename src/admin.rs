@@ -112,7 +112,9 @@ impl Admin {
                 }
             },
             "/metrics" => {
-                self.current.gateway().validator.update_gauges();
+                let gateway = self.current.gateway();
+                gateway.validator.update_gauges();
+                gateway.expiry.update_gauge(&gateway.metrics);
                 self.metrics.ready.set(self.readiness.get().is_ok().into());
                 let format = Format::accepted(headers);
                 build_response(StatusCode::OK, format.content_type(), self.metrics.encode_as(format))

@@ -35,7 +35,7 @@ use self::values::{FromText as _, Text};
 use crate::listener::Listen;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
-use crate::{credential, gateway, identity, listener, logging, rate_limit, upstream, validator};
+use crate::{credential, expiry, gateway, identity, listener, logging, rate_limit, upstream, validator};
 
 /// Everything that `keyward run` needs to know.
 #[derive(Debug)]
@@ -66,6 +66,8 @@ pub struct Config {
     pub gateway: gateway::Settings,
     /// `[log]`.
     pub log: logging::Settings,
+    /// `[expiry]`.
+    pub expiry: expiry::Settings,
     /// `[rate_limits]`.
     pub rate_limits: Vec<rate_limit::Settings>,
     /// `[upstreams]`.

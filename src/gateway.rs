@@ -26,6 +26,7 @@ use crate::access_log::{self, Record};
 use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
+use crate::expiry::ExpiryWarnings;
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
 use crate::logging::line_limit::LineLimit;
@@ -80,6 +81,8 @@ pub struct Gateway {
     pub upstreams: HashMap<Arc<str>, Arc<Upstream>>,
     /// Validates keys.
     pub validator: Arc<Validator>,
+    /// Warnings that a key expires soon.
+    pub expiry: Arc<ExpiryWarnings>,
     /// The rate limits. Every limit of a route is present.
     pub rate_limits: RateLimits,
     /// What is counted.
@@ -97,12 +100,12 @@ impl Gateway {
         let (downstream, mut record) = self.begin_request(&request, peer, account);
         let request_id = record.request_id.clone();
         let passed = self.pass(request, downstream, &mut record).await;
-        let quotas = std::mem::take(&mut record.quotas);
+        let notices = std::mem::take(&mut record.notices);
         let mut response = match passed {
             Ok(forwarded) => self.relay_response(forwarded, record, &format),
             Err(rejection) => self.reject(&rejection, &format, record),
         };
-        quotas.append_to(response.headers_mut());
+        add_notices(notices, &mut response);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
     }
@@ -228,11 +231,12 @@ impl Gateway {
                 })?;
                 let admitted = downstream.account.admit();
                 record.identity = Some(Arc::clone(&identity));
+                self.expiry.warn_of_end(&identity, &self.metrics, &mut record.notices);
                 let revalidation =
                     Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
                 let permit = requirement.admit(Arc::clone(&identity))?;
                 self.rate_limits
-                    .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.quotas)
+                    .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.notices)
                     .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
                 (permit, revalidation)
             }
@@ -408,6 +412,18 @@ enum Kind {
     Request,
     /// A CORS preflight, which needs no key.
     Preflight,
+}
+
+/// Adds the headers of Keyward's own to those of the service.
+fn add_notices(notices: HeaderMap, response: &mut Response<Body>) {
+    let mut last = None;
+    for (name, value) in notices {
+        // Only the first of several values has the name.
+        last = name.or(last);
+        if let Some(name) = &last {
+            response.headers_mut().append(name, value);
+        }
+    }
 }
 
 fn reject_exceeded(exceeded: &Exceeded, record: &mut Record) -> Rejection {

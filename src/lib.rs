@@ -25,6 +25,7 @@ pub mod scalekit;
 pub mod keys;
 pub mod validator;
 pub mod rate_limit;
+pub mod expiry;
 pub mod upstream;
 
 // The request path.

@@ -167,6 +167,10 @@ declare_metrics! {
     pub throttled: Counter = "throttled", Counter::default();
     /// Requests counted by a rate limit, by outcome: allowed, exceeded, or exceeded and therefore not validated.
     pub rate_limits: Family<RateLimit, Counter> = "rate_limit_requests", Family::default();
+    /// Keys that were used within the last day, and expired or were about to expire within expiry.warn_before.
+    pub expiring_keys: Gauge<u64, AtomicU64> = "expiring_keys", Gauge::default();
+    /// Requests with keys that expire within expiry.warn_before.
+    pub expiring_key_requests: Counter = "expiring_key_requests", Counter::default();
     /// Fetches of Keyward's own access token from Scalekit, by outcome.
     pub token_fetches: Family<Outcome, Counter> = "access_token_fetches", Family::default();
     /// Unix time at which Keyward's own access token expires; 0 without a token.

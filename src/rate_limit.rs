@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderMap, HeaderValue};
 use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use tokio::time::Instant;
 
+use self::fields::Fields;
 use self::gcra::{Allowance, Level};
 
-pub use self::fields::Fields;
 pub use self::gcra::Quota;
 use crate::credential::KeyDigest;
 use crate::identity::Identity;
@@ -196,11 +196,25 @@ impl RateLimits {
         Ok(())
     }
 
-    /// Takes a request out of each of these limits, or out of none. What is left of them is added to `fields`.
+    /// Takes a request out of each of these limits, or out of none. Adds what is left to `notices`, the headers that tell the client.
     ///
     /// # Errors
     /// The first limit that has nothing left.
     pub fn take_request(
+        &self,
+        names: &[Arc<str>],
+        identity: &Identity,
+        key: KeyDigest,
+        metrics: &Metrics,
+        notices: &mut HeaderMap,
+    ) -> Result<(), Exceeded> {
+        let mut fields = Fields::default();
+        let taken = self.take_each(names, identity, key, metrics, &mut fields);
+        fields.append_to(notices);
+        taken
+    }
+
+    fn take_each(
         &self,
         names: &[Arc<str>],
         identity: &Identity,

@@ -20,6 +20,7 @@ use crate::body::Body;
 use crate::budget::Account;
 use crate::config::Config;
 use crate::decision::{self, Decisions};
+use crate::expiry::ExpiryWarnings;
 use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, INTERNAL_CONNECTIONS, Listen, ListenError, Listener, Phases};
 use crate::logging::line_limit::LineLimit;
@@ -381,6 +382,7 @@ impl SharedResources {
             routes: config.routes,
             upstreams,
             validator,
+            expiry: Arc::new(ExpiryWarnings::new(config.expiry, before.map(|before| &*before.expiry))),
             rate_limits: RateLimits::new(config.rate_limits, before.map(|before| &before.rate_limits)),
             metrics: Arc::clone(&self.metrics),
             tunnels: self.tunnels.clone(),

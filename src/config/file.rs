@@ -52,6 +52,7 @@ pub(super) struct File {
     /// Limits on the requests of organizations, users or keys, by name, for routes to name in rate_limits. Names have letters,
     /// digits, "-" and "_".
     pub(super) rate_limits: Named<Table<RateLimit>>,
+    pub(super) expiry: Table<Expiry>,
     pub(super) streams: Table<Streams>,
     pub(super) identity: Table<Identity>,
     pub(super) log: Table<Log>,
@@ -390,6 +391,15 @@ impl Default for RateLimit {
 impl Choices for Subject {
     const WORDS: &'static [(&'static str, Self)] =
         &[("organization", Self::Organization), ("user", Self::User), ("key", Self::Key)];
+}
+
+/// Warnings before keys expire.
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Expiry {
+    /// How long before its end a key is warned of: in the response header Keyward-Key-Expires, in metrics, and in the log once a
+    /// day for each key. From "1h" to "3660d". Default: no warnings.
+    pub(super) warn_before: Option<Lifetime>,
 }
 
 /// Long requests: WebSockets, event streams, gRPC streams, downloads, uploads.

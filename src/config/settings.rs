@@ -15,7 +15,7 @@ use super::routes::convert_routes;
 use super::scalekit::convert_scalekit;
 use super::upstreams::convert_upstreams;
 use super::urls::listeners_clash;
-use super::values::special::BadKeys;
+use super::values::special::{BadKeys, Lifetime};
 use super::values::{FromText, Text, Time};
 use super::{Config, Environment};
 use crate::access_log::Line;
@@ -24,7 +24,7 @@ use crate::peer::TrustedProxies;
 use crate::route::{Auth, RouteTable};
 use crate::tls::{self, KeyPair, ServerCertificate};
 use crate::upstream::request_body;
-use crate::{credential, gateway, listener, logging, request_head, validator};
+use crate::{credential, expiry, gateway, listener, logging, request_head, validator};
 
 /// `None` if there are problems in the report.
 pub(super) fn read_config(
@@ -133,6 +133,7 @@ fn convert_file(
             access_log: Line::from_settings(log),
         },
         log,
+        expiry: expiry::Settings { warn_before: file.expiry.0.warn_before.map(|Lifetime(before)| before) },
         rate_limits: rate_limits.limits,
         upstreams,
         routes: routes?,

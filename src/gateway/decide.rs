@@ -6,7 +6,7 @@ use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
 
 use super::preflight::is_browser_preflight;
-use super::{Admission, Downstream, Gateway, Kind};
+use super::{Admission, Downstream, Gateway, Kind, add_notices};
 use crate::access_log::Record;
 use crate::body::{self, Body};
 use crate::budget::Account;
@@ -33,7 +33,7 @@ impl Gateway {
         let (downstream, mut record) = self.begin_request(&request, peer, account);
         let request_id = record.request_id.clone();
         let permitted = self.permit(request, &downstream, &mut record, list_removals).await;
-        let quotas = std::mem::take(&mut record.quotas);
+        let notices = std::mem::take(&mut record.notices);
         let mut response = match permitted {
             Ok(response) => {
                 record.set_status(StatusCode::OK.as_u16());
@@ -43,7 +43,7 @@ impl Gateway {
             Err(rejection) => {
                 let mut response = self.reject(&rejection, format, record);
                 // The headers of a permit are for the service.
-                quotas.append_to(response.headers_mut());
+                add_notices(notices, &mut response);
                 response
             }
         };

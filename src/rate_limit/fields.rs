@@ -13,7 +13,7 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 /// The values of both fields, a member for each limit.
 #[derive(Debug, Default)]
-pub struct Fields {
+pub(super) struct Fields {
     policy: String,
     limit: String,
 }
@@ -28,8 +28,8 @@ impl Fields {
         let _ = write!(self.limit, "{separator}\"{name}\";r={};t={}", level.remaining, round_up(until));
     }
 
-    /// Adds the fields to a response. A service's own stay.
-    pub fn append_to(self, headers: &mut HeaderMap) {
+    /// Adds the fields, unless they are empty.
+    pub(super) fn append_to(self, headers: &mut HeaderMap) {
         for (name, value) in [(POLICY, self.policy), (LIMIT, self.limit)] {
             if let Some(value) = HeaderValue::try_from(value).ok().filter(|value| !value.is_empty()) {
                 headers.append(name, value);

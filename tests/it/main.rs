@@ -12,6 +12,7 @@ mod command_line;
 mod decision;
 mod deploy;
 mod drain;
+mod expiry;
 mod exposition;
 mod flights;
 mod unknown_key_floods;

@@ -1,6 +1,7 @@
 //! `keyward keys list`.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use ::scalekit::limits::MAX_PAGE_SIZE;
 use ::scalekit::token::PageRequest;
@@ -11,6 +12,7 @@ use jiff::Timestamp;
 use super::super::{write_stderr, write_stdout};
 use super::display::{Table, escape_text, format_scope};
 use super::{OutputArgs, Session, to_json_line};
+use crate::config::parse_duration;
 
 pub(super) const HELP: &str = include_str!("../help/keys_list.txt").trim_ascii_end();
 
@@ -25,6 +27,9 @@ pub(super) struct ListArgs {
     /// Fetch all pages, not only one
     #[arg(long, conflicts_with_all = ["page_size", "page_token"])]
     all: bool,
+    /// Only keys that expire within this time, such as 14d; all pages are fetched
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with_all = ["page_size", "page_token"])]
+    expiring: Option<Duration>,
     /// How many keys a page has, from 1 to 30; 10 by default
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_PAGE_SIZE)))]
     page_size: Option<u8>,
@@ -35,11 +40,20 @@ pub(super) struct ListArgs {
     output: OutputArgs,
 }
 
+fn parse_time(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "should be a duration, such as 14d or 36h".to_owned())
+}
+
 pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCode> {
+    let all = args.all || args.expiring.is_some();
+    let expires_before = match args.expiring {
+        Some(within) => Some(Timestamp::now().checked_add(within).unwrap_or(Timestamp::MAX)),
+        None => None,
+    };
     let mut page_request = PageRequest {
         organization_id: args.org,
         user_id: args.user,
-        page_size: if args.all { Some(MAX_PAGE_SIZE) } else { args.page_size },
+        page_size: if all { Some(MAX_PAGE_SIZE) } else { args.page_size },
         page_token: args.page_token,
     };
     page_request.check()?;
@@ -47,7 +61,10 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
     let mut table = Table::new(Timestamp::now());
     let mut has_keys = false;
     loop {
-        let page = keys.list(&page_request).await?;
+        let mut page = keys.list(&page_request).await?;
+        if let Some(end) = expires_before {
+            page.tokens.retain(|token| token.expiry.is_some_and(|expiry| expiry <= end));
+        }
         has_keys |= !page.tokens.is_empty();
         let text = if args.output.json {
             page.tokens.iter().map(to_json_line).collect::<Result<String>>()?
@@ -60,10 +77,10 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
             return Ok(ExitCode::SUCCESS);
         }
         match page.next_page_token {
-            Some(next) if args.all && page_request.page_token.as_ref() == Some(&next) => {
+            Some(next) if all && page_request.page_token.as_ref() == Some(&next) => {
                 bail!("Scalekit's pages repeat without end; not all keys may be listed")
             }
-            Some(next) if args.all => page_request.page_token = Some(next),
+            Some(next) if all => page_request.page_token = Some(next),
             Some(next) => {
                 write_stderr(format_args!(
                     "There are {} in all; for the next page add --page-token {}\n",
@@ -77,8 +94,9 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
     }
     if !has_keys {
         write_stderr(format_args!(
-            "There are no live keys of {}.\n",
-            format_scope(&page_request.organization_id, page_request.user_id.as_deref())
+            "There are no live keys of {}{}.\n",
+            format_scope(&page_request.organization_id, page_request.user_id.as_deref()),
+            if expires_before.is_some() { " that expire within that time" } else { "" }
         ));
     }
     Ok(ExitCode::SUCCESS)

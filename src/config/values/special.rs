@@ -62,7 +62,8 @@ impl Scalar for BadKeys {
     }
 }
 
-/// The longest lifetime of a key, from one hour to ten years.
+/// A part of the lifetime of a key, from one hour to ten years.
+#[derive(Clone, Copy)]
 pub(in crate::config) struct Lifetime(pub(in crate::config) Duration);
 
 impl Scalar for Lifetime {

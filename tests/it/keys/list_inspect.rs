@@ -179,3 +179,21 @@ async fn inspect_takes_key_on_stdin_or_id() {
     let dead = kit.run_with(&["inspect", "--json"], &key).await;
     assert_eq!((dead.code, json(&dead.out)), (1, serde_json::json!({"valid": false, "token_info": null})));
 }
+
+#[tokio::test]
+async fn list_of_expiring_keys_omits_later_and_endless_ones() {
+    let kit = Kit::start().await;
+    fill(&kit, 31);
+    for days in [1, 13, 15] {
+        let expiry = std::time::SystemTime::now() + std::time::Duration::from_secs(days * 86_400);
+        kit.emulator.issue(Issue {
+            organization_id: "org_1".into(),
+            description: format!("{days} days"),
+            expiry: Some(expiry.try_into().unwrap()),
+            ..Issue::default()
+        });
+    }
+    let table = kit.fine(&["list", "--org", "org_1", "--expiring", "14d"]).await;
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(table.contains("1 days") && table.contains("13 days"), "{table}");
+}
