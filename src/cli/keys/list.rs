@@ -46,10 +46,8 @@ fn parse_time(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCode> {
     let all = args.all || args.expiring.is_some();
-    let expires_before = match args.expiring {
-        Some(within) => Some(Timestamp::now().checked_add(within).unwrap_or(Timestamp::MAX)),
-        None => None,
-    };
+    let latest = |within| Timestamp::now().checked_add(within).unwrap_or(Timestamp::MAX);
+    let expires_before = args.expiring.map(latest);
     let mut page_request = PageRequest {
         organization_id: args.org,
         user_id: args.user,
