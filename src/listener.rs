@@ -11,6 +11,7 @@ mod connection_place;
 mod http;
 mod inbound_body;
 mod lingering_close;
+mod max_age;
 mod proxy_header;
 mod rapid_reset;
 mod registry;
@@ -60,6 +61,8 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// Limit on silence between requests.
     pub idle_timeout: Duration,
+    /// The age after which a connection is asked to end, give or take a tenth; requests under way on it finish. `None`: no limit.
+    pub max_connection_age: Option<Duration>,
     /// How long a client may read nothing of a response that is ready for it.
     pub answer_timeout: Option<Duration>,
     /// Limit on a request's head in bytes, at least 8 KiB.
@@ -87,6 +90,7 @@ impl Settings {
             listen,
             tls: None,
             proxied: TrustedProxies::default(),
+            max_connection_age: None,
             max_connections: INTERNAL_CONNECTIONS,
             max_connections_per_address: None,
             memory: INTERNAL_MEMORY,

@@ -207,6 +207,7 @@ impl Server {
                     .max(INTERNAL_CONNECTIONS),
                 memory: restart_only.listener.memory / DECISION_SHARE,
                 idle_timeout: decision::IDLE_TIMEOUT,
+                max_connection_age: restart_only.listener.max_connection_age,
                 ..restart_only.listener.internal(settings.listen.clone())
             };
             let listener = Listener::bind(listener, Arc::default())?;

@@ -73,7 +73,10 @@ pub(super) struct Server {
     pub(super) header_timeout: Time<1>,
     /// How long an open connection may be idle between requests. From "1ms".
     pub(super) idle_timeout: Time<1>,
-    /// How long Keyward continues to accept connections after SIGTERM, with /readyz failing, so that load balancers notice.
+    /// The age after which a connection is closed gracefully, give or take a tenth, so that clients connect again and spread over
+    /// all replicas. Requests, streams and WebSockets in progress are not cut off. From "1s". Default: no limit.
+    pub(super) max_connection_age: Option<Time<1000>>,
+    /// How long Keyward continues to accept connections when a drain begins (SIGTERM, or `keyward drain`), with /readyz failing, so that load balancers notice.
     pub(super) drain_delay: Time<0>,
     /// How long open requests may then take to finish. What is still open after that is closed.
     pub(super) drain_timeout: Time<0>,
@@ -97,6 +100,7 @@ impl Default for Server {
             listen: Text(Listen::Tcp((Ipv4Addr::UNSPECIFIED, 4480).into())),
             header_timeout: Time::from_seconds(10),
             idle_timeout: Time::from_seconds(60),
+            max_connection_age: None,
             drain_delay: Time::from_seconds(5),
             drain_timeout: Time::from_seconds(25),
             trusted_proxies: Vec::new(),

@@ -101,6 +101,7 @@ fn convert_file(
             proxied,
             header_timeout: server.header_timeout.0,
             idle_timeout: server.idle_timeout.0,
+            max_connection_age: server.max_connection_age.map(|age| age.0),
             answer_timeout: unless_zero(limits.answer_timeout),
             max_head: limits.head.0,
             max_headers,

@@ -29,6 +29,8 @@ pub(super) struct Activity {
     /// Since when the socket has taken nothing of what was to be written, in the same milliseconds; 0 when nothing waits.
     stalled_ms: AtomicU64,
     evicted: Notify,
+    /// Whether the connection has reached its maximum age.
+    is_expired: AtomicBool,
     /// Whether it is a tunnel (WebSocket), whose silence means nothing.
     is_tunnel: AtomicBool,
     /// What the connection holds in memory.
@@ -57,6 +59,7 @@ impl Activity {
             since_ms: AtomicU64::new(0),
             stalled_ms: AtomicU64::new(0),
             evicted: Notify::new(),
+            is_expired: AtomicBool::new(false),
             is_tunnel: AtomicBool::new(false),
             account,
         }
@@ -103,6 +106,16 @@ impl Activity {
     /// Completes when the connection must end for a new one.
     pub(super) async fn evicted(&self) {
         self.evicted.notified().await;
+    }
+
+    /// Records that the connection has reached its maximum age.
+    pub(super) fn expire(&self) {
+        self.is_expired.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the connection has reached its maximum age.
+    pub(super) fn is_expired(&self) -> bool {
+        self.is_expired.load(Ordering::Relaxed)
     }
 
     /// From now on the connection is a tunnel.

@@ -19,6 +19,7 @@ use super::address_limit::AddressLimit;
 use super::connection_io::{ConnectionIo, StallWatch};
 use super::connection_place::ConnectionPlace;
 use super::http::HttpServers;
+use super::max_age;
 use super::rapid_reset::ResetCounter;
 use super::send_timeout;
 use super::service::Service;
@@ -56,6 +57,7 @@ pub(super) struct Connection<H> {
 /// Why a connection is asked to end.
 enum Interruption {
     Idle,
+    MaxAge,
     Shutdown,
 }
 
@@ -192,33 +194,45 @@ impl<H: Handler> Connection<H> {
         let io = TokioIo::new(ConnectionIo::new(stream, Arc::clone(&self.activity), place, max_head));
         let server = self.shared.http.select(self.shared.budget.connections());
         let mut connection = std::pin::pin!(server.serve_connection_with_upgrades(io, service));
-        let mut interrupted = poll_when_woken(self.wait_for_interruption(&resets));
-        let interruption = tokio::select! {
-            biased;
-            Some(interruption) = interrupted.next() => interruption?,
-            ended = connection.as_mut() => return ended.map_err(|error| Failure::of(&*error)),
-        };
-        connection.as_mut().graceful_shutdown();
-        match interruption {
-            Interruption::Idle => {
-                // If it does not end by itself, nothing is lost.
-                let _ = timeout(GOODBYE, connection).await;
-                Ok(())
+        let mut max_age = self.shared.settings.max_connection_age.map(max_age::with_jitter);
+        loop {
+            let mut interrupted = poll_when_woken(self.wait_for_interruption(&resets, max_age));
+            let interruption = tokio::select! {
+                biased;
+                Some(interruption) = interrupted.next() => interruption?,
+                ended = connection.as_mut() => return ended.map_err(|error| Failure::of(&*error)),
+            };
+            connection.as_mut().graceful_shutdown();
+            match interruption {
+                Interruption::Idle => {
+                    // If it does not end by itself, nothing is lost.
+                    let _ = timeout(GOODBYE, connection).await;
+                    return Ok(());
+                }
+                // SECURITY: requests under way may take as long as they need, and the other limits still apply to them.
+                Interruption::MaxAge => max_age = None,
+                Interruption::Shutdown => {
+                    return tokio::select! {
+                        ended = connection => ended.map_err(|error| Failure::of(&*error)),
+                        () = self.phases.closing.cancelled() => Err(Failure::Ended("cut_at_shutdown")),
+                    };
+                }
             }
-            Interruption::Shutdown => tokio::select! {
-                ended = connection => ended.map_err(|error| Failure::of(&*error)),
-                () = self.phases.closing.cancelled() => Err(Failure::Ended("cut_at_shutdown")),
-            },
         }
     }
 
     /// Completes when the connection must end though its client goes on: gracefully, or at once with a failure.
-    async fn wait_for_interruption(&self, resets: &ResetCounter) -> Result<Interruption, Failure> {
+    async fn wait_for_interruption(
+        &self,
+        resets: &ResetCounter,
+        max_age: Option<Duration>,
+    ) -> Result<Interruption, Failure> {
         tokio::select! {
             exceeded = self.wait_for_timeout() => exceeded.map(|()| Interruption::Idle),
             // Not gracefully: hyper would accept requests until the client has seen that the connection ends.
             () = resets.exceeded() => Err(Failure::Refused("requests_taken_back")),
             () = self.wait_for_shutdown() => Ok(Interruption::Shutdown),
+            () = max_age::reached(&self.activity, max_age) => Ok(Interruption::MaxAge),
         }
     }
 

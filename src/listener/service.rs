@@ -60,11 +60,16 @@ impl<H: Handler> Service<H> {
             unanswered.answered();
             if response.status() == StatusCode::SWITCHING_PROTOCOLS {
                 self.activity.become_tunnel();
-            } else if is_framing_unknown || (self.draining.is_cancelled() && version < Version::HTTP_2) {
+            } else if is_framing_unknown || (self.is_ending() && version < Version::HTTP_2) {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             response.map(|body: Body| track_body(body, in_flight, held, account))
         }
+    }
+
+    /// Whether the client is asked to continue on another connection.
+    fn is_ending(&self) -> bool {
+        self.draining.is_cancelled() || self.activity.is_expired()
     }
 }
 
