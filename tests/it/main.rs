@@ -24,6 +24,7 @@ mod bad_keys;
 mod keys;
 mod late_responses;
 mod limits;
+mod max_connection_age;
 mod listeners;
 mod management;
 mod memory;
