@@ -1,16 +1,20 @@
-//! The admin port: health, metrics, routes, version. All of it is read-only.
+//! The admin port: health, metrics, routes, version, all of it read-only; and the drain, which only this machine may begin.
 
+pub mod drain;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::watch;
 
+use self::drain::{Drain, Progress};
 use crate::body::{self, Body};
 use crate::browser::{self, NamedHost};
 use crate::budget::Account;
 use crate::gateway::Current;
-use crate::listener::Handler;
+use crate::listener::{Handler, Listen};
 use crate::metrics::{Format, Metrics};
 use crate::peer::Peer;
 use crate::route::{Auth, Route};
@@ -49,6 +53,11 @@ impl Readiness {
         self.0.borrow().clone()
     }
 
+    /// To watch the state.
+    pub fn subscribe(&self) -> watch::Receiver<Result<(), String>> {
+        self.0.subscribe()
+    }
+
     /// Waits until ready.
     pub async fn wait_until_ready(&self) {
         // The sender lives as long as `self`.
@@ -64,6 +73,10 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// For `/routes`.
     pub current: Arc<Current>,
+    /// For `/drain`.
+    pub drain: Arc<Drain>,
+    /// The address of the admin port.
+    pub address: Listen,
 }
 
 impl Handler for Admin {
@@ -81,12 +94,14 @@ impl Handler for Admin {
                 StatusCode::FORBIDDEN,
                 "from this machine, use an IP address or localhost as the host\n",
             ),
+            (&Method::POST, DRAIN) if !self.is_of_this_machine(&request, peer) => text_response(
+                StatusCode::FORBIDDEN,
+                "only requests from this machine may drain Keyward: use 127.0.0.1 or [::1]\n",
+            ),
+            (&Method::POST, DRAIN) => self.answer_drain().await,
+            (_, DRAIN) => refuse_method("use POST\n", "POST"),
             (&Method::GET | &Method::HEAD, path) => self.answer_get(path, request.headers()),
-            _ => {
-                let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n");
-                response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-                response
-            }
+            _ => refuse_method("use GET or HEAD\n", "GET, HEAD"),
         };
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         response
@@ -100,6 +115,35 @@ impl Admin {
     fn trusts_host(&self, request: &Request<Body>, peer: Peer) -> bool {
         let is_local = peer.address.is_some_and(|address| address.to_canonical().is_loopback());
         !is_local || NamedHost::from_request(request.uri(), request.headers()).is_safe()
+    }
+
+    /// Whether the request was made on this machine, or in this pod.
+    ///
+    /// SECURITY: the admin port is often open to other machines, for probes and scrapes, and whoever can read metrics must not be able to
+    /// end the service. A service mesh may hand over requests of others from loopback: Istio from 127.0.0.6, and any proxy for HTTP
+    /// with one of these headers.
+    fn is_of_this_machine(&self, request: &Request<Body>, peer: Peer) -> bool {
+        if FORWARDED_HEADERS.iter().any(|name| request.headers().contains_key(*name)) {
+            return false;
+        }
+        let own = match &self.address {
+            Listen::Tcp(address) => Some(address.ip().to_canonical()),
+            Listen::Unix(_) => None,
+        };
+        let loopback = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+        let is_own = |address: IpAddr| loopback.contains(&address) || Some(address) == own;
+        // A unix socket has no address.
+        peer.address.is_none_or(|address| is_own(address.to_canonical()))
+    }
+
+    /// Begins the drain, if it has not begun: 202 while it is under way, 200 when it has ended.
+    async fn answer_drain(&self) -> Response<Body> {
+        let progress = self.drain.request().await;
+        let status = match progress {
+            Progress::Serving | Progress::Draining { .. } => StatusCode::ACCEPTED,
+            Progress::Drained => StatusCode::OK,
+        };
+        build_response(status, "application/json", format!("{}\n", progress.to_json()))
     }
 
     fn answer_get(&self, path: &str, headers: &HeaderMap) -> Response<Body> {
@@ -138,6 +182,17 @@ impl Admin {
             ),
         }
     }
+}
+
+/// The path of the drain.
+const DRAIN: &str = "/drain";
+/// Headers that proxies add.
+const FORWARDED_HEADERS: [&str; 4] = ["forwarded", "via", "x-forwarded-for", "x-forwarded-proto"];
+
+fn refuse_method(text: &'static str, allow: &'static str) -> Response<Body> {
+    let mut response = text_response(StatusCode::METHOD_NOT_ALLOWED, text);
+    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+    response
 }
 
 /// Load balancers send a `Host` of their own to these. Their responses contain nothing confidential.

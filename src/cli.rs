@@ -1,11 +1,13 @@
 //! The command line. Exit codes: 0 success, 1 failure, 2 wrong usage.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "commands print for people")]
 
+mod admin_client;
 mod check;
 #[cfg(feature = "dev")]
 mod dev;
 #[cfg(feature = "dev")]
 mod emulator;
+mod drain;
 mod explain;
 mod gateway_config;
 mod generate;
@@ -62,6 +64,9 @@ enum Command {
     Emulator(emulator::EmulatorArgs),
     /// Ask a running Keyward whether it is ready; for containers without a shell
     Healthcheck(healthcheck::HealthcheckArgs),
+    /// Drain a running Keyward and wait for the end; for the preStop hook of a container
+    #[command(after_help = drain::HELP)]
+    Drain(drain::DrainArgs),
     /// Print a completion script for a shell
     #[command(after_help = "Example: keyward completions bash > /etc/bash_completion.d/keyward")]
     Completions {
@@ -131,6 +136,7 @@ pub fn main() -> ExitCode {
         #[cfg(feature = "dev")]
         Command::Emulator(args) => emulator::run_emulator(args),
         Command::Healthcheck(args) => healthcheck::check_health(&args),
+        Command::Drain(args) => drain::drain(&args),
         Command::Completions { shell } => generate::print_completions(shell),
         Command::Man { folder } => generate::write_man_pages(&folder),
     };

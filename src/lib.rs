@@ -19,6 +19,7 @@ pub mod policy;
 
 // The outside world.
 pub mod logging;
+pub mod systemd;
 pub mod tls;
 pub mod pool;
 pub mod scalekit;

@@ -194,6 +194,10 @@ declare_metrics! {
     pub reload_successful: Gauge = "config_last_reload_successful", Gauge::default();
     /// Unix time at which a configuration last took effect.
     pub reload_time: Gauge<u64, AtomicU64> = "config_last_reload_success_timestamp_seconds", Gauge::default();
+    /// Unix time at which the drain began; absent before.
+    pub drain_begin: OptionalGauge = "drain_begin_timestamp_seconds", OptionalGauge::default();
+    /// Unix time at which the drain ended; absent before.
+    pub drain_end: OptionalGauge = "drain_end_timestamp_seconds", OptionalGauge::default();
     /// 1 while Keyward is ready for requests, otherwise 0.
     pub ready: Gauge = "ready", Gauge::default();
     /// Always 1, with Keyward's version as a label.

@@ -1,5 +1,6 @@
 //! The process: binds the listeners, starts and ends every task, drains on shutdown.
 
+mod drain;
 pub mod reload;
 
 use std::collections::HashMap;
@@ -10,11 +11,13 @@ use ::scalekit::error::Class;
 use hyper::{Request, Response};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::drain::Draining;
 use self::reload::{WatchedFiles, Watcher};
+use crate::admin::drain::Drain;
 use crate::admin::{Admin, Readiness};
 use crate::body::Body;
 use crate::budget::Account;
@@ -30,6 +33,7 @@ use crate::peer::Peer;
 use crate::rate_limit::RateLimits;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::scalekit::{Explained, Scalekit, SetupError};
+use crate::systemd::ServiceManager;
 use crate::tls::TlsError;
 use crate::upstream::Upstream;
 use crate::validator::Validator;
@@ -70,6 +74,7 @@ pub struct Server {
     /// Files beside the route file that are watched.
     files: WatchedFiles,
     reload: Option<reload::Source>,
+    service_manager: ServiceManager,
     scalekit: Arc<Scalekit>,
     readiness: Arc<Readiness>,
     phases: Phases,
@@ -79,22 +84,9 @@ pub struct Server {
 struct Shared {
     current: Arc<Current>,
     resources: SharedResources,
-    drain: Mutex<Drain>,
+    drain: Mutex<drain::Times>,
     /// Those of the public listener and of the admin port.
     listeners: [watch::Sender<listener::Settings>; 2],
-}
-
-/// Timing of a drain.
-#[derive(Clone, Copy)]
-struct Drain {
-    delay: Duration,
-    timeout: Duration,
-}
-
-impl Drain {
-    fn from_config(config: &Config) -> Self {
-        Self { delay: config.drain_delay, timeout: config.drain_timeout }
-    }
 }
 
 /// Resources that are kept over reloads.
@@ -195,7 +187,7 @@ impl Server {
             background,
         };
         let (drain, listeners) =
-            (Mutex::new(Drain::from_config(&config)), [public.settings(), admin.settings()]);
+            (Mutex::new(drain::Times::from_config(&config)), [public.settings(), admin.settings()]);
         let gateway = resources.build_gateway(config, validator, None)?;
         resources.metrics.reload_successful.set(1);
         resources.metrics.reload_time.set(unix_time());
@@ -225,6 +217,7 @@ impl Server {
             restart_only,
             files,
             reload: None,
+            service_manager: ServiceManager::default(),
             scalekit,
             readiness: Arc::default(),
             phases,
@@ -234,6 +227,11 @@ impl Server {
     /// Reloads the configuration from there when it changes.
     pub fn reload_from(&mut self, source: reload::Source) {
         self.reload = Some(source);
+    }
+
+    /// Tells this service manager the state of the service.
+    pub fn report_to(&mut self, service_manager: ServiceManager) {
+        self.service_manager = service_manager;
     }
 
     /// The address of the public listener, with the port that the system chose for port 0.
@@ -261,11 +259,12 @@ impl Server {
         Arc::clone(&self.readiness)
     }
 
-    /// Serves until `stop`, then drains: is not ready at once, accepts for `drain_delay`, and leaves `drain_timeout` to open
-    /// connections. `kill` ends the drain at once.
+    /// Serves until `stop`, or until a drain is requested on the admin port. Then it drains: is not ready at once, accepts for
+    /// `drain_delay`, and leaves `drain_timeout` to open connections. `kill` ends the drain at once. Returns when the drain has ended
+    /// and `stop` was cancelled.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
         let (decision_address, management_address) = (self.decision_address(), self.management_address());
-        let Self { shared, phases, restart_only, changes, .. } = self;
+        let Self { shared, phases, restart_only, changes, service_manager, .. } = self;
         tracing::info!(
             server.address = %self.public.address(),
             admin.address = %self.admin.address(),
@@ -274,16 +273,24 @@ impl Server {
             routes = shared.current.gateway().routes.routes().len(),
             "listening"
         );
+        // The kernel accepts connections already.
+        service_manager.notify_ready("listening").await;
         let background = &shared.resources.background;
         // The task that renews the access token goes on during the drain, as requests still need verdicts.
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
+        if service_manager.is_present() {
+            until_stop.push(
+                background.spawn(report_readiness(Arc::clone(&self.readiness), service_manager.clone())),
+            );
+        }
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
             let decision = self.decision.as_ref().and_then(|(listener, _)| listener.certificate());
             let certificates =
                 self.public.certificate().into_iter().chain(decision).chain(management).collect();
             let (shared, files) = (Arc::clone(&shared), self.files);
-            let watcher = Watcher { source, shared, restart_only, certificates, files };
+            let service_manager = service_manager.clone();
+            let watcher = Watcher { source, shared, restart_only, certificates, files, service_manager };
             until_stop.push(background.spawn(watcher.run()));
         }
 
@@ -299,51 +306,43 @@ impl Server {
         if let Some((listener, management)) = self.management {
             connections.spawn(listener.serve(management, phases.clone(), connections.clone()));
         }
+        let drain = Arc::<Drain>::default();
         let admin = Admin {
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&shared.resources.metrics),
             current: Arc::clone(&shared.current),
+            drain: Arc::clone(&drain),
+            address: self.admin.address(),
         };
         let admin_phases = Phases::default();
         admin_tasks.spawn(self.admin.serve(Arc::new(admin), admin_phases.clone(), admin_tasks.clone()));
 
-        stop.cancelled().await;
+        let cause = tokio::select! {
+            () = stop.cancelled() => "signal",
+            () = drain.requested() => "admin_port",
+        };
         until_stop.iter().for_each(JoinHandle::abort);
-        // Connections first: a client that sees Keyward not ready gets `Connection: close` from then on.
-        phases.draining.cancel();
-        self.readiness.drain();
-        let drain = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
-        tracing::info!(delay = ?drain.delay, timeout = ?drain.timeout, "draining");
-        let tunnels = &shared.resources.tunnels;
-        let drained = async {
-            sleep(drain.delay).await;
-            phases.stopping.cancel();
-            connections.close();
-            tunnels.close();
-            let open = async {
-                connections.wait().await;
-                tunnels.wait().await;
-                changes.close();
-                changes.wait().await;
-            };
-            timeout(drain.timeout, open).await.is_ok()
+        let times = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not yet stopping if the admin port requested it: systemd would end the service by force some time after that.
+        if stop.is_cancelled() {
+            service_manager.notify_stopping("draining").await;
+        } else {
+            service_manager.notify_status("draining").await;
+        }
+        let draining = Draining {
+            phases,
+            connections,
+            tunnels: shared.resources.tunnels.clone(),
+            changes,
+            readiness: self.readiness,
+            shown: drain,
+            metrics: Arc::clone(&shared.resources.metrics),
         };
-        let is_drained = tokio::select! {
-            is_drained = drained => is_drained,
-            () = kill.cancelled() => false,
-        };
-        phases.stopping.cancel();
-        phases.closing.cancel();
-        if !is_drained {
-            tracing::warn!(
-                connections = connections.len(),
-                tunnels = tunnels.len(),
-                "the drain timed out; closing what is still open"
-            );
-            connections.close();
-            connections.wait().await;
-            tunnels.close();
-            tunnels.wait().await;
+        draining.run(times, cause, &kill).await;
+        if !stop.is_cancelled() {
+            service_manager.notify_status("drained").await;
+            stop.cancelled().await;
+            service_manager.notify_stopping("stopping").await;
         }
         admin_phases.stopping.cancel();
         admin_phases.closing.cancel();
@@ -406,6 +405,19 @@ impl Handler for Current {
     fn refuse(&self, request: Request<Body>, peer: Peer, rejection: Rejection) -> Response<Body> {
         let format = ErrorFormat::from_request(&request);
         self.gateway().refuse(&request, peer, &rejection, &format)
+    }
+}
+
+/// Shows in `systemctl status` whether Keyward is ready, and why not.
+async fn report_readiness(readiness: Arc<Readiness>, service_manager: ServiceManager) {
+    let mut changes = readiness.subscribe();
+    loop {
+        let state = changes.borrow_and_update().clone();
+        let status = state.map_or_else(|reason| format!("not ready: {reason}"), |()| "ready".to_owned());
+        service_manager.notify_status(&status).await;
+        if changes.changed().await.is_err() {
+            return;
+        }
     }
 }
 

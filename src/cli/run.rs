@@ -10,6 +10,7 @@ use crate::config::Environment;
 use crate::logging;
 use crate::metrics::Metrics;
 use crate::server::{Server, reload};
+use crate::systemd::ServiceManager;
 
 pub(super) const HELP: &str = include_str!("help/run.txt").trim_ascii_end();
 
@@ -30,6 +31,10 @@ pub(super) fn run_proxy(file: ConfigFile) -> Result<()> {
     build_runtime(config.memory)?.block_on(async {
         let mut server = Server::bind(config, metrics)?;
         server.reload_from(source);
+        match ServiceManager::from_environment() {
+            Ok(service_manager) => server.report_to(service_manager),
+            Err(error) => tracing::warn!("systemd is not told the state of the service: {error}"),
+        }
         let (stop, kill) = signals::watch_signals(Some(hup))?;
         server.run(stop, kill).await;
         Ok(())

@@ -9,9 +9,11 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::{Drain, RestartOnly, Shared, unix_time};
+use super::drain::Times;
+use super::{RestartOnly, Shared, unix_time};
 use crate::config::{self, Config, Diagnostics, Environment, Resources};
 use crate::route::changes::{self, Change, Kind};
+use crate::systemd::ServiceManager;
 use crate::tls::ServerCertificate;
 
 /// How soon a changed file takes effect. A file that is written in several steps must not take effect before the last.
@@ -147,6 +149,7 @@ pub(super) struct Watcher {
     pub(super) certificates: Vec<Arc<ServerCertificate>>,
     /// Those beside the route file.
     pub(super) files: WatchedFiles,
+    pub(super) service_manager: ServiceManager,
 }
 
 impl Watcher {
@@ -158,7 +161,10 @@ impl Watcher {
         let mut requested = false;
         loop {
             tokio::select! {
-                () = self.source.hup.notified() => requested = true,
+                () = self.source.hup.notified() => {
+                    self.service_manager.notify_reloading().await;
+                    requested = true;
+                }
                 () = sleep(pace.look_every) => {}
             }
             let now = read_marks(&self.files.paths);
@@ -190,7 +196,10 @@ impl Watcher {
                     let routes = self.shared.current.gateway().routes.routes().len();
                     tracing::info!(routes, "reloaded");
                     self.files = files;
-                    (requested, pending) = (false, None);
+                    pending = None;
+                    if std::mem::take(&mut requested) {
+                        self.service_manager.notify_ready("reloaded").await;
+                    }
                 }
                 Err(Refused::Early(changes)) => {
                     let Some(pending) = pending.as_mut().filter(|pending| !pending.announced) else {
@@ -209,7 +218,10 @@ impl Watcher {
                     metrics.reload_successful.set(0);
                     tracing::error!("not reloaded; the previous configuration stays in force: {problem}");
                     self.files.marks = now;
-                    (requested, pending) = (false, None);
+                    pending = None;
+                    if std::mem::take(&mut requested) {
+                        self.service_manager.notify_ready("not reloaded; the log says why").await;
+                    }
                 }
             }
         }
@@ -243,7 +255,7 @@ impl Watcher {
         let mut files = WatchedFiles::of_config(&config);
         files.add(source.path.clone(), before.last().copied().flatten());
         let validator = in_force.validator.with_settings(&config.validator);
-        let (drain, public) = (Drain::from_config(&config), config.listener.clone());
+        let (drain, public) = (Times::from_config(&config), config.listener.clone());
         let admin = public.internal(config.admin.clone());
         let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
         let gateway = gateway.map_err(|error| invalid(&error))?;

@@ -80,9 +80,7 @@ async fn http1_stream_and_tunnel_outlive_max_age() {
     let mut tunnel = tunnel::open(&stage, &key).await;
     let mut events = stage.connect().await;
     events
-        .send(format!(
-            "GET /events?every=20ms HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n"
-        ))
+        .send(format!("GET /events?every=20ms HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {key}\r\n\r\n"))
         .await;
     assert_eq!(events.read_head().await.status, 200);
     an_age_passes(&stage).await;
@@ -116,9 +114,8 @@ async fn http2_requests_finish_after_goaway_at_max_age() {
     let mut events = client.get("/events?every=20ms", &key).await.unwrap();
     let began = Instant::now();
     // After GOAWAY the client sends nothing more on this connection.
-    let refused = async {
-        while client.get("/v1", &key).await.is_ok_and(|response| response.status() == 200) {}
-    };
+    let refused =
+        async { while client.get("/v1", &key).await.is_ok_and(|response| response.status() == 200) {} };
     timeout(TEST_TIMEOUT, refused).await.expect("a GOAWAY in time");
     assert!(began.elapsed() >= LEAST_AGE, "{:?}", began.elapsed());
     assert!(!slow.is_finished());
