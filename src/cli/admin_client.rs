@@ -1,5 +1,6 @@
 //! Requests to the admin port of a running Keyward: where it is, and how to ask it.
 
+use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +10,7 @@ use clap::Args;
 use http_body_util::BodyExt as _;
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode};
+use tokio::net::{TcpStream, UnixStream};
 use tokio_util::task::TaskTracker;
 
 use crate::body;
@@ -120,6 +122,16 @@ impl AdminPort {
         let status = response.status();
         let body = response.into_body().collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
         Ok(Answer { status, text: String::from_utf8_lossy(&body).into_owned() })
+    }
+
+    /// Whether nothing listens there.
+    pub(super) async fn is_closed(&self) -> bool {
+        let connected = match &self.address {
+            Address::Unix(path) => UnixStream::connect(path).await.map(drop),
+            Address::Tcp(host, port) => TcpStream::connect((&**host, *port)).await.map(drop),
+        };
+        let kind = connected.err().map(|error| error.kind());
+        matches!(kind, Some(ErrorKind::ConnectionRefused | ErrorKind::NotFound))
     }
 
     /// The address for messages.

@@ -45,10 +45,15 @@ async fn drain_at(port: &AdminPort, timeout: Option<Duration>) -> Result<&'stati
             bail!("the drain has not ended within {}; it goes on", humantime::format_duration(round(limit)));
         }
         sleep(INTERVAL.min(limit.saturating_sub(began.elapsed()))).await;
-        // SIGTERM may have come meanwhile.
-        let Ok(answer) = port.send(Method::POST, "/drain").await else { return Ok("stopped\n") };
-        if let Progress::Drained = read_progress(port, &answer)? {
-            return Ok(DRAINED);
+        match port.send(Method::POST, "/drain").await {
+            Ok(answer) => {
+                if let Progress::Drained = read_progress(port, &answer)? {
+                    return Ok(DRAINED);
+                }
+            }
+            // SIGTERM came meanwhile. A Keyward that does not answer is asked again.
+            Err(_) if port.is_closed().await => return Ok("stopped\n"),
+            Err(_) => {}
         }
     }
 }

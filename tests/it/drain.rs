@@ -1,7 +1,9 @@
 //! The drain: not ready, then no new connections, then the end. Requests that can end in time complete; others are visibly
 //! truncated.
 
+mod command;
 mod http2;
+mod on_request;
 
 use std::time::Duration;
 

@@ -40,6 +40,7 @@ mod rate_limits;
 mod reload;
 mod revalidation;
 mod streams;
+mod systemd;
 mod architecture;
 mod tonic;
 mod tunnel;

@@ -313,7 +313,9 @@ async fn usage_errors_exit_2_and_help_exits_0() {
     let (code, help, _) = run(&["--help"]).await;
     assert_eq!(code, 0);
     let with_feature = if cfg!(feature = "dev") { &["dev", "emulator"][..] } else { &[] };
-    for command in ["run", "check", "schema", "explain", "healthcheck"].iter().chain(with_feature).copied() {
+    for command in
+        ["run", "check", "schema", "explain", "healthcheck", "drain"].iter().chain(with_feature).copied()
+    {
         assert!(help.contains(&format!("\n  {command} ")), "{help}");
         assert_eq!(run(&[command, "--help"]).await.0, 0);
     }
