@@ -323,12 +323,6 @@ impl Server {
         };
         until_stop.iter().for_each(JoinHandle::abort);
         let times = *shared.drain.lock().unwrap_or_else(PoisonError::into_inner);
-        // Not yet stopping if the admin port requested it: systemd would end the service by force some time after that.
-        if stop.is_cancelled() {
-            service_manager.notify_stopping("draining").await;
-        } else {
-            service_manager.notify_status("draining").await;
-        }
         let draining = Draining {
             phases,
             connections,
@@ -338,8 +332,16 @@ impl Server {
             shown: drain,
             metrics: Arc::clone(&shared.resources.metrics),
         };
-        draining.run(times, cause, &kill).await;
-        if !stop.is_cancelled() {
+        // Not yet stopping if the admin port requested it: systemd would end the service by force some time after that.
+        let is_stopping = stop.is_cancelled();
+        let report = async {
+            match is_stopping {
+                true => service_manager.notify_stopping("draining").await,
+                false => service_manager.notify_status("draining").await,
+            }
+        };
+        tokio::join!(draining.run(times, cause, &kill), report);
+        if !is_stopping {
             service_manager.notify_status("drained").await;
             stop.cancelled().await;
             service_manager.notify_stopping("stopping").await;

@@ -1,5 +1,6 @@
 //! `server.max_connection_age`: an old connection ends, and nothing that is under way on it.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http_body_util::BodyExt;
@@ -32,8 +33,9 @@ async fn an_age_passes(stage: &Stage) {
 }
 
 /// Sends requests until a response says that the connection ends.
-async fn use_until_close(client: &mut Client, request: &str, pause: Duration) {
+async fn use_until_close(address: SocketAddr, request: &str, pause: Duration) {
     let began = Instant::now();
+    let mut client = Client::connect(address).await;
     let mut answered = 0;
     loop {
         client.send(request).await;
@@ -58,8 +60,7 @@ async fn busy_http1_connection_ends_with_a_response() {
                  x-forwarded-host: a\r\n\r\n";
     // Also with pauses in which the connection is idle: a close would cross the next request.
     for pause in [Duration::ZERO, Duration::from_millis(50)] {
-        let (mut client, mut gateway) = (stage.connect().await, Client::connect(decision).await);
-        tokio::join!(use_until_close(&mut client, OPEN, pause), use_until_close(&mut gateway, asked, pause));
+        tokio::join!(use_until_close(stage.address, OPEN, pause), use_until_close(decision, asked, pause));
     }
 }
 
@@ -105,14 +106,14 @@ async fn read_events(events: &mut Response<Incoming>) {
 async fn http2_requests_finish_after_goaway_at_max_age() {
     let stage = start(AGE).await;
     let key = stage.issue_key();
+    let began = Instant::now();
     let mut client = stage.connect_http(HttpVersion::Http2).await;
     let slow = {
         let mut client = client.again();
         let key = key.clone();
-        tokio::spawn(async move { client.get("/slow/2500", &key).await })
+        tokio::spawn(async move { client.get("/slow/3500", &key).await })
     };
     let mut events = client.get("/events?every=20ms", &key).await.unwrap();
-    let began = Instant::now();
     // After GOAWAY the client sends nothing more on this connection.
     let refused =
         async { while client.get("/v1", &key).await.is_ok_and(|response| response.status() == 200) {} };
