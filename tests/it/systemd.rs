@@ -154,7 +154,7 @@ fn analyze(arguments: &[&str]) -> Option<String> {
     let output = match Command::new("systemd-analyze").args(arguments).output() {
         Ok(output) => output,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            println!("skipped: there is no systemd-analyze");
+            eprintln!("skipped: there is no systemd-analyze");
             return None;
         }
         Err(error) => panic!("{error}"),
