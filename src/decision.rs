@@ -21,7 +21,7 @@ use crate::gateway::{Current, Gateway};
 use crate::listener::{Handler, Listen};
 use crate::logging::line_limit::LineLimit;
 use crate::peer::{Peer, TrustedProxies};
-use crate::rejection::{ErrorFormat, Rejection};
+use crate::rejection::{ErrorFormat, Rejection, is_grpc};
 use crate::request_head::single_value;
 use crate::tls::KeyPair;
 
@@ -91,13 +91,15 @@ impl Handler for Decisions {
                 }
             };
             let client_is_grpc = ext_authz::is_grpc_client(&asked);
-            let format = ErrorFormat::for_decision(asked.method(), false);
+            // Envoy makes a gRPC status of the HTTP status.
+            let format = ErrorFormat::for_decision(asked.method(), false, false);
             let decision = gateway.decide(asked, peer, account, &format, true).await;
             return ext_authz::encode_decision(decision, client_is_grpc).await;
         }
         match read_target(&request, self.headers) {
             Ok(target) => {
-                let format = ErrorFormat::for_decision(&target.method, !request.body().is_end_stream());
+                let is_grpc = target.method == Method::POST && is_grpc(request.headers());
+                let format = ErrorFormat::for_decision(&target.method, is_grpc, !request.body().is_end_stream());
                 let is_prefixed = request.uri().path() != PATH;
                 let mut headers = request.into_parts().0.headers;
                 // Of the decision request's own body, which is ignored.
@@ -119,7 +121,7 @@ impl Handler for Decisions {
 }
 
 fn refuse(gateway: &Gateway, request: &Request<Body>, peer: Peer, rejection: &Rejection) -> Response<Body> {
-    let format = ErrorFormat::for_decision(request.method(), !request.body().is_end_stream());
+    let format = ErrorFormat::for_decision(request.method(), false, !request.body().is_end_stream());
     gateway.refuse(request, peer, rejection, &format)
 }
 

@@ -89,6 +89,8 @@ enum GrpcCode {
 pub struct ErrorFormat {
     head: bool,
     grpc: bool,
+    /// Whether the HTTP status stays beside gRPC's.
+    keeps_status: bool,
     /// Whether the client accepts a status in trailers after the response has begun, as gRPC does over HTTP/2.
     trailers: bool,
     /// Whether the request's body may not have been read to its end, so that the connection cannot be used again.
@@ -105,16 +107,19 @@ impl ErrorFormat {
         Self {
             head: request.method() == Method::HEAD,
             grpc,
+            keeps_status: false,
             trailers: grpc && request.version() == Version::HTTP_2,
             close: request.version() < Version::HTTP_2 && !request.body().is_end_stream(),
         }
     }
 
-    /// The form of a decision that denies a request with this method. Its status is what the gateway goes by.
+    /// The form of a decision that denies a request with this method. Its status is what the gateway goes by; a gRPC client, to which
+    /// the gateway passes the decision, gets gRPC's status beside it.
     ///
-    /// SECURITY: never gRPC's, whose errors have the status 200, which is "allow" to every gateway.
-    pub fn for_decision(method: &Method, has_unread_body: bool) -> Self {
-        Self { head: *method == Method::HEAD, grpc: false, trailers: false, close: has_unread_body }
+    /// SECURITY: never with the status 200 of gRPC errors, which is "allow" to every gateway.
+    pub fn for_decision(method: &Method, is_grpc: bool, has_unread_body: bool) -> Self {
+        let head = *method == Method::HEAD;
+        Self { head, grpc: is_grpc, keeps_status: true, trailers: false, close: has_unread_body }
     }
 
     /// Whether a response that has begun with these headers may end with a gRPC status in its trailers. Other clients would take
@@ -238,6 +243,10 @@ impl Rejection {
         if format.grpc {
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
             set_grpc_status(headers, &answer);
+            if format.keeps_status {
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+                *response.status_mut() = answer.status;
+            }
             return response;
         }
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -310,7 +319,7 @@ mod tests {
     }
 
     fn client(head: bool, grpc: bool) -> ErrorFormat {
-        ErrorFormat { head, grpc, trailers: grpc, close: false }
+        ErrorFormat { head, grpc, keeps_status: false, trailers: grpc, close: false }
     }
 
     async fn json(response: Response<Body>) -> serde_json::Value {
@@ -377,6 +386,10 @@ mod tests {
             };
             assert_eq!(grpc.headers()["grpc-status"], expected);
             assert_eq!(grpc.headers()[CONTENT_TYPE], "application/grpc");
+            let decision = ErrorFormat::for_decision(&Method::POST, true, false);
+            let decision = rejection.to_response(&decision, "", "api");
+            assert_eq!(decision.status(), rejection.status());
+            assert_eq!(decision.headers()["grpc-status"], expected);
         }
     }
 

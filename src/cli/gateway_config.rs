@@ -1,6 +1,6 @@
 //! `keyward gateway-config`: the configuration of a gateway that asks Keyward's decision listener, made from the route file. The
 //! templates are in `gateway_config/`: `{{name}}` is replaced, a line with `{{header` is repeated for each identity header and one
-//! with `{{claim}}` for each prefix of claims, and a line that begins with `%name` is there only if that condition holds.
+//! with `{{claim}}` for each prefix of claims, and a line that begins with `%name` or `%name:` is there only if that condition holds.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,9 +32,15 @@ pub(super) struct GatewayConfigArgs {
     /// The gateway's address, where the configuration contains it
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8000")]
     listen: SocketAddr,
-    /// The service behind the gateway
+    /// The service behind the gateway: http://HOST:PORT, or h2c://HOST:PORT for gRPC
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", value_parser = parse_service)]
     service: Service,
+    /// Where [decision] has tls: the file, on the gateway's machine, of the certificate authority that Keyward's certificate is from
+    #[arg(long, value_name = "FILE", default_value = "/tls/ca.crt", value_parser = parse_plain)]
+    ca_file: String,
+    /// Where [decision] has tls: the name in Keyward's certificate
+    #[arg(long, value_name = "NAME", default_value = "localhost", value_parser = parse_plain)]
+    server_name: String,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -55,16 +61,29 @@ enum GatewayKind {
 struct Service {
     host: String,
     port: u16,
+    /// It takes HTTP/2 in cleartext, with prior knowledge.
+    is_h2c: bool,
 }
 
 fn parse_service(text: &str) -> Result<Service, String> {
     let uri: Option<Uri> = text.parse().ok();
-    let uri =
-        uri.filter(|uri| uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none());
+    let is_h2c = uri.as_ref().and_then(Uri::scheme_str) == Some("h2c");
+    let uri = uri.filter(|uri| {
+        (is_h2c || uri.scheme_str() == Some("http")) && uri.path() == "/" && uri.query().is_none()
+    });
     let host = uri.as_ref().and_then(Uri::host).filter(|host| is_plain(host));
     match (host, &uri) {
-        (Some(host), Some(uri)) => Ok(Service { host: host.to_owned(), port: uri.port_u16().unwrap_or(80) }),
-        _ => Err("should be http://host:port, without a path".to_owned()),
+        (Some(host), Some(uri)) => {
+            Ok(Service { host: host.to_owned(), port: uri.port_u16().unwrap_or(80), is_h2c })
+        }
+        _ => Err("should be http://host:port or h2c://host:port, without a path".to_owned()),
+    }
+}
+
+fn parse_plain(text: &str) -> Result<String, String> {
+    match is_plain(text) && !text.is_empty() {
+        true => Ok(text.to_owned()),
+        false => Err("should have only letters, digits and . _ - / :".to_owned()),
     }
 }
 
@@ -150,12 +169,18 @@ impl Template {
         };
         check_decision(args.gateway, decision)?;
         let (headers, prefixes) = (list_headers(&config.identity), list_prefixes(&config.identity));
-        let Addresses { url, nginx, caddy, envoy, haproxy, port } = format_addresses(decision);
-        let Service { host, port: service_port } = &args.service;
+        let Addresses { url, named_url, nginx, caddy, envoy, haproxy, port } =
+            format_addresses(decision, &args.server_name);
+        let Service { host, port: service_port, is_h2c } = &args.service;
+        let (scheme, nginx_module, nginx_body, haproxy_protocol) = match is_h2c {
+            true => ("h2c", "grpc", " \"\"", " proto h2"),
+            false => ("http", "proxy", "", ""),
+        };
         let timeout: Duration = config.validator.timeout + Duration::from_secs(1);
         let values = vec![
             ("decision", decision.listen.to_string()),
             ("url", url),
+            ("named_url", named_url),
             ("nginx_url", nginx),
             ("caddy_address", caddy),
             ("envoy_address", envoy),
@@ -172,10 +197,15 @@ impl Template {
             ("listen", args.listen.to_string()),
             ("listen_host", args.listen.ip().to_string()),
             ("listen_port", args.listen.port().to_string()),
-            ("service_url", format!("http://{host}:{service_port}")),
+            ("service_url", format!("{scheme}://{host}:{service_port}")),
             ("service_address", format!("{host}:{service_port}")),
             ("service_host", host.trim_matches(['[', ']']).to_owned()),
             ("service_port", service_port.to_string()),
+            ("nginx_module", nginx_module.to_owned()),
+            ("nginx_body", nginx_body.to_owned()),
+            ("haproxy_protocol", haproxy_protocol.to_owned()),
+            ("ca_file", args.ca_file.clone()),
+            ("server_name", args.server_name.clone()),
         ];
         let conditions = vec![
             ("tls", decision.tls.is_some()),
@@ -183,6 +213,8 @@ impl Template {
             ("original", decision.headers == TargetHeaders::XOriginal),
             ("claims_by_prefix", config.identity.claims.is_none()),
             ("grpc", args.gateway == GatewayKind::EnvoyGrpc),
+            ("http1", !is_h2c),
+            ("h2c", *is_h2c),
         ];
         Ok(Self { values, conditions, headers, prefixes })
     }
@@ -243,9 +275,9 @@ impl Template {
     /// The line without its condition; `None` if that does not hold.
     fn select_line<'a>(&self, line: &'a str) -> Option<&'a str> {
         let Some(rest) = line.strip_prefix('%') else { return Some(line) };
-        let end = rest.find(|char: char| char.is_whitespace()).unwrap_or(rest.len());
+        let end = rest.find(|char: char| char.is_whitespace() || char == ':').unwrap_or(rest.len());
         let (name, line) = rest.split_at(end);
-        self.conditions.contains(&(name, true)).then_some(line)
+        self.conditions.contains(&(name, true)).then(|| line.strip_prefix(':').unwrap_or(line))
     }
 }
 
@@ -299,6 +331,8 @@ fn format_owned_names(headers: &[String], prefixes: &BTreeSet<String>) -> String
 /// The address of the decision listener, as each gateway spells it.
 struct Addresses {
     url: String,
+    /// With the name in the certificate, for gateways that verify the certificate by the URL.
+    named_url: String,
     nginx: String,
     caddy: String,
     envoy: String,
@@ -306,7 +340,7 @@ struct Addresses {
     port: u16,
 }
 
-fn format_addresses(decision: &decision::Settings) -> Addresses {
+fn format_addresses(decision: &decision::Settings, server_name: &str) -> Addresses {
     let scheme = if decision.tls.is_some() { "https" } else { "http" };
     match &decision.listen {
         Listen::Tcp(address) => {
@@ -314,13 +348,19 @@ fn format_addresses(decision: &decision::Settings) -> Addresses {
             let url = format!("{scheme}://{address}");
             let (ip, port) = (address.ip(), address.port());
             let envoy = format!("{{ socket_address: {{ address: \"{ip}\", port_value: {port} }} }}");
-            let caddy = if scheme == "https" { url.clone() } else { address.to_string() };
-            Addresses { nginx: url.clone(), url, caddy, envoy, haproxy: String::new(), port }
+            let (named_url, caddy, haproxy) = match scheme {
+                "https" => {
+                    (format!("https://{server_name}:{port}"), url.clone(), format!(", dst = \"{address}\""))
+                }
+                _ => (url.clone(), address.to_string(), String::new()),
+            };
+            Addresses { nginx: url.clone(), url, named_url, caddy, envoy, haproxy, port }
         }
         Listen::Unix(path) => {
             let path = path.display();
             Addresses {
                 url: format!("{scheme}://localhost"),
+                named_url: format!("{scheme}://{server_name}"),
                 nginx: format!("{scheme}://unix:{path}:"),
                 caddy: format!("unix/{path}"),
                 envoy: format!("{{ pipe: {{ path: \"{path}\" }} }}"),
@@ -355,7 +395,9 @@ mod tests {
             file: ConfigFile { config: PathBuf::new() },
             standalone: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
-            service: Service { host: "127.0.0.1".to_owned(), port: 8080 },
+            service: Service { host: "127.0.0.1".to_owned(), port: 8080, is_h2c: false },
+            ca_file: "/tls/ca.crt".to_owned(),
+            server_name: "localhost".to_owned(),
         };
         format_snippet(&config, &args, Path::new("/etc/haproxy"))
     }

@@ -124,8 +124,13 @@ async fn grpc_client_is_never_permitted_by_an_error() {
         let request = format!("POST /decision HTTP/1.1\r\nhost: a\r\n{lines}{grpc}\r\n");
         assert!(matches!(send(&stage, &request).await.status, 400 | 401), "{lines}");
     }
-    let request = format!("POST /decision/v1/x HTTP/1.1\r\nhost: a\r\n{grpc}\r\n");
-    assert_eq!(send(&stage, &request).await.status, 401);
+    for request in [
+        format!("POST /decision HTTP/1.1\r\nhost: a\r\n{target}{grpc}\r\n"),
+        format!("POST /decision/v1/x HTTP/1.1\r\nhost: a\r\n{grpc}\r\n"),
+    ] {
+        let reply = send(&stage, &request).await;
+        assert_eq!((reply.status, reply.header("grpc-status"), reply.text().as_str()), (401, Some("16"), ""));
+    }
 }
 
 #[tokio::test]

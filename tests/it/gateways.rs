@@ -1,7 +1,10 @@
 //! Real gateways, started with the files that `keyward gateway-config --standalone` wrote, in front of the decision listener and an
 //! echo service. A gateway that is not installed is skipped with a line that says so: `.ci/install-gateways` installs them.
 
+mod calls;
 mod documentation;
+mod failures;
+mod traffic;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,8 +21,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::process::keyward;
 use crate::support::raw::{Client, Reply};
+use crate::support::http::{HttpClient, HttpVersion};
 use crate::support::tls::Folder;
 use crate::support::{ROUTES, Setup, Stage, TEST_TIMEOUT, bind_loopback};
+
+const GATEWAYS: [&str; 6] = ["nginx", "traefik", "caddy", "envoy-http", "envoy-grpc", "haproxy"];
 
 const SECTIONS: &str = "[throttle]\nbad_keys_per_minute = 10\n[identity]\nclaims = [\"plan\"]\nclaims_header = \"X-Claims\"\n[decision]\nlisten = \"127.0.0.1:0\"";
 
@@ -234,12 +240,38 @@ async fn check_methods(gateway: &Running, key: &str) {
     }
 }
 
+/// How a gateway is started.
+struct Plan {
+    gateway: &'static str,
+    /// The route file that its configuration is made from.
+    file: String,
+    /// The service's URL, if it is not an echo.
+    service: Option<String>,
+    /// More arguments of `gateway-config`.
+    arguments: Vec<String>,
+    /// The status for `/public/ready` when it has started.
+    ready: u16,
+}
+
+impl Plan {
+    fn for_stage(gateway: &'static str, stage: &Stage) -> Self {
+        let decision = stage.decision.as_ref().expect("a decision listener");
+        Self::new(gateway, &SECTIONS.replace("127.0.0.1:0", &decision.to_string()))
+    }
+
+    fn new(gateway: &'static str, sections: &str) -> Self {
+        let file =
+            format!("version = 1\n{sections}\n[upstreams.echo]\nurl = \"http://127.0.0.1:1\"\n{ROUTES}");
+        Self { gateway, file, service: None, arguments: Vec::new(), ready: 200 }
+    }
+}
+
 /// A gateway in front of a service. It ends when this is dropped.
 struct Running {
     address: SocketAddr,
     echo: Echo,
     child: Child,
-    _folder: Folder,
+    folder: Folder,
     _ends: DropGuard,
 }
 
@@ -252,19 +284,21 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// `None` if it is not installed.
+    /// In front of an echo service. `None` if it is not installed.
     async fn start(gateway: &'static str, stage: &Stage) -> Option<Self> {
-        let program = find_program(gateway.split('-').next()?)?;
+        Self::start_as(Plan::for_stage(gateway, stage)).await
+    }
+
+    async fn start_as(plan: Plan) -> Option<Self> {
+        let program = find_program(plan.gateway.split('-').next()?)?;
         let (folder, ends, echo) = (Folder::new(), CancellationToken::new(), Echo::new());
         let (listener, service) = bind_loopback().await;
         let (own, until) = (echo.clone(), ends.clone());
         tokio::spawn(async move { own.serve(listener, until).await });
-        let decision = stage.decision.as_ref().expect("a decision listener");
-        let sections = SECTIONS.replace("127.0.0.1:0", &decision.to_string());
-        let file = format!("version = 1\n[upstreams.echo]\nurl = \"http://{service}\"\n{sections}\n{ROUTES}");
-        let file = folder.write("keyward.toml", &file);
+        let service = plan.service.clone().unwrap_or_else(|| format!("http://{service}"));
+        let file = folder.write("keyward.toml", &plan.file);
         let address = bind_loopback().await.1;
-        let command = write_files(gateway, &file, &folder.file("gateway"), address, service).await;
+        let command = write_files(&plan, &file, &folder.file("gateway"), address, &service).await;
         let log = std::fs::File::create(folder.file("log")).unwrap();
         let mut words = command.split_whitespace();
         assert_eq!(words.next(), program.file_name().and_then(|name| name.to_str()));
@@ -276,23 +310,34 @@ impl Running {
             .stderr(log)
             .spawn()
             .unwrap();
-        let log = folder.file("log");
-        let running = Self { address, echo, child, _folder: folder, _ends: ends.drop_guard() };
-        let ready = timeout(3 * TEST_TIMEOUT, running.wait_until_ready()).await;
-        assert!(ready.is_ok(), "{gateway} starts: {}", std::fs::read_to_string(log).unwrap());
+        let running = Self { address, echo, child, folder, _ends: ends.drop_guard() };
+        let ready = timeout(2 * TEST_TIMEOUT, running.wait_until_ready(plan.ready, &service)).await;
+        assert!(ready.is_ok(), "{} starts: {}", plan.gateway, running.log());
         Some(running)
     }
 
-    async fn wait_until_ready(&self) {
+    /// Asks for a path without a key until the gateway answers with this status.
+    async fn wait_until_ready(&self, status: u16, service: &str) {
         const REQUEST: &str = "GET /public/ready HTTP/1.1\r\nhost: api.test\r\n\r\n";
         loop {
-            if tokio::net::TcpStream::connect(self.address).await.is_ok()
-                && self.send(REQUEST).await.status == 200
-            {
-                return;
+            if tokio::net::TcpStream::connect(self.address).await.is_ok() {
+                let answer = if service.starts_with("h2c:") {
+                    let mut client = HttpClient::connect(self.address, HttpVersion::Http2).await;
+                    client.get("/public/ready", "").await.map_or(0, |response| response.status().as_u16())
+                } else {
+                    self.send(REQUEST).await.status
+                };
+                if answer == status {
+                    return;
+                }
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// The begin of what it printed.
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.file("log")).unwrap().chars().take(2000).collect()
     }
 
     async fn send(&self, request: &str) -> Reply {
@@ -312,18 +357,13 @@ impl Running {
 }
 
 /// Returns the command that starts the gateway.
-async fn write_files(
-    gateway: &str,
-    file: &Path,
-    folder: &Path,
-    address: SocketAddr,
-    service: SocketAddr,
-) -> String {
+async fn write_files(plan: &Plan, file: &Path, folder: &Path, address: SocketAddr, service: &str) -> String {
     let (file, folder) = (file.to_str().unwrap(), folder.to_str().unwrap());
-    let (address, service) = (address.to_string(), format!("http://{service}"));
+    let address = address.to_string();
     let arguments =
-        ["gateway-config", gateway, "--config", file, "--standalone", folder, "--listen", &address];
-    let output = keyward(&arguments).args(["--service", &service]).output().await.unwrap();
+        ["gateway-config", plan.gateway, "--config", file, "--standalone", folder, "--listen", &address];
+    let output =
+        keyward(&arguments).args(["--service", service]).args(&plan.arguments).output().await.unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap().lines().last().unwrap().to_owned()
 }

@@ -1,6 +1,6 @@
 //! gRPC through Keyward with tonic as client and as service.
 
-mod service;
+pub mod service;
 
 use std::time::Duration;
 
