@@ -40,8 +40,10 @@ use crate::{credential, expiry, gateway, identity, listener, logging, rate_limit
 /// Everything that `keyward run` needs to know.
 #[derive(Debug)]
 pub struct Config {
-    /// `[server]` and `[limits]`.
+    /// `[server]` and `[limits]`. With `[decision]`, `Server` divides its connections and memory.
     pub listener: listener::Settings,
+    /// Whether the proxy listens: not if `server.listen` is not set and all routes serve decisions alone.
+    pub proxy_listens: bool,
     /// `[server] drain_delay`: not ready, but still accepting.
     pub drain_delay: Duration,
     /// `[server] drain_timeout`: the time for open requests to finish after that.

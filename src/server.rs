@@ -63,7 +63,8 @@ pub enum StartError {
 
 /// Keyward with its ports bound, not yet serving.
 pub struct Server {
-    public: Listener,
+    /// `None` if all routes serve decisions alone.
+    public: Option<Listener>,
     admin: Listener,
     decision: Option<(Listener, Arc<Decisions>)>,
     management: Option<(Listener, Arc<Management>)>,
@@ -85,8 +86,26 @@ struct Shared {
     current: Arc<Current>,
     resources: SharedResources,
     drain: Mutex<drain::Times>,
-    /// Those of the public listener and of the admin port.
-    listeners: [watch::Sender<listener::Settings>; 2],
+    listeners: ListenerSettings,
+}
+
+/// The settings of the listeners, which a reload changes.
+struct ListenerSettings {
+    public: Option<watch::Sender<listener::Settings>>,
+    admin: watch::Sender<listener::Settings>,
+    decision: Option<watch::Sender<listener::Settings>>,
+}
+
+impl ListenerSettings {
+    fn replace(&self, mut public: listener::Settings, admin: Listen, decision: Option<&decision::Settings>) {
+        self.admin.send_replace(public.internal(admin));
+        if let Some((listener, decision)) = self.decision.as_ref().zip(decision) {
+            listener.send_replace(take_decision_share(&mut public, decision, self.public.is_some()));
+        }
+        if let Some(listener) = &self.public {
+            listener.send_replace(public);
+        }
+    }
 }
 
 /// Resources that are kept over reloads.
@@ -101,6 +120,7 @@ struct SharedResources {
 /// Settings that cannot change without a restart.
 struct RestartOnly {
     listener: listener::Settings,
+    proxy_listens: bool,
     admin: Listen,
     decision: Option<decision::Settings>,
     management: Option<management::Settings>,
@@ -112,6 +132,7 @@ impl RestartOnly {
     fn from_config(config: &Config) -> Self {
         Self {
             listener: config.listener.clone(),
+            proxy_listens: config.proxy_listens,
             admin: config.admin.clone(),
             decision: config.decision.clone(),
             management: config.management.clone(),
@@ -125,6 +146,11 @@ impl RestartOnly {
         [
             (self.listener.listen == config.listener.listen, "server.listen"),
             (self.listener.tls == config.listener.tls, "server.tls"),
+            // Where the proxy listens without a route that needs it, it answers 404.
+            (
+                self.proxy_listens || !config.proxy_listens,
+                "whether the proxy listens (no route had an upstream, and server.listen was not set)",
+            ),
             (self.admin == config.admin, "admin.listen"),
             (self.decision == config.decision, "[decision]"),
             (self.management == config.management, "[management]"),
@@ -137,9 +163,8 @@ impl RestartOnly {
     }
 }
 
-/// The decision listener has as many connections, and as much memory, as the proxy divided by this: a quarter of the sum, of which
-/// `Config::fit` leaves the proxy the rest.
-const DECISION_SHARE: usize = 3;
+/// The part of connections and memory that the decision listener takes from the proxy.
+const DECISION_SHARE: usize = 4;
 /// Interval of probes while not ready.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 /// Between two lines about one reason for not being ready.
@@ -154,7 +179,14 @@ impl Server {
         let (background, phases) = (TaskTracker::new(), Phases::default());
         let (restart_only, files) = (RestartOnly::from_config(&config), WatchedFiles::of_config(&config));
         let admin = restart_only.listener.internal(restart_only.admin.clone());
-        let public = Listener::bind(config.listener.clone(), Arc::clone(&metrics))?;
+        let mut public = config.listener.clone();
+        let decision = restart_only.decision.as_ref();
+        let decision = decision.map(|decision| {
+            let listener = take_decision_share(&mut public, decision, config.proxy_listens);
+            Listener::bind(listener, Arc::default())
+        });
+        let decision = decision.transpose()?;
+        let public = config.proxy_listens.then(|| Listener::bind(public, Arc::clone(&metrics))).transpose()?;
         // Its own metrics, as those that are shown count connections to the public listener.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())?;
@@ -186,26 +218,19 @@ impl Server {
             closing: phases.closing.clone(),
             background,
         };
-        let (drain, listeners) =
-            (Mutex::new(drain::Times::from_config(&config)), [public.settings(), admin.settings()]);
+        let drain = Mutex::new(drain::Times::from_config(&config));
+        let listeners = ListenerSettings {
+            public: public.as_ref().map(Listener::settings),
+            admin: admin.settings(),
+            decision: decision.as_ref().map(Listener::settings),
+        };
         let gateway = resources.build_gateway(config, validator, None)?;
         resources.metrics.reload_successful.set(1);
         resources.metrics.reload_time.set(unix_time());
         let current = Arc::new(Current::new(gateway));
-        let decision = restart_only.decision.as_ref().map(|settings| {
-            let listener = listener::Settings {
-                tls: settings.tls.clone(),
-                max_connections: (restart_only.listener.max_connections / DECISION_SHARE)
-                    .max(INTERNAL_CONNECTIONS),
-                memory: restart_only.listener.memory / DECISION_SHARE,
-                idle_timeout: decision::IDLE_TIMEOUT,
-                max_connection_age: restart_only.listener.max_connection_age,
-                ..restart_only.listener.internal(settings.listen.clone())
-            };
-            let listener = Listener::bind(listener, Arc::default())?;
-            Ok::<_, StartError>((listener, Arc::new(Decisions::new(settings, Arc::clone(&current)))))
+        let decision = decision.zip(restart_only.decision.as_ref()).map(|(listener, settings)| {
+            (listener, Arc::new(Decisions::new(settings, Arc::clone(&current))))
         });
-        let decision = decision.transpose()?;
         let shared = Arc::new(Shared { current, resources, drain, listeners });
         Ok(Self {
             public,
@@ -234,9 +259,10 @@ impl Server {
         self.service_manager = service_manager;
     }
 
-    /// The address of the public listener, with the port that the system chose for port 0.
-    pub fn address(&self) -> Listen {
-        self.public.address()
+    /// The address of the public listener, with the port that the system chose for port 0; `None` if all routes serve decisions
+    /// alone.
+    pub fn address(&self) -> Option<Listen> {
+        self.public.as_ref().map(Listener::address)
     }
 
     /// The address of the admin port.
@@ -263,10 +289,11 @@ impl Server {
     /// `drain_delay`, and leaves `drain_timeout` to open connections. `kill` ends the drain at once. Returns when the drain has ended
     /// and `stop` was cancelled.
     pub async fn run(self, stop: CancellationToken, kill: CancellationToken) {
-        let (decision_address, management_address) = (self.decision_address(), self.management_address());
+        let (address, decision_address) = (self.address(), self.decision_address());
+        let management_address = self.management_address();
         let Self { shared, phases, restart_only, changes, service_manager, .. } = self;
         tracing::info!(
-            server.address = %self.public.address(),
+            server.address = address.map(tracing::field::display),
             admin.address = %self.admin.address(),
             decision.address = decision_address.map(tracing::field::display),
             management.address = management_address.map(tracing::field::display),
@@ -286,8 +313,8 @@ impl Server {
         if let Some(source) = self.reload {
             let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
             let decision = self.decision.as_ref().and_then(|(listener, _)| listener.certificate());
-            let certificates =
-                self.public.certificate().into_iter().chain(decision).chain(management).collect();
+            let public = self.public.as_ref().and_then(Listener::certificate);
+            let certificates = public.into_iter().chain(decision).chain(management).collect();
             let (shared, files) = (Arc::clone(&shared), self.files);
             let service_manager = service_manager.clone();
             let watcher = Watcher { source, shared, restart_only, certificates, files, service_manager };
@@ -295,11 +322,10 @@ impl Server {
         }
 
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
-        connections.spawn(self.public.serve(
-            Arc::clone(&shared.current),
-            phases.clone(),
-            connections.clone(),
-        ));
+        if let Some(listener) = self.public {
+            let current = Arc::clone(&shared.current);
+            connections.spawn(listener.serve(current, phases.clone(), connections.clone()));
+        }
         if let Some((listener, decisions)) = self.decision {
             connections.spawn(listener.serve(decisions, phases.clone(), connections.clone()));
         }
@@ -420,6 +446,27 @@ async fn report_readiness(readiness: Arc<Readiness>, service_manager: ServiceMan
         if changes.changed().await.is_err() {
             return;
         }
+    }
+}
+
+/// The settings of the decision listener, with a part of the proxy's connections and memory, or all of them if the proxy does not
+/// listen.
+fn take_decision_share(
+    public: &mut listener::Settings,
+    settings: &decision::Settings,
+    proxy_listens: bool,
+) -> listener::Settings {
+    let part = if proxy_listens { DECISION_SHARE } else { 1 };
+    let (max_connections, memory) = (public.max_connections / part, public.memory / part);
+    public.max_connections -= max_connections;
+    public.memory -= memory;
+    listener::Settings {
+        tls: settings.tls.clone(),
+        max_connections: max_connections.max(INTERNAL_CONNECTIONS),
+        memory,
+        idle_timeout: decision::IDLE_TIMEOUT,
+        max_connection_age: public.max_connection_age,
+        ..public.internal(settings.listen.clone())
     }
 }
 

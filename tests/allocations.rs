@@ -101,7 +101,7 @@ impl Keyward {
             let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let server = Server::bind(config, Default::default()).unwrap();
-                let (address, readiness) = (server.address(), server.readiness());
+                let (address, readiness) = (server.address().unwrap(), server.readiness());
                 tokio::spawn(server.run(CancellationToken::new(), CancellationToken::new()));
                 timeout(TEST_TIMEOUT, readiness.wait_until_ready()).await.expect("Keyward gets ready");
                 address_sender.send(address).unwrap();

@@ -46,7 +46,11 @@ pub(super) fn run_check(args: CheckArgs) -> Result<ExitCode> {
     }
     let name =
         if file.is_stdin() { "the configuration".to_owned() } else { file.config.display().to_string() };
-    super::write_stdout(&format!("{}\n{name} is fine.\n", format_routes(&config)))?;
+    let note = match config.proxy_listens {
+        true => "",
+        false => "The proxy does not listen: no route has an upstream, and server.listen is not set.\n",
+    };
+    super::write_stdout(&format!("{}\n{note}{name} is fine.\n", format_routes(&config)))?;
     Ok(ExitCode::SUCCESS)
 }
 

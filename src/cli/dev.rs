@@ -79,7 +79,7 @@ pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
         let server = Server::bind(config, metrics)?;
         let (stop, kill) = signals::watch_signals(None)?;
         let readiness = server.readiness();
-        let address = server.address().to_string();
+        let address = server.address().map_or_else(String::new, |address| address.to_string());
         let serving = tokio::spawn(server.run(stop.clone(), kill));
         tokio::select! {
             () = readiness.wait_until_ready() => {}

@@ -94,6 +94,9 @@ fn is_plain(text: &str) -> bool {
 
 pub(super) fn run_gateway_config(args: &GatewayConfigArgs) -> Result<()> {
     let config = args.file.load_config()?;
+    if let Some(warning) = warn_of_claims(args.gateway, &config.identity) {
+        eprintln!("warning: {warning}");
+    }
     let Some(folder) = &args.standalone else {
         let folder = Path::new("/etc/haproxy");
         super::write_stdout(&format_snippet(&config, args, folder)?)?;
@@ -281,6 +284,35 @@ impl Template {
     }
 }
 
+/// Gateways that know headers by name only cannot remove, and do not copy, those of claims that are not listed.
+fn warn_of_claims(gateway: GatewayKind, settings: &identity::Settings) -> Option<String> {
+    let (prefix, claims_header) = (&settings.claim_prefix, settings.claims_header.is_some());
+    let forged = match gateway {
+        GatewayKind::Nginx | GatewayKind::IngressNginx | GatewayKind::Apisix => true,
+        // Its block removes them by prefix.
+        GatewayKind::Caddy => false,
+        GatewayKind::Traefik
+        | GatewayKind::EnvoyHttp
+        | GatewayKind::EnvoyGrpc
+        | GatewayKind::Istio
+        | GatewayKind::GatewayApi
+        | GatewayKind::Haproxy => return None,
+    };
+    if settings.claims.is_some() || (claims_header && !forged) {
+        return None;
+    }
+    let mut warning = "identity.claims is not set, and this gateway knows headers by name only: ".to_owned();
+    if forged {
+        warning += &format!("a client's own {prefix}* headers reach the service. ");
+    } else {
+        warning += &format!("Keyward's {prefix}* headers do not reach the service. ");
+    }
+    Some(warning + match claims_header {
+        true => "List the claims that the service reads, or [] if it reads identity.claims_header alone",
+        false => "List the claims that the service reads, or set identity.claims_header",
+    })
+}
+
 fn check_decision(gateway: GatewayKind, decision: &decision::Settings) -> Result<()> {
     let name = gateway.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
     let (sends, reaches_unix) = match gateway {
@@ -381,63 +413,4 @@ fn reachable_address(mut address: SocketAddr) -> SocketAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::{Environment, parse};
-
-    fn format(gateway: GatewayKind, decision: &str) -> Result<String> {
-        let text = format!(
-            "version = 1\n{decision}\n[upstreams.a]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/*\"\nupstream = \"a\""
-        );
-        let config = parse(&text, "test.toml", &Environment::default().without_scalekit()).unwrap();
-        let args = GatewayConfigArgs {
-            gateway,
-            file: ConfigFile { config: PathBuf::new() },
-            standalone: None,
-            listen: SocketAddr::from(([127, 0, 0, 1], 8000)),
-            service: Service { host: "127.0.0.1".to_owned(), port: 8080, is_h2c: false },
-            ca_file: "/tls/ca.crt".to_owned(),
-            server_name: "localhost".to_owned(),
-        };
-        format_snippet(&config, &args, Path::new("/etc/haproxy"))
-    }
-
-    #[test]
-    fn every_snippet_names_renamed_headers_and_leaves_no_placeholder() {
-        for &gateway in GatewayKind::value_variants() {
-            let headers = if gateway == GatewayKind::IngressNginx { "x-original" } else { "x-forwarded" };
-            let text = format(
-                gateway,
-                &format!(
-                    "decision = {{ listen = \"127.0.0.1:4483\", headers = \"{headers}\" }}\n[identity]\norg_id = \"X-Tenant\"\n\
-                     claims = [\"cost center\"]\nclaims_header = \"X-Claims\""
-                ),
-            )
-            .unwrap();
-            assert!(!text.contains("{{") && !text.contains("\n%"), "{text}");
-            // Over gRPC, Keyward names them in its answer.
-            if ![GatewayKind::EnvoyGrpc, GatewayKind::Istio, GatewayKind::GatewayApi].contains(&gateway) {
-                for name in ["x-tenant", "x-org-id", "x-claim-cost-center", "x-claims"] {
-                    assert!(text.contains(name), "{name}: {text}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn unusable_decision_listener_is_an_error() {
-        let check = |gateway, section: &str, expected: &str| {
-            let error = format(gateway, section).unwrap_err().to_string();
-            assert!(error.contains(expected), "{error}");
-        };
-        check(GatewayKind::Nginx, "", "add [decision]");
-        check(GatewayKind::Traefik, "decision = { listen = \"unix:/run/keyward.sock\" }", "unix socket");
-        check(
-            GatewayKind::IngressNginx,
-            "decision = { listen = \"127.0.0.1:1\" }",
-            "headers = \"x-original\"",
-        );
-        let unix = format(GatewayKind::Nginx, "decision = { listen = \"unix:/run/keyward.sock\" }").unwrap();
-        assert!(unix.contains("proxy_pass http://unix:/run/keyward.sock:/decision;"), "{unix}");
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ use crate::peer::TrustedProxies;
 pub(super) fn convert_decision(
     file: file::Decision,
     place: &Place<'_>,
-    others: [(&str, &Listen); 2],
+    others: &[(&str, &Listen)],
 ) -> Option<Settings> {
     let tls = file.tls.and_then(|tls| convert_tls(tls.0, &place.child("tls")));
     let allow_from = merge_trusted(file.allow_from);

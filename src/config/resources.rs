@@ -39,11 +39,6 @@ impl Config {
         if let Some(descriptors) = resources.descriptors {
             self.fit_descriptors(descriptors);
         }
-        if self.decision.is_some() {
-            // A quarter is for the decision listener.
-            self.listener.memory -= self.listener.memory / 4;
-            self.listener.max_connections -= self.listener.max_connections / 4;
-        }
     }
 
     fn fit_memory(&mut self, memory: usize) {

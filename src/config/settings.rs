@@ -68,11 +68,23 @@ fn convert_file(
         trusted != TrustedProxies::default(),
     );
     let (listen, admin) = (server.listen.0, file.admin.0.listen.0);
-    check_listeners(root, &listen, &admin);
-    let others = [("server", &listen), ("admin", &admin)];
+    let has_upstream = |table: &RouteTable| table.routes().iter().any(|route| !route.upstream.is_empty());
+    let proxy_listens = !has_decision || place.has_key("listen") || routes.as_ref().is_none_or(has_upstream);
+    let mut others = vec![("admin", &admin)];
+    if proxy_listens {
+        check_listeners(root, &listen, &admin);
+        others.insert(0, ("server", &listen));
+    }
     let decision =
-        file.decision.and_then(|decision| convert_decision(decision.0, &root.child("decision"), others));
-    let mut others = others.to_vec();
+        file.decision.and_then(|decision| convert_decision(decision.0, &root.child("decision"), &others));
+    if decision.is_some() && identity.claims.is_none() && identity.claims_header.is_none() {
+        root.add_warning(format!(
+            "identity.claims is not set: behind nginx, ingress-nginx and APISIX, which remove headers by name only, a client's own \
+             {}* headers reach the service, and behind these and Caddy Keyward's do not; list the claims that the service reads, or \
+             let it read identity.claims_header",
+            identity.claim_prefix
+        ));
+    }
     others.extend(decision.as_ref().map(|decision| ("decision", &decision.listen)));
     let management = file
         .management
@@ -111,6 +123,7 @@ fn convert_file(
             memory: usize::MAX,
             socket_mode: None,
         },
+        proxy_listens,
         drain_delay: server.drain_delay.0,
         drain_timeout: server.drain_timeout.0,
         trusted,

@@ -174,7 +174,7 @@ async fn read_content(mut body: Body) -> Option<BytesMut> {
     Some(content)
 }
 
-/// `None` if a name or value is not one of HTTP: a header that is skipped could be a forged identity header which stays.
+/// `None` if a name or value is not one of HTTP, or there are too many: a header that is skipped could be a forged identity header which stays.
 fn read_headers(merged: HashMap<String, String>, raw: Option<RawHeaders>) -> Option<HeaderMap> {
     let merged = merged.into_iter().map(|(name, value)| (name, value.into_bytes()));
     let raw = raw.into_iter().flat_map(|raw| raw.headers).map(|header| {
@@ -183,7 +183,8 @@ fn read_headers(merged: HashMap<String, String>, raw: Option<RawHeaders>) -> Opt
     });
     let mut headers = HeaderMap::new();
     for (name, value) in merged.chain(raw).filter(|(name, _)| !name.starts_with(':')) {
-        headers.append(HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?);
+        // `append` would panic at 32,768 names, of which a message of 1 MiB can have more.
+        headers.try_append(HeaderName::try_from(name).ok()?, HeaderValue::try_from(value).ok()?).ok()?;
     }
     Some(headers)
 }

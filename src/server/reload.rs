@@ -256,15 +256,13 @@ impl Watcher {
         files.add(source.path.clone(), before.last().copied().flatten());
         let validator = in_force.validator.with_settings(&config.validator);
         let (drain, public) = (Times::from_config(&config), config.listener.clone());
-        let admin = public.internal(config.admin.clone());
+        let (admin, decision) = (config.admin.clone(), config.decision.clone());
         let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
         let gateway = gateway.map_err(|error| invalid(&error))?;
         // The last step that can fail, so that the configuration takes effect as a whole or not at all.
         ServerCertificate::refresh_all(certificates).map_err(|error| invalid(&error))?;
         *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
-        for (listener, settings) in shared.listeners.iter().zip([public, admin]) {
-            listener.send_replace(settings);
-        }
+        shared.listeners.replace(public, admin, decision.as_ref());
         shared.current.replace(gateway);
         Ok((files, changes))
     }

@@ -1,5 +1,7 @@
 //! Decisions for gateways: what is asked, what is answered, and that nothing is permitted by mistake.
 
+mod listener;
+
 use std::collections::HashMap;
 
 use base64::Engine as _;
@@ -359,6 +361,16 @@ async fn unreadable_envoy_check_is_invalid_argument() {
         http.header_map = Some(RawHeaders { headers: vec![raw("x org-id")] });
         frame(&check)
     };
+    let mut not_text = frame(&check_request("GET", "/public/x", &[("x-note", "api note")])).to_vec();
+    let at = not_text.windows(8).position(|bytes| bytes == b"api note").unwrap();
+    not_text[at] = 0xff;
+    let not_text = Bytes::from(not_text);
+    let raw_nul = {
+        let mut check = sound.clone();
+        let http = check.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
+        http.header_map = Some(RawHeaders { headers: vec![RawHeader { raw_value: vec![0], ..raw("x-note") }] });
+        frame(&check)
+    };
     for (what, content) in [
         ("nothing", Bytes::new()),
         ("no message", Bytes::from_static(&[0, 0, 0, 0])),
@@ -372,7 +384,11 @@ async fn unreadable_envoy_check_is_invalid_argument() {
         ("no host", with(|http| http.host.clear())),
         ("an absolute path", with(|http| http.path = "http://a/public/x".to_owned())),
         ("a header with a bad name", bad_name),
+        ("a header map that is not UTF-8", not_text),
+        ("a raw value with a NUL", raw_nul),
+        ("40,000 headers", with_headers(40_000)),
         ("2 MiB", Bytes::from(vec![0; 2 << 20])),
+        ("a length of 4 GiB", Bytes::from_static(&[0, 0xff, 0xff, 0xff, 0xff, 1])),
     ] {
         let (check, trailers) = call_check(&stage, content).await;
         assert!(check.is_none(), "{what}");
@@ -380,4 +396,22 @@ async fn unreadable_envoy_check_is_invalid_argument() {
         assert!(trailers["grpc-message"].to_str().unwrap().contains("the gateway must"), "{what}");
     }
     assert!(call_check(&stage, frame(&sound)).await.0.unwrap().ok_response.is_some());
+}
+
+/// About an open path.
+fn with_headers(count: usize) -> Bytes {
+    let names: Vec<String> = (0..count).map(|number| format!("x-{number}")).collect();
+    let headers: Vec<_> = names.iter().map(|name| (name.as_str(), "")).collect();
+    frame(&check_request("GET", "/public/x", &headers))
+}
+
+#[tokio::test]
+async fn ten_thousand_headers_are_denied() {
+    let stage = start().await;
+    let (check, _) = call_check(&stage, with_headers(10_000)).await;
+    assert_eq!(check.unwrap().denied_response.unwrap().status.unwrap().code, 431);
+    let headers: String = (0..10_000).map(|number| format!("x-{number}:\r\n")).collect();
+    let reply = ask(&stage, "GET", "/public/x", &headers).await;
+    assert!(matches!(reply.status, 0 | 431), "{reply:?}");
+    assert_eq!(ask(&stage, "GET", "/public/x", "").await.status, 200);
 }

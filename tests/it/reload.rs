@@ -103,7 +103,7 @@ impl Reloading {
         let source = Source::new(file.clone(), environment, Arc::clone(&hup)).at_pace(pace);
         let mut server = Server::bind(source.load().unwrap(), Arc::clone(&metrics)).unwrap();
         server.reload_from(source);
-        let Listen::Tcp(address) = server.address() else { panic!("TCP") };
+        let Some(Listen::Tcp(address)) = server.address() else { panic!("TCP") };
         let management = server.management_address();
         let stop = ends.child_token();
         let running = tokio::spawn(server.run(stop.clone(), ends.clone()));

@@ -167,7 +167,8 @@ impl Stage {
             // The test knows the path.
             Listen::Unix(_) => SocketAddr::from(([127, 0, 0, 1], 0)),
         };
-        let (public, admin) = (address(server.address()), address(server.admin_address()));
+        let public = address(server.address().expect("the proxy listens"));
+        let admin = address(server.admin_address());
         let (decision, management) = (server.decision_address(), server.management_address());
         let (stop, kill) = (CancellationToken::new(), CancellationToken::new());
         let readiness = server.readiness();
