@@ -70,6 +70,8 @@ class Bench:
         """One run of the load against a peer: what the load printed, with the CPU time of the peer and of the stand-ins."""
         arguments = {"connections": 64, **load, "seconds": seconds, "warm": warm}
         port = peer.http2 if arguments.get("http") == 2 else peer.http1
+        if "decision" in arguments:
+            port = peer.decision
         pids = peer.find_processes()
         command = [self.load, "run", "--address", f"127.0.0.1:{port}", "--watch", ",".join(map(str, [*pids, self.stand_ins.pid]))]
         for name, value in arguments.items():

@@ -112,6 +112,8 @@ class Keyward(Peer):
     def __init__(self, *arguments):
         super().__init__(*arguments)
         self.http2 = self.http1
+        # With it, a quarter of connections and memory is not for the proxy.
+        self.decision = find_port() if self.settings.get("decision") else None
 
     def prepare(self):
         ports, share = self.ports, self.settings.get("share", True)
@@ -126,6 +128,7 @@ listen = "127.0.0.1:{self.http1}"
 listen = "127.0.0.1:{admin}"
 [log]
 format = "json"
+{f'[decision]{chr(10)}listen = "127.0.0.1:{self.decision}"' if self.decision else ""}
 [scalekit]
 {"" if share else "max_in_flight_per_key = 1000000"}
 [upstreams.up]

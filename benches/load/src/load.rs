@@ -28,6 +28,8 @@ struct Plan {
     paths: u64,
     body: Bytes,
     post: bool,
+    /// The request is told to a decision endpoint: in headers over HTTP/1.1, in Envoy's message over HTTP/2.
+    decision: bool,
 }
 
 impl Plan {
@@ -41,6 +43,7 @@ impl Plan {
             paths: options.get("paths", 0)?,
             body: vec![b'x'; usize::try_from(body).unwrap_or(0)].into(),
             post: body >= 0,
+            decision: options.get("decision", 0)? == 1,
         })
     }
 
@@ -61,9 +64,15 @@ impl Plan {
     fn render_head(&self) -> Vec<u8> {
         let (key, path) = self.next();
         let method = if self.post { "POST" } else { "GET" };
+        let target = if self.decision { "/decision" } else { &path };
         let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: keyward-load\r\nAccept: */*\r\n"
+            "{method} {target} HTTP/1.1\r\nHost: bench.test\r\nUser-Agent: keyward-load\r\nAccept: */*\r\n"
         );
+        if self.decision {
+            head += &format!(
+                "X-Forwarded-Method: GET\r\nX-Forwarded-Uri: {path}\r\nX-Forwarded-Host: bench.test\r\n"
+            );
+        }
         if !key.is_empty() {
             head += &format!("Authorization: {key}\r\n");
         }
@@ -188,7 +197,10 @@ async fn exchange(plan: &Plan, stream: &mut TcpStream, reader: &mut Reader) -> i
 
 async fn send_http2(plan: Arc<Plan>, mut sender: h2::client::SendRequest<Bytes>, mut pace: Pace) {
     while let Some(due) = pace.wait().await {
-        let status = exchange_http2(&plan, &mut sender).await;
+        let status = match plan.decision {
+            true => exchange_check(&plan, &mut sender).await,
+            false => exchange_http2(&plan, &mut sender).await,
+        };
         record::count(status.unwrap_or(0), due.elapsed());
         if status.is_none() {
             // The connection has ended: what is left of this run is told by the count of failures.
@@ -211,6 +223,50 @@ async fn exchange_http2(plan: &Plan, sender: &mut h2::client::SendRequest<Bytes>
         body.flow_control().release_capacity(piece.ok()?.len()).ok()?;
     }
     Some(head.status.as_u16())
+}
+
+/// Makes Envoy's call about a request. 200 if it is permitted, 403 if not.
+async fn exchange_check(plan: &Plan, sender: &mut h2::client::SendRequest<Bytes>) -> Option<u16> {
+    let (key, path) = plan.next();
+    let headers = [("user-agent", "keyward-load"), ("accept", "*/*"), ("authorization", &key)];
+    let mut http = [field(2, b"GET"), field(4, path.as_bytes()), field(5, b"bench.test")].concat();
+    for (name, value) in headers {
+        http.extend(field(3, &[field(1, name.as_bytes()), field(2, value.as_bytes())].concat()));
+    }
+    // CheckRequest.attributes.request.http
+    let message = field(1, &field(4, &field(2, &http)));
+    let mut content = vec![0];
+    content.extend(u32::try_from(message.len()).ok()?.to_be_bytes());
+    content.extend(message);
+    let request = http::Request::post("http://bench.test/envoy.service.auth.v3.Authorization/Check")
+        .header("content-type", "application/grpc")
+        .header("te", "trailers");
+    std::future::poll_fn(|context| sender.poll_ready(context)).await.ok()?;
+    let (answer, mut upload) = sender.send_request(request.body(()).ok()?, false).ok()?;
+    upload.send_data(content.into(), true).ok()?;
+    let mut body = answer.await.ok()?.into_body();
+    let mut read = Vec::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece.ok()?;
+        body.flow_control().release_capacity(piece.len()).ok()?;
+        read.extend_from_slice(&piece);
+    }
+    body.trailers().await.ok()?;
+    // Behind the length, CheckResponse.status: empty for the code 0.
+    Some(if read.get(5..7) == Some(&[0x0a, 0]) { 200 } else { 403 })
+}
+
+/// A length-delimited field of a protobuf message.
+fn field(number: u8, content: &[u8]) -> Vec<u8> {
+    let mut encoded = vec![number << 3 | 2];
+    let mut left = content.len();
+    while left >= 0x80 {
+        encoded.push((left & 0x7f) as u8 | 0x80);
+        left >>= 7;
+    }
+    encoded.push(left as u8);
+    encoded.extend_from_slice(content);
+    encoded
 }
 
 /// Opens connections, sends one request on each, says `ready`, and keeps them for as long as `--seconds` says. Fails where a
