@@ -99,7 +99,8 @@ impl Handler for Decisions {
         match read_target(&request, self.headers) {
             Ok(target) => {
                 let is_grpc = target.method == Method::POST && is_grpc(request.headers());
-                let format = ErrorFormat::for_decision(&target.method, is_grpc, !request.body().is_end_stream());
+                let format =
+                    ErrorFormat::for_decision(&target.method, is_grpc, !request.body().is_end_stream());
                 let is_prefixed = request.uri().path() != PATH;
                 let mut headers = request.into_parts().0.headers;
                 // Of the decision request's own body, which is ignored.

@@ -186,7 +186,8 @@ impl Server {
             Listener::bind(listener, Arc::default())
         });
         let decision = decision.transpose()?;
-        let public = config.proxy_listens.then(|| Listener::bind(public, Arc::clone(&metrics))).transpose()?;
+        let public =
+            config.proxy_listens.then(|| Listener::bind(public, Arc::clone(&metrics))).transpose()?;
         // Its own metrics, as those that are shown count connections to the public listener.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())?;
@@ -228,9 +229,9 @@ impl Server {
         resources.metrics.reload_successful.set(1);
         resources.metrics.reload_time.set(unix_time());
         let current = Arc::new(Current::new(gateway));
-        let decision = decision.zip(restart_only.decision.as_ref()).map(|(listener, settings)| {
-            (listener, Arc::new(Decisions::new(settings, Arc::clone(&current))))
-        });
+        let decision = decision
+            .zip(restart_only.decision.as_ref())
+            .map(|(listener, settings)| (listener, Arc::new(Decisions::new(settings, Arc::clone(&current)))));
         let shared = Arc::new(Shared { current, resources, drain, listeners });
         Ok(Self {
             public,

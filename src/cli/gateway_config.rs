@@ -307,10 +307,15 @@ fn warn_of_claims(gateway: GatewayKind, settings: &identity::Settings) -> Option
     } else {
         warning += &format!("Keyward's {prefix}* headers do not reach the service. ");
     }
-    Some(warning + match claims_header {
-        true => "List the claims that the service reads, or [] if it reads identity.claims_header alone",
-        false => "List the claims that the service reads, or set identity.claims_header",
-    })
+    Some(
+        warning
+            + match claims_header {
+                true => {
+                    "List the claims that the service reads, or [] if it reads identity.claims_header alone"
+                }
+                false => "List the claims that the service reads, or set identity.claims_header",
+            },
+    )
 }
 
 fn check_decision(gateway: GatewayKind, decision: &decision::Settings) -> Result<()> {

@@ -368,7 +368,8 @@ async fn unreadable_envoy_check_is_invalid_argument() {
     let raw_nul = {
         let mut check = sound.clone();
         let http = check.attributes.as_mut().unwrap().request.as_mut().unwrap().http.as_mut().unwrap();
-        http.header_map = Some(RawHeaders { headers: vec![RawHeader { raw_value: vec![0], ..raw("x-note") }] });
+        http.header_map =
+            Some(RawHeaders { headers: vec![RawHeader { raw_value: vec![0], ..raw("x-note") }] });
         frame(&check)
     };
     for (what, content) in [

@@ -20,8 +20,8 @@ use tokio::time::timeout;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::process::keyward;
-use crate::support::raw::{Client, Reply};
 use crate::support::http::{HttpClient, HttpVersion};
+use crate::support::raw::{Client, Reply};
 use crate::support::tls::Folder;
 use crate::support::{ROUTES, Setup, Stage, TEST_TIMEOUT, bind_loopback};
 

@@ -169,7 +169,8 @@ impl Probing {
         let config =
             config::parse(&file, "probe.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
         let server = Server::bind(config, Arc::default()).unwrap();
-        let (Some(Listen::Tcp(address)), Listen::Tcp(admin)) = (server.address(), server.admin_address()) else {
+        let (Some(Listen::Tcp(address)), Listen::Tcp(admin)) = (server.address(), server.admin_address())
+        else {
             panic!("TCP")
         };
         let ends = CancellationToken::new();

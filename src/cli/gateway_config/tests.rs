@@ -55,11 +55,7 @@ fn unusable_decision_listener_is_an_error() {
     };
     check(GatewayKind::Nginx, "", "add [decision]");
     check(GatewayKind::Traefik, "decision = { listen = \"unix:/run/keyward.sock\" }", "unix socket");
-    check(
-        GatewayKind::IngressNginx,
-        "decision = { listen = \"127.0.0.1:1\" }",
-        "headers = \"x-original\"",
-    );
+    check(GatewayKind::IngressNginx, "decision = { listen = \"127.0.0.1:1\" }", "headers = \"x-original\"");
     let unix = format(GatewayKind::Nginx, "decision = { listen = \"unix:/run/keyward.sock\" }").unwrap();
     assert!(unix.contains("proxy_pass http://unix:/run/keyward.sock:/decision;"), "{unix}");
 }

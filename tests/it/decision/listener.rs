@@ -84,7 +84,8 @@ async fn reload_that_needs_proxy_says_restart() {
     decider.reload(&format!("{FILE}{more}"));
     decider.running.until("\"reloaded\"").await;
     assert_eq!(decider.ask("/v2/x").await.status, 200);
-    let proxied = "[[routes]]\npath = \"/v3/*\"\nupstream = \"a\"\n[upstreams.a]\nurl = \"http://127.0.0.1:9\"\n";
+    let proxied =
+        "[[routes]]\npath = \"/v3/*\"\nupstream = \"a\"\n[upstreams.a]\nurl = \"http://127.0.0.1:9\"\n";
     decider.reload(&format!("{FILE}{more}{proxied}"));
     decider.running.until("whether the proxy listens").await;
     decider.running.until("cannot change without a restart").await;
@@ -123,5 +124,8 @@ async fn check_says_what_decisions_leave_open() {
     // Only with the section.
     let proxied = "version = 1\n[[routes]]\npath = \"/v3/*\"\nupstream = \"a\"\n[upstreams.a]\nurl = \"http://127.0.0.1:9\"\n";
     let [printed, warned] = check(proxied).await;
-    assert!(!printed.contains("does not listen") && !warned.contains("identity.claims"), "{printed} {warned}");
+    assert!(
+        !printed.contains("does not listen") && !warned.contains("identity.claims"),
+        "{printed} {warned}"
+    );
 }

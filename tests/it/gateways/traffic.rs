@@ -43,15 +43,13 @@ async fn other_upgrades_do_not_reach_service() {
     let key = stage.issue_key();
     for name in GATEWAYS {
         let Some(gateway) = Running::start(name, &stage).await else { continue };
-        for upgrade in [
-            "upgrade: h2c",
-            "upgrade: h2c, websocket",
-            "upgrade: websocket\r\nupgrade: h2c",
-            "upgrade: H2C",
-        ] {
+        for upgrade in
+            ["upgrade: h2c", "upgrade: h2c, websocket", "upgrade: websocket\r\nupgrade: h2c", "upgrade: H2C"]
+        {
             let forwarded = gateway.echo.counts().requests;
-            let lines =
-                format!("connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n{upgrade}");
+            let lines = format!(
+                "connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABkAAQAAP__\r\n{upgrade}"
+            );
             gateway
                 .send(&format!(
                     "GET /v1/x HTTP/1.1\r\nhost: api.test\r\nauthorization: Bearer {key}\r\n{lines}\r\n\r\n"
@@ -89,7 +87,8 @@ async fn connection_header_cannot_remove_identity() {
 
 #[tokio::test]
 async fn bare_preflight_passes_without_key() {
-    let routes = "[[routes]]\npath = \"/public/*\"\nauth = \"none\"\n[[routes]]\npath = \"/*\"\npreflight = true";
+    let routes =
+        "[[routes]]\npath = \"/public/*\"\nauth = \"none\"\n[[routes]]\npath = \"/*\"\npreflight = true";
     let stage = Stage::with(Setup { sections: SECTIONS, routes, ..Setup::default() }).await;
     for name in GATEWAYS {
         let Some(gateway) = Running::start(name, &stage).await else { continue };
