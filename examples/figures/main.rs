@@ -380,13 +380,13 @@ async fn serve(scalekit: &str, upstream: &str, lines: &str) -> Result<()> {
     let config = config::parse(&file, "figures.toml", &environment)
         .map_err(|problems| anyhow::anyhow!("{problems}"))?;
     let server = Server::bind(config, Arc::default())?;
-    let addresses = [server.address(), server.admin_address()];
+    let addresses = [server.address(), Some(server.admin_address())];
     let readiness = server.readiness();
     let stop = CancellationToken::new();
     let running = tokio::spawn(server.run(stop.clone(), stop));
     readiness.wait_until_ready().await;
     for address in addresses {
-        let Listen::Tcp(address) = address else { bail!("TCP") };
+        let Some(Listen::Tcp(address)) = address else { bail!("TCP") };
         println!("{address}");
     }
     Ok(running.await?)
