@@ -27,7 +27,7 @@ def describe(options, columns, missing):
 def write(options, data):
     os.makedirs(options.out, exist_ok=True)
     for table in data["tables"]:
-        draw = render_bars if table["name"] in ("scenarios", "memory") else render_lines
+        draw = render_bars if table["name"] in ("scenarios", "decisions", "memory") else render_lines
         write_file(options.out, f"{table['name']}.svg", draw(table))
     text = render(data)
     write_file(options.out, "tables.md", text + "\n")
