@@ -1,3 +1,5 @@
+//! What is printed for gateways: names, placeholders, warnings and errors.
+
 use super::*;
 use crate::config::{Environment, parse};
 
