@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::header::{HeaderMap, HeaderValue, USER_AGENT};
+use hyper::header::{HeaderValue, USER_AGENT};
 use hyper::http::uri::PathAndQuery;
 use hyper::{Method, Request, Version};
 
@@ -13,6 +13,7 @@ use crate::logging::json_line::{self, JsonLine, truncate_text};
 use crate::logging::{self, output};
 use crate::metrics::{self, Metrics};
 use crate::rejection::Rejection;
+use crate::traces::{self, RequestSpan};
 
 /// What is written of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +47,10 @@ pub struct Record {
     version: Version,
     client: Option<IpAddr>,
     user_agent: Option<HeaderValue>,
+    /// The trace id that the client sent, where there is no `span`.
     trace: Option<HeaderValue>,
+    /// `None` where traces are not exported.
+    pub span: Option<Box<RequestSpan>>,
     /// A trusted proxy's, or one of Keyward's own.
     pub request_id: HeaderValue,
     /// The route's label, or empty when there was none.
@@ -77,6 +81,7 @@ impl Record {
         request: &Request<B>,
         client: Option<IpAddr>,
         request_id: HeaderValue,
+        span: Option<Box<RequestSpan>>,
         line: Line,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -90,7 +95,8 @@ impl Record {
             version: request.version(),
             client,
             user_agent: request.headers().get(USER_AGENT).cloned(),
-            trace: parse_trace_id(request.headers()),
+            trace: if span.is_none() { traces::parse_trace_id(request.headers()) } else { None },
+            span,
             request_id,
             route: Arc::from(""),
             identity: None,
@@ -171,6 +177,24 @@ impl Record {
         );
     }
 
+    fn finish_span(&self, span: RequestSpan) {
+        span.finish(&traces::Summary {
+            method: &self.method,
+            path: self.path.as_ref().map_or("", PathAndQuery::path),
+            version: version_name(self.version),
+            client: self.client,
+            user_agent: self.user_agent.as_ref(),
+            request_id: &self.request_id,
+            route: &self.route,
+            identity: self.identity.as_deref(),
+            status: self.status,
+            decision: self.decision(),
+            reason: self.reason(),
+            cause: self.cause.as_deref(),
+            upstream: self.upstream,
+        });
+    }
+
     fn write_json(&self, elapsed: Duration) {
         let fields = |line: &mut JsonLine<'_>| {
             line.text("http.request.method", self.method.as_str());
@@ -213,6 +237,10 @@ impl Record {
             if let Some(trace) = &self.trace {
                 line.bytes("trace_id", trace.as_bytes());
             }
+            if let Some(span) = &self.span {
+                line.text("trace_id", &span.trace_id());
+                line.text("span_id", &span.span_id());
+            }
             if let Some(cause) = &self.cause {
                 line.text("error.message", cause);
             }
@@ -242,17 +270,10 @@ impl Drop for Record {
             Line::Json => self.write_json(elapsed),
             Line::Short => self.write_short_line(elapsed),
         }
+        if let Some(span) = self.span.take() {
+            self.finish_span(*span);
+        }
     }
-}
-
-/// The trace id of `traceparent` (W3C Trace Context section 3.2), which is passed on as it is.
-fn parse_trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    let value = headers.get("traceparent")?.to_str().ok()?;
-    let id = value
-        .split('-')
-        .nth(1)
-        .filter(|id| id.len() == 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()))?;
-    HeaderValue::from_str(id).ok()
 }
 
 fn version_name(version: Version) -> &'static str {

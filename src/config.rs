@@ -14,6 +14,7 @@ mod routes;
 mod scalekit;
 mod schema;
 mod settings;
+mod traces;
 mod upstreams;
 mod urls;
 mod values;
@@ -35,6 +36,7 @@ use self::values::{FromText as _, Text};
 use crate::listener::Listen;
 use crate::peer::TrustedProxies;
 use crate::route::RouteTable;
+use crate::traces::TrustParent;
 use crate::{credential, expiry, gateway, identity, listener, logging, rate_limit, upstream, validator};
 
 /// Everything that `keyward run` needs to know.
@@ -66,6 +68,10 @@ pub struct Config {
     pub identity: identity::Settings,
     /// `[server] realm`, `[limits]`, `[streams]`, `[log] access`.
     pub gateway: gateway::Settings,
+    /// The collector of traces, from the environment; `None` where traces are not exported.
+    pub traces: Option<crate::traces::Settings>,
+    /// `[traces]`.
+    pub trust_parent: TrustParent,
     /// `[log]`.
     pub log: logging::Settings,
     /// `[expiry]`.

@@ -7,11 +7,12 @@ mod response_body;
 mod revalidation;
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use http_body::Body as _;
-use hyper::header::{HOST, HeaderMap, HeaderName};
+use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::uri::PathAndQuery;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
@@ -38,6 +39,7 @@ use crate::rate_limit::{Exceeded, RateLimits};
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::request_head::{self, Host};
 use crate::route::{Auth, Route, RouteTable};
+use crate::traces::Traces;
 use crate::upstream::forwarded::{Forwarding, REQUEST_ID, choose_request_id};
 use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, websocket_tunnel};
@@ -87,6 +89,8 @@ pub struct Gateway {
     pub rate_limits: RateLimits,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Makes the spans of requests; `None` where traces are not exported.
+    pub traces: Option<Arc<Traces>>,
     /// Tracks the tasks of open tunnels.
     pub tunnels: TaskTracker,
     /// Cancelled on shutdown, when open tunnels must close.
@@ -119,9 +123,21 @@ impl Gateway {
         let is_trusted = self.trusted.trusts(peer);
         let request_id = choose_request_id(request.headers(), is_trusted);
         let client = self.trusted.client_address(peer, request.headers());
-        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let record = Record::begin(request, client, request_id, line, metrics);
+        let record = self.begin_record(request, peer, is_trusted, client, request_id);
         (Downstream { peer, is_trusted, client, account }, record)
+    }
+
+    fn begin_record(
+        &self,
+        request: &Request<Body>,
+        peer: Peer,
+        is_trusted: bool,
+        client: Option<IpAddr>,
+        request_id: HeaderValue,
+    ) -> Record {
+        let span = self.traces.as_ref().map(|traces| traces.begin(request, peer, is_trusted));
+        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
+        Record::begin(request, client, request_id, span, line, metrics)
     }
 
     fn reject(&self, rejection: &Rejection, format: &ErrorFormat, mut record: Record) -> Response<Body> {
@@ -139,9 +155,9 @@ impl Gateway {
         format: &ErrorFormat,
     ) -> Response<Body> {
         let request_id = choose_request_id(request.headers(), false);
-        let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        let client = self.trusted.client_address(peer, request.headers());
-        let record = Record::begin(request, client, request_id.clone(), line, metrics);
+        let (is_trusted, client) =
+            (self.trusted.trusts(peer), self.trusted.client_address(peer, request.headers()));
+        let record = self.begin_record(request, peer, is_trusted, client, request_id.clone());
         let mut response = self.reject(rejection, format, record);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
@@ -171,6 +187,9 @@ impl Gateway {
             request_id: &record.request_id,
         };
         forwarding.set_headers(request.headers_mut());
+        if let Some(span) = &record.span {
+            span.set_parent(request.headers_mut());
+        }
         set_target_and_host(&mut request, &host);
         if !request.body().is_end_stream() {
             request = request.map(|body| revalidation.wrap_upload(body));
@@ -217,13 +236,19 @@ impl Gateway {
                 (Permit::public(), Revalidation::disabled(admitted))
             }
             Some(requirement) => {
-                let (key, began) = (key?, Instant::now());
+                let (key, began, mut seat) = (key?, Instant::now(), None);
                 let digest = self.validator.digest(&key);
                 self.rate_limits
                     .check_key(&route.rate_limits, &digest, began.into(), &self.metrics)
                     .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
-                let identity = self.validator.validate(&key, digest, downstream.client).await;
+                if let Some(span) = &mut record.span {
+                    span.begin_validation(began);
+                }
+                let identity = self.validator.validate(&key, digest, downstream.client, &mut seat).await;
                 record.validation = Some(began.elapsed());
+                if let Some(span) = &mut record.span {
+                    span.end_validation(seat, identity.as_ref().err());
+                }
                 let identity = identity.inspect_err(|rejection| {
                     if *rejection == Rejection::InvalidKey {
                         downstream.account.record_bad_key();
@@ -302,8 +327,15 @@ impl Gateway {
         };
         let client = options.upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let began = Instant::now();
+        if let Some(span) = &mut record.span {
+            span.begin_upstream(began, upstream);
+        }
         let answered = upstream.forward(request, permit, options).await;
         record.upstream = Some(began.elapsed());
+        if let Some(span) = &mut record.span {
+            let answer = answered.as_ref().map(|(response, _)| response.status().as_u16());
+            span.end_upstream(answer.map_err(|failure| &failure.rejection));
+        }
         upstream.log_outcome(began.into(), answered.as_ref().err());
         let (mut response, exchange) = answered.map_err(|failure| {
             let Failure { rejection, cause } = failure;
@@ -386,7 +418,7 @@ struct Tunnel {
 struct Downstream<'a> {
     peer: Peer,
     is_trusted: bool,
-    client: Option<std::net::IpAddr>,
+    client: Option<IpAddr>,
     account: &'a Arc<Account>,
 }
 

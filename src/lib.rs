@@ -28,6 +28,7 @@ pub mod validator;
 pub mod rate_limit;
 pub mod expiry;
 pub mod upstream;
+pub mod traces;
 
 // The request path.
 pub mod route;

@@ -17,6 +17,8 @@ const PLANNED_PERCENT: usize = 70;
 const PROCESS: usize = 18 * 1024 * 1024;
 /// A bad key or the allowance of a rate limit that is remembered, in bytes.
 pub const REMEMBERED: usize = 256;
+/// A span that waits to be exported, in bytes, with its share of the messages that are being sent.
+pub const SPAN: usize = 6 * 1024;
 
 /// The result of the division.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

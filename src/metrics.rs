@@ -188,6 +188,9 @@ declare_metrics! {
     pub streams_closed: Family<Outcome, Counter> = "streams_closed", Family::default();
     /// Requests to the key management API, by operation and outcome.
     pub management: Family<Management, Counter> = "management_requests", Family::default();
+    /// Spans of traces, by outcome: exported, queue_full (dropped because the collector could not keep up), failed (the export
+    /// failed), rejected (by the collector). Absent where traces are not exported.
+    pub trace_spans: Family<Outcome, Counter> = "trace_spans", Family::default();
     /// Log lines dropped because the log's output could not keep up.
     log_lines_dropped: Counter = "log_lines_dropped", Counter::default();
     /// 1 if the last reload of the configuration took effect, otherwise 0.

@@ -35,6 +35,7 @@ use crate::rejection::{ErrorFormat, Rejection};
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::systemd::ServiceManager;
 use crate::tls::TlsError;
+use crate::traces::{self, Traces};
 use crate::upstream::Upstream;
 use crate::validator::Validator;
 use crate::{identity, logging, scalekit};
@@ -56,6 +57,9 @@ pub enum StartError {
         /// Why it cannot be used.
         error: TlsError,
     },
+    /// The certificates for the collector of traces.
+    #[error("traces: {0}")]
+    Traces(#[from] traces::TracesError),
     /// Keys are remembered by keyed digests, which need random numbers.
     #[error("the operating system provides no random numbers")]
     Randomness,
@@ -74,6 +78,8 @@ pub struct Server {
     restart_only: RestartOnly,
     /// Files beside the route file that are watched.
     files: WatchedFiles,
+    /// The URL of the collector, for the log.
+    traces_endpoint: Option<String>,
     reload: Option<reload::Source>,
     service_manager: ServiceManager,
     scalekit: Arc<Scalekit>,
@@ -111,6 +117,7 @@ impl ListenerSettings {
 /// Resources that are kept over reloads.
 struct SharedResources {
     metrics: Arc<Metrics>,
+    traces: Option<Arc<Traces>>,
     tunnels: TaskTracker,
     closing: CancellationToken,
     /// Pooled connections and flights, which end with the process.
@@ -213,8 +220,14 @@ impl Server {
             background.clone(),
         )
         .map_err(|_| StartError::Randomness)?;
+        let traces = config.traces.as_ref().map(|settings| {
+            let (trust, scalekit) = (config.trust_parent, config.scalekit.origin.address.clone());
+            Traces::start(settings, trust, scalekit, Arc::clone(&metrics), background.clone())
+        });
+        let endpoint = config.traces.as_ref().map(|settings| settings.endpoint.clone());
         let resources = SharedResources {
             metrics,
+            traces: traces.transpose()?,
             tunnels: TaskTracker::new(),
             closing: phases.closing.clone(),
             background,
@@ -242,6 +255,7 @@ impl Server {
             shared,
             restart_only,
             files,
+            traces_endpoint: endpoint,
             reload: None,
             service_manager: ServiceManager::default(),
             scalekit,
@@ -301,6 +315,9 @@ impl Server {
             routes = shared.current.gateway().routes.routes().len(),
             "listening"
         );
+        if let Some(endpoint) = &self.traces_endpoint {
+            tracing::info!("traces are exported to {endpoint}");
+        }
         // The kernel accepts connections already.
         service_manager.notify_ready("listening").await;
         let background = &shared.resources.background;
@@ -373,6 +390,14 @@ impl Server {
             stop.cancelled().await;
             service_manager.notify_stopping("stopping").await;
         }
+        if let Some(traces) = &shared.resources.traces {
+            tokio::select! {
+                lost = traces.shutdown() => if lost > 0 {
+                    tracing::warn!("{lost} spans of traces were not exported before the end");
+                },
+                () = kill.cancelled() => {}
+            }
+        }
         admin_phases.stopping.cancel();
         admin_phases.closing.cancel();
         tracing::info!("stopped");
@@ -414,6 +439,7 @@ impl SharedResources {
             expiry: Arc::new(ExpiryWarnings::new(config.expiry, before.map(|before| &*before.expiry))),
             rate_limits: RateLimits::new(config.rate_limits, before.map(|before| &before.rate_limits)),
             metrics: Arc::clone(&self.metrics),
+            traces: self.traces.as_ref().map(|traces| traces.with_trust(config.trust_parent)),
             tunnels: self.tunnels.clone(),
             closing: self.closing.clone(),
         })

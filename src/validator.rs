@@ -99,14 +99,29 @@ pub struct Validator {
     tasks: TaskTracker,
 }
 
+/// A request's place in a validation, for its trace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seat {
+    /// Whether it waited for the next flight, which requests share, as enough were in the air.
+    pub is_shared: bool,
+    /// The requests that were aboard at the end, from 1.
+    pub aboard: usize,
+}
+
 /// One validation.
 #[derive(Clone)]
 struct Flight {
     /// Each request aboard holds a receiver.
-    landed: watch::Sender<Option<Result<Verdict, Rejection>>>,
+    landed: watch::Sender<Option<Landed>>,
     class: Class,
     /// A bad key is counted against this address, once for each call: that of the request which began the flight.
     client: Option<IpAddr>,
+}
+
+/// How a flight ended.
+struct Landed {
+    answer: Result<Verdict, Rejection>,
+    aboard: usize,
 }
 
 /// `Retry-After` where Scalekit names no time.
@@ -184,6 +199,7 @@ impl Validator {
     }
 
     /// The identity of a key, by a validation that begins after this call. `digest` is that of the key.
+    /// Sets `seat`, unless the answer needs no flight.
     ///
     /// # Errors
     /// `InvalidKey` when it is definitely invalid, `Throttled`, `Overloaded`, or `ValidationUnavailable`.
@@ -192,6 +208,7 @@ impl Validator {
         key: &ApiKey,
         digest: KeyDigest,
         client: Option<IpAddr>,
+        seat: &mut Option<Seat>,
     ) -> Result<Arc<Identity>, Rejection> {
         let now = Instant::now();
         if self.is_known_bad(&digest) {
@@ -209,7 +226,7 @@ impl Validator {
         self.breaker.check(now).map_err(Rejection::ValidationUnavailable)?;
         self.backoff.check(class, now).map_err(Rejection::ValidationUnavailable)?;
         let _waiting = Waiting::begin(self, class)?;
-        let identity = self.join_flight(key, digest, class, client, now).await?;
+        let identity = self.join_flight(key, digest, class, client, now, seat).await?;
         self.good.confirm(digest, good_since, now);
         Ok(identity)
     }
@@ -224,7 +241,7 @@ impl Validator {
         if self.is_known_bad(&digest) {
             return Err(Rejection::InvalidKey);
         }
-        let identity = self.join_flight(key, digest, Class::Stream, None, now).await?;
+        let identity = self.join_flight(key, digest, Class::Stream, None, now, &mut None).await?;
         self.good.confirm(digest, self.good.good_since(&digest), now);
         Ok(identity)
     }
@@ -248,6 +265,7 @@ impl Validator {
         class: Class,
         client: Option<IpAddr>,
         now: Instant,
+        seat: &mut Option<Seat>,
     ) -> Result<Arc<Identity>, Rejection> {
         let (arrival, mut answer) = {
             let mut board = lock(self.board_of(class));
@@ -256,6 +274,8 @@ impl Validator {
             let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
             // Subscribed while the board is locked, as a flight without subscribers makes no call.
             let answer = flight.landed.subscribe();
+            let is_shared = matches!(arrival, Arrival::Boards(_));
+            *seat = Some(Seat { is_shared, aboard: flight.landed.receiver_count() });
             (arrival, answer)
         };
         let departed = match arrival {
@@ -282,12 +302,17 @@ impl Validator {
             answer.wait_for(Option::is_some).await
         };
         let landed = timeout_at(now + self.settings.timeout, landed).await;
-        match landed.as_ref().map(|landed| landed.as_deref()) {
-            Ok(Ok(Some(Ok(Verdict::Valid(identity))))) => Ok(Arc::clone(identity)),
-            Ok(Ok(Some(Ok(Verdict::Invalid)))) => Err(Rejection::InvalidKey),
-            Ok(Ok(Some(Err(rejection)))) => Err(rejection.clone()),
+        let Ok(Ok(Some(Landed { answer, aboard }))) = landed.as_ref().map(|landed| landed.as_deref()) else {
             // The flight panicked, or took too long.
-            Ok(Ok(None) | Err(_)) | Err(_) => Err(Rejection::ValidationUnavailable(RETRY_AFTER)),
+            return Err(Rejection::ValidationUnavailable(RETRY_AFTER));
+        };
+        if let Some(seat) = seat {
+            seat.aboard = *aboard;
+        }
+        match answer {
+            Ok(Verdict::Valid(identity)) => Ok(Arc::clone(identity)),
+            Ok(Verdict::Invalid) => Err(Rejection::InvalidKey),
+            Err(rejection) => Err(rejection.clone()),
         }
     }
 
@@ -312,7 +337,8 @@ impl Validator {
             // No permit means that no request waits any more.
             if permit.is_some() {
                 let answer = self.call_scalekit(&key, digest, flight.class, flight.client).await;
-                flight.landed.send_replace(Some(answer));
+                let aboard = flight.landed.receiver_count();
+                flight.landed.send_replace(Some(Landed { answer, aboard }));
             }
             drop(permit);
             next = lock(board).land(&digest);

@@ -134,7 +134,7 @@ impl Environment {
 
     /// Empty variables count as missing, as Compose files and charts often set such. White space around a value is removed, as
     /// secrets that are made from files end in a line break.
-    fn find_variable(&self, name: &str) -> Option<&str> {
+    pub(super) fn find_variable(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())
     }
 }

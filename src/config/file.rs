@@ -27,6 +27,7 @@ use crate::policy::Scope;
 use crate::pool::Protocol;
 use crate::rate_limit::Subject;
 use crate::route::Pattern;
+use crate::traces::TrustParent;
 use crate::{identity, validator};
 
 const KIB: u64 = 1 << 10;
@@ -56,6 +57,7 @@ pub(super) struct File {
     pub(super) streams: Table<Streams>,
     pub(super) identity: Table<Identity>,
     pub(super) log: Table<Log>,
+    pub(super) traces: Table<Traces>,
     /// The services behind Keyward, by name. Names have letters, digits, "-" and "_".
     pub(super) upstreams: Named<Table<Upstream>>,
     /// The requests that are forwarded, their upstreams, and what they require. The most specific route wins, in any order.
@@ -491,6 +493,26 @@ impl Default for Log {
 impl Choices for Format {
     const WORDS: &'static [(&'static str, Self)] =
         &[("auto", Self::Auto), ("json", Self::Json), ("text", Self::Text)];
+}
+
+/// Traces, which are exported where the environment names a collector (OTEL_EXPORTER_OTLP_ENDPOINT).
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Traces {
+    /// Whose traceparent is continued, and decides whether a request is traced: "trusted_proxies" for those of
+    /// server.trusted_proxies, "always" for every client's, or "never". Other requests begin a trace of their own.
+    pub(super) trust_parent: Choice<TrustParent>,
+}
+
+impl Default for Traces {
+    fn default() -> Self {
+        Self { trust_parent: Choice(TrustParent::TrustedProxies) }
+    }
+}
+
+impl Choices for TrustParent {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("trusted_proxies", Self::TrustedProxies), ("always", Self::Always), ("never", Self::Never)];
 }
 
 /// A service behind Keyward.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::Config;
 use crate::listener::INTERNAL_CONNECTIONS;
-use crate::memory_plan::{Plan, REMEMBERED};
+use crate::memory_plan::{Plan, REMEMBERED, SPAN};
 use crate::peer::TrustedProxies;
 
 /// The memory and file descriptors that are available, as far as they are known.
@@ -42,6 +42,19 @@ impl Config {
     }
 
     fn fit_memory(&mut self, memory: usize) {
+        let mut spans = 0;
+        if let Some(traces) = &mut self.traces {
+            let most = memory / 16 / SPAN;
+            if traces.queue > most {
+                self.warnings.push(format!(
+                    "OTEL_BSP_MAX_QUEUE_SIZE is lowered from {} to {most}, for a sixteenth of {} MiB of memory",
+                    traces.queue,
+                    memory >> 20
+                ));
+                (traces.queue, traces.batch) = (most, traces.batch.min(most / 4));
+            }
+            spans = traces.queue * SPAN;
+        }
         let entries = if self.validator.negative_ttl.is_zero() { 0 } else { self.validator.negative_entries };
         let entries = usize::try_from(entries).unwrap_or(usize::MAX);
         let most = memory / 8 / REMEMBERED;
@@ -53,7 +66,8 @@ impl Config {
             self.validator.negative_entries = most as u64;
         }
         let remembered = entries.min(most) + self.fit_rate_limits(memory);
-        let plan = Plan::new(memory, self.listener.max_connections, self.listener.max_head, remembered);
+        let (connections, head) = (self.listener.max_connections, self.listener.max_head);
+        let plan = Plan::new(memory.saturating_sub(spans), connections, head, remembered);
         self.listener.memory = plan.requests;
         let memory = memory >> 20;
         self.lower_connections(plan.connections, &format!("for {memory} MiB of memory"));

@@ -13,6 +13,7 @@ use super::management::convert_management;
 use super::rate_limits::convert_rate_limits;
 use super::routes::convert_routes;
 use super::scalekit::convert_scalekit;
+use super::traces::read_traces;
 use super::upstreams::convert_upstreams;
 use super::urls::listeners_clash;
 use super::values::special::{BadKeys, Lifetime};
@@ -146,6 +147,8 @@ fn convert_file(
             unconfirmed_for,
             access_log: Line::from_settings(log),
         },
+        traces: read_traces(environment, report),
+        trust_parent: file.traces.0.trust_parent.0,
         log,
         expiry: expiry::Settings { warn_before: file.expiry.0.warn_before.map(|Lifetime(before)| before) },
         rate_limits: rate_limits.limits,

@@ -188,7 +188,7 @@ async fn random_schedules_admit_no_request_after_revocation() {
             }
             let (validator, key) = (Arc::clone(&rig.validator), crate::rig::parse_key(&key));
             let handle = requests.spawn(async move {
-                (number, validator.validate(&key, validator.digest(&key), None).await.map(|_| ()))
+                (number, validator.validate(&key, validator.digest(&key), None, &mut None).await.map(|_| ()))
             });
             if random.u8(..4) == 0 {
                 leaving.push(handle);

@@ -106,7 +106,7 @@ impl Rig {
 
     pub async fn validate_from(&self, key: &str, client: Option<IpAddr>) -> Result<Arc<Identity>, Rejection> {
         let key = parse_key(key);
-        timeout(TEST_TIMEOUT, self.validator.validate(&key, self.validator.digest(&key), client))
+        timeout(TEST_TIMEOUT, self.validator.validate(&key, self.validator.digest(&key), client, &mut None))
             .await
             .expect("a verdict in time")
     }
@@ -114,7 +114,7 @@ impl Rig {
     /// Starts a validation in the background.
     pub fn spawn_validation(&self, key: &str) -> tokio::task::JoinHandle<Result<Arc<Identity>, Rejection>> {
         let (validator, key) = (Arc::clone(&self.validator), parse_key(key));
-        tokio::spawn(async move { validator.validate(&key, validator.digest(&key), None).await })
+        tokio::spawn(async move { validator.validate(&key, validator.digest(&key), None, &mut None).await })
     }
 
     /// Waits until this number of requests is without a verdict.
