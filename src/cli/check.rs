@@ -50,7 +50,11 @@ pub(super) fn run_check(args: CheckArgs) -> Result<ExitCode> {
         true => "",
         false => "The proxy does not listen: no route has an upstream, and server.listen is not set.\n",
     };
-    super::write_stdout(&format!("{}\n{note}{name} is fine.\n", format_routes(&config)))?;
+    let traces = config
+        .traces
+        .as_ref()
+        .map_or_else(String::new, |traces| format!("Traces are exported to {}.\n", traces.endpoint));
+    super::write_stdout(&format!("{}\n{note}{traces}{name} is fine.\n", format_routes(&config)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -93,8 +97,10 @@ fn report_as_json(config: Result<&Config, &Diagnostics>) -> serde_json::Value {
         }
         Err(Diagnostics(problems)) => (&problems[..], &[][..], Vec::new()),
     };
+    let traces = config.ok().and_then(|config| Some(&config.traces.as_ref()?.endpoint));
     serde_json::json!({
         "ok": config.is_ok(),
+        "traces": traces,
         "problems": problems,
         "warnings": warnings,
         "routes": routes,

@@ -70,7 +70,7 @@ pub(super) fn run_dev(mut args: DevArgs) -> Result<()> {
             }
         };
         let environment = Environment::from_pairs([
-            ("SCALEKIT_ENVIRONMENT_URL", &environment_url),
+            ("SCALEKIT_ENVIRONMENT_URL", &*environment_url),
             ("SCALEKIT_CLIENT_ID", CLIENT),
             ("SCALEKIT_CLIENT_SECRET", CLIENT),
         ]);

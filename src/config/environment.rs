@@ -45,8 +45,9 @@ impl Environment {
     }
 
     /// Only these variables, for tests and for `keyward dev`.
-    pub fn from_pairs<const N: usize>(variables: [(&str, &str); N]) -> Self {
-        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    pub fn from_pairs<'p>(variables: impl IntoIterator<Item = (&'p str, &'p str)>) -> Self {
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let variables = variables.into_iter().map(owned).collect();
         Self { variables, incomplete: false }
     }
 

@@ -43,6 +43,7 @@ mod streams;
 mod systemd;
 mod architecture;
 mod tonic;
+mod traces;
 mod tunnel;
 mod upstreams;
 mod verdicts;

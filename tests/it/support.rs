@@ -39,6 +39,8 @@ pub struct Setup {
     pub routes: &'static str,
     /// The upstream's URL, if it is not the echo.
     pub upstream_url: Option<String>,
+    /// More environment variables.
+    pub environment: Vec<(&'static str, String)>,
     /// The emulator's settings.
     pub emulator: emulator::Settings,
     /// Whether to wait until Keyward is ready.
@@ -72,6 +74,7 @@ impl Default for Setup {
             sections: "",
             routes: ROUTES,
             upstream_url: None,
+            environment: Vec::new(),
             emulator: emulator::Settings::default(),
             ready: true,
         }
@@ -151,11 +154,13 @@ impl Stage {
             setup.scalekit, setup.upstream, setup.sections, setup.routes
         );
         let url = format!("http://{emulator_address}");
-        let environment = Environment::from_pairs([
+        let scalekit = [
             ("SCALEKIT_ENVIRONMENT_URL", &*url),
             ("SCALEKIT_CLIENT_ID", "dev"),
             ("SCALEKIT_CLIENT_SECRET", "dev"),
-        ]);
+        ];
+        let more = setup.environment.iter().map(|(name, value)| (*name, &**value));
+        let environment = Environment::from_pairs(scalekit.into_iter().chain(more));
         let mut config =
             config::parse(&file, "test.toml", &environment).unwrap_or_else(|problems| panic!("{problems}"));
         // Applies `limits.memory`, as `run` does.
