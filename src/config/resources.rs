@@ -209,6 +209,24 @@ mod tests {
     }
 
     #[test]
+    fn queue_of_spans_is_part_of_the_memory_plan() {
+        let fitted = |memory: usize, collector: &str| {
+            let file = "version = 1\n[upstreams.a]\nurl = \"http://127.0.0.1:1\"\n[[routes]]\npath = \"/*\"\nupstream = \"a\"\n";
+            let environment = Environment::from_pairs([("OTEL_EXPORTER_OTLP_ENDPOINT", collector)]);
+            let mut config = parse(file, "test.toml", &environment.without_scalekit()).unwrap();
+            config.fit(Resources { memory: Some(memory), descriptors: None });
+            config
+        };
+        let (without, with) = (fitted(512 * MIB, ""), fitted(512 * MIB, "http://collector:4318"));
+        assert!(with.listener.memory < without.listener.memory);
+        assert_eq!(with.traces.unwrap().queue, 2048);
+        let small = fitted(64 * MIB, "http://collector:4318");
+        let warned = small.warnings.iter().any(|text| text.starts_with("OTEL_BSP_MAX_QUEUE_SIZE is lowered"));
+        let traces = small.traces.unwrap();
+        assert!(warned && traces.queue == 682 && traces.batch == 170, "{traces:?}");
+    }
+
+    #[test]
     fn lowest_cgroup_memory_limit_applies() {
         let root = std::env::temp_dir().join(format!("keyward-cgroup-{}", std::process::id()));
         let write = |path: &str, text: &str| {
