@@ -288,7 +288,7 @@ impl RequestSpan {
                 attributes.add("http.response.status_code", i64::from(status));
                 let broken = summary.reason.filter(|reason| BROKEN_RESPONSES.contains(reason));
                 let failure = (status >= 400).then(|| Cow::Owned(status.to_string()));
-                (clock.now, failure.or(broken.map(Cow::Borrowed)))
+                (clock.now, failure.or_else(|| broken.map(Cow::Borrowed)))
             }
             Some(Err((ended, code))) => (ended, Some(Cow::Borrowed(code))),
             // The client has gone, or its key was revoked, before the response.
