@@ -1,6 +1,7 @@
 //! The files in `tests/config/`: what is read, and the exact words for what is not. `UPDATE_FIXTURES=1 cargo test --lib config`
 //! writes the words anew, for the eye to judge.
 
+mod configuration_page;
 mod environment;
 mod reference;
 mod schema;

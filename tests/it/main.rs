@@ -11,6 +11,7 @@ mod backend_paths;
 mod command_line;
 mod decision;
 mod deploy;
+mod documentation;
 mod drain;
 mod expiry;
 mod exposition;

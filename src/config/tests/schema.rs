@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::*;
 
-fn schema() -> Value {
+pub(super) fn schema() -> Value {
     serde_json::from_str(&json_schema().unwrap()).unwrap()
 }
 
