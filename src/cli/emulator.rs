@@ -25,9 +25,12 @@ pub(super) struct EmulatorArgs {
     /// Address for TLS, with the same keys; needs --ca-out
     #[arg(long, value_name = "ADDRESS", requires = "ca_out")]
     tls_listen: Option<SocketAddr>,
-    /// File to write the CA certificate to that verifies the TLS certificate, which is for localhost
+    /// File to write the CA certificate to that verifies the TLS certificate, which is for localhost and --tls-name
     #[arg(long, value_name = "FILE", requires = "tls_listen")]
     ca_out: Option<PathBuf>,
+    /// Host name or IP address that the TLS certificate is for too, such as a container's name. Repeatable
+    #[arg(long, value_name = "NAME", requires = "tls_listen")]
+    tls_name: Vec<String>,
     /// Client id to accept
     #[arg(long, default_value = "dev")]
     client_id: String,
@@ -60,11 +63,12 @@ pub(super) fn run_emulator(args: EmulatorArgs) -> Result<()> {
         let mut text = format!("Scalekit emulator\n\n  http://{}", listener.local_addr()?);
         let tasks = TaskTracker::new();
         if let (Some(address), Some(file)) = (args.tls_listen, args.ca_out) {
-            let certificate = Certificate::generate()?;
+            let certificate = Certificate::generate_for(&args.tls_name).context("--tls-name")?;
             std::fs::write(&file, certificate.ca_pem())
                 .with_context(|| format!("cannot write {}", file.display()))?;
             let listener = bind_listener(address).await?;
-            text += &format!("\n  https://localhost:{}", listener.local_addr()?.port());
+            let name = args.tls_name.first().map_or("localhost", String::as_str);
+            text += &format!("\n  https://{name}:{}", listener.local_addr()?.port());
             text += &format!("  verified with {}", file.display());
             let (emulator, stop) = (emulator.clone(), stop.clone());
             tasks.spawn(async move { emulator.serve_tls(listener, &certificate, stop).await });

@@ -1,6 +1,7 @@
 //! `deploy/` and the image agree with Keyward's settings.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use keyward::config::{self, Config, Environment, Resources};
@@ -29,8 +30,16 @@ fn block(yaml: &str, start: &str) -> String {
         .collect()
 }
 
-fn in_kubernetes() -> Config {
-    parsed(&block(&read("deploy/kubernetes.yaml"), "keyward.toml: |"), "kubernetes.yaml")
+/// Where a route file is, with the deployment that it belongs to.
+const IN_KUBERNETES: [(&str, &str); 3] = [
+    ("deploy/kustomize/example/keyward.toml", "deploy/kustomize/component/sidecar.yaml"),
+    ("deploy/helm/example/values.yaml", "deploy/helm/example/templates/orders.yaml"),
+    ("deploy/helm/keyward/ci/full-values.yaml", "deploy/helm/keyward/ci/full-values.yaml"),
+];
+
+fn route_file(path: &str) -> Config {
+    let text = read(path);
+    parsed(&if path.ends_with(".toml") { text } else { block(&text, "config: |") }, path)
 }
 
 /// The number of seconds after `key`.
@@ -49,20 +58,39 @@ fn compose_stops_container_after_drain() {
 
 #[test]
 fn kubernetes_grace_period_covers_drain() {
-    let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
-    let grace = seconds(&manifest, "terminationGracePeriodSeconds:");
-    let wait = seconds(&manifest, "sleep: {seconds:");
-    assert!(grace > wait + config.drain_delay + config.drain_timeout, "{grace:?}");
+    let orders = read("deploy/kustomize/example/orders.yaml");
+    for (file, deployment) in IN_KUBERNETES {
+        let (config, deployment) = (route_file(file), read(deployment));
+        let grace = seconds(&deployment, "terminationGracePeriodSeconds:");
+        // The service's preStop comes first; a Deployment of Keyward's own has no service in its pods.
+        let hook = [&deployment, &orders].iter().any(|text| text.contains("sleep: {seconds:"));
+        let own = file.contains("keyward/ci");
+        let wait = if hook && !own { seconds(&orders, "sleep: {seconds:") } else { Duration::ZERO };
+        assert!(grace > wait + config.drain_delay + config.drain_timeout, "{file}: {grace:?}");
+    }
+    let (chart, defaults) =
+        (read("deploy/helm/keyward/values.yaml"), route_file("deploy/helm/example/values.yaml"));
+    let grace = seconds(&chart, "\nterminationGracePeriodSeconds:");
+    assert!(grace > defaults.drain_delay + defaults.drain_timeout, "{grace:?}");
 }
 
 #[test]
 fn kubernetes_ports_match_listen_addresses() {
-    let (config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
-    for (listen, port, name) in [(config.listener.listen, 4480, "keyward"), (config.admin, 4481, "admin")] {
-        assert_eq!(listen, Listen::Tcp(([0, 0, 0, 0], port).into()));
-        assert!(manifest.contains(&format!("{{name: {name}, containerPort: {port}}}")), "{name}");
+    for (file, _) in IN_KUBERNETES {
+        let config = route_file(file);
+        for (listen, port) in [(config.listener.listen, 4480), (config.admin, 4481)] {
+            let Listen::Tcp(address) = listen else { panic!("{file}") };
+            assert!(address.ip().is_unspecified() && address.port() == port, "{file}: {address}");
+        }
     }
-    assert!(manifest.contains("targetPort: 4480}"));
+    for container in
+        ["deploy/kustomize/component/sidecar.yaml", "deploy/helm/keyward-sidecar/templates/_keyward.tpl"]
+    {
+        let text = read(container);
+        assert!(text.contains("{name: keyward, containerPort: 4480}"), "{container}");
+        assert!(text.contains("{name: keyward-admin, containerPort: 4481}"), "{container}");
+        assert_eq!(text.matches("port: keyward-admin}").count(), 3, "{container}: a probe each");
+    }
 }
 
 /// The number of mebibytes after `key`.
@@ -74,9 +102,10 @@ fn mebibytes(text: &str, key: &str) -> usize {
 
 #[test]
 fn manifest_connections_fit_its_memory() {
-    let (mut config, manifest) = (in_kubernetes(), read("deploy/kubernetes.yaml"));
-    let memory = mebibytes(&manifest, "limits: {memory: ");
-    assert!(manifest.contains("59 MiB / 480 KiB = 126."));
+    let [(file, deployment), ..] = IN_KUBERNETES;
+    let mut config = route_file(file);
+    let memory = mebibytes(&read(deployment), "limits: {memory: ");
+    assert!(read(file).contains("59 MiB / 480 KiB = 126."));
     // 70 % of the memory, less the process and the remembered bad keys.
     let free = memory / 100 * 70 - (18 << 20) - 256 * config.validator.negative_entries as usize;
     let each = memory_plan::CONNECTION + config.listener.max_head + 2 * memory_plan::SHARE;
@@ -94,12 +123,46 @@ fn manifest_connections_fit_its_memory() {
 }
 
 #[test]
-fn pod_containers_meet_restricted_profile() {
-    let manifest = read("deploy/kubernetes.yaml");
-    assert_eq!(manifest.matches("allowPrivilegeEscalation: false").count(), 2);
-    assert_eq!(manifest.matches("capabilities: {drop: [ALL]}").count(), 2);
-    assert!(manifest.contains("      securityContext:\n        runAsNonRoot: true"));
-    assert!(read("deploy/compose.yaml").contains("ports: [\"127.0.0.1:4480:4480\"]"));
+fn rendered_manifests_are_valid_and_restricted() {
+    let script = format!("{}/.ci/check-manifests", env!("CARGO_MANIFEST_DIR"));
+    let output = Command::new(script).output().unwrap();
+    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    if output.status.code() == Some(77) {
+        return eprintln!("{}", text(&output.stdout).trim());
+    }
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+}
+
+#[test]
+fn compose_publishes_on_loopback_without_privileges() {
+    let compose = read("deploy/compose.yaml");
+    for ports in compose.lines().filter(|line| line.trim_start().starts_with("ports: ")) {
+        assert_eq!(ports.matches("\"").count() / 2, ports.matches("\"127.0.0.1:").count(), "{ports}");
+    }
+    for setting in ["read_only: true", "cap_drop: [ALL]", "no-new-privileges:true"] {
+        assert_eq!(compose.matches(setting).count(), 2, "{setting}: of Keyward and of the service");
+    }
+}
+
+/// A service of the Compose file.
+fn service(name: &str) -> String {
+    block(&read("deploy/compose.yaml"), &format!("{name}:"))
+}
+
+#[test]
+fn compose_demo_verifies_emulator_by_name() {
+    let (emulator, demo) = (service("emulator"), service("demo"));
+    assert!(
+        emulator.contains("\"--tls-listen\", \"0.0.0.0:4491\", \"--tls-name\", \"emulator\""),
+        "{emulator}"
+    );
+    assert!(
+        emulator.contains("\"--ca-out\", \"/ca/ca.pem\"") && emulator.contains("[\"ca:/ca\"]"),
+        "{emulator}"
+    );
+    assert!(demo.contains("SCALEKIT_ENVIRONMENT_URL: https://emulator:4491\n"), "{demo}");
+    assert!(demo.contains("SSL_CERT_FILE: /ca/ca.pem\n") && demo.contains("[\"ca:/ca:ro\"]"), "{demo}");
+    assert!(demo.contains("emulator: {condition: service_healthy}"), "{demo}");
 }
 
 #[test]
@@ -114,9 +177,7 @@ fn image_has_no_emulator_unless_asked() {
             "{build}"
         );
     }
-    let compose = read("deploy/compose.yaml");
-    let (_, emulator) = compose.split_once("\n  emulator:\n").unwrap();
-    let (emulator, demo) = emulator.split_once("\n  demo:\n").unwrap();
+    let (emulator, demo) = (service("emulator"), service("demo"));
     assert!(
         emulator.contains("args: {FEATURES: dev}") && emulator.contains("image: keyward-dev"),
         "{emulator}"
@@ -137,7 +198,25 @@ fn image_build_copies_every_workspace_member() {
 }
 
 #[test]
-fn image_version_matches_package() {
-    let label = format!("org.opencontainers.image.version=\"{}\"", env!("CARGO_PKG_VERSION"));
-    assert!(read("Dockerfile").contains(&label), "no {label}");
+fn versions_match_package() {
+    let version = env!("CARGO_PKG_VERSION");
+    for (path, text) in [
+        ("Dockerfile", format!("org.opencontainers.image.version=\"{version}\"")),
+        ("CHANGELOG.md", format!("\n## {version} - ")),
+        ("deploy/helm/keyward/Chart.yaml", format!("\nappVersion: {version}\n")),
+        ("deploy/helm/keyward-sidecar/Chart.yaml", format!("\nappVersion: {version}\n")),
+        (
+            "deploy/helm/keyward-sidecar/templates/_keyward.tpl",
+            format!("\"keyward-sidecar.version\" -}}}}{version}{{{{-"),
+        ),
+        ("deploy/kustomize/example/kustomization.yaml", format!("newTag: {version}}}")),
+    ] {
+        assert!(read(path).contains(&text), "{path}: no {text}");
+    }
+    for chart in ["keyward", "keyward-sidecar", "example"] {
+        let chart = read(&format!("deploy/helm/{chart}/Chart.yaml"));
+        let versions: Vec<&str> =
+            chart.lines().filter_map(|line| line.trim().strip_prefix("version: ")).collect();
+        assert!(versions.iter().all(|found| *found == version), "{versions:?}");
+    }
 }

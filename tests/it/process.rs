@@ -387,3 +387,28 @@ async fn commands_printed_by_dev_work_as_described() {
     running.signal(rustix::process::Signal::INT);
     assert_eq!(running.exit().await, Some(0));
 }
+
+#[cfg(feature = "dev")]
+#[tokio::test]
+async fn emulator_serves_keyward_under_its_tls_name() {
+    let ca = std::env::temp_dir().join(format!("keyward-test-{}-emulator-ca", std::process::id()));
+    let arguments = ["emulator", "--listen", "127.0.0.2:0", "--tls-listen", "127.0.0.2:0", "--ca-out"];
+    let ca = ca.to_str().unwrap();
+    let mut running = Running::start(keyward(&[&arguments[..], &[ca, "--tls-name", "127.0.0.2"]].concat()));
+    running.until("all keys are lost").await;
+    let text = running.text();
+    let url =
+        text.lines().find(|line| line.contains("https://127.0.0.2:")).unwrap_or_else(|| panic!("{text}"));
+    let mut command = keyward(&["keys", "create", "--org", "org_1", "--quiet"]);
+    command.env("SCALEKIT_ENVIRONMENT_URL", url.split_whitespace().next().unwrap());
+    command.env("SCALEKIT_CLIENT_ID", "dev").env("SCALEKIT_CLIENT_SECRET", "dev").env("SSL_CERT_FILE", ca);
+    let output = timeout(TEST_TIMEOUT, command.output()).await.unwrap().unwrap();
+    std::fs::remove_file(ca).unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    running.signal(rustix::process::Signal::INT);
+    assert_eq!(running.exit().await, Some(0));
+
+    let (code, _, errors) = run(&[&arguments[..], &[ca, "--tls-name", "https://emulator"]].concat()).await;
+    assert_eq!(code, 1, "{errors}");
+    assert!(errors.contains("--tls-name: \"https://emulator\" is not a host name"), "{errors}");
+}

@@ -1,4 +1,4 @@
-//! A self-made CA and a certificate for localhost, generated at start.
+//! A self-made CA and a certificate for localhost and other names, generated at start.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -8,12 +8,12 @@ use rcgen::{
     KeyUsagePurpose,
 };
 use rustls::ServerConfig;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use tokio_rustls::TlsAcceptor;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A certificate for `localhost`, `127.0.0.1` and `::1`, with its key.
+/// A certificate for `localhost`, `127.0.0.1`, `::1` and the names it was generated for, with its key.
 #[derive(Clone)]
 pub struct Certificate {
     ca_pem: String,
@@ -23,6 +23,9 @@ pub struct Certificate {
 /// The certificate could not be generated or used.
 #[derive(Debug, thiserror::Error)]
 pub enum CertificateError {
+    /// A certificate cannot be for this name.
+    #[error("{0:?} is not a host name or an IP address, such as emulator or 192.0.2.1")]
+    Name(String),
     /// rcgen failed.
     #[error("cannot generate a certificate: {0}")]
     Generate(#[from] rcgen::Error),
@@ -32,15 +35,25 @@ pub enum CertificateError {
 }
 
 impl Certificate {
-    /// Generates a CA and a certificate, valid for 396 days. The private key of the CA is not kept.
+    /// [`Self::generate_for`] no further names.
     pub fn generate() -> Result<Self, CertificateError> {
+        Self::generate_for(&[])
+    }
+
+    /// Generates a CA and a certificate, valid for 396 days, for `names` too: host names and IP addresses by which clients on other
+    /// machines or in other containers reach the emulator. The private key of the CA is not kept.
+    pub fn generate_for(names: &[String]) -> Result<Self, CertificateError> {
+        if let Some(name) = names.iter().find(|name| ServerName::try_from(name.as_str()).is_err()) {
+            return Err(CertificateError::Name(name.clone()));
+        }
         let mut authority = CertificateParams::new([])?;
         authority.distinguished_name.push(DnType::CommonName, "Keyward emulator authority");
         authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         authority.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
 
-        let mut leaf = CertificateParams::new(["localhost", "127.0.0.1", "::1"].map(str::to_owned))?;
+        let always = ["localhost", "127.0.0.1", "::1"].map(str::to_owned);
+        let mut leaf = CertificateParams::new([&always[..], names].concat())?;
         leaf.distinguished_name.push(DnType::CommonName, "Keyward emulator");
         leaf.use_authority_key_identifier_extension = true; // Required by Python from 3.13 on.
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, LengthLimitError, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::http::request::Parts;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use jiff::Timestamp;
 use scalekit::call::{Call, Operation};
 use scalekit::response::HttpResponse;
@@ -16,12 +16,15 @@ use scalekit::transport::Transport;
 use scalekit::{ExposeSecret, oauth};
 
 use crate::Shared;
-use crate::body::{Body, BodyError};
+use crate::body::{Body, BodyError, full};
 use crate::endpoint::{self, Endpoint};
 use crate::faults::{Answer, Effect, Plan};
 
 /// Limit of a request body, in bytes.
 const MAX_BODY: usize = 1024 * 1024;
+
+/// Answered without an access token and without faults: for orchestrators, and `keyward healthcheck --admin`.
+const READINESS_PATH: &str = "/readyz";
 
 /// Makes hyper close the HTTP/1.1 connection, or reset the HTTP/2 stream, without a response.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +36,9 @@ pub(crate) async fn handle_request(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, NoResponse> {
     let (head, body) = request.into_parts();
+    if head.uri.path() == READINESS_PATH && head.method == Method::GET {
+        return Ok(Response::new(full("ready\n")));
+    }
     let transport = Transport::of_request(&head.headers);
     let endpoint = match Endpoint::of_request(transport, &head) {
         Ok(endpoint) => endpoint,

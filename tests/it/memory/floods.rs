@@ -22,7 +22,7 @@ use crate::wire::http2::{
     DATA, END_HEADERS, END_STREAM, GET, HEADERS, SETTINGS, WINDOW_UPDATE, block, frame, preface,
 };
 
-/// The limit in the file, no more than that of `deploy/kubernetes.yaml`.
+/// The limit in the file, no more than that of `deploy/kustomize/component/sidecar.yaml`.
 const MEMORY: usize = 128 * MIB;
 
 /// The process with a slow emulator and an echo upstream.

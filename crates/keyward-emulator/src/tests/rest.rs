@@ -201,3 +201,12 @@ async fn closing_connections_keeps_listener_open() {
     api.emulator.clear_faults();
     assert_eq!(api.validate(&key).await.status, 200);
 }
+
+#[tokio::test]
+async fn readiness_needs_no_token_and_heeds_no_fault() {
+    let api = Api::start(Settings::default()).await;
+    api.fault("any:status=503");
+    let answer = api.send("GET", "/readyz", None, "").await.unwrap();
+    assert_eq!((answer.status, answer.body), (200, json!("ready\n")));
+    assert_eq!(api.list("organization_id=org_1").await.status, 503);
+}

@@ -54,3 +54,32 @@ async fn trusting_client_is_served_over_http1_and_http2() {
     stop.cancel();
     timeout(SOON, served).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn certificate_is_for_given_names_alone() {
+    let emulator = Emulator::new(Settings::default());
+    let certificate = Certificate::generate_for(&["emulator".to_owned(), "192.0.2.1".to_owned()]).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let _end = stop.clone().drop_guard();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(certificate.ca_pem().as_bytes()).unwrap()).unwrap();
+    tokio::spawn(async move { emulator.serve_tls(listener, &certificate, stop).await });
+    for (name, served) in [("emulator", true), ("192.0.2.1", true), ("localhost", true), ("other", false)] {
+        let stream = TcpStream::connect(address).await.unwrap();
+        let name = ServerName::try_from(name).unwrap();
+        let connection = connector(roots.clone(), b"h2").connect(name.clone(), stream).await;
+        assert_eq!(connection.is_ok(), served, "{name:?}");
+    }
+}
+
+#[test]
+fn invalid_certificate_name_is_refused_with_example() {
+    for name in ["", "a b", "emulator:4491", "https://emulator", "*.example.com"] {
+        let error = Certificate::generate_for(&[name.to_owned()]).err().map(|error| error.to_string());
+        assert_eq!(
+            error,
+            Some(format!("{name:?} is not a host name or an IP address, such as emulator or 192.0.2.1"))
+        );
+    }
+}
