@@ -58,20 +58,25 @@ fn compose_stops_container_after_drain() {
 
 #[test]
 fn kubernetes_grace_period_covers_drain() {
-    let orders = read("deploy/kustomize/example/orders.yaml");
     for (file, deployment) in IN_KUBERNETES {
-        let (config, deployment) = (route_file(file), read(deployment));
-        let grace = seconds(&deployment, "terminationGracePeriodSeconds:");
-        // The service's preStop comes first; a Deployment of Keyward's own has no service in its pods.
-        let hook = [&deployment, &orders].iter().any(|text| text.contains("sleep: {seconds:"));
-        let own = file.contains("keyward/ci");
-        let wait = if hook && !own { seconds(&orders, "sleep: {seconds:") } else { Duration::ZERO };
-        assert!(grace > wait + config.drain_delay + config.drain_timeout, "{file}: {grace:?}");
+        let (config, grace) =
+            (route_file(file), seconds(&read(deployment), "terminationGracePeriodSeconds:"));
+        assert!(grace > config.drain_delay + config.drain_timeout, "{file}: {grace:?}");
     }
-    let (chart, defaults) =
-        (read("deploy/helm/keyward/values.yaml"), route_file("deploy/helm/example/values.yaml"));
-    let grace = seconds(&chart, "\nterminationGracePeriodSeconds:");
+    let defaults = route_file("deploy/helm/keyward/ci/minimal-values.yaml");
+    let grace = seconds(&read("deploy/helm/keyward/values.yaml"), "\nterminationGracePeriodSeconds:");
     assert!(grace > defaults.drain_delay + defaults.drain_timeout, "{grace:?}");
+}
+
+#[test]
+fn service_beside_sidecar_outlives_its_drain_delay() {
+    for (file, service) in [
+        ("deploy/kustomize/example/keyward.toml", "deploy/kustomize/example/orders.yaml"),
+        ("deploy/helm/example/values.yaml", "deploy/helm/example/templates/orders.yaml"),
+    ] {
+        let (config, sleep) = (route_file(file), seconds(&read(service), "sleep: {seconds:"));
+        assert!(sleep > config.drain_delay, "{service}: {sleep:?}");
+    }
 }
 
 #[test]
@@ -90,6 +95,7 @@ fn kubernetes_ports_match_listen_addresses() {
         assert!(text.contains("{name: keyward, containerPort: 4480}"), "{container}");
         assert!(text.contains("{name: keyward-admin, containerPort: 4481}"), "{container}");
         assert_eq!(text.matches("port: keyward-admin}").count(), 3, "{container}: a probe each");
+        assert!(text.contains("exec: {command: [/keyward, drain]}"), "{container}");
     }
 }
 

@@ -50,6 +50,10 @@ Parts of a pod with Keyward. Each takes a dict:
   livenessProbe:
     httpGet: {path: /livez, port: keyward-admin}
     periodSeconds: 10
+  lifecycle:
+    # In a pod with a service, this begins when Kubernetes begins to stop the pod, while the service still runs.
+    preStop:
+      exec: {command: [/keyward, drain]}
   resources:
     {{- toYaml $values.resources | nindent 4 }}
   securityContext:
