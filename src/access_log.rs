@@ -1,17 +1,22 @@
 //! One log line and one count for each request, with OpenTelemetry's attribute names. Never a query string or a key.
 
+mod grpc_status;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::header::{HeaderMap, HeaderValue, USER_AGENT};
-use hyper::http::uri::PathAndQuery;
-use hyper::{Method, Request, Version};
+use http_body::Body as _;
+use hyper::header::{HOST, HeaderMap, HeaderValue, USER_AGENT};
+use hyper::http::uri::Authority;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 
+use crate::body::Body;
 use crate::identity::Identity;
 use crate::logging::json_line::{self, JsonLine, truncate_text};
 use crate::logging::{self, output};
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, RouteSeries, StreamKind};
+use crate::policy::Unmet;
 use crate::rejection::Rejection;
 use crate::traces::{self, RequestSpan};
 
@@ -37,15 +42,28 @@ impl Line {
     }
 }
 
+/// The status of a request whose client closed before there was a response, as nginx logs it.
+const CLIENT_CLOSED: u16 = 499;
+
+/// Who sent a request, as far as it is known.
+#[derive(Clone, Copy, Debug)]
+pub struct Client {
+    /// `None` on a unix socket that names no client.
+    pub address: Option<IpAddr>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+}
+
 /// What is known of a request. On drop it writes the log line and counts the request.
 pub struct Record {
     metrics: Arc<Metrics>,
     line: Line,
     began: Instant,
     method: Method,
-    path: Option<PathAndQuery>,
+    uri: Uri,
+    host: Option<HeaderValue>,
     version: Version,
-    client: Option<IpAddr>,
+    client: Client,
     user_agent: Option<HeaderValue>,
     /// The trace id that the client sent, where there is no `span`.
     trace: Option<HeaderValue>,
@@ -53,21 +71,29 @@ pub struct Record {
     pub span: Option<Box<RequestSpan>>,
     /// A trusted proxy's, or one of Keyward's own.
     pub request_id: HeaderValue,
-    /// The route's label, or empty when there was none.
-    pub route: Arc<str>,
+    /// Of the route, or without a label when there was none.
+    pub route: Arc<RouteSeries>,
     /// `None` before the verdict, and on public routes.
     pub identity: Option<Arc<Identity>>,
     /// Time to the verdict.
     pub validation: Option<Duration>,
     /// Time from forwarding the request to the response's head.
     pub upstream: Option<Duration>,
+    /// When the head of the upstream's response arrived.
+    head_at: Option<Instant>,
     /// `None` until there is a response: if the client closes before, 499 is logged.
-    status: Option<u16>,
+    status: Option<StatusCode>,
+    /// The status of a rejection, which a gRPC client gets as 200 with a `grpc-status`.
+    rejected: Option<StatusCode>,
+    grpc_status: Option<&'static str>,
+    stream: Option<StreamKind>,
     /// Why Keyward rejected the request, or ended the response early.
     reason: Option<&'static str>,
     is_denied: bool,
     /// What the client is told in the response's headers: of its rate limits, and of the end of its key.
     pub notices: HeaderMap,
+    /// Why the key is not permitted.
+    pub unmet: Option<Unmet>,
     /// Details for the operator, which the client does not see.
     pub cause: Option<String>,
     /// Bytes of the response's body.
@@ -76,14 +102,15 @@ pub struct Record {
 }
 
 impl Record {
-    /// Begins when a request's head has arrived.
+    /// Begins when a request's head has arrived. `route` is that of requests without a route.
     pub fn begin<B>(
         request: &Request<B>,
-        client: Option<IpAddr>,
+        client: Client,
         request_id: HeaderValue,
         span: Option<Box<RequestSpan>>,
         line: Line,
         metrics: Arc<Metrics>,
+        route: Arc<RouteSeries>,
     ) -> Self {
         metrics.requests_in_flight.inc();
         Self {
@@ -91,30 +118,44 @@ impl Record {
             line,
             began: Instant::now(),
             method: request.method().clone(),
-            path: request.uri().path_and_query().cloned(),
+            uri: request.uri().clone(),
+            host: request.headers().get(HOST).cloned(),
             version: request.version(),
             client,
             user_agent: request.headers().get(USER_AGENT).cloned(),
             trace: if span.is_none() { traces::parse_trace_id(request.headers()) } else { None },
             span,
             request_id,
-            route: Arc::from(""),
+            route,
             identity: None,
             validation: None,
             upstream: None,
+            head_at: None,
             status: None,
+            rejected: None,
+            grpc_status: None,
+            stream: None,
             reason: None,
             is_denied: false,
             notices: HeaderMap::new(),
+            unmet: None,
             cause: None,
             sent: 0,
             is_complete: false,
         }
     }
 
-    /// Records a response of Keyward's own.
-    pub fn set_rejection(&mut self, rejection: &Rejection) {
-        self.status = Some(rejection.status().as_u16());
+    /// The client's address.
+    pub fn client(&self) -> Option<IpAddr> {
+        self.client.address
+    }
+
+    /// Records a rejection, and the response that states it.
+    pub fn set_rejection(&mut self, rejection: &Rejection, response: &Response<Body>) {
+        self.status = Some(response.status());
+        self.rejected = Some(rejection.status());
+        self.grpc_status = grpc_status::parse(response.headers());
+        self.sent = response.body().size_hint().exact().unwrap_or_default();
         self.reason = Some(rejection.code());
         self.is_denied = rejection.is_denial();
         self.is_complete = true;
@@ -123,9 +164,22 @@ impl Record {
         }
     }
 
-    /// The status of the upstream's response.
-    pub fn set_status(&mut self, status: u16) {
+    /// A response of Keyward's own that permits the request, or the head of the upstream's, which arrived at `at`.
+    pub fn set_status(&mut self, status: StatusCode, at: Instant) {
         self.status = Some(status);
+        self.head_at = Some(at);
+    }
+
+    /// The response is a stream, which is not counted among the durations of other responses.
+    pub fn set_stream(&mut self, stream: StreamKind) {
+        self.stream = Some(stream);
+    }
+
+    /// The status of a gRPC call, if this is one and these headers or trailers have it.
+    pub fn set_grpc_status(&mut self, headers: &HeaderMap) {
+        if self.stream == Some(StreamKind::Grpc) {
+            self.grpc_status = grpc_status::parse(headers).or(self.grpc_status);
+        }
     }
 
     /// The response body was sent completely.
@@ -152,6 +206,29 @@ impl Record {
         self.reason.or_else(|| (!self.is_complete).then_some("caller_gone"))
     }
 
+    /// The label of metrics: a requirement in place of the code that all of them share.
+    fn reason_label(&self) -> &'static str {
+        self.unmet.as_ref().map(Unmet::kind).or_else(|| self.reason()).unwrap_or_default()
+    }
+
+    /// Why the request failed by the fault of a server (`error.type` of OpenTelemetry's conventions).
+    fn error_type(&self) -> Option<&str> {
+        match (self.decision(), &self.status) {
+            ("error", _) => self.reason(),
+            ("allow", Some(status)) if status.is_server_error() => Some(status.as_str()),
+            _ => None,
+        }
+    }
+
+    fn path(&self) -> &str {
+        self.uri.path_and_query().map_or("", |path| path.path())
+    }
+
+    /// The status code on the wire.
+    fn status_code(&self) -> u16 {
+        self.status.map_or(CLIENT_CLOSED, |status| status.as_u16())
+    }
+
     fn write_short_line(&self, elapsed: Duration) {
         let ids =
             self.identity.iter().flat_map(|identity| [Some(&identity.org_id), identity.user_id.as_ref()]);
@@ -163,12 +240,15 @@ impl Record {
         let time = |what, time: Option<Duration>| {
             time.map_or_else(String::new, |time| format!(", {what} {:.1} ms", time.as_secs_f64() * 1e3))
         };
+        let unmet = self.unmet.as_ref().map_or_else(String::new, |unmet| {
+            format!(": the key does not meet the required {} {}", unmet.kind(), truncate_text(unmet.name()))
+        });
         tracing::info!(
             target: "access",
-            "{} {} {} {}{reason}{ids} in {:.1} ms{}{}{}",
-            self.status.unwrap_or(499),
+            "{} {} {} {}{reason}{ids} in {:.1} ms{}{}{unmet}{}",
+            self.status_code(),
             self.method,
-            truncate_text(self.path.as_ref().map_or("", PathAndQuery::path)),
+            truncate_text(self.path()),
             self.decision(),
             elapsed.as_secs_f64() * 1e3,
             time("validation", self.validation),
@@ -180,14 +260,14 @@ impl Record {
     fn finish_span(&self, span: RequestSpan) {
         span.finish(&traces::Summary {
             method: &self.method,
-            path: self.path.as_ref().map_or("", PathAndQuery::path),
+            path: self.path(),
             version: version_name(self.version),
-            client: self.client,
+            client: self.client.address,
             user_agent: self.user_agent.as_ref(),
             request_id: &self.request_id,
-            route: &self.route,
+            route: self.route.label(),
             identity: self.identity.as_deref(),
-            status: self.status,
+            status: self.rejected.or(self.status).map(|status| status.as_u16()),
             decision: self.decision(),
             reason: self.reason(),
             cause: self.cause.as_deref(),
@@ -198,37 +278,31 @@ impl Record {
     fn write_json(&self, elapsed: Duration) {
         let fields = |line: &mut JsonLine<'_>| {
             line.text("http.request.method", self.method.as_str());
-            line.text("url.path", self.path.as_ref().map_or("", PathAndQuery::path));
-            line.text("http.route", &self.route);
-            line.number("http.response.status_code", self.status.unwrap_or(499).into());
+            line.text("url.scheme", self.client.scheme);
+            line.text("url.path", self.path());
+            self.write_server(line);
+            if !self.route.label().is_empty() {
+                line.text("http.route", self.route.label());
+                line.text("keyward.route", self.route.label());
+            }
+            line.number("http.response.status_code", self.status_code().into());
             line.number("http.response.body.size", self.sent);
+            if let Some(status) = self.grpc_status {
+                line.text("rpc.response.status_code", status);
+            }
             line.text("network.protocol.version", version_name(self.version));
-            if let Some(client) = self.client {
+            if let Some(client) = self.client.address {
                 line.text("client.address", &client.to_string());
             }
             if let Some(user_agent) = &self.user_agent {
                 line.bytes("user_agent.original", user_agent.as_bytes());
             }
-            line.text("keyward.decision", self.decision());
-            if let Some(reason) = self.reason() {
-                line.text("keyward.reason", reason);
-            }
-            line.text("keyward.route", &self.route);
-            if let Some(identity) = &self.identity {
-                line.bytes("keyward.org.id", identity.org_id.as_bytes());
-                for (name, id) in
-                    [("keyward.user.id", &identity.user_id), ("keyward.token.id", &identity.token_id)]
-                {
-                    if let Some(id) = id {
-                        line.bytes(name, id.as_bytes());
-                    }
-                }
-            }
+            self.write_decision(line);
             line.bytes("keyward.request.id", self.request_id.as_bytes());
             for (name, time) in [
                 ("keyward.validation.duration", self.validation),
                 ("keyward.upstream.duration", self.upstream),
-                ("http.server.request.duration", Some(elapsed)),
+                ("keyward.request.duration", Some(elapsed)),
             ] {
                 if let Some(time) = time {
                     line.seconds(name, time);
@@ -241,30 +315,77 @@ impl Record {
                 line.text("trace_id", &span.trace_id());
                 line.text("span_id", &span.span_id());
             }
+            if let Some(error) = self.error_type() {
+                line.text("error.type", error);
+            }
             if let Some(cause) = &self.cause {
-                line.text("error.message", cause);
+                line.text("keyward.error.message", cause);
             }
         };
         json_line::write_line("request", "access", fields, output::append_line);
+    }
+
+    /// The host that the client asked for.
+    fn write_server(&self, line: &mut JsonLine<'_>) {
+        let authority = self.uri.authority().map(Authority::as_str).map(str::as_bytes);
+        let Some(authority) = authority.or_else(|| self.host.as_ref().map(HeaderValue::as_bytes)) else {
+            return;
+        };
+        let (address, port) = split_port(authority);
+        line.bytes("server.address", address);
+        if let Some(port) = port {
+            line.number("server.port", port.into());
+        }
+    }
+
+    fn write_decision(&self, line: &mut JsonLine<'_>) {
+        line.text("keyward.decision", self.decision());
+        if let Some(reason) = self.reason() {
+            line.text("keyward.reason", reason);
+        }
+        if let Some(unmet) = &self.unmet {
+            line.text("keyward.requirement.kind", unmet.kind());
+            line.text("keyward.requirement.name", unmet.name());
+        }
+        if let Some(identity) = &self.identity {
+            line.bytes("keyward.org.id", identity.org_id.as_bytes());
+            for (name, id) in
+                [("keyward.user.id", &identity.user_id), ("keyward.token.id", &identity.token_id)]
+            {
+                if let Some(id) = id {
+                    line.bytes(name, id.as_bytes());
+                }
+            }
+        }
+    }
+
+    fn count(&self, elapsed: Duration) {
+        let code = self.rejected.map_or_else(|| self.status_code(), |rejected| rejected.as_u16());
+        let labels = metrics::Request {
+            route: Arc::clone(self.route.label()),
+            method: metrics::method_label(&self.method),
+            code,
+            outcome: self.decision(),
+            reason: self.reason_label(),
+        };
+        self.metrics.requests.get_or_create(&labels).inc();
+        self.route.observe_request(&self.metrics, code, self.stream, elapsed);
+        if let Some(upstream) = self.upstream {
+            self.route.observe_upstream(&self.metrics, upstream);
+        }
+        if self.status.is_some() {
+            let head = self.head_at.map_or(elapsed, |at| at.saturating_duration_since(self.began));
+            let waits = self.validation.unwrap_or_default() + self.upstream.unwrap_or_default();
+            self.metrics.own_seconds.observe(head.saturating_sub(waits).as_secs_f64());
+        }
+        self.metrics.requests_in_flight.dec();
     }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.began.elapsed();
-        let labels = metrics::Request {
-            route: Arc::clone(&self.route),
-            method: metrics::method_label(&self.method),
-            code: self.status.unwrap_or(499),
-            outcome: self.decision(),
-        };
-        self.metrics.requests.get_or_create(&labels).inc();
-        let route = metrics::Route { route: Arc::clone(&self.route) };
-        self.metrics.request_seconds.get_or_create(&route).observe(elapsed.as_secs_f64());
-        if let Some(upstream) = self.upstream {
-            self.metrics.upstream_seconds.get_or_create(&route).observe(upstream.as_secs_f64());
-        }
-        self.metrics.requests_in_flight.dec();
+        self.count(elapsed);
         match self.line {
             Line::Off => {}
             Line::Json => self.write_json(elapsed),
@@ -276,11 +397,42 @@ impl Drop for Record {
     }
 }
 
+/// The host and port of an authority. A name that is not one is left as it is.
+fn split_port(authority: &[u8]) -> (&[u8], Option<u16>) {
+    let (host, port) = match authority.iter().rposition(|byte| *byte == b':') {
+        Some(at) => {
+            let port = std::str::from_utf8(&authority[at + 1..]).ok().and_then(|port| port.parse().ok());
+            (if port.is_some() { &authority[..at] } else { authority }, port)
+        }
+        None => (authority, None),
+    };
+    (host.strip_prefix(b"[").and_then(|host| host.strip_suffix(b"]")).unwrap_or(host), port)
+}
+
 fn version_name(version: Version) -> &'static str {
     match version {
         Version::HTTP_10 => "1.0",
         Version::HTTP_11 => "1.1",
         Version::HTTP_2 => "2",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn authority_is_split_into_host_and_port() {
+        for (authority, host, port) in [
+            ("a.test", "a.test", None),
+            ("a.test:80", "a.test", Some(80)),
+            ("[::1]:4480", "::1", Some(4480)),
+            ("[::1]", "::1", None),
+            ("a:99999", "a:99999", None),
+            ("", "", None),
+        ] {
+            assert_eq!(split_port(authority.as_bytes()), (host.as_bytes(), port), "{authority}");
+        }
     }
 }

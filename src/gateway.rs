@@ -23,7 +23,7 @@ pub use self::decide::HEADERS_TO_REMOVE;
 use self::preflight::{keep_preflight_headers, preflight_method};
 use self::response_body::ResponseBody;
 use self::revalidation::{Revalidation, close_code, close_reason};
-use crate::access_log::{self, Record};
+use crate::access_log::{self, Client, Record};
 use crate::body::{self, Body};
 use crate::budget::Account;
 use crate::credential::{self, ApiKey};
@@ -31,7 +31,7 @@ use crate::expiry::ExpiryWarnings;
 use crate::hop_by_hop;
 use crate::identity::{self, Identity, Misfit};
 use crate::logging::line_limit::LineLimit;
-use crate::metrics::{self, Metrics};
+use crate::metrics::{self, Metrics, RouteTableSeries, StreamKind};
 use crate::peer::{Peer, TrustedProxies};
 use crate::policy::{Permit, Requirement};
 use crate::pool::PooledBody;
@@ -91,6 +91,8 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     /// Makes the spans of requests; `None` where traces are not exported.
     pub traces: Option<Arc<Traces>>,
+    /// What is counted of each route.
+    pub series: RouteTableSeries,
     /// Tracks the tasks of open tunnels.
     pub tunnels: TaskTracker,
     /// Cancelled on shutdown, when open tunnels must close.
@@ -122,9 +124,8 @@ impl Gateway {
     ) -> (Downstream<'a>, Record) {
         let is_trusted = self.trusted.trusts(peer);
         let request_id = choose_request_id(request.headers(), is_trusted);
-        let client = self.trusted.client_address(peer, request.headers());
-        let record = self.begin_record(request, peer, is_trusted, client, request_id);
-        (Downstream { peer, is_trusted, client, account }, record)
+        let record = self.begin_record(request, peer, is_trusted, request_id);
+        (Downstream { peer, is_trusted, client: record.client(), account }, record)
     }
 
     fn begin_record(
@@ -132,18 +133,22 @@ impl Gateway {
         request: &Request<Body>,
         peer: Peer,
         is_trusted: bool,
-        client: Option<IpAddr>,
         request_id: HeaderValue,
     ) -> Record {
+        let client = Client {
+            address: self.trusted.client_address(peer, request.headers()),
+            scheme: self.trusted.client_scheme(peer, request.headers()),
+        };
         let span = self.traces.as_ref().map(|traces| traces.begin(request, peer, is_trusted));
         let (line, metrics) = (self.settings.access_log, Arc::clone(&self.metrics));
-        Record::begin(request, client, request_id, span, line, metrics)
+        Record::begin(request, client, request_id, span, line, metrics, Arc::clone(&self.series.none))
     }
 
     fn reject(&self, rejection: &Rejection, format: &ErrorFormat, mut record: Record) -> Response<Body> {
-        record.set_rejection(rejection);
         let request_id = record.request_id.to_str().unwrap_or_default();
-        rejection.to_response(format, request_id, &self.settings.realm)
+        let response = rejection.to_response(format, request_id, &self.settings.realm);
+        record.set_rejection(rejection, &response);
+        response
     }
 
     /// Rejects a request without looking at it, and logs it.
@@ -155,9 +160,7 @@ impl Gateway {
         format: &ErrorFormat,
     ) -> Response<Body> {
         let request_id = choose_request_id(request.headers(), false);
-        let (is_trusted, client) =
-            (self.trusted.trusts(peer), self.trusted.client_address(peer, request.headers()));
-        let record = self.begin_record(request, peer, is_trusted, client, request_id.clone());
+        let record = self.begin_record(request, peer, self.trusted.trusts(peer), request_id.clone());
         let mut response = self.reject(rejection, format, record);
         response.headers_mut().insert(REQUEST_ID, request_id);
         response
@@ -222,7 +225,7 @@ impl Gateway {
         record: &mut Record,
     ) -> Result<Admission<'g>, Rejection> {
         let FoundRoute { route, requirement, kind } = found;
-        record.route = Arc::clone(&route.label);
+        record.route = Arc::clone(self.series.of_route(&route.label));
         let key = ApiKey::take_from(request.headers_mut(), &self.credential);
         let upgrade = hop_by_hop::find_upgrade(request.method(), request.version(), request.headers());
         hop_by_hop::strip_headers(request.headers_mut());
@@ -259,7 +262,10 @@ impl Gateway {
                 self.expiry.warn_of_end(&identity, &self.metrics, &mut record.notices);
                 let revalidation =
                     Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
-                let permit = requirement.admit(Arc::clone(&identity))?;
+                let permit = requirement.admit(Arc::clone(&identity)).map_err(|unmet| {
+                    record.unmet = Some(unmet);
+                    Rejection::NotPermitted
+                })?;
                 self.rate_limits
                     .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.notices)
                     .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
@@ -289,7 +295,7 @@ impl Gateway {
     fn strip_identity_headers(&self, headers: &mut HeaderMap, record: &Record) -> Vec<HeaderName> {
         let forged = self.identity.strip(headers);
         if !forged.is_empty() {
-            let route = metrics::Route { route: Arc::clone(&record.route) };
+            let route = metrics::Route { route: Arc::clone(record.route.label()) };
             self.metrics.spoofed_headers.get_or_create(&route).inc();
         }
         forged
@@ -331,7 +337,8 @@ impl Gateway {
             span.begin_upstream(began, upstream);
         }
         let answered = upstream.forward(request, permit, options).await;
-        record.upstream = Some(began.elapsed());
+        let answered_at = Instant::now();
+        record.upstream = Some(answered_at - began);
         if let Some(span) = &mut record.span {
             let answer = answered.as_ref().map(|(response, _)| response.status().as_u16());
             span.end_upstream(answer.map_err(|failure| &failure.rejection));
@@ -342,7 +349,7 @@ impl Gateway {
             record.cause = Some(cause);
             rejection
         })?;
-        record.set_status(response.status().as_u16());
+        record.set_status(response.status(), answered_at);
         let switched = client.filter(|_| response.status() == StatusCode::SWITCHING_PROTOCOLS);
         let tunnel = switched.map(|client| Tunnel { client, upstream: hyper::upgrade::on(&mut response) });
         Ok((response, tunnel, exchange))
@@ -357,9 +364,15 @@ impl Gateway {
     ) -> Response<Body> {
         let Forwarded { response, tunnel, mut revalidation, exchange } = forwarded;
         let Some(Tunnel { client, upstream }) = tunnel else {
+            if let Some(stream) = StreamKind::from_headers(response.headers()) {
+                record.set_stream(stream);
+                // Of a response that is trailers alone.
+                record.set_grpc_status(response.headers());
+            }
             let status = format.takes_grpc_status(response.headers());
             return response.map(|body| ResponseBody::wrap(body, record, revalidation, status, exchange));
         };
+        record.set_stream(StreamKind::WebSocket);
         // A 101 has no body.
         let response = response.map(|_| body::empty());
         let closing = self.closing.clone();

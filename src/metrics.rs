@@ -2,6 +2,8 @@
 //! list, never from a request.
 
 mod exposition;
+mod process;
+mod route_series;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -15,9 +17,15 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
 pub use self::exposition::Format;
+pub use self::route_series::{RouteSeries, RouteTableSeries, StreamKind};
 
 /// Upper bounds in seconds: from the fastest response from memory to the longest wait.
-const BUCKETS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+const BUCKETS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// Of what Keyward adds to a request.
+const OWN_BUCKETS: [f64; 9] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+/// Of streams: from a gRPC call to a tunnel that is open for a day.
+const STREAM_BUCKETS: [f64; 11] = [0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0];
 
 /// Labels of a finished request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -30,6 +38,8 @@ pub struct Request {
     pub code: u16,
     /// `allow`, `deny` or `error`.
     pub outcome: &'static str,
+    /// Why Keyward rejected the request or ended the response early; empty if it did neither.
+    pub reason: &'static str,
 }
 
 /// Label of metrics by route.
@@ -37,6 +47,31 @@ pub struct Request {
 pub struct Route {
     /// The route's label.
     pub route: Arc<str>,
+}
+
+/// Labels of the duration of requests.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteClass {
+    /// The route's label.
+    pub route: Arc<str>,
+    /// The class of the status code: `2xx`, `3xx`, `4xx` or `5xx`.
+    pub class: &'static str,
+}
+
+/// Labels of the duration of streams.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RouteStream {
+    /// The route's label.
+    pub route: Arc<str>,
+    /// `websocket`, `event_stream` or `grpc`.
+    pub kind: &'static str,
+}
+
+/// Label of metrics by listener.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Listener {
+    /// The table of the route file: `server`, `decision` or `management`.
+    pub listener: &'static str,
 }
 
 /// Label of metrics by outcome.
@@ -123,10 +158,15 @@ macro_rules! declare_metrics {
         }
 
         impl Metrics {
+            /// How many families there are, besides those of the process.
+            pub const FAMILIES: usize = [$($name),*].len();
+
             fn register() -> Self {
-                let mut registry = Registry::with_prefix("keyward");
+                let mut registry = Registry::default();
+                registry.register_collector(Box::new(process::Process::default()));
+                let own = registry.sub_registry_with_prefix("keyward");
                 $(let $field: $type = $initial;
-                register_metric(&mut registry, $name, concat!($($help),+), $field.clone());)*
+                register_metric(own, $name, concat!($($help),+), $field.clone());)*
                 Self { registry, dropped_lines: OnceLock::new(), $($field,)* }
             }
         }
@@ -135,10 +175,14 @@ macro_rules! declare_metrics {
 
 // Names are those of the text format, without the prefix, and without the `_total` that every counter gets.
 declare_metrics! {
-    /// Finished requests, by route, method, status code and outcome.
+    /// Finished requests, by route, method, status code, outcome and reason.
     pub requests: Family<Request, Counter> = "http_requests", Family::default();
-    /// Time from a request's head to the end of its response.
-    pub request_seconds: Histograms<Route> = "http_request_duration_seconds", Family::new_with_constructor(histogram);
+    /// Time from a request's head to the end of its response, by class of the status code. Streams are not in it.
+    pub request_seconds: Histograms<RouteClass> = "http_request_duration_seconds", Family::new_with_constructor(histogram);
+    /// Time from the head of a request to the end of its stream: a WebSocket tunnel, a server-sent event stream, or a gRPC call.
+    pub stream_seconds: Histograms<RouteStream> = "stream_duration_seconds", Family::new_with_constructor(stream_histogram);
+    /// Time from a request's head to its response's head that is Keyward's own: without the wait for a verdict and for the upstream.
+    pub own_seconds: Histogram = "own_duration_seconds", Histogram::new(OWN_BUCKETS);
     /// Requests in progress, tunnels included.
     pub requests_in_flight: Gauge = "http_requests_in_flight", Gauge::default();
     /// Time from sending a request to the upstream to the head of its response.
@@ -155,6 +199,10 @@ declare_metrics! {
     pub validation_retries: Counter = "validation_retries", Counter::default();
     /// Requests that are waiting for the validation of their key.
     pub validations_waiting: Gauge = "validations_waiting", Gauge::default();
+    /// Requests and streams that took the verdict of a validation which another one with the same key asked for.
+    pub validations_shared: Counter = "validations_shared", Counter::default();
+    /// Validation calls that the budget allows in a minute; absent without a budget.
+    pub validation_budget: OptionalGauge = "validation_budget", OptionalGauge::default();
     /// Validation calls left in this minute's budget; absent without a budget.
     pub validation_headroom: OptionalGauge = "validation_headroom", OptionalGauge::default();
     /// 1 while the circuit breaker is open because Scalekit is unavailable, otherwise 0.
@@ -201,6 +249,8 @@ declare_metrics! {
     pub drain_begin: OptionalGauge = "drain_begin_timestamp_seconds", OptionalGauge::default();
     /// Unix time at which the drain ended; absent before.
     pub drain_end: OptionalGauge = "drain_end_timestamp_seconds", OptionalGauge::default();
+    /// Unix time at which the certificate that a listener presents expires.
+    pub certificate_expiry: Family<Listener, Gauge> = "certificate_expiry_timestamp_seconds", Family::default();
     /// 1 while Keyward is ready for requests, otherwise 0.
     pub ready: Gauge = "ready", Gauge::default();
     /// Always 1, with Keyward's version as a label.
@@ -209,6 +259,10 @@ declare_metrics! {
 
 fn histogram() -> Histogram {
     Histogram::new(BUCKETS)
+}
+
+fn stream_histogram() -> Histogram {
+    Histogram::new(STREAM_BUCKETS)
 }
 
 fn register_metric(registry: &mut Registry, name: &str, documentation: &str, metric: impl Metric) {
@@ -271,13 +325,14 @@ mod tests {
     #[test]
     fn metrics_keep_their_names_and_labels() {
         let metrics = Metrics::default();
-        let labels = Request { route: "/v1/*".into(), method: "GET", code: 200, outcome: "allow" };
+        let labels =
+            Request { route: "/v1/*".into(), method: "GET", code: 200, outcome: "allow", reason: "" };
         metrics.requests.get_or_create(&labels).inc();
         metrics.validations.get_or_create(&Outcome { outcome: "valid" }).inc();
         metrics.validation_seconds.observe(0.02);
         let text = metrics.encode();
         for line in [
-            "keyward_http_requests_total{route=\"/v1/*\",method=\"GET\",code=\"200\",outcome=\"allow\"} 1",
+            "keyward_http_requests_total{route=\"/v1/*\",method=\"GET\",code=\"200\",outcome=\"allow\",reason=\"\"} 1",
             "keyward_validations_total{outcome=\"valid\"} 1",
             "keyward_validation_duration_seconds_bucket{le=\"0.025\"} 1",
             "keyward_build_info{version=\"0.1.0\"} 1",

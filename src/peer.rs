@@ -9,6 +9,9 @@ use ipnet::IpNet;
 /// Each proxy appends the address that it received the request from.
 pub(crate) const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// Each proxy sets or keeps the scheme that the client used.
+pub(crate) const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 /// The other end of a connection: the client, or a proxy in front of Keyward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -38,6 +41,22 @@ impl TrustedProxies {
     fn has_address(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.networks.iter().any(|network| network.contains(&address))
+    }
+
+    /// The scheme that the client used, `http` or `https`: the connection's, or what a trusted proxy states.
+    pub fn client_scheme(&self, peer: Peer, headers: &HeaderMap) -> &'static str {
+        let stated = headers.get(FORWARDED_PROTO).filter(|_| self.trusts(peer)).map(HeaderValue::as_bytes);
+        let is_tls = match stated {
+            // Traefik names the WebSocket schemes.
+            Some(scheme) if [&b"https"[..], b"wss"].iter().any(|tls| scheme.eq_ignore_ascii_case(tls)) => {
+                true
+            }
+            Some(scheme) if [&b"http"[..], b"ws"].iter().any(|clear| scheme.eq_ignore_ascii_case(clear)) => {
+                false
+            }
+            _ => peer.tls,
+        };
+        if is_tls { "https" } else { "http" }
     }
 
     /// The client's address: the peer's, or from a trusted proxy the last in `X-Forwarded-For` that is not a trusted

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::identity::Identity;
-use crate::rejection::Rejection;
 
 /// Whose keys a route accepts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +23,37 @@ pub struct Requirement {
     pub roles: Vec<String>,
     /// Claims that the identity must all have, with these values.
     pub claims: BTreeMap<String, String>,
+}
+
+/// The first requirement that an identity does not meet. Its text names what the route file requires, but no value of a claim.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unmet {
+    /// The key is of the other scope.
+    Scope(Scope),
+    /// The role that is missing.
+    Role(String),
+    /// The name of a claim that is missing or has another value.
+    Claim(String),
+}
+
+impl Unmet {
+    /// `scope`, `role` or `claim`.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Scope(_) => "scope",
+            Self::Role(_) => "role",
+            Self::Claim(_) => "claim",
+        }
+    }
+
+    /// The required scope or role, or the name of the claim.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Scope(Scope::User) => "user",
+            Self::Scope(Scope::Organization) => "organization",
+            Self::Role(name) | Self::Claim(name) => name,
+        }
+    }
 }
 
 /// The right to forward one request. The permit of a public route has no identity.
@@ -58,16 +88,22 @@ impl Requirement {
     /// Admits the identity if it has all that is required.
     ///
     /// # Errors
-    /// `NotPermitted` otherwise.
-    pub fn admit(&self, identity: Arc<Identity>) -> Result<Permit, Rejection> {
-        let scope = match self.scope {
-            None => true,
-            Some(Scope::User) => identity.user_id.is_some(),
-            Some(Scope::Organization) => identity.user_id.is_none(),
-        };
-        let roles = self.roles.iter().all(|role| identity.roles.contains(role));
-        let claims = self.claims.iter().all(|(name, value)| identity.claims.get(name) == Some(value));
-        if scope && roles && claims { Ok(Permit(Some(identity))) } else { Err(Rejection::NotPermitted) }
+    /// What it lacks: of several, the scope before roles before claims.
+    pub fn admit(&self, identity: Arc<Identity>) -> Result<Permit, Unmet> {
+        if let Some(scope) = self.scope
+            && identity.user_id.is_some() != (scope == Scope::User)
+        {
+            return Err(Unmet::Scope(scope));
+        }
+        if let Some(role) = self.roles.iter().find(|role| !identity.roles.contains(role)) {
+            return Err(Unmet::Role(role.clone()));
+        }
+        if let Some((name, _)) =
+            self.claims.iter().find(|(name, value)| identity.claims.get(*name) != Some(*value))
+        {
+            return Err(Unmet::Claim(name.clone()));
+        }
+        Ok(Permit(Some(identity)))
     }
 }
 
@@ -108,6 +144,23 @@ mod tests {
         check(&user, identity(None, &[], &[]), false);
         check(&organization, identity(None, &[], &[]), true);
         check(&organization, identity(Some("usr_1"), &[], &[]), false);
+    }
+
+    #[test]
+    fn first_unmet_requirement_is_named_without_values() {
+        let requirement = Requirement {
+            scope: Some(Scope::User),
+            roles: vec!["reader".into(), "admin".into()],
+            claims: [("env".into(), "prod".into())].into(),
+        };
+        for (user, roles, claims, kind, name) in [
+            (None, &["reader"][..], &[][..], "scope", "user"),
+            (Some("usr_1"), &["reader"], &[("env", "prod")], "role", "admin"),
+            (Some("usr_1"), &["admin", "reader"], &[("env", "test")], "claim", "env"),
+        ] {
+            let unmet = requirement.admit(identity(user, roles, claims)).unwrap_err();
+            assert_eq!((unmet.kind(), unmet.name()), (kind, name));
+        }
     }
 
     #[test]

@@ -137,8 +137,8 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 fn has_content_type(headers: &HeaderMap, prefix: &[u8]) -> bool {
-    let has_prefix = |value: &HeaderValue| value.as_bytes().to_ascii_lowercase().starts_with(prefix);
-    headers.get(CONTENT_TYPE).is_some_and(has_prefix)
+    let start = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().get(..prefix.len()));
+    start.is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
 #[derive(Serialize)]

@@ -159,7 +159,7 @@ fn record_token_fetch(metrics: &Metrics, fetched: Fetched<'_>) {
         Fetched::Failed { error, failures } => {
             if failures.is_power_of_two() {
                 let kind = error.kind();
-                tracing::error!(error.kind = kind, "cannot get an access token: {}", Explained(error));
+                tracing::error!(error.type = kind, "cannot get an access token: {}", Explained(error));
             }
             error.kind()
         }

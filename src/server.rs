@@ -1,5 +1,6 @@
 //! The process: binds the listeners, starts and ends every task, drains on shutdown.
 
+mod certificates;
 mod drain;
 pub mod reload;
 
@@ -15,6 +16,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::certificates::ListenerCertificate;
 use self::drain::Draining;
 use self::reload::{WatchedFiles, Watcher};
 use crate::admin::drain::Drain;
@@ -28,7 +30,7 @@ use crate::gateway::{Current, Gateway};
 use crate::listener::{self, Handler, INTERNAL_CONNECTIONS, Listen, ListenError, Listener, Phases};
 use crate::logging::line_limit::LineLimit;
 use crate::management::{self, Management};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, RouteTableSeries};
 use crate::peer::Peer;
 use crate::rate_limit::RateLimits;
 use crate::rejection::{ErrorFormat, Rejection};
@@ -307,8 +309,14 @@ impl Server {
         let (address, decision_address) = (self.address(), self.decision_address());
         let management_address = self.management_address();
         let Self { shared, phases, restart_only, changes, service_manager, .. } = self;
+        // A unix socket has a path and no port.
+        let (host, port) = match address {
+            Some(Listen::Tcp(address)) => (Some(address.ip().to_string()), Some(address.port())),
+            other => (other.map(|path| path.to_string()), None),
+        };
         tracing::info!(
-            server.address = address.map(tracing::field::display),
+            server.address = host,
+            server.port = port,
             admin.address = %self.admin.address(),
             decision.address = decision_address.map(tracing::field::display),
             management.address = management_address.map(tracing::field::display),
@@ -320,6 +328,12 @@ impl Server {
         }
         // The kernel accepts connections already.
         service_manager.notify_ready("listening").await;
+        let certificates = ListenerCertificate::list([
+            ("server", self.public.as_ref()),
+            ("decision", self.decision.as_ref().map(|(listener, _)| listener)),
+            ("management", self.management.as_ref().map(|(listener, _)| listener)),
+        ]);
+        certificates.iter().for_each(|own| own.record_expiry(&shared.resources.metrics));
         let background = &shared.resources.background;
         // The task that renews the access token goes on during the drain, as requests still need verdicts.
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
@@ -329,10 +343,6 @@ impl Server {
             );
         }
         if let Some(source) = self.reload {
-            let management = self.management.as_ref().and_then(|(listener, _)| listener.certificate());
-            let decision = self.decision.as_ref().and_then(|(listener, _)| listener.certificate());
-            let public = self.public.as_ref().and_then(Listener::certificate);
-            let certificates = public.into_iter().chain(decision).chain(management).collect();
             let (shared, files) = (Arc::clone(&shared), self.files);
             let service_manager = service_manager.clone();
             let watcher = Watcher { source, shared, restart_only, certificates, files, service_manager };
@@ -428,7 +438,9 @@ impl SharedResources {
             };
             upstreams.insert(Arc::clone(&settings.name), upstream);
         }
+        let labels = config.routes.routes().iter().map(|route| Arc::clone(&route.label));
         Ok(Gateway {
+            series: RouteTableSeries::new(labels),
             settings: config.gateway,
             credential: config.credential,
             identity: Arc::new(identity::IdentityHeaders::new(config.identity)),
@@ -519,7 +531,7 @@ async fn become_ready(scalekit: Arc<Scalekit>, readiness: Arc<Readiness>) {
             Err(error) => {
                 let (kind, reason) = (error.kind(), Explained(&error).to_string());
                 if let Some(suppressed) = lines.admit_kind(kind, Instant::now()) {
-                    tracing::error!(error.kind = kind, suppressed, "not ready: {reason}");
+                    tracing::error!(error.type = kind, suppressed, "not ready: {reason}");
                 }
                 readiness.set(Err(reason));
             }

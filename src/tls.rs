@@ -1,5 +1,7 @@
 //! TLS configurations: rustls with ring, TLS 1.2 and 1.3. Verification cannot be turned off.
 
+mod not_after;
+
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
@@ -119,15 +121,23 @@ impl ServerCertificate {
     ///
     /// # Errors
     /// When a file cannot be used. Then no certificate is replaced.
-    pub fn refresh_all(certificates: &[Arc<Self>]) -> Result<(), TlsError> {
+    pub fn refresh_all<'a>(certificates: impl Iterator<Item = &'a Self> + Clone) -> Result<(), TlsError> {
         let new: Vec<_> = certificates
-            .iter()
+            .clone()
             .map(|own| read_certified_key(&own.pair).map(Arc::new))
             .collect::<Result<_, _>>()?;
-        for (own, new) in certificates.iter().zip(new) {
+        for (own, new) in certificates.zip(new) {
             *own.current.write().unwrap_or_else(PoisonError::into_inner) = new;
         }
         Ok(())
+    }
+}
+
+impl ServerCertificate {
+    /// The Unix time at which the certificate expires, in seconds. `None` if its validity cannot be read.
+    pub fn expires_at(&self) -> Option<i64> {
+        let current = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        not_after::parse(current.cert.first()?).map(|time| time.as_second())
     }
 }
 

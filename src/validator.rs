@@ -253,8 +253,14 @@ impl Validator {
             self.metrics.negative_entries.set(negative.entry_count());
         }
         match &self.budget {
-            Some(budget) => self.metrics.validation_headroom.set(budget.headroom(Instant::now())),
-            None => self.metrics.validation_headroom.clear(),
+            Some(budget) => {
+                self.metrics.validation_budget.set(budget.per_minute.into());
+                self.metrics.validation_headroom.set(budget.headroom(Instant::now()));
+            }
+            None => {
+                self.metrics.validation_budget.clear();
+                self.metrics.validation_headroom.clear();
+            }
         }
     }
 
@@ -269,8 +275,14 @@ impl Validator {
     ) -> Result<Arc<Identity>, Rejection> {
         let (arrival, mut answer) = {
             let mut board = lock(self.board_of(class));
-            let new = || Flight { landed: watch::Sender::new(None), class, client };
-            let arrival = board.arrive(digest, new);
+            let mut is_first = false;
+            let arrival = board.arrive(digest, || {
+                is_first = true;
+                Flight { landed: watch::Sender::new(None), class, client }
+            });
+            if !is_first {
+                self.metrics.validations_shared.inc();
+            }
             let (Arrival::Departs(flight) | Arrival::Boards(flight)) = &arrival;
             // Subscribed while the board is locked, as a flight without subscribers makes no call.
             let answer = flight.landed.subscribe();

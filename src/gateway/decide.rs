@@ -1,6 +1,7 @@
 //! Decisions on requests that a gateway holds. Up to the permit they take the proxy's own path ([`Gateway::admit`]).
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use hyper::header::{AUTHORIZATION, CACHE_CONTROL, HeaderName, HeaderValue};
 use hyper::{Request, Response, StatusCode};
@@ -36,7 +37,7 @@ impl Gateway {
         let notices = std::mem::take(&mut record.notices);
         let mut response = match permitted {
             Ok(response) => {
-                record.set_status(StatusCode::OK.as_u16());
+                record.set_status(StatusCode::OK, Instant::now());
                 record.mark_complete();
                 response
             }

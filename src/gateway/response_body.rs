@@ -53,6 +53,7 @@ impl Adapter for ResponseBody {
                     upstream::clean_response_headers(trailers);
                     // hyper filters it for HTTP/1.1 only.
                     trailers.remove(CONTENT_LENGTH);
+                    self.record.set_grpc_status(trailers);
                 }
                 self.record.sent += frame.data_ref().map_or(0, Bytes::len) as u64;
                 if body.is_end_stream() {
@@ -72,7 +73,9 @@ impl Adapter for ResponseBody {
             }
             // The upload has its own check and ends by itself.
             *body = Either::Right(Empty::new());
-            return Poll::Ready(Some(Ok(Frame::trailers(rejection.to_trailers()))));
+            let trailers = rejection.to_trailers();
+            self.record.set_grpc_status(&trailers);
+            return Poll::Ready(Some(Ok(Frame::trailers(trailers))));
         }
         polled
     }

@@ -211,8 +211,8 @@ impl Recheck {
                     (unconfirmed, ask_at, retry_after) = (None, began + pause(), self.every / 16);
                     self.expiry = identity.expiry;
                     // Roles and claims may have changed: what would be refused now must not stay open.
-                    if let Err(rejection) = self.requirement.admit(identity) {
-                        break ("not_permitted", rejection);
+                    if self.requirement.admit(identity).is_err() {
+                        break ("not_permitted", Rejection::NotPermitted);
                     }
                 }
                 Err(Rejection::InvalidKey) => break ("revoked", Rejection::InvalidKey),

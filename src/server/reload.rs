@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::certificates::ListenerCertificate;
 use super::drain::Times;
 use super::{RestartOnly, Shared, unix_time};
 use crate::config::{self, Config, Diagnostics, Environment, Resources};
@@ -146,7 +147,7 @@ pub(super) struct Watcher {
     pub(super) source: Source,
     pub(super) shared: Arc<Shared>,
     pub(super) restart_only: RestartOnly,
-    pub(super) certificates: Vec<Arc<ServerCertificate>>,
+    pub(super) certificates: Vec<ListenerCertificate>,
     /// Those beside the route file.
     pub(super) files: WatchedFiles,
     pub(super) service_manager: ServiceManager,
@@ -260,7 +261,9 @@ impl Watcher {
         let gateway = shared.resources.build_gateway(config, validator, Some(&in_force));
         let gateway = gateway.map_err(|error| invalid(&error))?;
         // The last step that can fail, so that the configuration takes effect as a whole or not at all.
-        ServerCertificate::refresh_all(certificates).map_err(|error| invalid(&error))?;
+        let own = certificates.iter().map(|own| &*own.certificate);
+        ServerCertificate::refresh_all(own).map_err(|error| invalid(&error))?;
+        certificates.iter().for_each(|own| own.record_expiry(&shared.resources.metrics));
         *shared.drain.lock().unwrap_or_else(PoisonError::into_inner) = drain;
         shared.listeners.replace(public, admin, decision.as_ref());
         shared.current.replace(gateway);

@@ -6,9 +6,8 @@ use std::fmt::Write as _;
 use hyper::HeaderMap;
 use hyper::header::{CONTENT_LENGTH, FORWARDED, HeaderName, HeaderValue};
 
-use crate::peer::{FORWARDED_FOR, Peer};
+use crate::peer::{FORWARDED_FOR, FORWARDED_PROTO, Peer};
 
-const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The same id is in the request to the upstream, in the response and in the log line.
@@ -65,7 +64,7 @@ impl Forwarding<'_> {
             is_removed(name.as_str()) && !(self.is_trusted && is_kept)
         });
         let proto = if self.peer.tls { "https" } else { "http" };
-        headers.entry(PROTO).or_insert(HeaderValue::from_static(proto));
+        headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static(proto));
         headers.entry(HOST).or_insert_with(|| self.host.clone());
         headers.insert(REQUEST_ID, self.request_id.clone());
         if let Some(address) = self.peer.address {
@@ -96,8 +95,14 @@ fn strip_where(headers: &mut HeaderMap, condition: impl Fn(&HeaderName) -> bool)
 }
 
 /// The headers about forwarding that are kept from a trusted proxy, in exactly this spelling.
-const TRUSTED_HEADERS: [HeaderName; 6] =
-    [FORWARDED_FOR, PROTO, HOST, HeaderName::from_static("x-forwarded-port"), FORWARDED, REQUEST_ID];
+const TRUSTED_HEADERS: [HeaderName; 6] = [
+    FORWARDED_FOR,
+    FORWARDED_PROTO,
+    HOST,
+    HeaderName::from_static("x-forwarded-port"),
+    FORWARDED,
+    REQUEST_ID,
+];
 
 /// Whether a client's header is removed unless a trusted proxy sent it. Removed are headers that state the origin or the
 /// target of a request, those between a proxy and its backend (among them the identity headers of other authenticating

@@ -132,5 +132,5 @@ impl Validator {
 }
 
 fn log_missing_verdict(kind: &'static str, suppressed: u64, cause: &dyn std::fmt::Display) {
-    tracing::error!(error.kind = kind, suppressed, "no verdict, so requests get 503: {cause}");
+    tracing::error!(error.type = kind, suppressed, "no verdict, so requests get 503: {cause}");
 }

@@ -9,7 +9,7 @@ use super::bad_key_limit::Allowance;
 use super::shares::Class;
 
 pub(super) struct CallBudget {
-    per_minute: u32,
+    pub(super) per_minute: u32,
     allowance: Arc<Mutex<Allowance>>,
 }
 

@@ -54,18 +54,22 @@ async fn counters_follow_requests() {
     stage.send("PUT /v1/admin/x HTTP/1.1\r\nhost: a\r\n\r\n").await;
     wait_until(|| stage.metrics.requests_in_flight.get() == 0 && stage.metrics.connections.get() == 0).await;
     let after = metrics(&stage).await;
-    let requests = |route, method, code, outcome| {
+    let requests = |route, method, code, outcome, reason| {
         format!(
-            "keyward_http_requests_total{{route=\"{route}\",method=\"{method}\",code=\"{code}\",outcome=\"{outcome}\"}}"
+            "keyward_http_requests_total{{route=\"{route}\",method=\"{method}\",code=\"{code}\",outcome=\"{outcome}\",\
+             reason=\"{reason}\"}}"
         )
     };
     for (series, by) in [
-        (&*requests("/*", "GET", 200, "allow"), 1.0),
-        (&requests("/*", "GET", 401, "deny"), 2.0),
-        (&requests("/public/*", "GET", 200, "allow"), 1.0),
-        (&requests("/public/*", "other", 200, "allow"), 1.0),
-        (&requests("", "PUT", 405, "deny"), 1.0),
-        ("keyward_http_request_duration_seconds_count{route=\"/*\"}", 3.0),
+        (&*requests("/*", "GET", 200, "allow", ""), 1.0),
+        (&requests("/*", "GET", 401, "deny", "invalid_key"), 2.0),
+        (&requests("/public/*", "GET", 200, "allow", ""), 1.0),
+        (&requests("/public/*", "other", 200, "allow", ""), 1.0),
+        (&requests("", "PUT", 405, "deny", "method_not_allowed"), 1.0),
+        ("keyward_http_request_duration_seconds_count{route=\"/*\",class=\"2xx\"}", 1.0),
+        ("keyward_http_request_duration_seconds_count{route=\"/*\",class=\"4xx\"}", 2.0),
+        ("keyward_http_request_duration_seconds_count{route=\"\",class=\"4xx\"}", 1.0),
+        ("keyward_own_duration_seconds_count", 6.0),
         ("keyward_upstream_duration_seconds_count{route=\"/*\"}", 1.0),
         ("keyward_validations_total{outcome=\"valid\"}", 1.0),
         ("keyward_validations_total{outcome=\"invalid\"}", 1.0),
@@ -100,10 +104,11 @@ async fn metric_labels_come_from_configuration_only() {
         let (series, value) = line.rsplit_once(' ').unwrap();
         assert!(value.parse::<f64>().is_ok(), "{line}");
         let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
-        assert!(name.starts_with("keyward_"), "{line}");
+        assert!(name.starts_with("keyward_") || name.starts_with("process_"), "{line}");
         for label in labels.trim_end_matches('}').split("\",").filter(|label| !label.is_empty()) {
             let (label, _) = label.split_once("=\"").unwrap();
-            assert!(["route", "method", "code", "outcome", "le", "version"].contains(&label), "{line}");
+            let known = ["route", "method", "code", "class", "outcome", "reason", "le", "version"];
+            assert!(known.contains(&label), "{line}");
         }
     }
 }

@@ -58,7 +58,8 @@ fn check(text: &str, counter_suffix: &str) {
                 "histogram" => &["_bucket", "_sum", "_count"],
                 _ => &[""],
             };
-            assert!(expected.contains(&rest) && name.starts_with("keyward_"), "{line}");
+            let is_named = name.starts_with("keyward_") || name.starts_with("process_");
+            assert!(expected.contains(&rest) && is_named, "{line}");
         }
     }
     assert!(families.len() > 15 && text.ends_with('\n'), "{text}");

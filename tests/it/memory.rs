@@ -195,7 +195,7 @@ async fn access_log_is_json_without_query_and_key() {
         for (name, value) in expected.as_object().unwrap() {
             assert_eq!(&line[name], value, "{name} in {line}");
         }
-        assert!(line["http.server.request.duration"].as_f64().is_some(), "{line}");
+        assert!(line["keyward.request.duration"].as_f64().is_some(), "{line}");
         assert!(line["keyward.request.id"].as_str().is_some(), "{line}");
     }
     assert!(access[0]["keyward.validation.duration"].as_f64().is_some(), "{}", access[0]);

@@ -96,7 +96,11 @@ impl Running {
         let text = self.text();
         let line = text.lines().find(|line| line.contains("\"listening\"")).unwrap();
         let line: serde_json::Value = serde_json::from_str(line).unwrap();
-        line[name].as_str().unwrap().parse().unwrap()
+        let host = line[name].as_str().unwrap();
+        match line["server.port"].as_u64().filter(|_| name == "server.address") {
+            Some(port) => SocketAddr::new(host.parse().unwrap(), port.try_into().unwrap()),
+            None => host.parse().unwrap(),
+        }
     }
 
     pub fn signal(&self, signal: rustix::process::Signal) {
@@ -246,7 +250,7 @@ async fn process_starts_and_recovers_while_scalekit_is_down() {
         "client.address",
         "keyward.decision",
         "keyward.route",
-        "http.server.request.duration",
+        "keyward.request.duration",
     ] {
         assert!(!access[name].is_null(), "{name} in {access}");
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use keyward::config::Environment;
 use keyward::listener::Listen;
-use keyward::metrics::Metrics;
+use keyward::metrics::{self, Metrics};
 use keyward::server::Server;
 use keyward::server::reload::{Pace, Source};
 use keyward_emulator::Emulator;
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::raw::Client;
 use crate::support::tls::{Authority, toml};
-use crate::support::{TEST_TIMEOUT, bind_loopback};
+use crate::support::{TEST_TIMEOUT, bind_loopback, wait_until};
 
 /// For tests that do not check the watcher's delays.
 const FAST: Pace = Pace {
@@ -324,7 +324,7 @@ async fn certificate_written_before_watch_is_used() {
 #[tokio::test]
 async fn rotated_certificate_is_used_for_new_connections() {
     let authority = Authority::new();
-    let (certificate, key) = authority.issue("api.test");
+    let (certificate, key) = authority.issue_until("api.test", 2040);
     let tls = format!("tls = {{ certificate = {}, key = {} }}", toml(&certificate), toml(&key));
     let secret = authority.folder.write("secret", "made-up-secret-of-management");
     let management =
@@ -339,14 +339,18 @@ async fn rotated_certificate_is_used_for_new_connections() {
     };
     let first = [shown_at(keyward.address).await, shown_at(management).await];
     assert_eq!(first[0], first[1]);
+    let expiry =
+        |listener| keyward.metrics.certificate_expiry.get_or_create(&metrics::Listener { listener }).get();
+    assert_eq!(["server", "management"].map(expiry), [2_208_988_800; 2], "the start of 2040");
     std::fs::write(&key, "no key").unwrap();
     keyward.hup.notify_one();
     keyward.until_reload_fails().await;
     assert_eq!([shown_at(keyward.address).await, shown_at(management).await], first);
     // Noticed without a signal: the files are rewritten under the same names.
-    authority.issue("api.test");
+    authority.issue_until("api.test", 2041);
     for address in [keyward.address, management] {
         let wait = async { while shown_at(address).await == first[0] {} };
         timeout(TEST_TIMEOUT, wait).await.expect("another certificate");
     }
+    wait_until(|| ["server", "management"].map(expiry) == [2_240_611_200; 2]).await;
 }

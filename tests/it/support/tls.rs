@@ -68,8 +68,15 @@ impl Authority {
 
     /// A certificate for this name and its key, in `NAME.pem` and `NAME.key`.
     pub fn issue(&self, name: &str) -> (PathBuf, PathBuf) {
+        self.issue_until(name, 4096)
+    }
+
+    /// The same, valid until the first day of this year.
+    pub fn issue_until(&self, name: &str, year: i32) -> (PathBuf, PathBuf) {
         let key = KeyPair::generate().unwrap();
-        let leaf = CertificateParams::new([name.to_owned()]).unwrap().signed_by(&key, &self.issuer).unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let leaf = params.signed_by(&key, &self.issuer).unwrap();
         (
             self.folder.write(&format!("{name}.pem"), &leaf.pem()),
             self.folder.write(&format!("{name}.key"), &key.serialize_pem()),
