@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 use hyper::{Method, Response};
 use keyward::body;
-use keyward::metrics::{Listener, Management, Outcome};
+use keyward::metrics::{Listener, Management, Outcome, RateLimit};
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 
@@ -81,10 +81,14 @@ async fn serve_all_families() -> BTreeMap<String, Family> {
     stage.emulator.clear_faults();
     drop(tunnel::open(&stage, &key).await);
     wait_until(|| stage.metrics.requests_in_flight.get() == 0).await;
-    // What would need TLS, key management and a broken connection.
+    // What would need TLS, key management, limits, a drain and a broken connection.
     stage.metrics.certificate_expiry.get_or_create(&Listener { listener: "server" }).set(1);
     stage.metrics.connection_errors.get_or_create(&Outcome { outcome: "tls" }).inc();
     stage.metrics.management.get_or_create(&Management { operation: "create", outcome: "done" }).inc();
+    let limit = RateLimit { limit: "free".into(), outcome: "allowed" };
+    stage.metrics.rate_limits.get_or_create(&limit).inc();
+    stage.metrics.drain_begin.set(1.0);
+    stage.metrics.drain_end.set(2.0);
     parse_families(&stage.get_admin("/metrics").await.text())
 }
 
