@@ -87,6 +87,7 @@ async fn serve_all_families() -> BTreeMap<String, Family> {
     stage.metrics.management.get_or_create(&Management { operation: "create", outcome: "done" }).inc();
     let limit = RateLimit { limit: "free".into(), outcome: "allowed" };
     stage.metrics.rate_limits.get_or_create(&limit).inc();
+    stage.metrics.trace_spans.get_or_create(&Outcome { outcome: "exported" }).inc();
     stage.metrics.drain_begin.set(1.0);
     stage.metrics.drain_end.set(2.0);
     parse_families(&stage.get_admin("/metrics").await.text())
