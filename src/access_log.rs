@@ -94,6 +94,8 @@ pub struct Record {
     pub notices: HeaderMap,
     /// Why the key is not permitted.
     pub unmet: Option<Unmet>,
+    /// In shadow mode, what would have become of the request.
+    shadow: Option<Shadow>,
     /// Details for the operator, which the client does not see.
     pub cause: Option<String>,
     /// Bytes of the response's body.
@@ -139,6 +141,7 @@ impl Record {
             is_denied: false,
             notices: HeaderMap::new(),
             unmet: None,
+            shadow: None,
             cause: None,
             sent: 0,
             is_complete: false,
@@ -162,6 +165,15 @@ impl Record {
         if *rejection == Rejection::KeyIdPresented {
             self.cause = Some("the credential is the id of a key (apit_…), not a key".to_owned());
         }
+    }
+
+    /// The request is forwarded in shadow mode, although it would have been rejected with this.
+    pub fn observe(&mut self, rejection: Option<&Rejection>) {
+        // The response is the service's, to which limits do not apply.
+        self.notices.clear();
+        self.cause = None;
+        let (reason, unmet) = (rejection.map(Rejection::code), self.unmet.take());
+        self.shadow = Some(Shadow { reason, unmet });
     }
 
     /// A response of Keyward's own that permits the request, or the head of the upstream's, which arrived at `at`.
@@ -236,7 +248,10 @@ impl Record {
             .flatten()
             .map(|id| format!(" {}", String::from_utf8_lossy(id.as_bytes())))
             .collect::<String>();
-        let reason = self.reason().map_or_else(String::new, |reason| format!(" {reason}"));
+        let mut reason = self.reason().map_or_else(String::new, |reason| format!(" {reason}"));
+        if let Some(Shadow { reason: Some(would_be), .. }) = &self.shadow {
+            reason += &format!(" (shadow mode: {would_be})");
+        }
         let time = |what, time: Option<Duration>| {
             time.map_or_else(String::new, |time| format!(", {what} {:.1} ms", time.as_secs_f64() * 1e3))
         };
@@ -343,7 +358,14 @@ impl Record {
         if let Some(reason) = self.reason() {
             line.text("keyward.reason", reason);
         }
-        if let Some(unmet) = &self.unmet {
+        if let Some(Shadow { reason, .. }) = &self.shadow {
+            line.text("keyward.mode", "shadow");
+            if let Some(reason) = reason {
+                line.text("keyward.shadow.reason", reason);
+            }
+        }
+        let unmet = self.unmet.as_ref().or_else(|| self.shadow.as_ref()?.unmet.as_ref());
+        if let Some(unmet) = unmet {
             line.text("keyward.requirement.kind", unmet.kind());
             line.text("keyward.requirement.name", unmet.name());
         }
@@ -369,6 +391,11 @@ impl Record {
             reason: self.reason_label(),
         };
         self.metrics.requests.get_or_create(&labels).inc();
+        if let Some(shadow) = &self.shadow {
+            let outcome = shadow.reason.unwrap_or("allowed");
+            let labels = metrics::Shadow { route: Arc::clone(self.route.label()), outcome };
+            self.metrics.shadow_requests.get_or_create(&labels).inc();
+        }
         self.route.observe_request(&self.metrics, code, self.stream, elapsed);
         if let Some(upstream) = self.upstream {
             self.route.observe_upstream(&self.metrics, upstream);
@@ -380,6 +407,13 @@ impl Record {
         }
         self.metrics.requests_in_flight.dec();
     }
+}
+
+/// What would have become of a request.
+struct Shadow {
+    /// The code of the rejection, if it would have been rejected.
+    reason: Option<&'static str>,
+    unmet: Option<Unmet>,
 }
 
 impl Drop for Record {

@@ -206,7 +206,7 @@ pub(crate) fn route_as_json(route: &Route) -> serde_json::Value {
         route.methods.as_ref().map(|methods| methods.iter().map(Method::as_str).collect());
     let auth = match &route.auth {
         Auth::Public => "none",
-        Auth::Key(_) => "key",
+        Auth::Key(_) | Auth::Shadow(_) => "key",
     };
     serde_json::json!({
         "route": &*route.label,
@@ -215,6 +215,7 @@ pub(crate) fn route_as_json(route: &Route) -> serde_json::Value {
         "methods": methods,
         "upstream": &*route.upstream,
         "auth": auth,
+        "mode": if matches!(route.auth, Auth::Shadow(_)) { "shadow" } else { "enforce" },
         "preflight": route.preflight,
         "rate_limits": route.rate_limits.iter().map(|name| &**name).collect::<Vec<_>>(),
     })

@@ -14,6 +14,7 @@ mod generate;
 mod healthcheck;
 mod keys;
 mod run;
+mod shadow_report;
 mod signals;
 
 use std::fmt;
@@ -57,6 +58,9 @@ enum Command {
     /// Print the configuration of a gateway that asks Keyward for decisions
     #[command(after_help = gateway_config::HELP)]
     GatewayConfig(gateway_config::GatewayConfigArgs),
+    /// Count what routes in shadow mode would have refused, from the log
+    #[command(after_help = shadow_report::HELP)]
+    ShadowReport(shadow_report::ShadowReportArgs),
     /// Create, list, inspect, update, rotate and revoke keys
     Keys(keys::KeysArgs),
     /// Run the Scalekit emulator alone, for tests in any language
@@ -128,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Schema => check::run_schema(),
         Command::Explain(args) => explain::run_explain(&args),
         Command::GatewayConfig(args) => gateway_config::run_gateway_config(&args),
+        Command::ShadowReport(args) => shadow_report::report_shadow(&args),
         Command::Keys(args) => {
             // Where the system refuses this, the command is no less safe than other programs of the same user.
             let _ = protect_memory();

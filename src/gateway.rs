@@ -5,6 +5,7 @@ mod decide;
 mod preflight;
 mod response_body;
 mod revalidation;
+mod shadow;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -178,10 +179,10 @@ impl Gateway {
         if found.route.upstream.is_empty() {
             return Err(Rejection::NoRoute);
         }
-        let Admission { route, upgrade, permit, mut revalidation } =
+        let Admission { route, upgrade, permit, mut revalidation, kind } =
             self.admit(&mut request, found, &downstream, record).await?;
         self.strip_identity_headers(request.headers_mut(), record);
-        self.set_identity_headers(&permit, request.headers_mut(), record)?;
+        self.set_identity_headers(&permit, kind, request.headers_mut(), record)?;
         let forwarding = Forwarding {
             peer: downstream.peer,
             is_trusted: downstream.is_trusted,
@@ -226,6 +227,7 @@ impl Gateway {
     ) -> Result<Admission<'g>, Rejection> {
         let FoundRoute { route, requirement, kind } = found;
         record.route = Arc::clone(self.series.of_route(&route.label));
+        let authorization = shadow::keep_authorization(kind, request.headers());
         let key = ApiKey::take_from(request.headers_mut(), &self.credential);
         let upgrade = hop_by_hop::find_upgrade(request.method(), request.version(), request.headers());
         hop_by_hop::strip_headers(request.headers_mut());
@@ -233,46 +235,60 @@ impl Gateway {
             keep_preflight_headers(request.headers_mut());
         }
         let (permit, revalidation) = match requirement {
-            None => {
-                let admitted = downstream.account.admit_public();
-                let admitted = admitted.ok_or(Rejection::Overloaded(RETRY_AFTER))?;
-                (Permit::public(), Revalidation::disabled(admitted))
-            }
+            None => admit_public(downstream)?,
             Some(requirement) => {
-                let (key, began, mut seat) = (key?, Instant::now(), None);
-                let digest = self.validator.digest(&key);
-                self.rate_limits
-                    .check_key(&route.rate_limits, &digest, began.into(), &self.metrics)
-                    .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
-                if let Some(span) = &mut record.span {
-                    span.begin_validation(began);
-                }
-                let identity = self.validator.validate(&key, digest, downstream.client, &mut seat).await;
-                record.validation = Some(began.elapsed());
-                if let Some(span) = &mut record.span {
-                    span.end_validation(seat, identity.as_ref().err());
-                }
-                let identity = identity.inspect_err(|rejection| {
-                    if *rejection == Rejection::InvalidKey {
-                        downstream.account.record_bad_key();
+                let admitted = self.admit_key(key, route, requirement, downstream, record).await;
+                match kind {
+                    Kind::Shadow => {
+                        shadow::restore_authorization(authorization, request.headers_mut());
+                        shadow::observe(admitted, downstream, record)?
                     }
-                })?;
-                let admitted = downstream.account.admit();
-                record.identity = Some(Arc::clone(&identity));
-                self.expiry.warn_of_end(&identity, &self.metrics, &mut record.notices);
-                let revalidation =
-                    Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
-                let permit = requirement.admit(Arc::clone(&identity)).map_err(|unmet| {
-                    record.unmet = Some(unmet);
-                    Rejection::NotPermitted
-                })?;
-                self.rate_limits
-                    .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.notices)
-                    .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
-                (permit, revalidation)
+                    Kind::Request | Kind::Preflight => admitted?,
+                }
             }
         };
-        Ok(Admission { route, upgrade, permit, revalidation })
+        Ok(Admission { route, upgrade, permit, revalidation, kind })
+    }
+
+    /// Validates the key, checks it against the requirement, and takes the request out of the route's rate limits.
+    async fn admit_key(
+        &self,
+        key: Result<ApiKey, Rejection>,
+        route: &Route,
+        requirement: &Requirement,
+        downstream: &Downstream<'_>,
+        record: &mut Record,
+    ) -> Result<(Permit, Revalidation), Rejection> {
+        let (key, began, mut seat) = (key?, Instant::now(), None);
+        let digest = self.validator.digest(&key);
+        self.rate_limits
+            .check_key(&route.rate_limits, &digest, began.into(), &self.metrics)
+            .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
+        if let Some(span) = &mut record.span {
+            span.begin_validation(began);
+        }
+        let identity = self.validator.validate(&key, digest, downstream.client, &mut seat).await;
+        record.validation = Some(began.elapsed());
+        if let Some(span) = &mut record.span {
+            span.end_validation(seat, identity.as_ref().err());
+        }
+        let identity = identity.inspect_err(|rejection| {
+            if *rejection == Rejection::InvalidKey {
+                downstream.account.record_bad_key();
+            }
+        })?;
+        let admitted = downstream.account.admit();
+        record.identity = Some(Arc::clone(&identity));
+        self.expiry.warn_of_end(&identity, &self.metrics, &mut record.notices);
+        let revalidation = Revalidation::new(self, key, &identity, requirement, began.into(), admitted);
+        let permit = requirement.admit(Arc::clone(&identity)).map_err(|unmet| {
+            record.unmet = Some(unmet);
+            Rejection::NotPermitted
+        })?;
+        self.rate_limits
+            .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.notices)
+            .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
+        Ok((permit, revalidation))
     }
 
     /// The route and its requirement: `None` for a public route, and for a CORS preflight that the route lets pass.
@@ -284,11 +300,12 @@ impl Gateway {
             return Ok(FoundRoute { route, requirement: None, kind: Kind::Preflight });
         }
         let route = self.routes.find(request.method(), &host.name, path)?;
-        let requirement = match &route.auth {
-            Auth::Public => None,
-            Auth::Key(requirement) => Some(requirement),
+        let (requirement, kind) = match &route.auth {
+            Auth::Public => (None, Kind::Request),
+            Auth::Key(requirement) => (Some(requirement), Kind::Request),
+            Auth::Shadow(requirement) => (Some(requirement), Kind::Shadow),
         };
-        Ok(FoundRoute { route, requirement, kind: Kind::Request })
+        Ok(FoundRoute { route, requirement, kind })
     }
 
     /// Removes the identity headers that the client sent, counts the request if it had any, and returns their names.
@@ -301,23 +318,27 @@ impl Gateway {
         forged
     }
 
-    /// Sets the identity headers of the permit.
+    /// Sets the identity headers of the permit; in shadow mode none, if they do not fit.
     fn set_identity_headers(
         &self,
         permit: &Permit,
+        kind: Kind,
         headers: &mut HeaderMap,
         record: &mut Record,
     ) -> Result<(), Rejection> {
-        if let Some(identity) = permit.identity() {
-            self.identity.set(identity, headers).inspect_err(|misfit| {
-                if let Misfit::SharedHeader { header, claims } = misfit {
-                    self.metrics.claims_left_out.inc_by(claims.len() as u64);
-                    record.cause = Some(format!("the claims {claims:?} would share the header {header}"));
-                    warn_of_shared_header(identity, header, claims);
-                }
-            })?;
+        let Some(identity) = permit.identity() else { return Ok(()) };
+        let Err(misfit) = self.identity.set(identity, headers) else { return Ok(()) };
+        if let Misfit::SharedHeader { header, claims } = &misfit {
+            self.metrics.claims_left_out.inc_by(claims.len() as u64);
+            record.cause = Some(format!("the claims {claims:?} would share the header {header}"));
+            warn_of_shared_header(identity, header, claims);
         }
-        Ok(())
+        if kind == Kind::Shadow {
+            record.observe(Some(&misfit.into()));
+            self.identity.strip(headers);
+            return Ok(());
+        }
+        Err(misfit.into())
     }
 
     async fn forward(
@@ -449,6 +470,7 @@ struct Admission<'g> {
     upgrade: Option<hop_by_hop::WebSocket>,
     permit: Permit,
     revalidation: Revalidation,
+    kind: Kind,
 }
 
 /// How a route treats a request.
@@ -457,6 +479,13 @@ enum Kind {
     Request,
     /// A CORS preflight, which needs no key.
     Preflight,
+    /// A request that is not refused for its key.
+    Shadow,
+}
+
+fn admit_public(downstream: &Downstream<'_>) -> Result<(Permit, Revalidation), Rejection> {
+    let admitted = downstream.account.admit_public().ok_or(Rejection::Overloaded(RETRY_AFTER))?;
+    Ok((Permit::public(), Revalidation::disabled(admitted)))
 }
 
 /// Adds the headers of Keyward's own to those of the service.

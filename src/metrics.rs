@@ -81,6 +81,15 @@ pub struct Outcome {
     pub outcome: &'static str,
 }
 
+/// Labels of `shadow_requests`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Shadow {
+    /// The route's label.
+    pub route: Arc<str>,
+    /// `allowed`, or the code of the rejection.
+    pub outcome: &'static str,
+}
+
 /// Labels of `rate_limit_requests`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RateLimit {
@@ -215,6 +224,10 @@ declare_metrics! {
     pub throttled: Counter = "throttled", Counter::default();
     /// Requests counted by a rate limit, by outcome: allowed, exceeded, or exceeded and therefore not validated.
     pub rate_limits: Family<RateLimit, Counter> = "rate_limit_requests", Family::default();
+    /// Requests in shadow mode, by what would have become of them: allowed, or the code of the rejection.
+    pub shadow_requests: Family<Shadow, Counter> = "shadow_requests", Family::default();
+    /// Routes in shadow mode, whose requests are not refused.
+    pub shadow_routes: Gauge = "shadow_routes", Gauge::default();
     /// Keys that were used within the last day, and expired or were about to expire within expiry.warn_before.
     pub expiring_keys: Gauge<u64, AtomicU64> = "expiring_keys", Gauge::default();
     /// Requests with keys that expire within expiry.warn_before.

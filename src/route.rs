@@ -54,6 +54,15 @@ pub enum Auth {
     Public,
     /// A valid key that meets the requirement.
     Key(Requirement),
+    /// No key: the requirement is checked, and the result recorded, but no request is refused for it.
+    Shadow(Requirement),
+}
+
+impl Auth {
+    /// Whether requests without a valid key are forwarded.
+    pub fn is_open(&self) -> bool {
+        matches!(self, Self::Public | Self::Shadow(_))
+    }
 }
 
 /// The path of a route.

@@ -34,6 +34,7 @@ use crate::metrics::{Metrics, RouteTableSeries};
 use crate::peer::Peer;
 use crate::rate_limit::RateLimits;
 use crate::rejection::{ErrorFormat, Rejection};
+use crate::route::Auth;
 use crate::scalekit::{Explained, Scalekit, SetupError};
 use crate::systemd::ServiceManager;
 use crate::tls::TlsError;
@@ -438,6 +439,9 @@ impl SharedResources {
             };
             upstreams.insert(Arc::clone(&settings.name), upstream);
         }
+        let routes = config.routes.routes();
+        let shadow_routes = routes.iter().filter(|route| matches!(route.auth, Auth::Shadow(_))).count();
+        self.metrics.shadow_routes.set(shadow_routes as i64);
         let labels = config.routes.routes().iter().map(|route| Arc::clone(&route.label));
         Ok(Gateway {
             series: RouteTableSeries::new(labels),

@@ -156,10 +156,14 @@ fn explain_route(text: &mut Lines, config: &Config, route: &Route) {
         text.add_line("upstream", "none: it serves decisions alone");
     }
     match &route.auth {
-        Auth::Key(requirement) => list_headers(text, config, requirement),
+        Auth::Key(requirement) | Auth::Shadow(requirement) => list_headers(text, config, requirement),
         Auth::Public => text.add_line("sets", FORWARDING_HEADERS),
     }
-    text.add_line("removes", "Authorization, and every spelling of an identity header that the client sends");
+    let credential = if matches!(route.auth, Auth::Shadow(_)) { "" } else { "Authorization, and " };
+    text.add_line(
+        "removes",
+        &format!("{credential}every spelling of an identity header that the client sends"),
+    );
 }
 
 const FORWARDING_HEADERS: &str = "X-Forwarded-For, X-Forwarded-Proto, X-Forwarded-Host, X-Request-Id";
@@ -217,7 +221,8 @@ pub(super) fn list_methods(route: &Route) -> String {
 pub(super) fn describe_requirement(route: &Route) -> String {
     let mut text = match &route.auth {
         Auth::Public => "nothing".to_owned(),
-        Auth::Key(Requirement { scope, roles, claims }) => {
+        Auth::Key(Requirement { scope, roles, claims })
+        | Auth::Shadow(Requirement { scope, roles, claims }) => {
             let mut text = match scope {
                 None => "a key".to_owned(),
                 Some(Scope::User) => "a user's key".to_owned(),
@@ -234,6 +239,9 @@ pub(super) fn describe_requirement(route: &Route) -> String {
             text
         }
     };
+    if matches!(route.auth, Auth::Shadow(_)) {
+        text.push_str("; in shadow mode, nothing is refused for it");
+    }
     if route.preflight {
         text.push_str("; CORS preflights pass without a key");
     }

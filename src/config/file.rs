@@ -578,6 +578,9 @@ pub(super) struct Route {
     pub(super) upstream: Option<String>,
     /// "key": requires a valid key. "none": open to everybody.
     pub(super) auth: Choice<Authentication>,
+    /// "enforce", or "shadow": keys are validated and the log says what would have been refused, but every request is forwarded, with
+    /// the client's own Authorization.
+    pub(super) mode: Choice<Mode>,
     /// Whether to accept a CORS preflight, which has no key, without one.
     pub(super) preflight: bool,
     /// Match only this host: one name, without a port. Default: every host.
@@ -597,6 +600,17 @@ pub(super) enum Authentication {
     #[default]
     Key,
     None,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) enum Mode {
+    #[default]
+    Enforce,
+    Shadow,
+}
+
+impl Choices for Mode {
+    const WORDS: &'static [(&'static str, Self)] = &[("enforce", Self::Enforce), ("shadow", Self::Shadow)];
 }
 
 impl Choices for Authentication {

@@ -10,7 +10,7 @@ use toml::Spanned;
 
 use super::diagnostics::{Lines, did_you_mean, quote_text};
 use super::document::{Place, join_key};
-use super::file::{self, Authentication};
+use super::file::{self, Authentication, Mode};
 use super::rate_limits::RateLimits;
 use super::urls::read_host;
 use super::values::tables::Table;
@@ -160,6 +160,10 @@ fn convert_route(
     };
     let upstream = place.convert_value("upstream", upstream, |name| check_upstream(name, upstreams));
     let is_public = file.auth.0 == Authentication::None;
+    let is_shadow = file.mode.0 == Mode::Shadow;
+    if is_public && is_shadow {
+        place.child("mode").add_problem("has nothing to check with auth = \"none\"; remove one of them");
+    }
     let requirement = file.require.map(|require| convert_requirement(require.0, &place.child("require")));
     if is_public && place.has_key("require") {
         place.child("require").add_problem(
@@ -172,6 +176,11 @@ fn convert_route(
     if pattern.to_string().contains("/:") {
         place.add_warning(format!(
             "routes[{index}].path is matched literally, as there are no parameters: {pattern}"
+        ));
+    }
+    if is_shadow {
+        place.add_warning(format!(
+            "routes[{index}] ({pattern}) is in shadow mode: requests without a valid key are forwarded, with their own Authorization"
         ));
     }
     if is_public && file.preflight {
@@ -195,7 +204,11 @@ fn convert_route(
         upstream: upstream.unwrap_or_default(),
         // Set once all upstreams are known.
         service: Service::default(),
-        auth: if is_public { Auth::Public } else { Auth::Key(requirement.unwrap_or_default()) },
+        auth: match (is_public, is_shadow) {
+            (true, _) => Auth::Public,
+            (false, true) => Auth::Shadow(requirement.unwrap_or_default()),
+            (false, false) => Auth::Key(requirement.unwrap_or_default()),
+        },
         preflight: file.preflight,
         rate_limits,
     };

@@ -222,7 +222,7 @@ fn warn_of_addresses(
     proxies: [&TrustedProxies; 2],
 ) {
     let takes_keys =
-        routes.is_some_and(|routes| routes.routes().iter().any(|route| matches!(route.auth, Auth::Key(_))));
+        routes.is_some_and(|routes| routes.routes().iter().any(|route| route.auth != Auth::Public));
     if takes_keys && validator.bad_keys_per_minute.is_none() && validator.max_per_minute.is_none() {
         root.add_warning(
             "nothing limits how many invalid keys are sent to Scalekit, which may use up the rate limit that your logins \

@@ -66,15 +66,16 @@ impl Gateway {
         if found.kind == Kind::Preflight && !is_browser_preflight(request.headers()) {
             return Err(Rejection::MissingCredential);
         }
-        let Admission { permit, .. } = self.admit(&mut request, found, downstream, record).await?;
+        let Admission { permit, kind, .. } = self.admit(&mut request, found, downstream, record).await?;
         let forged = self.strip_identity_headers(request.headers_mut(), record);
         let mut response = Response::new(body::empty());
         let headers = response.headers_mut();
-        self.set_identity_headers(&permit, headers, record)?;
+        self.set_identity_headers(&permit, kind, headers, record)?;
         if list_removals {
             let unset =
                 self.identity.fixed_names().chain(&forged).filter(|name| !headers.contains_key(*name));
-            let names = [AUTHORIZATION.as_str()].into_iter().chain(unset.map(HeaderName::as_str));
+            let credential = (kind != Kind::Shadow).then_some(AUTHORIZATION.as_str());
+            let names = credential.into_iter().chain(unset.map(HeaderName::as_str));
             let names = names.collect::<Vec<_>>().join(",");
             // Names of headers are visible ASCII.
             if let Ok(names) = HeaderValue::try_from(names) {

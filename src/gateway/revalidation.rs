@@ -96,6 +96,11 @@ impl Revalidation {
         Self { recheck: None, running: None, admitted: Arc::new(admitted) }
     }
 
+    /// For a request that is not refused for its key.
+    pub(super) fn without_recheck(self) -> Self {
+        Self { recheck: None, ..self }
+    }
+
     /// When a request that still waits for its response must be polled.
     pub(super) fn due_at(&self) -> Option<Instant> {
         self.recheck.as_ref().map(Recheck::due_at)

@@ -110,7 +110,7 @@ fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -
     };
     match (before, after) {
         (None, None) => None,
-        (None, Some(now)) if now.auth == Auth::Public => change(Kind::Opened, &now.label),
+        (None, Some(now)) if now.auth.is_open() => change(Kind::Opened, &now.label),
         (None, Some(now)) => change(Kind::Added, &now.label),
         (Some(was), None) => change(Kind::Dropped, &was.label),
         // The route itself is gone, and another route matches its requests.
@@ -120,7 +120,7 @@ fn find_change(before: Option<&Route>, after: Option<&Route>, place: &Pattern) -
             change(Kind::Dropped, &was.label)
         }
         (Some(was), Some(now)) if !now.auth.asks_as_much_as(&was.auth) => {
-            change(if now.auth == Auth::Public { Kind::Opened } else { Kind::Loosened }, &now.label)
+            change(if now.auth.is_open() { Kind::Opened } else { Kind::Loosened }, &now.label)
         }
         (Some(was), Some(now)) if now.preflight && !was.preflight => change(Kind::Loosened, &now.label),
         (Some(_), Some(_)) => None,
@@ -146,9 +146,9 @@ impl Auth {
     /// Whether every client that this admits is admitted by the other, too.
     fn asks_as_much_as(&self, other: &Self) -> bool {
         match (self, other) {
-            (_, Self::Public) => true,
-            (Self::Public, Self::Key(_)) => false,
+            (_, other) if other.is_open() => true,
             (Self::Key(own), Self::Key(other)) => own.includes(other),
+            _ => false,
         }
     }
 }
@@ -157,6 +157,7 @@ fn describe_route(route: Option<&Route>) -> String {
     let Some(route) = route else { return "no route".to_owned() };
     let mut text = match &route.auth {
         Auth::Public => "no key".to_owned(),
+        Auth::Shadow(_) => "no key (shadow mode)".to_owned(),
         Auth::Key(Requirement { scope, roles, claims }) => {
             let mut text = "a key".to_owned();
             match scope {

@@ -62,6 +62,9 @@ fn index_lists_every_document() {
     let index = fs::read_to_string(root().join("docs/README.md")).unwrap();
     for document in documents().iter().filter(|file| file.parent() == Some(&root().join("docs"))) {
         let name = document.file_name().unwrap().to_str().unwrap();
-        assert!(name == "README.md" || index.contains(&format!("({name})")), "{name} is not in docs/README.md");
+        assert!(
+            name == "README.md" || index.contains(&format!("({name})")),
+            "{name} is not in docs/README.md"
+        );
     }
 }

@@ -42,6 +42,7 @@ mod lingering_close;
 mod rate_limits;
 mod reload;
 mod revalidation;
+mod shadow;
 mod streams;
 mod systemd;
 mod architecture;

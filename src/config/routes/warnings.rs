@@ -25,8 +25,8 @@ struct Numbered<'r> {
 /// Whether some client that `one` admits would be refused by `other`.
 fn asks_less(one: &Route, other: &Route) -> bool {
     match (&one.auth, &other.auth) {
-        (_, Auth::Public) => false,
-        (Auth::Public, Auth::Key(_)) => true,
+        (_, Auth::Public | Auth::Shadow(_)) => false,
+        (Auth::Public | Auth::Shadow(_), Auth::Key(_)) => true,
         (Auth::Key(one), Auth::Key(other)) => !one.asks_same(other) && *other != Requirement::default(),
     }
 }

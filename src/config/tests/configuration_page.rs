@@ -59,7 +59,9 @@ fn definition_of<'s>(schema: &'s Value, value: &'s Value) -> Option<(&'s Value, 
     };
     let first = value["allOf"].get(0).or_else(|| value["anyOf"].get(0));
     let direct = find(value).or_else(|| find(&value["items"])).or_else(|| first.and_then(find));
-    direct.map(|found| (found, false)).or_else(|| find(&value["additionalProperties"]).map(|found| (found, true)))
+    direct
+        .map(|found| (found, false))
+        .or_else(|| find(&value["additionalProperties"]).map(|found| (found, true)))
 }
 
 fn format_row(key: &str, value: &Value) -> String {
