@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 use hyper::{Method, Response};
 use keyward::body;
-use keyward::metrics::{Listener, Management, Outcome, RateLimit};
+use keyward::metrics::{Listener, Management, Outcome, RateLimit, Shadow};
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 
@@ -87,6 +87,7 @@ async fn serve_all_families() -> BTreeMap<String, Family> {
     stage.metrics.management.get_or_create(&Management { operation: "create", outcome: "done" }).inc();
     let limit = RateLimit { limit: "free".into(), outcome: "allowed" };
     stage.metrics.rate_limits.get_or_create(&limit).inc();
+    stage.metrics.shadow_requests.get_or_create(&Shadow { route: "/*".into(), outcome: "allowed" }).inc();
     stage.metrics.trace_spans.get_or_create(&Outcome { outcome: "exported" }).inc();
     stage.metrics.drain_begin.set(1.0);
     stage.metrics.drain_end.set(2.0);
