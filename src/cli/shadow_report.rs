@@ -29,7 +29,7 @@ pub(super) struct ShadowReportArgs {
 const MAX_LINE: u64 = 256 * 1024;
 /// Clients and keys that are told apart for each reason and organization.
 const MAX_DISTINCT: usize = 10_000;
-/// The reasons for which a valid key is refused.
+/// Pairs of a reason and an organization that are told apart.
 const REPORTED: usize = 10_000;
 
 /// The fields of a line that count here.
@@ -185,7 +185,7 @@ impl Report {
                 group.keys.len().to_string(),
                 group.clients.len().to_string(),
                 group.busiest_client().map_or_else(|| "-".to_owned(), escape),
-                escape(&routes.join(" ")),
+                escape(routes.join(" ")),
             ]);
         }
         let widths: Vec<usize> = (0..head.len())
