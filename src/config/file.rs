@@ -69,7 +69,7 @@ pub(super) struct File {
 #[derive(Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Server {
-    /// Address of the proxy, for HTTP/1.1 and HTTP/2: an IP address and a port, or "unix:/path". With [decision], if this is not set
+    /// Address of the proxy, for HTTP/1.1 and HTTP/2: an IP address and a port, or "unix:/path". With `[decision]`, if this is not set
     /// and no route has an upstream, the proxy does not listen.
     pub(super) listen: Text<Listen>,
     /// Time to receive the head of a request; for the first request of a connection, this includes the TLS handshake. From "1ms".
