@@ -15,6 +15,7 @@ mod scalekit;
 mod schema;
 mod settings;
 mod traces;
+mod shared;
 mod upstreams;
 mod urls;
 mod values;
@@ -78,6 +79,8 @@ pub struct Config {
     pub expiry: expiry::Settings,
     /// `[rate_limits]`.
     pub rate_limits: Vec<rate_limit::Settings>,
+    /// `[shared]`.
+    pub shared: Option<crate::shared::Settings>,
     /// `[upstreams]`.
     pub upstreams: Vec<upstream::Settings>,
     /// `[[routes]]`.

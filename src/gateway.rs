@@ -287,6 +287,7 @@ impl Gateway {
         })?;
         self.rate_limits
             .take_request(&route.rate_limits, &identity, digest, &self.metrics, &mut record.notices)
+            .await
             .map_err(|exceeded| reject_exceeded(&exceeded, record))?;
         Ok((permit, revalidation))
     }

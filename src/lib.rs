@@ -24,6 +24,8 @@ pub mod tls;
 pub mod pool;
 pub mod scalekit;
 pub mod keys;
+pub mod gcra;
+pub mod shared;
 pub mod validator;
 pub mod rate_limit;
 pub mod expiry;

@@ -2,10 +2,9 @@
 //! requests may be a claim of the key.
 
 mod fields;
-mod gcra;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use hyper::header::{HeaderMap, HeaderValue};
@@ -14,13 +13,13 @@ use moka::sync::Cache;
 use tokio::time::Instant;
 
 use self::fields::Fields;
-use self::gcra::{Allowance, Level};
-
-pub use self::gcra::Quota;
 use crate::credential::KeyDigest;
+use crate::gcra::{Allowance, Level, Quota};
 use crate::identity::Identity;
 use crate::logging::line_limit::LineLimit;
 use crate::metrics::{self, Metrics};
+use crate::shared::SharedServer;
+use crate::shared::lease::SharedAllowance;
 
 /// Exhausted keys that are remembered, of each limit, in some 200 bytes each.
 const EXHAUSTED_KEYS: u64 = 10_000;
@@ -70,10 +69,39 @@ impl Subject {
     }
 }
 
-/// A limit, and the allowances that are not full.
+/// The allowances that are not full.
+#[derive(Clone)]
+enum Allowances {
+    /// Of this replica alone.
+    Own(Cache<SubjectId, Arc<Mutex<Allowance>>>),
+    Shared(Arc<SharedServer>, Cache<SubjectId, Arc<SharedAllowance>>),
+}
+
+/// Shared allowances are remembered at least so long, for leases that are under way.
+const SHARED_IDLE: Duration = Duration::from_secs(5);
+
+impl Allowances {
+    fn new(settings: &Settings, server: Option<&Arc<SharedServer>>) -> Self {
+        let Settings { max_entries, quota, .. } = settings;
+        // One that was not used for that long is full, which is what a missing one means.
+        let idle = quota.refill_time();
+        match server {
+            None => {
+                let cache = Cache::builder().max_capacity(*max_entries).time_to_idle(idle);
+                Self::Own(cache.eviction_policy(EvictionPolicy::lru()).build())
+            }
+            Some(server) => {
+                let cache = Cache::builder().max_capacity(*max_entries).time_to_idle(idle.max(SHARED_IDLE));
+                Self::Shared(Arc::clone(server), cache.eviction_policy(EvictionPolicy::lru()).build())
+            }
+        }
+    }
+}
+
+/// A limit.
 struct RateLimit {
     settings: Settings,
-    allowances: Cache<SubjectId, Arc<Mutex<Allowance>>>,
+    allowances: Allowances,
     /// Keys of which it is known that nothing is left, and until when.
     exhausted: Cache<KeyDigest, Instant>,
 }
@@ -88,48 +116,60 @@ pub struct Exceeded {
 }
 
 impl RateLimit {
-    fn new(settings: Settings, before: Option<&Self>) -> Self {
+    fn new(settings: Settings, before: Option<&Self>, server: Option<&Arc<SharedServer>>) -> Self {
         let refill_time = settings.quota.refill_time();
         let kept = before.filter(|before| {
             let Settings { by, quota, max_entries, .. } = &before.settings;
             (*by, quota.refill_time(), *max_entries) == (settings.by, refill_time, settings.max_entries)
         });
-        let allowances = || {
-            // One that was not used for that long is full, which is what a missing one means.
-            let cache = Cache::builder().max_capacity(settings.max_entries).time_to_idle(refill_time);
-            cache.eviction_policy(EvictionPolicy::lru()).build()
-        };
         Self {
-            allowances: kept.map_or_else(allowances, |kept| kept.allowances.clone()),
+            allowances: kept
+                .map_or_else(|| Allowances::new(&settings, server), |kept| kept.allowances.clone()),
             exhausted: Cache::builder().max_capacity(EXHAUSTED_KEYS).time_to_live(refill_time).build(),
             settings,
         }
     }
 
-    /// Takes a request out of the identity's allowance.
+    /// Takes a request out of the identity's allowance. Waits only if it is shared.
     ///
     /// # Errors
     /// The level, if nothing is left.
-    fn take(&self, identity: &Identity, quota: Quota, now: Instant) -> Result<Level, Level> {
-        self.with_allowance(identity, now, |allowance| allowance.take(quota, now))
+    async fn take(&self, identity: &Identity, quota: Quota) -> Result<Level, Level> {
+        let (id, now) = (self.settings.by.id_of(identity), Instant::now());
+        match &self.allowances {
+            Allowances::Own(cache) => lock(&own_allowance(cache, id, now)).take(quota, now),
+            Allowances::Shared(server, cache) => {
+                let key = || self.name_on_server(server, identity);
+                let allowance = cache.get_with(id, || Arc::new(SharedAllowance::new(now)));
+                allowance.take(server, quota, key).await
+            }
+        }
     }
 
-    fn give_back(&self, identity: &Identity, key: &KeyDigest, now: Instant) {
-        let quota = self.quota_of(identity);
-        self.with_allowance(identity, now, |allowance| allowance.give_back(quota));
+    fn give_back(&self, identity: &Identity, key: &KeyDigest) {
+        let (id, quota, now) = (self.settings.by.id_of(identity), self.quota_of(identity), Instant::now());
+        match &self.allowances {
+            Allowances::Own(cache) => lock(&own_allowance(cache, id, now)).give_back(quota),
+            Allowances::Shared(server, cache) => {
+                if let Some(allowance) = cache.get(&id) {
+                    allowance.give_back(server, quota);
+                }
+            }
+        }
         self.exhausted.invalidate(key);
     }
 
-    fn with_allowance<T>(
-        &self,
-        identity: &Identity,
-        now: Instant,
-        change: impl FnOnce(&mut Allowance) -> T,
-    ) -> T {
-        let id = self.settings.by.id_of(identity);
-        let allowance = self.allowances.get_with(id, || Arc::new(Mutex::new(Allowance::new(now))));
-        let mut allowance = allowance.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut allowance)
+    /// SECURITY: ids are hashed, as others may be able to read the server.
+    fn name_on_server(&self, server: &SharedServer, identity: &Identity) -> String {
+        let (first, second) = self.settings.by.id_of(identity);
+        let by: &[u8] = match self.settings.by {
+            Subject::Organization => b"organization",
+            Subject::User => b"user",
+            Subject::Key => b"key",
+        };
+        let second = second.as_ref().map(HeaderValue::as_bytes);
+        let ids = [self.settings.name.as_bytes(), by, first.as_bytes()].into_iter().chain(second);
+        server.key("rate_limit", &ids.collect::<Vec<_>>())
     }
 
     fn count(&self, metrics: &Metrics, outcome: &'static str) {
@@ -155,16 +195,32 @@ impl RateLimit {
     }
 }
 
+fn own_allowance(
+    cache: &Cache<SubjectId, Arc<Mutex<Allowance>>>,
+    id: SubjectId,
+    now: Instant,
+) -> Arc<Mutex<Allowance>> {
+    cache.get_with(id, || Arc::new(Mutex::new(Allowance::full_at(now))))
+}
+
+fn lock(allowance: &Mutex<Allowance>) -> MutexGuard<'_, Allowance> {
+    allowance.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The limits in force, by name.
 #[derive(Default)]
 pub struct RateLimits(HashMap<Arc<str>, RateLimit>);
 
 impl RateLimits {
-    /// The allowances of limits that mean the same as `before` are kept.
-    pub fn new(settings: Vec<Settings>, before: Option<&Self>) -> Self {
+    /// The allowances of limits that mean the same as `before` are kept. With a server, they are shared.
+    pub fn new(
+        settings: Vec<Settings>,
+        before: Option<&Self>,
+        server: Option<&Arc<SharedServer>>,
+    ) -> Self {
         let limit = |settings: Settings| {
             let before = before.and_then(|before| before.0.get(&settings.name));
-            (Arc::clone(&settings.name), RateLimit::new(settings, before))
+            (Arc::clone(&settings.name), RateLimit::new(settings, before, server))
         };
         Self(settings.into_iter().map(limit).collect())
     }
@@ -197,10 +253,11 @@ impl RateLimits {
     }
 
     /// Takes a request out of each of these limits, or out of none. Adds what is left to `notices`, the headers that tell the client.
+    /// Waits only for shared limits, for their deadline at most.
     ///
     /// # Errors
     /// The first limit that has nothing left.
-    pub fn take_request(
+    pub async fn take_request(
         &self,
         names: &[Arc<str>],
         identity: &Identity,
@@ -209,12 +266,12 @@ impl RateLimits {
         notices: &mut HeaderMap,
     ) -> Result<(), Exceeded> {
         let mut fields = Fields::default();
-        let taken = self.take_each(names, identity, key, metrics, &mut fields);
+        let taken = self.take_each(names, identity, key, metrics, &mut fields).await;
         fields.append_to(notices);
         taken
     }
 
-    fn take_each(
+    async fn take_each(
         &self,
         names: &[Arc<str>],
         identity: &Identity,
@@ -222,20 +279,19 @@ impl RateLimits {
         metrics: &Metrics,
         fields: &mut Fields,
     ) -> Result<(), Exceeded> {
-        let now = Instant::now();
         for (index, limit) in self.named(names).enumerate() {
             let quota = limit.quota_of(identity);
-            let taken = limit.take(identity, quota, now);
+            let taken = limit.take(identity, quota).await;
             let (Ok(level) | Err(level)) = taken;
             if limit.settings.headers {
                 fields.add(&limit.settings.name, quota, level);
             }
             if level.remaining == 0 {
-                limit.exhausted.insert(key, now + level.next);
+                limit.exhausted.insert(key, Instant::now() + level.next);
             }
             if taken.is_err() {
                 for earlier in self.named(names).take(index) {
-                    earlier.give_back(identity, &key, now);
+                    earlier.give_back(identity, &key);
                 }
                 limit.count(metrics, "exceeded");
                 return Err(Exceeded { limit: Arc::clone(&limit.settings.name), wait: level.next });

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use self::certificates::ListenerCertificate;
 use self::drain::Draining;
@@ -36,12 +36,14 @@ use crate::rate_limit::RateLimits;
 use crate::rejection::{ErrorFormat, Rejection};
 use crate::route::Auth;
 use crate::scalekit::{Explained, Scalekit, SetupError};
+use crate::secret::SecretError;
+use crate::shared::SharedServer;
 use crate::systemd::ServiceManager;
 use crate::tls::TlsError;
 use crate::traces::{self, Traces};
 use crate::upstream::Upstream;
 use crate::validator::Validator;
-use crate::{identity, logging, scalekit};
+use crate::{identity, logging, scalekit, shared};
 
 /// Why Keyward does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,9 @@ pub enum StartError {
     /// The certificates for the collector of traces.
     #[error("traces: {0}")]
     Traces(#[from] traces::TracesError),
+    /// The salt of `[shared]` cannot be read.
+    #[error("shared.salt_file: {0}")]
+    Salt(SecretError),
     /// Keys are remembered by keyed digests, which need random numbers.
     #[error("the operating system provides no random numbers")]
     Randomness,
@@ -125,6 +130,8 @@ struct SharedResources {
     closing: CancellationToken,
     /// Pooled connections and flights, which end with the process.
     background: TaskTracker,
+    /// The server of `[shared]`.
+    shared_server: Option<Arc<SharedServer>>,
 }
 
 /// Settings that cannot change without a restart.
@@ -135,6 +142,7 @@ struct RestartOnly {
     decision: Option<decision::Settings>,
     management: Option<management::Settings>,
     scalekit: scalekit::Settings,
+    shared: Option<shared::Settings>,
     log: logging::Format,
 }
 
@@ -147,6 +155,7 @@ impl RestartOnly {
             decision: config.decision.clone(),
             management: config.management.clone(),
             scalekit: config.scalekit.clone(),
+            shared: config.shared.clone(),
             log: config.log.format,
         }
     }
@@ -165,6 +174,7 @@ impl RestartOnly {
             (self.decision == config.decision, "[decision]"),
             (self.management == config.management, "[management]"),
             (self.scalekit == config.scalekit, "where and who Scalekit is, and scalekit.timeout"),
+            (self.shared == config.shared, "[shared]"),
             (self.log == config.log.format, "log.format"),
         ]
         .into_iter()
@@ -216,11 +226,19 @@ impl Server {
             Ok::<_, StartError>((listener, Arc::new(management)))
         });
         let management = management.transpose()?;
+        let environment = config.scalekit.environment.to_string();
+        let shared_server = restart_only
+            .shared
+            .clone()
+            .map(|settings| SharedServer::new(settings, &environment, Arc::clone(&metrics)))
+            .transpose()
+            .map_err(StartError::Salt)?;
         let validator = Validator::new(
             config.validator.clone(),
             Arc::clone(&scalekit),
             Arc::clone(&metrics),
             background.clone(),
+            shared_server.clone(),
         )
         .map_err(|_| StartError::Randomness)?;
         let traces = config.traces.as_ref().map(|settings| {
@@ -234,6 +252,7 @@ impl Server {
             tunnels: TaskTracker::new(),
             closing: phases.closing.clone(),
             background,
+            shared_server,
         };
         let drain = Mutex::new(drain::Times::from_config(&config));
         let listeners = ListenerSettings {
@@ -336,6 +355,10 @@ impl Server {
         ]);
         certificates.iter().for_each(|own| own.record_expiry(&shared.resources.metrics));
         let background = &shared.resources.background;
+        // Until the end of the drain, as long as there are requests to count.
+        let _shared_server = shared.resources.shared_server.clone().map(|server| {
+            AbortOnDropHandle::new(background.spawn(async move { server.keep_connected().await }))
+        });
         // The task that renews the access token goes on during the drain, as requests still need verdicts.
         let mut until_stop = vec![background.spawn(become_ready(self.scalekit, Arc::clone(&self.readiness)))];
         if service_manager.is_present() {
@@ -453,7 +476,11 @@ impl SharedResources {
             upstreams,
             validator,
             expiry: Arc::new(ExpiryWarnings::new(config.expiry, before.map(|before| &*before.expiry))),
-            rate_limits: RateLimits::new(config.rate_limits, before.map(|before| &before.rate_limits)),
+            rate_limits: RateLimits::new(
+                config.rate_limits,
+                before.map(|before| &before.rate_limits),
+                self.shared_server.as_ref(),
+            ),
             metrics: Arc::clone(&self.metrics),
             traces: self.traces.as_ref().map(|traces| traces.with_trust(config.trust_parent)),
             tunnels: self.tunnels.clone(),

@@ -35,6 +35,7 @@ use crate::logging::outage_tracker::OutageTracker;
 use crate::metrics::Metrics;
 use crate::rejection::Rejection;
 use crate::scalekit::{Scalekit, Verdict};
+use crate::shared::SharedServer;
 
 /// Limits on validations.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,6 +95,8 @@ pub struct Validator {
     backoff: Arc<Backoff>,
     throttle: Option<BadKeyLimit>,
     budget: Option<CallBudget>,
+    /// With which replicas share the budget.
+    shared: Option<Arc<SharedServer>>,
     failures: Arc<OutageTracker>,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
@@ -128,7 +131,7 @@ struct Landed {
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Validator {
-    /// Flights run in `tasks`.
+    /// Flights run in `tasks`. With a shared server, replicas share the budget of calls.
     ///
     /// # Errors
     /// When the system has no randomness for the digests.
@@ -137,6 +140,7 @@ impl Validator {
         scalekit: Arc<Scalekit>,
         metrics: Arc<Metrics>,
         tasks: TaskTracker,
+        shared: Option<Arc<SharedServer>>,
     ) -> Result<Arc<Self>, ring::error::Unspecified> {
         Ok(Arc::new(Self {
             digester: Arc::new(Digester::new()?),
@@ -148,7 +152,8 @@ impl Validator {
             breaker: Arc::default(),
             backoff: Arc::default(),
             throttle: settings.bad_keys_per_minute.map(BadKeyLimit::new),
-            budget: settings.max_per_minute.map(CallBudget::new),
+            budget: settings.max_per_minute.map(|limit| CallBudget::new(limit, shared.as_ref())),
+            shared,
             failures: Arc::default(),
             settings,
             scalekit,
@@ -172,7 +177,7 @@ impl Validator {
         };
         let budget = |limit| match &self.budget {
             Some(budget) => budget.with_limit(limit),
-            None => CallBudget::new(limit),
+            None => CallBudget::new(limit, self.shared.as_ref()),
         };
         Arc::new(Self {
             digester: Arc::clone(&self.digester),
@@ -185,6 +190,7 @@ impl Validator {
             backoff: Arc::clone(&self.backoff),
             throttle: settings.bad_keys_per_minute.map(throttle),
             budget: settings.max_per_minute.map(budget),
+            shared: self.shared.clone(),
             failures: Arc::clone(&self.failures),
             settings: settings.clone(),
             scalekit: Arc::clone(&self.scalekit),

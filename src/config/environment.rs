@@ -1,4 +1,4 @@
-//! Environment variables, and the settings of Scalekit from them.
+//! Environment variables, and the settings from them.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -62,7 +62,7 @@ impl Environment {
     /// # Errors
     /// All that is missing or wrong.
     pub fn scalekit_settings(&self, transport: Transport) -> Result<Settings, String> {
-        let find = |setting: &Setting| match self.find_scalekit(setting) {
+        let find = |setting: &Setting| match self.find_secret(setting.variable) {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err(format!("{0} is not set, nor {0}_FILE", setting.variable)),
             Err(Problem { variable, message }) => Err(format!("{variable}: {message}")),
@@ -89,9 +89,8 @@ impl Environment {
         Ok(settings.with_transport(transport))
     }
 
-    /// Finds a setting in the environment. If a variable names a file, the file must be readable.
-    pub(super) fn find_scalekit(&self, setting: &Setting) -> Result<Option<Found>, Problem> {
-        let variable = setting.variable;
+    /// Finds a value in a variable, or in the file that the variable with `_FILE` names, which must be readable.
+    pub(super) fn find_secret(&self, variable: &str) -> Result<Option<Found>, Problem> {
         let problem = |variable: &str, message: String| Problem { variable: variable.to_owned(), message };
         let file_variable = format!("{variable}_FILE");
         match (self.find_variable(variable), self.find_variable(&file_variable)) {

@@ -2,6 +2,7 @@
 //! them and their comments. Values that depend on each other are checked in `settings`.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use ::scalekit::proxy::Proxy;
 use ::scalekit::transport::Transport;
@@ -14,6 +15,7 @@ use super::headers::{ClaimPrefix, IdentityHeader, PlainHeader};
 use super::routes::{Host, RoleName, RouteName};
 use super::scalekit::{SecretPath, VisibleText};
 use super::settings::{PemPath, Realm};
+use super::shared::SharedUrl;
 use super::upstreams::{ServerNameText, UpstreamUrl};
 use super::values::special::{BadKeys, Lifetime, SocketMode, Version};
 use super::values::tables::{Claims, Named, Table};
@@ -53,6 +55,7 @@ pub(super) struct File {
     /// Limits on the requests of organizations, users or keys, by name, for routes to name in rate_limits. Names have letters,
     /// digits, "-" and "_".
     pub(super) rate_limits: Named<Table<RateLimit>>,
+    pub(super) shared: Option<Table<Shared>>,
     pub(super) expiry: Table<Expiry>,
     pub(super) streams: Table<Streams>,
     pub(super) identity: Table<Identity>,
@@ -398,6 +401,47 @@ impl Default for RateLimit {
 impl Choices for Subject {
     const WORDS: &'static [(&'static str, Self)] =
         &[("organization", Self::Organization), ("user", Self::User), ("key", Self::Key)];
+}
+
+/// The server, Redis or Valkey, over which replicas share rate limits and scalekit.validations_per_minute. While it does not answer,
+/// each replica allows its own share. Its password can be in KEYWARD_SHARED_PASSWORD, or in the file that
+/// KEYWARD_SHARED_PASSWORD_FILE names.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(extend("required" = ["url", "replicas"]))]
+pub(super) struct Shared {
+    /// `redis://host:port/database`, `rediss://` for TLS, or `unix:/path`. The port is 6379 and the database 0 by default.
+    pub(super) url: Option<Text<SharedUrl>>,
+    /// The number of replicas. While the server does not answer, each allows its part of every limit.
+    pub(super) replicas: Option<Number<1, 10_000>>,
+    /// The user to log in as.
+    pub(super) username: Option<Text<VisibleText>>,
+    /// A file that holds the password. The password itself is not accepted in the route file.
+    pub(super) password_file: Option<Text<SecretPath>>,
+    /// Root certificates (PEM) to verify the server's certificate with, instead of the system's.
+    pub(super) ca_file: Option<Text<PemPath>>,
+    /// The longest time that a request waits for the server. From "1ms" to "10s".
+    pub(super) timeout: Time<1>,
+    /// What the names of all keys on the server begin with.
+    pub(super) prefix: Text<VisibleText>,
+    /// A file with a secret, the same for all replicas, under which organization, user and key ids are hashed in the names of keys.
+    /// Without it they are hashed, too, but whoever can read the server can test guesses.
+    pub(super) salt_file: Option<Text<SecretPath>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            url: None,
+            replicas: None,
+            username: None,
+            password_file: None,
+            ca_file: None,
+            timeout: Time(Duration::from_millis(50)),
+            prefix: Text(VisibleText("keyward:".to_owned())),
+            salt_file: None,
+        }
+    }
 }
 
 /// Warnings before keys expire.

@@ -7,7 +7,8 @@ use super::document::Place;
 use super::file;
 use super::upstreams::check_name;
 use super::values::tables::{Named, Table};
-use crate::rate_limit::{Quota, Settings};
+use crate::gcra::Quota;
+use crate::rate_limit::Settings;
 
 /// The limits, and the names of those that count the requests of all routes.
 pub(super) struct RateLimits {

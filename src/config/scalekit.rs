@@ -131,7 +131,7 @@ impl Finder<'_, '_> {
             self.place.child(file).add_problem(format!("is set together with {value}; set only one of them"));
         }
         let of_file = value.zip(setting.value_key).or_else(|| file.zip(setting.file_key));
-        match (self.environment.find_scalekit(setting), of_file) {
+        match (self.environment.find_secret(setting.variable), of_file) {
             (Ok(Some(Found { source, variable })), _) => Some((source, SetBy::Variable(variable))),
             (Ok(None), Some((source, key))) => match source.read() {
                 Ok(_) => Some((source, SetBy::Key(key))),
@@ -178,12 +178,16 @@ pub(super) fn is_visible(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-pub(super) struct VisibleText(String);
+pub(super) struct VisibleText(pub(super) String);
 
 impl FromText for VisibleText {
     fn parse_text(text: &str) -> Result<Self, String> {
         let problem = || "should be visible ASCII, without spaces".to_owned();
         is_visible(text).then(|| Self(text.to_owned())).ok_or_else(problem)
+    }
+
+    fn format_text(&self) -> Option<String> {
+        Some(self.0.clone())
     }
 }
 

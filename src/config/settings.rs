@@ -14,6 +14,7 @@ use super::rate_limits::convert_rate_limits;
 use super::routes::convert_routes;
 use super::scalekit::convert_scalekit;
 use super::traces::read_traces;
+use super::shared::convert_shared;
 use super::upstreams::convert_upstreams;
 use super::urls::listeners_clash;
 use super::values::special::{BadKeys, Lifetime};
@@ -57,6 +58,9 @@ fn convert_file(
     let has_decision = file.decision.is_some();
     let upstreams = convert_upstreams(file.upstreams, &root.child("upstreams"), has_decision);
     let rate_limits = convert_rate_limits(file.rate_limits, &root.child("rate_limits"));
+    let shared = file
+        .shared
+        .and_then(|shared| convert_shared(shared.0, &root.child("shared"), report, environment));
     let routes = convert_routes(file.routes, root, &upstreams, lines, has_decision, &rate_limits);
 
     let place = root.child("server");
@@ -152,6 +156,7 @@ fn convert_file(
         log,
         expiry: expiry::Settings { warn_before: file.expiry.0.warn_before.map(|Lifetime(before)| before) },
         rate_limits: rate_limits.limits,
+        shared,
         upstreams,
         routes: routes?,
         memory: limits.memory.map(|bytes| bytes.0),

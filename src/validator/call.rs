@@ -70,8 +70,8 @@ impl Validator {
 
     /// One call, charged to the budget and admitted by the breaker; its outcome goes to metrics, breaker, hold and log.
     async fn call_and_record(&self, key: &ApiKey, class: Class) -> Result<Result<Verdict, Error>, Rejection> {
+        self.spend_budget(class).await?;
         let began = Instant::now();
-        self.spend_budget(class, began)?;
         // Last, as an open breaker admits one call a second: none that is refused for another reason may take its place.
         if class != Class::Stream
             && let Err(wait) = self.breaker.admit(began)
@@ -119,10 +119,10 @@ impl Validator {
         }
     }
 
-    fn spend_budget(&self, class: Class, now: Instant) -> Result<(), Rejection> {
+    async fn spend_budget(&self, class: Class) -> Result<(), Rejection> {
         let Some(budget) = &self.budget else { return Ok(()) };
-        budget.spend(class, now).map_err(|wait| {
-            if let Some(suppressed) = self.failures.record_failure("budget", None, now) {
+        budget.spend(class).await.map_err(|wait| {
+            if let Some(suppressed) = self.failures.record_failure("budget", None, Instant::now()) {
                 let spent = "the budget of validations a minute is used up (scalekit.validations_per_minute)";
                 log_missing_verdict("budget", suppressed, &spent);
             }

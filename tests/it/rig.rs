@@ -92,7 +92,7 @@ impl Rig {
         let (metrics, tasks) = (Arc::new(Metrics::default()), TaskTracker::new());
         let scalekit = Scalekit::new(&settings, Arc::clone(&metrics), tasks.clone()).unwrap();
         scalekit.client.access_token();
-        let validator = Validator::new(plan.validator, scalekit, Arc::clone(&metrics), tasks).unwrap();
+        let validator = Validator::new(plan.validator, scalekit, Arc::clone(&metrics), tasks, None).unwrap();
         Self { emulator, validator, metrics, _ends: ends.drop_guard() }
     }
 

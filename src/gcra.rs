@@ -18,50 +18,70 @@ pub struct Quota {
 
 impl Quota {
     /// The time in which one request refills.
-    fn interval(self) -> Duration {
+    pub fn interval(self) -> Duration {
         (self.per / self.requests.max(1)).max(Duration::from_nanos(1))
     }
 
     /// The time in which an exhausted allowance is full again.
-    pub(super) fn refill_time(self) -> Duration {
+    pub fn refill_time(self) -> Duration {
         self.interval().saturating_mul(self.burst)
     }
 
-    /// The quota with another number of requests, and a burst in proportion.
-    pub(super) fn with_requests(self, requests: u32) -> Self {
+    /// The quota with another number of requests, and a burst in proportion, each at least 1.
+    pub fn with_requests(self, requests: u32) -> Self {
         let burst = u64::from(self.burst) * u64::from(requests) / u64::from(self.requests.max(1));
         Self { requests, burst: u32::try_from(burst).unwrap_or(u32::MAX).max(1), ..self }
+    }
+
+    /// An equal part of the quota, for one of so many.
+    pub fn divided_by(self, parts: u32) -> Self {
+        let part = |whole: u32| (whole / parts.max(1)).max(1);
+        // By time where requests cannot be divided: of ten in an hour, three parts are one each in 18 minutes.
+        let per = self.per.saturating_mul(parts.max(1)) / self.requests.max(1) * part(self.requests);
+        Self { requests: part(self.requests), per, burst: part(self.burst) }
     }
 }
 
 /// What is left of an allowance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Level {
+pub struct Level {
     /// Requests that are allowed now.
-    pub(super) remaining: u32,
+    pub remaining: u32,
     /// Until one more request is allowed than now: for an exhausted allowance the time to wait.
-    pub(super) next: Duration,
+    pub next: Duration,
     /// Until the allowance is full.
-    pub(super) full: Duration,
+    pub full: Duration,
 }
 
-/// An allowance.
+/// An allowance, which is kept as the instant at which it is full again.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Allowance {
+pub struct Allowance {
     /// When it is full ("theoretical arrival time").
     full_at: Instant,
 }
 
 impl Allowance {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { full_at: now }
+    /// An allowance that is full at this instant.
+    pub fn full_at(instant: Instant) -> Self {
+        Self { full_at: instant }
+    }
+
+    /// Until it is full.
+    pub fn time_to_full(self, now: Instant) -> Duration {
+        self.full_at.saturating_duration_since(now)
+    }
+
+    /// Makes it full sooner.
+    pub fn advance(&mut self, time: Duration) {
+        // Where the clock began less than that ago, the allowance is not made full.
+        self.full_at = self.full_at.checked_sub(time).unwrap_or(self.full_at);
     }
 
     /// Takes one request.
     ///
     /// # Errors
     /// The level, if nothing is left.
-    pub(super) fn take(&mut self, quota: Quota, now: Instant) -> Result<Level, Level> {
+    pub fn take(&mut self, quota: Quota, now: Instant) -> Result<Level, Level> {
         let level = self.level(quota, now);
         if level.remaining == 0 {
             return Err(level);
@@ -71,13 +91,14 @@ impl Allowance {
     }
 
     /// Gives back one request that was taken.
-    pub(super) fn give_back(&mut self, quota: Quota) {
-        self.full_at -= quota.interval();
+    pub fn give_back(&mut self, quota: Quota) {
+        self.advance(quota.interval());
     }
 
-    fn level(&self, quota: Quota, now: Instant) -> Level {
+    /// What is left.
+    pub fn level(&self, quota: Quota, now: Instant) -> Level {
         let interval = quota.interval();
-        let full = self.full_at.saturating_duration_since(now);
+        let full = self.time_to_full(now);
         let free = quota.refill_time().saturating_sub(full);
         let remaining = u32::try_from(free.as_nanos() / interval.as_nanos()).unwrap_or(u32::MAX);
         let part = free.saturating_sub(interval.saturating_mul(remaining));
@@ -104,7 +125,7 @@ mod tests {
     #[test]
     fn allowance_is_burst_then_even_rate() {
         let (quota, now) = (quota(60, 3), Instant::now());
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::full_at(now);
         let remaining: Vec<u32> = (0..3).map(|_| allowance.take(quota, now).unwrap().remaining).collect();
         assert_eq!(remaining, [2, 1, 0]);
         let exhausted = Level { remaining: 0, next: SECOND, full: 3 * SECOND };
@@ -120,7 +141,7 @@ mod tests {
     #[test]
     fn unused_allowance_never_exceeds_burst() {
         let (quota, now) = (quota(60, 3), Instant::now());
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::full_at(now);
         let later = now + 3600 * SECOND;
         assert_eq!((0..10).filter(|_| allowance.take(quota, later).is_ok()).count(), 3);
     }
@@ -128,7 +149,7 @@ mod tests {
     #[test]
     fn request_given_back_is_allowed_again() {
         let (quota, now) = (quota(60, 1), Instant::now());
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::full_at(now);
         allowance.take(quota, now).unwrap();
         allowance.give_back(quota);
         assert!(allowance.take(quota, now).is_ok());
@@ -138,7 +159,7 @@ mod tests {
     #[test]
     fn wait_is_exact_between_two_refills() {
         let (quota, now) = (quota(60, 2), Instant::now());
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::full_at(now);
         while allowance.take(quota, now).is_ok() {}
         let soon = now + Duration::from_millis(400);
         let level = allowance.take(quota, soon).unwrap_err();
@@ -150,7 +171,7 @@ mod tests {
     fn smaller_quota_waits_for_what_larger_one_allowed() {
         let now = Instant::now();
         let (large, small) = (quota(600, 100), quota(60, 1));
-        let mut allowance = Allowance::new(now);
+        let mut allowance = Allowance::full_at(now);
         while allowance.take(large, now).is_ok() {}
         let level = allowance.take(small, now).unwrap_err();
         assert_eq!(level.next, 10 * SECOND, "what was taken refills in ten seconds");
