@@ -43,6 +43,7 @@ mod rate_limits;
 mod reload;
 mod revalidation;
 mod shadow;
+mod shared;
 mod streams;
 mod systemd;
 mod architecture;

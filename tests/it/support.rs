@@ -2,6 +2,7 @@
 
 pub mod http;
 pub mod raw;
+pub mod redis;
 pub mod tls;
 
 use std::net::SocketAddr;
@@ -43,6 +44,8 @@ pub struct Setup {
     pub environment: Vec<(&'static str, String)>,
     /// The emulator's settings.
     pub emulator: emulator::Settings,
+    /// The emulator of another stage, to be a replica of its Keyward.
+    pub scalekit_address: Option<SocketAddr>,
     /// Whether to wait until Keyward is ready.
     pub ready: bool,
 }
@@ -76,6 +79,7 @@ impl Default for Setup {
             upstream_url: None,
             environment: Vec::new(),
             emulator: emulator::Settings::default(),
+            scalekit_address: None,
             ready: true,
         }
     }
@@ -84,6 +88,7 @@ impl Default for Setup {
 /// The running parts. They stop when this is dropped.
 pub struct Stage {
     pub emulator: Emulator,
+    pub emulator_address: SocketAddr,
     pub echo: Echo,
     pub address: SocketAddr,
     pub admin: SocketAddr,
@@ -153,7 +158,7 @@ impl Stage {
              [scalekit]\n{}\n[upstreams.echo]\nurl = \"{upstream}\"\n{}\n{}\n{}",
             setup.scalekit, setup.upstream, setup.sections, setup.routes
         );
-        let url = format!("http://{emulator_address}");
+        let url = format!("http://{}", setup.scalekit_address.unwrap_or(emulator_address));
         let scalekit = [
             ("SCALEKIT_ENVIRONMENT_URL", &*url),
             ("SCALEKIT_CLIENT_ID", "dev"),
@@ -183,6 +188,7 @@ impl Stage {
         }
         Self {
             emulator,
+            emulator_address,
             echo,
             address: public,
             admin,
