@@ -180,6 +180,16 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_a_quota_have_its_rate_in_sum() {
+        for (whole, parts) in [(quota(600, 100), 3), (quota(10, 10), 4), (quota(1, 1), 7), (quota(7, 2), 7)] {
+            let part = whole.divided_by(parts);
+            let (own, sum) = (whole.interval(), part.interval() / parts);
+            assert!(own.abs_diff(sum) < Duration::from_micros(1), "{whole:?} {part:?}");
+            assert!(part.burst * parts <= whole.burst.max(parts), "{part:?}");
+        }
+    }
+
+    #[test]
     fn number_of_claim_scales_burst() {
         assert_eq!(quota(600, 100).with_requests(1200), quota(1200, 200));
         assert_eq!(quota(600, 100).with_requests(1), quota(1, 1));

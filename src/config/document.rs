@@ -327,6 +327,9 @@ impl<'f> Place<'f> {
             ("management", "secret") => {
                 return "a secret does not belong in this file; set secret_file".to_owned();
             }
+            ("shared", "password" | "salt") => {
+                return format!("a secret does not belong in this file; set {key}_file");
+            }
             _ => {}
         }
         let hint = match did_you_mean(key, known.iter().copied()) {

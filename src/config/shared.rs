@@ -1,5 +1,7 @@
 //! Converts `[shared]`.
 
+use std::time::Duration;
+
 use super::Environment;
 use super::diagnostics::Report;
 use super::document::Place;
@@ -15,6 +17,8 @@ use crate::shared::{Address, Settings};
 const PASSWORD: &str = "KEYWARD_SHARED_PASSWORD";
 const FORMS: &str = "\"redis://host:port\", \"rediss://host:port\" for TLS, or \"unix:/path\"";
 const PORT: u16 = 6379;
+/// The longest `timeout`.
+const MOST: Duration = Duration::from_secs(10);
 
 /// `None` if a problem was reported.
 pub(super) fn convert_shared(
@@ -35,6 +39,10 @@ pub(super) fn convert_shared(
             None
         }
     };
+    let timeout = file.timeout.0;
+    if timeout > MOST {
+        place.child("timeout").add_problem("should be at most \"10s\", as requests wait for it");
+    }
     let SharedUrl { address, database } = url?.0;
     if place.has_key("ca_file") && !matches!(address, Address::Tls(..)) {
         place.child("ca_file").add_problem("has no effect without TLS; the url should begin with \"rediss://\"");
@@ -50,11 +58,7 @@ pub(super) fn convert_shared(
     if place.has_key("username") && password.is_none() {
         place
             .child("username")
-            .add_problem(format!("is set without a password; set password_file, {PASSWORD} or {PASSWORD}_FILE"));
-    }
-    let timeout = file.timeout.0;
-    if timeout > MOST {
-        place.child("timeout").add_problem("should be at most \"10s\", as requests wait for it");
+            .add_problem(format!("has no effect without a password; set password_file, {PASSWORD} or {PASSWORD}_FILE"));
     }
     Some(Settings {
         address,
@@ -68,8 +72,6 @@ pub(super) fn convert_shared(
         salt,
     })
 }
-
-const MOST: std::time::Duration = std::time::Duration::from_secs(10);
 
 fn is_loopback(host: &str) -> bool {
     host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())

@@ -231,3 +231,86 @@ fn lease_sizes(quota: Quota) -> [u32; 2] {
     let least = LEAST.as_nanos().div_ceil(quota.interval().as_nanos());
     [u32::try_from(least).unwrap_or(u32::MAX).min(most), most]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const QUOTA: Quota = Quota { requests: 1000, per: SECOND.saturating_mul(1000), burst: 1000 };
+
+    /// The state after a trip that took so many requests out of a full allowance.
+    fn state_with_lease(count: u32, now: Instant) -> State {
+        let allowance = SharedAllowance::new(now);
+        let mut state = allowance.state.into_inner().unwrap();
+        state.record(Taken { count, full: QUOTA.interval() * count, connection: 1 }, QUOTA, now);
+        state
+    }
+
+    #[test]
+    fn busy_replica_takes_more_up_to_half_a_percent() {
+        let mut now = Instant::now();
+        let mut state = state_with_lease(0, now);
+        let mut sizes = Vec::new();
+        for pause in [10, 10, 10, 10, 200, 600, 600, 600] {
+            now += Duration::from_millis(pause);
+            let wanted = state.begin_trip(QUOTA, now).wanted;
+            sizes.push(wanted);
+            state.record(Taken { count: 0, full: SECOND, connection: 1 }, QUOTA, now);
+        }
+        assert_eq!(sizes, [2, 4, 5, 5, 5, 2, 1, 1]);
+    }
+
+    #[test]
+    fn lease_covers_all_requests_that_wait() {
+        let now = Instant::now();
+        let mut state = state_with_lease(0, now);
+        state.waiting = 80;
+        assert_eq!(state.begin_trip(QUOTA, now).wanted, 80);
+        state.waiting = 8000;
+        assert_eq!(state.begin_trip(QUOTA, now).wanted, QUOTA.burst);
+    }
+
+    #[test]
+    fn unspent_lease_goes_back_with_next_trip() {
+        let now = Instant::now();
+        let mut state = state_with_lease(5, now);
+        state.record(Taken { count: 0, full: 50 * SECOND, connection: 1 }, QUOTA, now);
+        assert_eq!(state.spend_lease(QUOTA, now).map(|level| level.remaining), Some(954));
+        let later = now + LEASE_TIME;
+        state.end_lease(later);
+        assert!(state.spend_lease(QUOTA, later).is_none());
+        let trip = state.begin_trip(QUOTA, later);
+        assert_eq!((trip.returned, trip.known.0), (4 * SECOND, 45 * SECOND), "one was spent");
+        assert_eq!(state.begin_trip(QUOTA, later).returned, Duration::ZERO, "only once");
+    }
+
+    #[test]
+    fn unspent_lease_of_full_allowance_is_not_returned() {
+        let now = Instant::now();
+        let mut state = state_with_lease(5, now);
+        // Five requests have refilled. To return them would make room for five more than the quota.
+        let later = now + 5 * SECOND;
+        state.end_lease(later);
+        assert_eq!(state.begin_trip(QUOTA, later).returned, Duration::ZERO);
+    }
+
+    #[test]
+    fn smaller_burst_does_not_spend_what_larger_one_took() {
+        let now = Instant::now();
+        let mut state = state_with_lease(5, now);
+        state.record(Taken { count: 5, full: 900 * SECOND, connection: 1 }, QUOTA, now);
+        let smaller = Quota { burst: 750, ..QUOTA };
+        assert!(state.spend_lease(smaller, now).is_none());
+        assert!(state.spend_lease(QUOTA, now).is_some());
+        assert!(state.spend_lease(smaller, now + 150 * SECOND).is_some());
+    }
+
+    #[test]
+    fn lease_of_fast_limit_is_worth_what_the_server_can_count() {
+        let fast = Quota { requests: 1_000_000_000, per: SECOND, burst: 1_000_000_000 };
+        assert_eq!(lease_sizes(fast), [100_000, 5_000_000]);
+        assert_eq!(lease_sizes(Quota { requests: 600, per: 60 * SECOND, burst: 100 }), [1, 3]);
+        assert_eq!(lease_sizes(Quota { requests: 10, per: SECOND, burst: 10 }), [1, 1]);
+    }
+}

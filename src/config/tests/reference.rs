@@ -13,15 +13,20 @@ fn reference_states_the_defaults() {
 /// The reference with the sections in force that are off where they are not there.
 fn reference() -> String {
     let mut reference = fs::read_to_string(root().join("config/reference.toml")).unwrap();
-    for (section, required) in [
-        ("decision", "listen = \"127.0.0.1:4483"),
-        ("management", "listen = \"unix:"),
-        ("rate_limits.per-org", "requests = 600"),
+    for line in [
+        "[decision]\n",
+        "listen = \"127.0.0.1:4483",
+        "[management]\n",
+        "listen = \"unix:",
+        "[rate_limits.per-org]\n",
+        "requests = 600",
+        "[shared]\n",
+        "url = \"redis:",
+        "replicas = 2",
     ] {
-        let (off, on) = (format!("\n# [{section}]\n"), format!("\n# {required}"));
-        assert!(reference.contains(&off) && reference.contains(&on));
-        reference =
-            reference.replace(&off, &format!("\n[{section}]\n")).replace(&on, &format!("\n{required}"));
+        let off = format!("\n# {line}");
+        assert!(reference.contains(&off), "{line}");
+        reference = reference.replace(&off, &format!("\n{line}"));
     }
     reference
 }
