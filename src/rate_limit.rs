@@ -213,11 +213,7 @@ pub struct RateLimits(HashMap<Arc<str>, RateLimit>);
 
 impl RateLimits {
     /// The allowances of limits that mean the same as `before` are kept. With a server, they are shared.
-    pub fn new(
-        settings: Vec<Settings>,
-        before: Option<&Self>,
-        server: Option<&Arc<SharedServer>>,
-    ) -> Self {
+    pub fn new(settings: Vec<Settings>, before: Option<&Self>, server: Option<&Arc<SharedServer>>) -> Self {
         let limit = |settings: Settings| {
             let before = before.and_then(|before| before.0.get(&settings.name));
             (Arc::clone(&settings.name), RateLimit::new(settings, before, server))

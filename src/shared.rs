@@ -311,8 +311,7 @@ impl SharedServer {
     async fn connect(&self, number: u64) -> Result<Link, Failure> {
         let connecting = async {
             let config = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-            let mut connection =
-                self.client()?.get_multiplexed_async_connection_with_config(&config).await?;
+            let mut connection = self.client()?.get_multiplexed_async_connection_with_config(&config).await?;
             let mut load = redis::cmd("SCRIPT");
             let script: String = load.arg("LOAD").arg(TAKE).query_async(&mut connection).await?;
             Ok(Link { connection, number, script: script.into() })
@@ -363,9 +362,7 @@ impl SharedServer {
             failure => failure.kind(),
         };
         self.count(kind);
-        let Some(suppressed) =
-            self.outages.record_failure(kind, Some(Duration::ZERO), Instant::now())
-        else {
+        let Some(suppressed) = self.outages.record_failure(kind, Some(Duration::ZERO), Instant::now()) else {
             return;
         };
         let Settings { address, replicas, .. } = &self.settings;

@@ -73,9 +73,10 @@ impl Config {
         self.lower_connections(plan.connections, &format!("for {memory} MiB of memory"));
     }
 
-    /// Lowers the numbers of allowances that are remembered, and returns their sum.
+    /// Lowers the numbers of allowances that are remembered, and returns their sum, for which a shared one counts twice.
     fn fit_rate_limits(&mut self, memory: usize) -> usize {
-        let most = (memory / 8 / REMEMBERED / self.rate_limits.len().max(1)) as u64;
+        let each = if self.shared.is_some() { 2 } else { 1 };
+        let most = (memory / 8 / REMEMBERED / each / self.rate_limits.len().max(1)) as u64;
         for limit in self.rate_limits.iter_mut().filter(|limit| limit.max_entries > most) {
             self.warnings.push(format!(
                 "rate_limits.{}.max_entries is lowered from {} to {most}, for {} MiB of memory",
@@ -86,7 +87,7 @@ impl Config {
             limit.max_entries = most;
         }
         let sum: u64 = self.rate_limits.iter().map(|limit| limit.max_entries).sum();
-        usize::try_from(sum).unwrap_or(usize::MAX)
+        usize::try_from(sum).unwrap_or(usize::MAX).saturating_mul(each)
     }
 
     fn fit_descriptors(&mut self, descriptors: usize) {

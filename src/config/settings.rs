@@ -58,9 +58,8 @@ fn convert_file(
     let has_decision = file.decision.is_some();
     let upstreams = convert_upstreams(file.upstreams, &root.child("upstreams"), has_decision);
     let rate_limits = convert_rate_limits(file.rate_limits, &root.child("rate_limits"));
-    let shared = file
-        .shared
-        .and_then(|shared| convert_shared(shared.0, &root.child("shared"), report, environment));
+    let shared =
+        file.shared.and_then(|shared| convert_shared(shared.0, &root.child("shared"), report, environment));
     let routes = convert_routes(file.routes, root, &upstreams, lines, has_decision, &rate_limits);
 
     let place = root.child("server");

@@ -45,7 +45,9 @@ pub(super) fn convert_shared(
     }
     let SharedUrl { address, database } = url?.0;
     if place.has_key("ca_file") && !matches!(address, Address::Tls(..)) {
-        place.child("ca_file").add_problem("has no effect without TLS; the url should begin with \"rediss://\"");
+        place
+            .child("ca_file")
+            .add_problem("has no effect without TLS; the url should begin with \"rediss://\"");
     }
     if let Address::Tcp(host, _) = &address
         && password.is_some()
@@ -56,9 +58,9 @@ pub(super) fn convert_shared(
         );
     }
     if place.has_key("username") && password.is_none() {
-        place
-            .child("username")
-            .add_problem(format!("has no effect without a password; set password_file, {PASSWORD} or {PASSWORD}_FILE"));
+        place.child("username").add_problem(format!(
+            "has no effect without a password; set password_file, {PASSWORD} or {PASSWORD}_FILE"
+        ));
     }
     Some(Settings {
         address,

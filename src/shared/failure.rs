@@ -61,7 +61,9 @@ fn explain(error: &RedisError) -> String {
     let advice = match kind_of(error) {
         "protocol" => "; is it Redis or Valkey, and with TLS (rediss://)?",
         "full" => "; its maxmemory is used up",
-        "denied" => "; check shared.username and the password, and that the user may run EVALSHA, SCRIPT LOAD, TIME, GET and SET",
+        "denied" => {
+            "; check shared.username and the password, and that the user may run EVALSHA, SCRIPT LOAD, TIME, GET and SET"
+        }
         "read_only" => "; the URL should be that of the primary",
         "server_error" if matches!(error.code(), Some("MOVED" | "CROSSSLOT" | "CLUSTERDOWN")) => {
             "; Redis Cluster is not supported"

@@ -1,5 +1,6 @@
 //! Limits that replicas share over a real Redis or Valkey server.
 
+mod figures;
 mod outage;
 
 use std::collections::HashMap;
@@ -168,7 +169,8 @@ async fn replicas_share_budget_of_validations() {
     let unknown: Vec<String> = (0..160).map(crate::rig::unknown_key).collect();
     let requests = unknown.iter().enumerate();
     let counts =
-        statuses(requests.map(|(number, key)| (if number % 2 == 0 { &first } else { &second }, &**key))).await;
+        statuses(requests.map(|(number, key)| (if number % 2 == 0 { &first } else { &second }, &**key)))
+            .await;
     let refilled = began.elapsed().as_secs() * 80 / 60 + 1;
     let calls = first.emulator.counts().validations - before;
     // Of 80, a quarter is kept, and one was spent.
@@ -227,7 +229,7 @@ async fn stored_allowance_expires_when_it_is_full() {
 }
 
 #[tokio::test]
-async fn server_with_password_and_tls_is_used() {
+async fn server_with_user_and_tls_is_used() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");
     // The server is to listen on it in a moment.
@@ -238,11 +240,14 @@ async fn server_with_password_and_tls_is_used() {
     let ca = authority.file();
     let arguments = ["--tls-port", &port, "--tls-cert-file", &certificate, "--tls-key-file", &key];
     let more = ["--tls-ca-cert-file", ca.to_str().unwrap(), "--tls-auth-clients", "no"];
-    let more = [&arguments[..], &more[..], &["--requirepass", "made-up"]].concat();
+    // The rights that docs/rate-limits.md names, and no others.
+    let user = "--user keyward on >made-up ~keyward:* +evalsha +script|load +time +get +set +select";
+    let user: Vec<&str> = user.split(' ').collect();
+    let more = [&arguments[..], &more[..], &user].concat();
     let Some(server) = RedisServer::start(&more).await else { return };
     let password = server.folder.write("password", "made-up\n");
     let section = format!(
-        "[shared]\nurl = \"rediss://localhost:{port}/3\"\nreplicas = 2\nusername = \"default\"\npassword_file = \"{}\"\n\
+        "[shared]\nurl = \"rediss://localhost:{port}/3\"\nreplicas = 2\nusername = \"keyward\"\npassword_file = \"{}\"\n\
          ca_file = \"{}\"\nsalt_file = \"{}\"\n{PATIENT}\n",
         password.display(),
         ca.display(),

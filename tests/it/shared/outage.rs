@@ -73,10 +73,8 @@ async fn stopped_server_delays_few_requests() {
     server.signal(Signal::STOP);
     let organizations: Vec<String> = (0..60).map(|number| format!("org_{number}")).collect();
     for organization in &organizations {
-        let issue = keyward_emulator::store::Issue {
-            organization_id: organization.clone(),
-            ..Default::default()
-        };
+        let issue =
+            keyward_emulator::store::Issue { organization_id: organization.clone(), ..Default::default() };
         let key = stage.issue(issue).key;
         assert_eq!(stage.get("/", &key).await.status, 200);
     }
