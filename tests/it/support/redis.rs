@@ -37,7 +37,7 @@ impl RedisServer {
                 Err(error) => panic!("{program}: {error}"),
             }
         }
-        println!("skipped: neither valkey-server nor redis-server is installed");
+        eprintln!("skipped: neither valkey-server nor redis-server is installed");
         None
     }
 
