@@ -89,6 +89,8 @@ async fn serve_all_families() -> BTreeMap<String, Family> {
     stage.metrics.rate_limits.get_or_create(&limit).inc();
     stage.metrics.shadow_requests.get_or_create(&Shadow { route: "/*".into(), outcome: "allowed" }).inc();
     stage.metrics.trace_spans.get_or_create(&Outcome { outcome: "exported" }).inc();
+    stage.metrics.shared_up.set(1.0);
+    stage.metrics.shared_operations.get_or_create(&Outcome { outcome: "ok" }).inc();
     stage.metrics.drain_begin.set(1.0);
     stage.metrics.drain_end.set(2.0);
     parse_families(&stage.get_admin("/metrics").await.text())
