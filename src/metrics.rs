@@ -228,11 +228,11 @@ declare_metrics! {
     pub shadow_requests: Family<Shadow, Counter> = "shadow_requests", Family::default();
     /// Routes in shadow mode, whose requests are not refused.
     pub shadow_routes: Gauge = "shadow_routes", Gauge::default();
-    /// 1 while the server of [shared] answers, 0 while each replica limits on its own share; absent without [shared].
+    /// 1 while the server that replicas share answers, 0 while each replica limits on its own share; absent without one.
     pub shared_up: OptionalGauge = "shared_up", OptionalGauge::default();
-    /// Commands to the server of [shared], by outcome.
+    /// Commands to the server that replicas share, by outcome.
     pub shared_operations: Family<Outcome, Counter> = "shared_operations", Family::default();
-    /// Time from a command to the server of [shared] to its answer, or to the deadline.
+    /// Time from a command to the server that replicas share to its answer, or to the deadline.
     pub shared_seconds: Histogram = "shared_duration_seconds", histogram();
     /// Keys that were used within the last day, and expired or were about to expire within expiry.warn_before.
     pub expiring_keys: Gauge<u64, AtomicU64> = "expiring_keys", Gauge::default();
