@@ -19,6 +19,7 @@ use crate::metrics::{self, Metrics, RouteSeries, StreamKind};
 use crate::policy::Unmet;
 use crate::rejection::Rejection;
 use crate::traces::{self, RequestSpan};
+use crate::usage::{End, OpenRequest};
 
 /// What is written of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +74,8 @@ pub struct Record {
     pub request_id: HeaderValue,
     /// Of the route, or without a label when there was none.
     pub route: Arc<RouteSeries>,
+    /// The use of the key, where it is counted; present together with the identity.
+    pub usage: Option<OpenRequest>,
     /// `None` before the verdict, and on public routes.
     pub identity: Option<Arc<Identity>>,
     /// Time to the verdict.
@@ -129,6 +132,7 @@ impl Record {
             span,
             request_id,
             route,
+            usage: None,
             identity: None,
             validation: None,
             upstream: None,
@@ -381,8 +385,13 @@ impl Record {
         }
     }
 
+    /// The status of a rejection, whatever a gRPC client got, or else that on the wire.
+    fn counted_code(&self) -> u16 {
+        self.rejected.map_or_else(|| self.status_code(), |rejected| rejected.as_u16())
+    }
+
     fn count(&self, elapsed: Duration) {
-        let code = self.rejected.map_or_else(|| self.status_code(), |rejected| rejected.as_u16());
+        let code = self.counted_code();
         let labels = metrics::Request {
             route: Arc::clone(self.route.label()),
             method: metrics::method_label(&self.method),
@@ -420,6 +429,9 @@ impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.began.elapsed();
         self.count(elapsed);
+        if let (Some(usage), Some(identity)) = (self.usage.take(), &self.identity) {
+            usage.finish(identity, End { status: self.counted_code(), outcome: self.decision() });
+        }
         match self.line {
             Line::Off => {}
             Line::Json => self.write_json(elapsed),

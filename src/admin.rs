@@ -1,6 +1,7 @@
-//! The admin port: health, metrics, routes, version, all of it read-only; and the drain, which only this machine may begin.
+//! The admin port: health, metrics, routes, version, all of it read-only; and for this machine alone, the use of keys and the drain.
 
 pub mod drain;
+pub(crate) mod usage;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use crate::listener::{Handler, Listen};
 use crate::metrics::{Format, Metrics};
 use crate::peer::Peer;
 use crate::route::{Auth, Route};
+use crate::usage::Usage;
 
 /// Whether Keyward is ready, and if not, why.
 #[derive(Debug)]
@@ -73,6 +75,8 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// For `/routes`.
     pub current: Arc<Current>,
+    /// For `/usage`; `None` if it is not counted.
+    pub usage: Option<Arc<Usage>>,
     /// For `/drain`.
     pub drain: Arc<Drain>,
     /// The address of the admin port.
@@ -100,6 +104,13 @@ impl Handler for Admin {
             ),
             (&Method::POST, DRAIN) => self.answer_drain().await,
             (_, DRAIN) => refuse_method("use POST\n", "POST"),
+            (&Method::GET | &Method::HEAD, USAGE) => match self.is_of_this_machine(&request, peer) {
+                true => usage::answer_usage(self.usage.as_deref(), request.uri().query().unwrap_or_default()),
+                false => text_response(
+                    StatusCode::FORBIDDEN,
+                    "only requests from this machine may read the use of keys: use 127.0.0.1 or [::1]\n",
+                ),
+            },
             (&Method::GET | &Method::HEAD, path) => self.answer_get(path, request.headers()),
             _ => refuse_method("use GET or HEAD\n", "GET, HEAD"),
         };
@@ -159,6 +170,9 @@ impl Admin {
                 let gateway = self.current.gateway();
                 gateway.validator.update_gauges();
                 gateway.expiry.update_gauge(&gateway.metrics);
+                if let Some(usage) = &self.usage {
+                    usage.update_gauge();
+                }
                 self.metrics.ready.set(self.readiness.get().is_ok().into());
                 let format = Format::accepted(headers);
                 build_response(StatusCode::OK, format.content_type(), self.metrics.encode_as(format))
@@ -178,12 +192,14 @@ impl Admin {
             }
             _ => text_response(
                 StatusCode::NOT_FOUND,
-                "not found; try /livez, /readyz, /metrics, /routes or /version\n",
+                "not found; try /livez, /readyz, /metrics, /routes, /usage or /version\n",
             ),
         }
     }
 }
 
+/// The path of the use of keys.
+const USAGE: &str = "/usage";
 /// The path of the drain.
 const DRAIN: &str = "/drain";
 /// Headers that proxies add.

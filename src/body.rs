@@ -7,7 +7,8 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use http_body::{Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Empty, Full};
+use http_body_util::{BodyExt, Empty, Full, StreamBody};
+use serde::Serialize;
 
 /// Why a body ended before its end.
 pub type BodyError = Box<dyn Error + Send + Sync>;
@@ -26,6 +27,23 @@ pub fn empty() -> Body {
 /// A body of these bytes.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
     Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body of these JSON values, one a line, of which only some hundred are in memory at once.
+pub fn json_lines<T: Serialize>(values: impl Iterator<Item = T> + Send + 'static) -> Body {
+    const AT_ONCE: usize = 200;
+    let mut values = values;
+    let frames = std::iter::from_fn(move || {
+        let mut text = Vec::new();
+        for value in values.by_ref().take(AT_ONCE) {
+            if let Err(error) = serde_json::to_writer(&mut text, &value) {
+                return Some(Err(error.into()));
+            }
+            text.push(b'\n');
+        }
+        (!text.is_empty()).then(|| Ok(Frame::data(text.into())))
+    });
+    StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
 }
 
 /// What is done to each frame of a body on its way.

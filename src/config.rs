@@ -18,6 +18,7 @@ mod shared;
 mod traces;
 mod upstreams;
 mod urls;
+mod usage;
 mod values;
 
 use std::io::Read;
@@ -77,6 +78,8 @@ pub struct Config {
     pub log: logging::Settings,
     /// `[expiry]`.
     pub expiry: expiry::Settings,
+    /// `[usage]`; `None` if it is not counted.
+    pub usage: Option<crate::usage::Settings>,
     /// `[rate_limits]`.
     pub rate_limits: Vec<rate_limit::Settings>,
     /// `[shared]`.

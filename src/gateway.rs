@@ -44,6 +44,7 @@ use crate::traces::Traces;
 use crate::upstream::forwarded::{Forwarding, REQUEST_ID, choose_request_id};
 use crate::upstream::websocket::CloseCode;
 use crate::upstream::{Exchange, Failure, ForwardOptions, Upstream, request_body, websocket_tunnel};
+use crate::usage::{Start, Usage};
 use crate::validator::Validator;
 
 /// `Retry-After` where public routes already use all the connections they may.
@@ -86,6 +87,8 @@ pub struct Gateway {
     pub validator: Arc<Validator>,
     /// Warnings that a key expires soon.
     pub expiry: Arc<ExpiryWarnings>,
+    /// The use of keys and by organizations, where it is counted.
+    pub usage: Option<Arc<Usage>>,
     /// The rate limits. Every limit of a route is present.
     pub rate_limits: RateLimits,
     /// What is counted.
@@ -278,6 +281,8 @@ impl Gateway {
             }
         })?;
         let admitted = downstream.account.admit();
+        let start = Start { route: record.route.label(), client: downstream.client };
+        record.usage = self.usage.as_ref().map(|usage| usage.begin(&identity, &start));
         record.identity = Some(Arc::clone(&identity));
         self.expiry.warn_of_end(&identity, &self.metrics, &mut record.notices);
         let revalidation = Revalidation::new(self, key, &identity, requirement, began.into(), admitted);

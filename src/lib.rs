@@ -29,6 +29,7 @@ pub mod shared;
 pub mod validator;
 pub mod rate_limit;
 pub mod expiry;
+pub mod usage;
 pub mod upstream;
 pub mod traces;
 

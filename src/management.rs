@@ -7,6 +7,7 @@ mod idempotency;
 mod json_body;
 mod problem;
 mod request;
+mod usage;
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
@@ -41,6 +42,7 @@ use crate::logging::output::AuditSlot;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::tls::KeyPair;
+use crate::usage::Usage;
 
 /// `[management]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +84,7 @@ const KEY_LOCKS: usize = 64;
 /// The handler of the management listener.
 pub struct Management {
     keys: Keys,
+    usage: Option<Arc<Usage>>,
     rules: IssuanceRules,
     auth: Auth,
     idempotency: Idempotency,
@@ -100,11 +103,16 @@ pub struct Management {
 
 struct Outcome {
     status: StatusCode,
-    content: serde_json::Value,
+    content: Content,
     token_id: Option<Box<str>>,
     location: Option<String>,
     /// What was left undone although the request succeeded.
     warning: Option<String>,
+}
+
+enum Content {
+    Json(serde_json::Value),
+    Lines(Body),
 }
 
 #[derive(Serialize)]
@@ -130,9 +138,16 @@ impl Handler for Management {
 
 impl Management {
     /// `tasks` keeps the process alive until changes that were begun are done.
-    pub fn new(settings: &Settings, client: Client, metrics: Arc<Metrics>, tasks: TaskTracker) -> Self {
+    pub fn new(
+        settings: &Settings,
+        client: Client,
+        usage: Option<Arc<Usage>>,
+        metrics: Arc<Metrics>,
+        tasks: TaskTracker,
+    ) -> Self {
         Self {
             keys: Keys::new(client),
+            usage,
             rules: settings.rules.clone(),
             auth: Auth::new(settings),
             idempotency: Idempotency::default(),
@@ -171,7 +186,10 @@ impl Management {
                 response
             }
             Ok(done) => {
-                let mut response = json_response(done.status, done.content.to_string());
+                let mut response = match done.content {
+                    Content::Json(content) => json_response(done.status, content.to_string()),
+                    Content::Lines(lines) => ok_response("application/jsonl", lines),
+                };
                 if let Some(location) = done.location.and_then(|path| HeaderValue::try_from(path).ok()) {
                     response.headers_mut().insert(LOCATION, location);
                 }
@@ -211,12 +229,15 @@ impl Management {
             Operation::List(listing) => {
                 let listing = PageRequest { organization_id: organization.clone(), ..listing.clone() };
                 let _permit = self.acquire_call_permit().await?;
-                Outcome::new(StatusCode::OK, &self.keys.list(&listing).await?)
+                let page = self.keys.list(&listing).await?;
+                Ok(Outcome::of_json(StatusCode::OK, usage::page_with_usage(&page, self.usage.as_deref())?))
             }
             Operation::Show(id) => {
                 let _permit = self.acquire_call_permit().await?;
-                Outcome::new(StatusCode::OK, &self.find_key(organization, id).await?)
+                let token = self.find_key(organization, id).await?;
+                Ok(Outcome::of_json(StatusCode::OK, usage::token_with_usage(&token, self.usage.as_deref())?))
             }
+            Operation::Usage(days) => usage::list_usage(self.usage.as_deref(), days),
             Operation::Update(id, patch) => self.update_key(organization, id, patch).await,
             Operation::Revoke(id) => self.revoke_key(organization, id).await,
             Operation::Rotate(id, rotation) => {
@@ -302,7 +323,7 @@ impl Management {
         }
         Ok(Outcome {
             status: StatusCode::NO_CONTENT,
-            content: json!(null),
+            content: Content::Json(json!(null)),
             token_id: None,
             location: None,
             warning: None,
@@ -354,7 +375,7 @@ impl Management {
         }
         Ok(Outcome {
             status: StatusCode::CREATED,
-            content,
+            content: Content::Json(content),
             token_id: Some(token.token_id.as_str().into()),
             location: Some(key_location(organization, token)),
             warning,
@@ -369,16 +390,24 @@ fn key_location(organization: &str, token: &Token) -> String {
 impl Outcome {
     fn new(status: StatusCode, content: &impl Serialize) -> Result<Self, Problem> {
         // Never fails for the structs and maps of strings that are passed here.
-        let content = serde_json::to_value(content).map_err(|_| Problem::internal())?;
-        Ok(Self { status, content, token_id: None, location: None, warning: None })
+        Ok(Self::of_json(status, serde_json::to_value(content).map_err(|_| Problem::internal())?))
+    }
+
+    fn of_json(status: StatusCode, content: serde_json::Value) -> Self {
+        Self { status, content: Content::Json(content), token_id: None, location: None, warning: None }
     }
 }
 
 fn json_response(status: StatusCode, content: impl Into<bytes::Bytes>) -> Response<Body> {
-    let mut response = Response::new(body::full(content));
+    let mut response = ok_response("application/json", body::full(content));
     *response.status_mut() = status;
+    response
+}
+
+fn ok_response(content_type: &'static str, content: Body) -> Response<Body> {
+    let mut response = Response::new(content);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }

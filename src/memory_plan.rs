@@ -30,7 +30,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Divides `memory` bytes between at most `connections`, with heads of up to `head` bytes, and `remembered` bad keys and allowances.
+    /// Divides `memory` bytes between at most `connections`, with heads of up to `head` bytes, and `remembered` bad keys and
+    /// allowances, or what takes as much.
     ///
     /// ```text
     /// 70 % of memory = 18 MiB + 256 B × remembered + connections × (160 KiB + head) + requests

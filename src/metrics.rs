@@ -99,10 +99,19 @@ pub struct RateLimit {
     pub outcome: &'static str,
 }
 
+/// Labels of `organization_requests`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct OrganizationClass {
+    /// The organization's id, or `other`.
+    pub organization: Arc<str>,
+    /// The class of the status code, such as `2xx`.
+    pub class: &'static str,
+}
+
 /// Labels of a request to the key management API, both from closed lists.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Management {
-    /// `create`, `list`, `show`, `update`, `revoke`, `rotate`, or `none`.
+    /// `create`, `list`, `show`, `update`, `revoke`, `rotate`, `usage`, or `none`.
     pub operation: &'static str,
     /// `done`, or the code of the problem.
     pub outcome: &'static str,
@@ -238,6 +247,14 @@ declare_metrics! {
     pub expiring_keys: Gauge<u64, AtomicU64> = "expiring_keys", Gauge::default();
     /// Requests with keys that expire within expiry.warn_before.
     pub expiring_key_requests: Counter = "expiring_key_requests", Counter::default();
+    /// Keys whose use is remembered.
+    pub usage_keys: Gauge<u64, AtomicU64> = "usage_keys", Gauge::default();
+    /// Keys whose use was forgotten because more than usage.max_keys were used.
+    pub usage_forgotten_keys: Counter = "usage_forgotten_keys", Counter::default();
+    /// Writes of usage.file, by outcome: ok or error.
+    pub usage_file_writes: Family<Outcome, Counter> = "usage_file_writes", Family::default();
+    /// Requests with valid keys, by organization and class of the status code; only with usage.metrics.
+    pub organization_requests: Family<OrganizationClass, Counter> = "organization_requests", Family::default();
     /// Fetches of Keyward's own access token from Scalekit, by outcome.
     pub token_fetches: Family<Outcome, Counter> = "access_token_fetches", Family::default();
     /// Unix time at which Keyward's own access token expires; 0 without a token.

@@ -42,6 +42,7 @@ use crate::systemd::ServiceManager;
 use crate::tls::TlsError;
 use crate::traces::{self, Traces};
 use crate::upstream::Upstream;
+use crate::usage::{self, Usage};
 use crate::validator::Validator;
 use crate::{identity, logging, scalekit, shared};
 
@@ -68,6 +69,9 @@ pub enum StartError {
     /// The salt of `[shared]` cannot be read.
     #[error("shared.salt_file: {0}")]
     Salt(SecretError),
+    /// `usage.file`.
+    #[error(transparent)]
+    Usage(#[from] usage::FileError),
     /// Keys are remembered by keyed digests, which need random numbers.
     #[error("the operating system provides no random numbers")]
     Randomness,
@@ -126,6 +130,7 @@ impl ListenerSettings {
 struct SharedResources {
     metrics: Arc<Metrics>,
     traces: Option<Arc<Traces>>,
+    usage: Option<Arc<Usage>>,
     tunnels: TaskTracker,
     closing: CancellationToken,
     /// Pooled connections and flights, which end with the process.
@@ -143,6 +148,7 @@ struct RestartOnly {
     management: Option<management::Settings>,
     scalekit: scalekit::Settings,
     shared: Option<shared::Settings>,
+    usage: Option<usage::Settings>,
     log: logging::Format,
 }
 
@@ -156,6 +162,7 @@ impl RestartOnly {
             management: config.management.clone(),
             scalekit: config.scalekit.clone(),
             shared: config.shared.clone(),
+            usage: config.usage.clone(),
             log: config.log.format,
         }
     }
@@ -175,6 +182,7 @@ impl RestartOnly {
             (self.management == config.management, "[management]"),
             (self.scalekit == config.scalekit, "where and who Scalekit is, and scalekit.timeout"),
             (self.shared == config.shared, "[shared]"),
+            (self.usage == config.usage, "[usage]"),
             (self.log == config.log.format, "log.format"),
         ]
         .into_iter()
@@ -211,6 +219,8 @@ impl Server {
         // Its own metrics, as those that are shown count connections to the public listener.
         let admin = Listener::bind(admin, Arc::default())?;
         let scalekit = Scalekit::new(&config.scalekit, Arc::clone(&metrics), background.clone())?;
+        let usage = config.usage.as_ref().map(|settings| Usage::open(settings, Arc::clone(&metrics)));
+        let usage = usage.transpose()?.map(Arc::new);
         let changes = TaskTracker::new();
         let management = restart_only.management.as_ref().map(|settings| {
             let listener = listener::Settings {
@@ -222,7 +232,7 @@ impl Server {
             };
             let listener = Listener::bind(listener, Arc::default())?;
             let (client, metrics) = (scalekit.client.clone(), Arc::clone(&metrics));
-            let management = Management::new(settings, client, metrics, changes.clone());
+            let management = Management::new(settings, client, usage.clone(), metrics, changes.clone());
             Ok::<_, StartError>((listener, Arc::new(management)))
         });
         let management = management.transpose()?;
@@ -249,6 +259,7 @@ impl Server {
         let resources = SharedResources {
             metrics,
             traces: traces.transpose()?,
+            usage,
             tunnels: TaskTracker::new(),
             closing: phases.closing.clone(),
             background,
@@ -373,6 +384,10 @@ impl Server {
             until_stop.push(background.spawn(watcher.run()));
         }
 
+        let usage = shared.resources.usage.clone();
+        // Also during the drain, in which requests are counted.
+        let saving = usage.clone().map(|usage| background.spawn(usage.save_periodically()));
+
         let (connections, admin_tasks) = (TaskTracker::new(), TaskTracker::new());
         if let Some(listener) = self.public {
             let current = Arc::clone(&shared.current);
@@ -389,6 +404,7 @@ impl Server {
             readiness: Arc::clone(&self.readiness),
             metrics: Arc::clone(&shared.resources.metrics),
             current: Arc::clone(&shared.current),
+            usage: usage.clone(),
             drain: Arc::clone(&drain),
             address: self.admin.address(),
         };
@@ -419,6 +435,10 @@ impl Server {
             }
         };
         tokio::join!(draining.run(times, cause, &kill), report);
+        saving.iter().for_each(JoinHandle::abort);
+        if let Some(usage) = usage {
+            usage.save_at_end().await;
+        }
         if !is_stopping {
             service_manager.notify_status("drained").await;
             stop.cancelled().await;
@@ -481,6 +501,7 @@ impl SharedResources {
                 before.map(|before| &before.rate_limits),
                 self.shared_server.as_ref(),
             ),
+            usage: self.usage.clone(),
             metrics: Arc::clone(&self.metrics),
             traces: self.traces.as_ref().map(|traces| traces.with_trust(config.trust_parent)),
             tunnels: self.tunnels.clone(),

@@ -28,6 +28,33 @@ pub(super) struct AdminArgs {
     config: Option<PathBuf>,
 }
 
+/// Several admin ports, for what is counted by each of several replicas.
+#[derive(Args)]
+pub(super) struct AdminsArgs {
+    /// The admin port of a running Keyward as HOST:PORT, or unix:/path; one for each replica. By default admin.listen of the route
+    /// file, or 127.0.0.1:4481
+    #[arg(long, value_name = "ADDRESS", env = "KEYWARD_ADMIN", value_delimiter = ',')]
+    admin: Vec<String>,
+    /// The route file that has admin.listen
+    #[arg(short, long, value_name = "FILE", env = "KEYWARD_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+impl AdminsArgs {
+    /// Finds the admin ports, of which there is at least one.
+    ///
+    /// # Errors
+    /// When an `--admin` is not an address, or the route file cannot be read.
+    pub(super) fn find_ports(self) -> Result<Vec<AdminPort>> {
+        let given: Vec<_> = self.admin.into_iter().filter(|given| !given.is_empty()).collect();
+        let find = |admin| AdminArgs { admin, config: self.config.clone() }.find_certain_port();
+        match given.is_empty() {
+            true => Ok(vec![find(None)?]),
+            false => given.into_iter().map(|given| find(Some(given))).collect(),
+        }
+    }
+}
+
 /// Limit on one request to the admin port.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -98,14 +125,14 @@ impl AdminPort {
     ///
     /// # Errors
     /// When there is no response within three seconds. The address is in the text.
-    pub(super) async fn send(&self, method: Method, path: &'static str) -> Result<Answer> {
+    pub(super) async fn send(&self, method: Method, path: &str) -> Result<Answer> {
         let answer = tokio::time::timeout(TIMEOUT, self.exchange(method, path)).await;
         let answer = answer.map_err(|_| anyhow!("no answer within {TIMEOUT:?}")).and_then(|answer| answer);
         answer
             .map_err(|error| anyhow!("the admin port at {}: {error:#}{}", self.shown_address(), self.caveat))
     }
 
-    async fn exchange(&self, method: Method, path: &'static str) -> Result<Answer> {
+    async fn exchange(&self, method: Method, path: &str) -> Result<Answer> {
         let settings = Settings {
             address: self.address.clone(),
             tls: None,
@@ -116,7 +143,7 @@ impl AdminPort {
         let origin = Origin::new(&settings, TaskTracker::new())?;
         let mut request = Request::new(body::empty());
         *request.method_mut() = method;
-        *request.uri_mut() = hyper::Uri::from_static(path);
+        *request.uri_mut() = path.parse()?;
         request.headers_mut().insert(HOST, HeaderValue::from_static("localhost"));
         let response = origin.send_request(request).await.map_err(|error| anyhow!(error.format_chain()))?;
         let status = response.status();

@@ -9,6 +9,8 @@ mod prompt;
 mod revoke;
 mod rotate;
 mod update;
+mod usage;
+mod watch;
 
 use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
@@ -28,6 +30,7 @@ use serde_json::json;
 use tokio::time::Duration;
 
 use self::prompt::{Interrupt, Interrupted};
+use super::admin_client::AdminsArgs;
 use super::write_stderr;
 use crate::config::{Environment, parse_duration};
 use crate::keys::{KeyError, Keys, TokenId};
@@ -78,6 +81,9 @@ enum Command {
     /// Replace a key by a new one with the same scope, claims, description and expiry
     #[command(after_help = rotate::HELP)]
     Rotate(rotate::RotateArgs),
+    /// Wait until a key has not been used for some time
+    #[command(after_help = watch::HELP)]
+    Watch(watch::WatchArgs),
     /// Revoke keys: they stop working on the next request
     #[command(after_help = revoke::HELP)]
     Revoke(revoke::RevokeArgs),
@@ -88,6 +94,16 @@ struct OutputArgs {
     /// JSON for programs, one object per line, with Scalekit's field names
     #[arg(long)]
     json: bool,
+}
+
+/// For commands that show the use of keys.
+#[derive(Args)]
+struct SeenArgs {
+    /// Show when a key was last used, as a running Keyward has counted it
+    #[arg(long)]
+    seen: bool,
+    #[command(flatten)]
+    admins: AdminsArgs,
 }
 
 /// For commands that print a new key.
@@ -170,14 +186,16 @@ fn parse_token_id(text: &str) -> Result<TokenId> {
 pub(super) fn run_keys(args: KeysArgs) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let done = runtime.block_on(async {
-        let session = Session::new(args.transport)?;
+        let session = || Session::new(args.transport);
         match args.command {
-            Command::Create(args) => create::run_create(&session, args).await,
-            Command::List(args) => list::run_list(&session, args).await,
-            Command::Inspect(args) => inspect::run_inspect(&session, args).await,
-            Command::Update(args) => update::run_update(&session, args).await,
-            Command::Rotate(args) => rotate::run_rotate(&session, args).await,
-            Command::Revoke(args) => revoke::run_revoke(&session, args).await,
+            // It needs no access to Scalekit.
+            Command::Watch(args) => watch::run_watch(args).await,
+            Command::Create(args) => create::run_create(&session()?, args).await,
+            Command::List(args) => list::run_list(&session()?, args).await,
+            Command::Inspect(args) => inspect::run_inspect(&session()?, args).await,
+            Command::Update(args) => update::run_update(&session()?, args).await,
+            Command::Rotate(args) => rotate::run_rotate(&session()?, args).await,
+            Command::Revoke(args) => revoke::run_revoke(&session()?, args).await,
         }
     });
     // The exit code that shells use for a program ended by Ctrl-C: 128 + SIGINT.

@@ -17,6 +17,7 @@ use super::scalekit::{SecretPath, VisibleText};
 use super::settings::{PemPath, Realm};
 use super::shared::SharedUrl;
 use super::upstreams::{ServerNameText, UpstreamUrl};
+use super::usage::UsagePath;
 use super::values::special::{BadKeys, Lifetime, SocketMode, Version};
 use super::values::tables::{Claims, Named, Table};
 use super::values::{Choice, Choices, Number, Size, Text, Time};
@@ -57,6 +58,7 @@ pub(super) struct File {
     pub(super) rate_limits: Named<Table<RateLimit>>,
     pub(super) shared: Option<Table<Shared>>,
     pub(super) expiry: Table<Expiry>,
+    pub(super) usage: Table<Usage>,
     pub(super) streams: Table<Streams>,
     pub(super) identity: Table<Identity>,
     pub(super) log: Table<Log>,
@@ -451,6 +453,41 @@ pub(super) struct Expiry {
     /// How long before its end a key is warned of: in the response header Keyward-Key-Expires, in metrics, and in the log once a
     /// day for each key. From "1h" to "3660d". Default: no warnings.
     pub(super) warn_before: Option<Lifetime>,
+}
+
+/// Counts of the use of keys and by organizations.
+#[derive(Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Usage {
+    /// Whether the use of keys and by organizations is counted.
+    pub(super) enabled: bool,
+    /// How many keys are remembered. Beyond it, the one that was used least recently is forgotten.
+    pub(super) max_keys: Number<1, 10_000_000>,
+    /// How many organizations are told apart on one day. Requests of further ones are counted together.
+    pub(super) max_organizations: Number<1, 1_000_000>,
+    /// For how many days the requests of organizations are kept, today included.
+    pub(super) days: Number<1, 400>,
+    /// Whether metrics have the requests of organizations, with their ids as labels.
+    pub(super) metrics: bool,
+    /// How many organizations have metrics of their own, the first that are seen. The others are `other`.
+    pub(super) max_metrics_organizations: Number<1, 10_000>,
+    /// A file in which the counts are kept over restarts. It is written every five seconds and at the end of a drain. Each instance
+    /// needs a file of its own. Default: none.
+    pub(super) file: Option<Text<UsagePath>>,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            max_keys: Number(10_000),
+            max_organizations: Number(1000),
+            days: Number(3),
+            metrics: false,
+            max_metrics_organizations: Number(100),
+            file: None,
+        }
+    }
 }
 
 /// Long requests: WebSockets, event streams, gRPC streams, downloads, uploads.

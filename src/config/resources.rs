@@ -6,6 +6,7 @@ use super::Config;
 use crate::listener::INTERNAL_CONNECTIONS;
 use crate::memory_plan::{Plan, REMEMBERED, SPAN};
 use crate::peer::TrustedProxies;
+use crate::usage;
 
 /// The memory and file descriptors that are available, as far as they are known.
 #[derive(Clone, Copy, Debug, Default)]
@@ -65,7 +66,8 @@ impl Config {
             ));
             self.validator.negative_entries = most as u64;
         }
-        let remembered = entries.min(most) + self.fit_rate_limits(memory);
+        let remembered =
+            entries.min(most) + self.fit_rate_limits(memory) + self.fit_usage(memory).div_ceil(REMEMBERED);
         let (connections, head) = (self.listener.max_connections, self.listener.max_head);
         let plan = Plan::new(memory.saturating_sub(spans), connections, head, remembered);
         self.listener.memory = plan.requests;
@@ -88,6 +90,28 @@ impl Config {
         }
         let sum: u64 = self.rate_limits.iter().map(|limit| limit.max_entries).sum();
         usize::try_from(sum).unwrap_or(usize::MAX).saturating_mul(each)
+    }
+
+    /// Lowers the numbers of keys and of organizations whose use is remembered, and returns their memory in bytes.
+    fn fit_usage(&mut self, memory: usize) -> usize {
+        let Some(usage) = &mut self.usage else { return 0 };
+        let max_keys = usize::try_from(usage.max_keys).unwrap_or(usize::MAX);
+        let limits = [
+            ("max_keys", max_keys, memory / 8 / usage::ENTRY_BYTES),
+            ("max_organizations", usage.max_organizations, memory / 16 / usage::ROW_BYTES / usage.days),
+        ];
+        for (key, given, most) in limits {
+            if given > most {
+                let memory = memory >> 20;
+                self.warnings.push(format!(
+                    "usage.{key} is lowered from {given} to {most}, for {memory} MiB of memory"
+                ));
+            }
+        }
+        let [keys, organizations] = limits.map(|(_, given, most)| given.min(most));
+        usage.max_keys = keys as u64;
+        usage.max_organizations = organizations;
+        (keys * usage::ENTRY_BYTES).saturating_add(organizations * usage.days * usage::ROW_BYTES)
     }
 
     fn fit_descriptors(&mut self, descriptors: usize) {
@@ -225,6 +249,26 @@ mod tests {
         let warned = small.warnings.iter().any(|text| text.starts_with("OTEL_BSP_MAX_QUEUE_SIZE is lowered"));
         let traces = small.traces.unwrap();
         assert!(warned && traces.queue == 682 && traces.batch == 170, "{traces:?}");
+    }
+
+    #[test]
+    fn usage_is_part_of_the_memory_plan() {
+        let fitted = |more: &str, mebibytes: usize| {
+            let mut config = config(more);
+            config.fit(Resources { memory: Some(mebibytes * MIB), descriptors: None });
+            config
+        };
+        let (with, without) = (fitted("", 128), fitted("[usage]\nenabled = false\n", 128));
+        assert!(with.listener.memory < without.listener.memory);
+        assert!(!with.warnings.iter().any(|text| text.contains("usage")), "{:?}", with.warnings);
+        let many = fitted("[usage]\nmax_keys = 10000000\nmax_organizations = 1000000\n", 128);
+        for start in
+            ["usage.max_keys is lowered from 10000000 to 32768", "usage.max_organizations is lowered"]
+        {
+            assert!(many.warnings.iter().any(|text| text.starts_with(start)), "{:?}", many.warnings);
+        }
+        let usage = many.usage.unwrap();
+        assert_eq!((usage.max_keys, usage.max_organizations), (32_768, 10_922));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use super::shared::convert_shared;
 use super::traces::read_traces;
 use super::upstreams::convert_upstreams;
 use super::urls::listeners_clash;
+use super::usage::convert_usage;
 use super::values::special::{BadKeys, Lifetime};
 use super::values::{FromText, Text, Time};
 use super::{Config, Environment};
@@ -154,6 +155,7 @@ fn convert_file(
         trust_parent: file.traces.0.trust_parent.0,
         log,
         expiry: expiry::Settings { warn_before: file.expiry.0.warn_before.map(|Lifetime(before)| before) },
+        usage: convert_usage(file.usage.0, &root.child("usage")),
         rate_limits: rate_limits.limits,
         shared,
         upstreams,

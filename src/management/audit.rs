@@ -75,7 +75,7 @@ impl Audit {
 impl AuditEntry<'_> {
     pub(super) fn set_call(&mut self, call: &Call) {
         self.operation = call.operation.name();
-        self.organization = Some(call.organization.clone());
+        self.organization = Some(call.organization.clone()).filter(|organization| !organization.is_empty());
         self.token_id = call.operation.token_id().map(TokenId::to_string);
     }
 
@@ -100,7 +100,7 @@ impl Drop for AuditEntry<'_> {
     fn drop(&mut self) {
         let Self { operation, outcome, .. } = *self;
         self.audit.metrics.management.get_or_create(&metrics::Management { operation, outcome }).inc();
-        let is_read_only = matches!(operation, "list" | "show");
+        let is_read_only = matches!(operation, "list" | "show" | "usage");
         if is_read_only && outcome == "done" {
             return;
         }

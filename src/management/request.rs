@@ -9,11 +9,14 @@ use serde::{Deserialize, Deserializer};
 
 use super::json_body::{self, UniqueKeys};
 use super::problem::{Code, Problem};
+use super::usage::Days;
 use crate::body::Body;
 use crate::keys::{self, TokenId};
+use crate::usage::{Day, parse_day};
 
 /// A request that was parsed.
 pub(super) struct Call {
+    /// Empty for the use by all organizations.
     pub(super) organization: String,
     pub(super) operation: Operation,
     pub(super) path: String,
@@ -30,6 +33,7 @@ pub(super) enum Operation {
     Update(TokenId, Patch),
     Revoke(TokenId),
     Rotate(TokenId, Rotation),
+    Usage(Days),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -76,12 +80,13 @@ impl Operation {
             Self::Update(..) => "update",
             Self::Revoke(_) => "revoke",
             Self::Rotate(..) => "rotate",
+            Self::Usage(_) => "usage",
         }
     }
 
     pub(super) fn token_id(&self) -> Option<&TokenId> {
         match self {
-            Self::Create(_) | Self::List(_) => None,
+            Self::Create(_) | Self::List(_) | Self::Usage(_) => None,
             Self::Show(id) | Self::Update(id, _) | Self::Revoke(id) | Self::Rotate(id, _) => Some(id),
         }
     }
@@ -94,6 +99,9 @@ impl Call {
         let segments: Vec<&str> = path.split('/').collect();
         if segments == ["", "openapi.json"] {
             return Err(method_not_allowed("GET"));
+        }
+        if segments == ["", "v1", "usage"] {
+            return Self::read_usage(head, path);
         }
         let ["", "v1", "organizations", organization, "keys", rest @ ..] = segments.as_slice() else {
             return Err(no_such_path());
@@ -137,6 +145,20 @@ impl Call {
         };
         let organization = (*organization).to_owned();
         Ok(Self { organization, operation, path, idempotency_key, content })
+    }
+
+    fn read_usage(head: &Parts, path: String) -> Result<Self, Problem> {
+        if head.method != Method::GET {
+            return Err(method_not_allowed("GET"));
+        }
+        let operation = Operation::Usage(parse_days(head.uri.query().unwrap_or_default())?);
+        Ok(Self {
+            organization: String::new(),
+            operation,
+            path,
+            idempotency_key: None,
+            content: Bytes::new(),
+        })
     }
 }
 
@@ -204,7 +226,7 @@ fn method_not_allowed(allowed: &'static str) -> Problem {
 fn no_such_path() -> Problem {
     Problem::new(
         Code::NoRoute,
-        "Paths begin with /v1/organizations/{organization_id}/keys; /openapi.json describes them.",
+        "Paths are /v1/usage and those that begin with /v1/organizations/{organization_id}/keys; /openapi.json describes them.",
     )
 }
 
@@ -220,16 +242,22 @@ fn parse_idempotency_key(headers: &hyper::HeaderMap) -> Result<Option<String>, P
     }
 }
 
-fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
-    let mut page_request = PageRequest::default();
-    let mut seen = Vec::new();
+/// The parameters of a query string, none of them twice.
+fn parse_query(query: &str) -> Result<Vec<(String, String)>, Problem> {
+    let mut parameters: Vec<(String, String)> = Vec::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        if seen.contains(&name) {
+        if parameters.iter().any(|(seen, _)| *seen == name) {
             return Err(Problem::invalid("A query parameter is given twice."));
         }
-        seen.push(name.clone());
-        let value = value.into_owned();
-        match name.as_ref() {
+        parameters.push((name.into_owned(), value.into_owned()));
+    }
+    Ok(parameters)
+}
+
+fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
+    let mut page_request = PageRequest::default();
+    for (name, value) in parse_query(query)? {
+        match name.as_str() {
             "user_id" => page_request.user_id = Some(value),
             "page_token" => page_request.page_token = Some(value).filter(|value| !value.is_empty()),
             "page_size" => {
@@ -245,4 +273,20 @@ fn parse_listing(query: &str) -> Result<PageRequest, Problem> {
         }
     }
     Ok(page_request)
+}
+
+fn parse_days(query: &str) -> Result<Days, Problem> {
+    let mut days = Days { from: 0, to: Day::MAX };
+    for (name, value) in parse_query(query)? {
+        let day = || {
+            let problem = format!("{name}: should be a day such as 2026-11-25");
+            parse_day(&value).ok_or_else(|| Problem::invalid(problem))
+        };
+        match name.as_str() {
+            "from" => days.from = day()?,
+            "to" => days.to = day()?,
+            _ => return Err(Problem::invalid("Unknown query parameter; this path takes from and to.")),
+        }
+    }
+    Ok(days)
 }

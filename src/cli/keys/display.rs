@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use ::scalekit::token::{Claims, Token, TokenUpdate};
 use jiff::Timestamp;
 
+use super::usage::SeenKey;
 use crate::terminal;
 
 /// SECURITY: anybody may have written descriptions and claims. Escape sequences must not reach the terminal, and a line break must
@@ -49,6 +50,12 @@ pub(super) fn format_expiry(expiry: Option<Timestamp>, now: Timestamp) -> String
     if seconds <= 0 {
         return "expired".to_owned();
     }
+    format!("in {}", format_time(seconds))
+}
+
+/// `90 days`. Less than a second, also below zero, is `0 seconds`.
+fn format_time(seconds: i64) -> String {
+    let seconds = seconds.max(0);
     // A unit is used from two of it on (months from four), so that rounding stays below half of the value.
     let units =
         [("year", 365 * 86_400), ("month", 30 * 86_400), ("day", 86_400), ("hour", 3600), ("minute", 60)];
@@ -57,7 +64,7 @@ pub(super) fn format_expiry(expiry: Option<Timestamp>, now: Timestamp) -> String
     // Rounded, so that a key created for 90 days does not show 89 a moment later.
     let (name, count) =
         unit.map_or(("second", seconds), |(name, length)| (name, (seconds + length / 2) / length));
-    format!("in {count} {name}{}", if count == 1 { "" } else { "s" })
+    format!("{count} {name}{}", if count == 1 { "" } else { "s" })
 }
 
 fn format_date(timestamp: Timestamp) -> String {
@@ -77,57 +84,105 @@ fn format_claims(claims: &Claims) -> String {
 
 /// A table whose rows arrive page by page.
 pub(super) struct Table {
-    widths: [usize; 7],
+    widths: Vec<usize>,
     now: Timestamp,
     has_header: bool,
 }
 
 const COLUMNS: [&str; 7] = ["ID", "SUFFIX", "USER", "DESCRIPTION", "CREATED", "EXPIRES", "CLAIMS"];
+/// Where the use of keys is known. They stand before the claims, whose width varies most.
+const USAGE_COLUMNS: [&str; 2] = ["LAST USED", "REQUESTS"];
 
 impl Table {
-    pub(super) fn new(now: Timestamp) -> Self {
-        Self { widths: COLUMNS.map(str::len), now, has_header: false }
+    /// With the columns of the use of keys, or without.
+    pub(super) fn new(now: Timestamp, has_usage: bool) -> Self {
+        let count = COLUMNS.len() + if has_usage { USAGE_COLUMNS.len() } else { 0 };
+        Self { widths: vec![0; count], now, has_header: false }
     }
 
-    /// Columns never get narrower than on the pages before, so that rows stay aligned.
-    pub(super) fn format_page(&mut self, tokens: &[Token]) -> String {
-        let rows: Vec<[String; 7]> = tokens.iter().map(|token| self.to_cells(token)).collect();
+    /// Columns never get narrower than on the pages before, so that rows stay aligned. `usage` has that of each key, or is empty.
+    pub(super) fn format_page(&mut self, tokens: &[Token], usage: &[SeenKey]) -> String {
+        let mut rows = Vec::new();
+        if !self.has_header {
+            self.has_header = true;
+            let mut header: Vec<String> = COLUMNS.map(str::to_owned).into();
+            if self.widths.len() > COLUMNS.len() {
+                header.splice(COLUMNS.len() - 1..COLUMNS.len() - 1, USAGE_COLUMNS.map(str::to_owned));
+            }
+            rows.push(header);
+        }
+        rows.extend(tokens.iter().enumerate().map(|(index, token)| self.to_cells(token, usage.get(index))));
         for row in &rows {
             for (width, cell) in self.widths.iter_mut().zip(row) {
                 *width = (*width).max(cell.chars().count());
             }
         }
         let mut text = String::new();
-        if !self.has_header {
-            self.has_header = true;
-            self.push_line(&mut text, &COLUMNS.map(str::to_owned));
-        }
         rows.iter().for_each(|row| self.push_line(&mut text, row));
         text
     }
 
-    fn to_cells(&self, token: &Token) -> [String; 7] {
+    fn to_cells(&self, token: &Token, usage: Option<&SeenKey>) -> Vec<String> {
         let text = |text: &Option<String>| text.as_deref().map_or_else(|| "-".to_owned(), format_cell);
-        [
+        let mut cells = vec![
             escape_text(&token.token_id),
             text(&token.token_suffix),
             text(&token.user_id),
             text(&token.description),
             token.created_at.map_or_else(|| "-".to_owned(), format_date),
             format_expiry(token.expiry, self.now),
-            format_cell(&format_claims(&token.custom_claims)),
-        ]
+        ];
+        if let Some(usage) = usage {
+            cells.push(format_last_use(usage, self.now));
+            cells.push(usage.usage.as_ref().map_or(0, |usage| usage.requests).to_string());
+        }
+        cells.push(format_cell(&format_claims(&token.custom_claims)));
+        cells
     }
 
-    fn push_line(&self, text: &mut String, cells: &[String; 7]) {
+    fn push_line(&self, text: &mut String, cells: &[String]) {
         let mut line = String::new();
-        for (cell, width) in cells.iter().zip(self.widths) {
+        for (cell, width) in cells.iter().zip(&self.widths) {
             // Writing to a string does not fail.
             let _ = write!(line, "{cell:width$}  ");
         }
         text.push_str(line.trim_end());
         text.push('\n');
     }
+}
+
+/// `3 hours ago`, `now`, or since when it was not used.
+fn format_last_use(seen: &SeenKey, now: Timestamp) -> String {
+    match &seen.usage {
+        Some(usage) if usage.open_requests > 0 => "now".to_owned(),
+        Some(usage) => format!("{} ago", format_time(now.as_second() - usage.last_used.as_second())),
+        None => format!("not in {}", format_time(now.as_second() - seen.complete_since.as_second())),
+    }
+}
+
+/// What is known of the use of a key, a line each.
+pub(super) fn describe_usage(seen: &SeenKey, now: Timestamp) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:13} {value}");
+    };
+    let last = format_last_use(seen, now);
+    match &seen.usage {
+        None => line("last used", format!("{last} (counted since {:.0})", seen.complete_since)),
+        Some(usage) => {
+            line("last used", format!("{last} ({:.0})", usage.last_used));
+            line("  route", escape_text(&usage.last_route));
+            usage.last_network.iter().for_each(|network| line("  from", network.to_string()));
+            usage.last_status.iter().for_each(|status| line("  status", escape_text(status)));
+            line("first used", format!("{:.0}", usage.first_used));
+            let open = match usage.open_requests {
+                0 => String::new(),
+                open => format!(", and {open} in progress"),
+            };
+            line("requests", format!("{}{open}", usage.requests));
+        }
+    }
+    text
 }
 
 /// One line for each known fact of a key.
@@ -232,12 +287,12 @@ mod tests {
             description: None,
         };
         for text in [
-            Table::new(now).format_page(std::slice::from_ref(&token)),
+            Table::new(now, false).format_page(std::slice::from_ref(&token), &[]),
             describe_token(&token, now),
             format_difference(&token, &change),
         ] {
             assert!(!text.chars().any(|char| char.is_control() && char != '\n'), "{text:?}");
         }
-        assert_eq!(Table::new(now).format_page(std::slice::from_ref(&token)).lines().count(), 2);
+        assert_eq!(Table::new(now, false).format_page(std::slice::from_ref(&token), &[]).lines().count(), 2);
     }
 }

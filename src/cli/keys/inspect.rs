@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use serde_json::json;
 
 use super::super::write_stdout;
-use super::display::describe_token;
-use super::{OutputArgs, Session, parse_token_id, prompt, to_json_line};
+use super::display::{describe_token, describe_usage};
+use super::usage::Seen;
+use super::{OutputArgs, SeenArgs, Session, parse_token_id, prompt, to_json_line};
 use crate::keys::KeyError;
 
 pub(super) const HELP: &str = include_str!("../help/keys_inspect.txt").trim_ascii_end();
@@ -20,10 +21,13 @@ pub(super) struct InspectArgs {
     #[arg(value_name = "ID")]
     id: Option<String>,
     #[command(flatten)]
+    seen: SeenArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(super) async fn run_inspect(session: &Session, args: InspectArgs) -> Result<ExitCode> {
+    let seen = args.seen.seen.then(|| Seen::new(args.seen.admins)).transpose()?;
     let found = match &args.id {
         Some(text) => {
             let id = parse_token_id(text)?;
@@ -39,10 +43,23 @@ pub(super) async fn run_inspect(session: &Session, args: InspectArgs) -> Result<
         Err(KeyError::NotFound) => None,
         found => Some(found?),
     };
+    let usage = match (&seen, &found) {
+        (Some(seen), Some(token)) => seen.find_keys(&[&token.token_id]).await?.pop(),
+        _ => None,
+    };
     write_stdout(&match (&found, args.output.json) {
-        (Some(token), false) => describe_token(token, Timestamp::now()),
+        (Some(token), false) => {
+            let now = Timestamp::now();
+            describe_token(token, now) + &usage.map_or_else(String::new, |usage| describe_usage(&usage, now))
+        }
         (None, false) => "Not a live key: it is unknown, expired or revoked.\n".to_owned(),
-        (found, true) => to_json_line(&json!({ "valid": found.is_some(), "token_info": found }))?,
+        (found, true) => {
+            let mut json = json!({ "valid": found.is_some(), "token_info": found });
+            if let Some(usage) = usage {
+                json["usage"] = usage.to_json();
+            }
+            to_json_line(&json)?
+        }
     })?;
     Ok(if found.is_some() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -4,14 +4,15 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ::scalekit::limits::MAX_PAGE_SIZE;
-use ::scalekit::token::PageRequest;
+use ::scalekit::token::{PageRequest, Token};
 use anyhow::{Result, bail};
 use clap::Args;
 use jiff::Timestamp;
 
 use super::super::{write_stderr, write_stdout};
 use super::display::{Table, escape_text, format_scope};
-use super::{OutputArgs, Session, to_json_line};
+use super::usage::{Seen, SeenKey};
+use super::{OutputArgs, SeenArgs, Session, to_json_line};
 use crate::config::parse_duration;
 
 pub(super) const HELP: &str = include_str!("../help/keys_list.txt").trim_ascii_end();
@@ -37,6 +38,8 @@ pub(super) struct ListArgs {
     #[arg(long, value_name = "TOKEN", allow_hyphen_values = true)]
     page_token: Option<String>,
     #[command(flatten)]
+    seen: SeenArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -55,8 +58,9 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
         page_token: args.page_token,
     };
     page_request.check()?;
+    let seen = args.seen.seen.then(|| Seen::new(args.seen.admins)).transpose()?;
     let keys = session.open_keys().await?;
-    let mut table = Table::new(Timestamp::now());
+    let mut table = Table::new(Timestamp::now(), seen.is_some());
     let mut has_keys = false;
     loop {
         let mut page = keys.list(&page_request).await?;
@@ -64,12 +68,17 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
             page.tokens.retain(|token| token.expiry.is_some_and(|expiry| expiry <= end));
         }
         has_keys |= !page.tokens.is_empty();
+        let ids: Vec<&str> = page.tokens.iter().map(|token| &*token.token_id).collect();
+        let usage = match &seen {
+            Some(seen) if !ids.is_empty() => seen.find_keys(&ids).await?,
+            _ => Vec::new(),
+        };
         let text = if args.output.json {
-            page.tokens.iter().map(to_json_line).collect::<Result<String>>()?
+            format_json(&page.tokens, &usage)?
         } else if page.tokens.is_empty() {
             String::new()
         } else {
-            table.format_page(&page.tokens)
+            table.format_page(&page.tokens, &usage)
         };
         if !write_stdout(&text)? {
             return Ok(ExitCode::SUCCESS);
@@ -98,4 +107,17 @@ pub(super) async fn run_list(session: &Session, args: ListArgs) -> Result<ExitCo
         ));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// `usage` is empty, or has that of each key.
+fn format_json(tokens: &[Token], usage: &[SeenKey]) -> Result<String> {
+    let mut text = String::new();
+    for (index, token) in tokens.iter().enumerate() {
+        let mut json = serde_json::to_value(token)?;
+        if let Some(usage) = usage.get(index) {
+            json["usage"] = usage.to_json();
+        }
+        text.push_str(&to_json_line(&json)?);
+    }
+    Ok(text)
 }

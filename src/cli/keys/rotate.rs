@@ -46,7 +46,9 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
     print_new_key(&created, Some(&old_id), args.output, now)?;
     let old_key = match revoke_by {
         Some(until) => format!(
-            "{old_id} still works. Revoke it when clients have the new key, by {until:.0}:\n  keyward keys revoke --yes {old_id}\n"
+            "{old_id} still works. To see when it was last used, and to wait until clients have the new key:\n  \
+             keyward keys watch {old_id} --silent-for {}\nRevoke it then, by {until:.0}:\n  keyward keys revoke --yes {old_id}\n",
+            format_silence(args.overlap.unwrap_or_default()),
         ),
         None => {
             revoke_replaced(keys, &old_id).await?;
@@ -57,6 +59,14 @@ pub(super) async fn run_rotate(session: &Session, args: RotateArgs) -> Result<Ex
         write_stdout(&old_key)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How long the old key should be silent before it is revoked: a quarter of the overlap, and a day at most.
+fn format_silence(overlap: Duration) -> String {
+    const LONGEST: u64 = 86_400;
+    humantime::format_duration(Duration::from_secs((overlap.as_secs() / 4).clamp(1, LONGEST)))
+        .to_string()
+        .replace(' ', "")
 }
 
 /// Every error names the command with which to revoke the old key later.
