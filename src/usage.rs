@@ -249,3 +249,6 @@ fn to_timestamp(millis: u64) -> Timestamp {
 fn to_millis(timestamp: Timestamp) -> u64 {
     u64::try_from(timestamp.as_millisecond()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

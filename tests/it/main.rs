@@ -17,6 +17,7 @@ mod expiry;
 mod exposition;
 mod flights;
 mod unknown_key_floods;
+mod usage;
 mod request_retry;
 mod gateways;
 mod grpc;

@@ -51,7 +51,7 @@ fn openapi_document_is_consistent() {
                 .for_each(|example| conform(value, example, place));
         }
     });
-    assert_eq!(names.len(), 7);
+    assert_eq!(names.len(), 8);
     for (kind, components) in DOCUMENT["components"].as_object().unwrap() {
         for name in components.as_object().unwrap().keys().filter(|_| kind != "securitySchemes") {
             assert!(used.contains(&format!("#/components/{kind}/{name}")), "{name} is used nowhere");
@@ -100,7 +100,8 @@ async fn every_documented_response_occurs() {
     let change = patch(&json!({"custom_claims": {"team": "b"}}));
     let rotate = ApiRequest::new("POST", format!("{KEYS}/{}/rotate", id(&old)));
     let revoke = ApiRequest::new("DELETE", &*one);
-    let all = [&create, &list, &show, &change, &rotate, &revoke];
+    let usage = ApiRequest::new("GET", "/v1/usage");
+    let all = [&create, &list, &show, &change, &rotate, &revoke, &usage];
     management.send(&ApiRequest::new("GET", "/openapi.json")).await;
 
     // 401, 403, 404, 400.
@@ -124,6 +125,8 @@ async fn every_documented_response_occurs() {
     ] {
         assert_eq!(management.send(&ask).await.status, 404);
     }
+    let uncounted = ManagementStage::with("[usage]\nenabled = false").await;
+    assert_eq!(uncounted.code(&usage).await, (404, "not_found".to_owned()));
     for target in [Target::Create, Target::List] {
         management.stage.emulator.set_fault(Fault::new(target, Effect::Answer(Answer::status(404))).times(1));
     }
@@ -137,6 +140,7 @@ async fn every_documented_response_occurs() {
         patch(&json!({})),
         ApiRequest::new("DELETE", format!("{one}?x=1")),
         rotate.clone().json(&json!({"x": 1})),
+        ApiRequest::new("GET", "/v1/usage?x=1"),
     ] {
         assert_eq!(management.send(&ask).await.status, 400);
     }
@@ -176,7 +180,7 @@ async fn every_documented_response_occurs() {
     for ask in all {
         assert_eq!(locked.send(ask).await.status, 503);
     }
-    for ask in [list, show, change] {
+    for ask in [list, show, change, usage] {
         assert_eq!(management.send(&ask).await.status, 200);
     }
     assert_eq!(management.send(&revoke).await.status, 204);
@@ -190,7 +194,9 @@ async fn every_documented_response_occurs() {
         }
     }
     let mut seen = management.seen.lock().unwrap().clone();
-    seen.extend(locked.seen.lock().unwrap().iter().cloned());
+    for other in [&locked, &uncounted] {
+        seen.extend(other.seen.lock().unwrap().iter().cloned());
+    }
     assert_eq!(
         documented.difference(&seen).collect::<Vec<_>>(),
         Vec::<&String>::new(),

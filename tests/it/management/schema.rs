@@ -51,7 +51,14 @@ pub fn check(method: &str, path: &str, reply: &Reply) -> Option<String> {
                     let (kind, content) = content.iter().next().unwrap();
                     assert_eq!(reply.header("content-type"), Some(&**kind), "{context}");
                     assert_eq!(reply.header("cache-control"), Some("no-store"), "{context}");
-                    conform(&content["schema"], &reply.json(), &context);
+                    match kind.as_str() {
+                        "application/jsonl" => {
+                            let text = reply.text();
+                            let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+                            lines.for_each(|line| conform(&content["schema"], &line, &context));
+                        }
+                        _ => conform(&content["schema"], &reply.json(), &context),
+                    }
                     if kind == "application/problem+json" {
                         let body = reply.json();
                         assert_eq!(body["code"].as_str(), reply.code(), "{context}");
@@ -114,10 +121,22 @@ pub fn conform(schema: &Value, value: &Value, context: &str) {
                 assert!(text().starts_with(start), "{value}: {context}");
             }
             "format" if value.is_null() => {}
+            "format" if rule == "date" => {
+                text().parse::<jiff::civil::Date>().unwrap_or_else(|_| panic!("{value}: {context}"));
+            }
             "format" => {
                 assert_eq!(rule, "date-time");
                 text().parse::<jiff::Timestamp>().unwrap_or_else(|_| panic!("{value}: {context}"));
             }
+            // A schema or null.
+            "anyOf" => match rule.as_array().map(Vec::as_slice).unwrap() {
+                [schema, null] if null["type"] == "null" => {
+                    if !value.is_null() {
+                        conform(schema, value, context);
+                    }
+                }
+                _ => panic!("{rule} is not understood: {context}"),
+            },
             "description" | "examples" | "additionalProperties" => {}
             other => panic!("{other} is not understood: {context}"),
         }
