@@ -1,5 +1,5 @@
 //! The figures of `docs/validation.md` and `docs/wire.md`, one command each: `cargo run --release --example figures -- NAME`,
-//! where NAME is `revocation`, `sharing`, `bad-keys`, `one-bad-key` or `outage`; or, after `cargo build --release`, `drains`,
+//! where NAME is `revocation`, `sharing`, `bad-keys`, `one-bad-key`, `outage` or `usage`; or, after `cargo build --release`, `drains`,
 //! `reloads`, `bodies`, `sse` or `floods`. Keyward runs in its own process; this process has the emulator, the upstream and
 //! the load. All traffic is on loopback, and every run has an end.
 #![allow(clippy::print_stdout)]
@@ -7,6 +7,7 @@
 mod floods;
 mod keyward;
 mod load;
+mod usage;
 mod wire;
 
 use std::io::{BufRead, BufReader};
@@ -43,6 +44,7 @@ async fn main() -> Result<()> {
         ["bad-keys"] => bad_keys().await,
         ["one-bad-key"] => one_bad_key().await,
         ["outage"] => outage().await,
+        ["usage"] => usage::run().await,
         ["drains"] => wire::drains().await,
         ["reloads"] => wire::reloads().await,
         ["bodies"] => wire::bodies().await,
@@ -50,7 +52,7 @@ async fn main() -> Result<()> {
         ["floods"] => floods::floods().await,
         ["keyward", scalekit, upstream, file] => serve(scalekit, upstream, file).await,
         _ => bail!(
-            "one of: revocation, sharing, bad-keys, one-bad-key, outage, drains, reloads, bodies, sse, floods"
+            "one of: revocation, sharing, bad-keys, one-bad-key, outage, usage, drains, reloads, bodies, sse, floods"
         ),
     }
 }
