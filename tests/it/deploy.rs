@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keyward::config::{self, Config, Environment, Resources};
 use keyward::listener::Listen;
-use keyward::memory_plan;
+use keyward::{memory_plan, usage};
 
 fn read(path: &str) -> String {
     fs::read_to_string(format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))).unwrap()
@@ -111,19 +111,22 @@ fn manifest_connections_fit_its_memory() {
     let [(file, deployment), ..] = IN_KUBERNETES;
     let mut config = route_file(file);
     let memory = mebibytes(&read(deployment), "limits: {memory: ");
-    assert!(read(file).contains("59 MiB / 480 KiB = 126."));
-    // 70 % of the memory, less the process and the remembered bad keys.
-    let free = memory / 100 * 70 - (18 << 20) - 256 * config.validator.negative_entries as usize;
+    assert!(read(file).contains("53 MiB / 480 KiB = 114."));
+    // 70 % of the memory, less the process, the remembered bad keys, and the use of keys and by organizations.
+    let usage = config.usage.as_ref().unwrap();
+    let usage = usage.max_keys as usize * usage::ENTRY_BYTES
+        + usage.max_organizations * usage.days * usage::ROW_BYTES;
+    let remembered = config.validator.negative_entries as usize + usage / memory_plan::REMEMBERED;
+    let free = memory / 100 * 70 - (18 << 20) - memory_plan::REMEMBERED * remembered;
     let each = memory_plan::CONNECTION + config.listener.max_head + 2 * memory_plan::SHARE;
-    assert_eq!((free >> 20, each >> 10, free / each), (59, 480, 126));
+    assert_eq!((free >> 20, each >> 10, free / each), (53, 480, 114));
     assert!(config.listener.max_connections <= free / each);
     config.warnings.clear();
     config.fit(Resources { memory: Some(memory), descriptors: None });
     assert_eq!(config.warnings, [""; 0]);
-    for (memory, connections) in [(256, 317), (1024, 1464)] {
+    for (memory, connections) in [(256, 305), (1024, 1452)] {
         let head = config.listener.max_head;
-        let plan =
-            memory_plan::Plan::new(memory << 20, 1_000_000, head, config.validator.negative_entries as usize);
+        let plan = memory_plan::Plan::new(memory << 20, 1_000_000, head, remembered);
         assert_eq!(plan.connections, connections, "{memory} MiB");
     }
 }
