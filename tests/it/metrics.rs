@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper::header::HeaderValue;
 use hyper::{Method, Response};
 use keyward::body;
-use keyward::metrics::{Listener, Management, Outcome, RateLimit, Shadow};
+use keyward::metrics::{Listener, Management, OrganizationClass, Outcome, RateLimit, Shadow};
 use keyward_emulator::faults::{Answer, Effect, Fault, Target};
 use keyward_emulator::store::Issue;
 
@@ -88,6 +88,9 @@ async fn serve_all_families() -> BTreeMap<String, Family> {
     let limit = RateLimit { limit: "free".into(), outcome: "allowed" };
     stage.metrics.rate_limits.get_or_create(&limit).inc();
     stage.metrics.shadow_requests.get_or_create(&Shadow { route: "/*".into(), outcome: "allowed" }).inc();
+    stage.metrics.usage_file_writes.get_or_create(&Outcome { outcome: "ok" }).inc();
+    let organization = OrganizationClass { organization: "org_1".into(), class: "2xx" };
+    stage.metrics.organization_requests.get_or_create(&organization).inc();
     stage.metrics.trace_spans.get_or_create(&Outcome { outcome: "exported" }).inc();
     stage.metrics.shared_up.set(1.0);
     stage.metrics.shared_operations.get_or_create(&Outcome { outcome: "ok" }).inc();
