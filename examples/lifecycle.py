@@ -129,7 +129,9 @@ def main(path, api, organization):
 
     expect(call(api, key), 200, "good for the service")
     expect(token_id in [token["token_id"] for token in keys.list(user_id="usr_python", page_size=1)], True, "listed")
-    expect(keys.show(token_id), made["token_info"], "shown")
+    shown = keys.show(token_id)
+    usage = shown.pop("usage")
+    expect((shown, usage["last_used"] is not None), (made["token_info"], True), "shown")
     changed = keys.update(token_id, custom_claims={"team": None, "environment": "test"})
     expect(changed["custom_claims"], {"environment": "test"}, "changed")
 

@@ -1,3 +1,5 @@
+//! Counting, forgetting, and the file.
+
 use std::path::PathBuf;
 
 use super::*;

@@ -20,6 +20,10 @@ fn lines(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
+fn time(value: &Value) -> jiff::Timestamp {
+    value.as_str().unwrap().parse().unwrap()
+}
+
 /// What the admin port knows of a key.
 async fn seen(stage: &Stage, id: &str) -> Option<Value> {
     let reply = stage.get_admin(&format!("/usage?id={id}")).await;
@@ -124,13 +128,15 @@ async fn stream_is_in_use_until_it_ends() {
         .send(format!("GET /stream/1000 HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\n\r\n", issued.key))
         .await;
     client.read_head().await;
+    // Times are in milliseconds.
+    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     let open = seen(&stage, &issued.token_id).await.unwrap();
     assert_eq!((&open["open_requests"], &open["requests"]), (&1.into(), &0.into()));
     assert_eq!(open["last_status"], Value::Null);
     drop(client);
     let closed = ended(&stage, &issued.token_id, 1).await;
     assert_eq!(closed["open_requests"], 0);
-    assert!(closed["last_used"].as_str() > open["last_used"].as_str(), "its end is a use: {closed}");
+    assert!(time(&closed["last_used"]) > time(&open["last_used"]), "its end is a use: {closed}");
 }
 
 #[tokio::test]

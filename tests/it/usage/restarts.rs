@@ -9,7 +9,7 @@ use serde_json::Value;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::lines;
+use super::{lines, time};
 use crate::process::{Folder, Running, echo, keyward_run, route_file};
 use crate::support::raw::{Client, Reply};
 use crate::support::{TEST_TIMEOUT, bind_loopback};
@@ -136,7 +136,7 @@ async fn killed_process_loses_only_what_was_not_yet_written() {
     let (coverage, key) = seen(&admin, &issued.token_id).await;
     assert_eq!(key.unwrap()["requests"], kept);
     assert_eq!(coverage["complete_since"], coverage["started"], "uses may be missing from before");
-    assert!(coverage["counted_since"].as_str() < coverage["started"].as_str());
+    assert!(time(&coverage["counted_since"]) < time(&coverage["started"]));
     assert_eq!(get(address, &issued.key).await.status, 200);
 }
 
