@@ -10,7 +10,7 @@ use keyward::usage::{End, Settings, Start, Usage};
 
 const REQUESTS: u32 = 2_000_000;
 
-pub async fn run() -> Result<()> {
+pub(crate) async fn run() -> Result<()> {
     let file = std::env::temp_dir().join(format!("keyward-figures-{}.jsonl", std::process::id()));
     println!("keys       bytes each   ns per request   file          written in");
     for keys in [10_000u32, 100_000, 1_000_000] {

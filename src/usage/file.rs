@@ -178,7 +178,7 @@ impl Store {
         fs::rename(&temporary, &self.path)?;
         // The rename itself outlasts a crash of the machine only if its folder is written, too.
         let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+        File::open(folder.unwrap_or_else(|| Path::new(".")))?.sync_all()
     }
 }
 
