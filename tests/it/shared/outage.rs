@@ -40,7 +40,7 @@ async fn killed_server_leaves_each_replica_its_share() {
         wait_until_shared(stage, false).await;
         assert_eq!(count_allowed(stage, &key).await, 10, "half of the limit");
     }
-    // The server has forgotten everything, and is told what the replicas know.
+    // The server has forgotten everything, but the replicas have not.
     server.restart().await;
     for stage in [&first, &second] {
         wait_until_shared(stage, true).await;
@@ -49,6 +49,28 @@ async fn killed_server_leaves_each_replica_its_share() {
     }
     let other = keyward_emulator::store::Issue { organization_id: "org_2".into(), ..Default::default() };
     assert_eq!(count_allowed(&second, &first.issue(other).key).await, 20, "the whole limit again");
+}
+
+#[tokio::test]
+async fn restarted_server_is_told_what_was_taken() {
+    let Some(mut server) = RedisServer::start(&[]).await else { return };
+    let sections = server.section("timeout = \"5s\"") + &limit(20);
+    let first = start(sections.clone(), None).await;
+    let second = start(sections, Some(&first)).await;
+    let key = first.issue_key();
+    for _ in 0..8 {
+        assert_eq!(first.get("/", &key).await.status, 200);
+    }
+    server.kill().await;
+    for stage in [&first, &second] {
+        wait_until_shared(stage, false).await;
+    }
+    server.restart().await;
+    for stage in [&first, &second] {
+        wait_until_shared(stage, true).await;
+    }
+    assert_eq!(first.get("/", &key).await.status, 200);
+    assert_eq!(count_allowed(&second, &key).await, 11, "of twenty, nine were taken");
 }
 
 #[tokio::test]
