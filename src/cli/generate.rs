@@ -95,7 +95,7 @@ mod tests {
         found
     }
 
-    /// Splits a line as a shell does, without a pipe or the explanation after the command.
+    /// Splits a line as a shell does, without a pipe, a second command or the explanation after the command.
     fn split_words(line: &str) -> Vec<String> {
         let mut words = Vec::new();
         let (mut word, mut quoted) = (String::new(), false);
@@ -108,7 +108,7 @@ mod tests {
         }
         words.push(word);
         words.retain(|word| !word.is_empty());
-        let end = words.iter().position(|word| ["|", "<", ">"].contains(&word.as_str()));
+        let end = words.iter().position(|word| ["|", "<", ">", "&&"].contains(&word.as_str()));
         words.truncate(end.unwrap_or(words.len()));
         words
     }
