@@ -10,6 +10,7 @@ use keyward_emulator::store::Issue;
 use keyward_emulator::{self as emulator, Emulator};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -25,8 +26,12 @@ use crate::wire::http2::{
 /// The limit in the file, no more than that of `deploy/kustomize/component/sidecar.yaml`.
 const MEMORY: usize = 128 * MIB;
 
+/// One flood at a time: each keeps the cores busy, and the client with a good key has time limits.
+static TURN: Mutex<()> = Mutex::const_new(());
+
 /// The process with a slow emulator and an echo upstream.
 struct Flooded {
+    _turn: MutexGuard<'static, ()>,
     running: Running,
     address: SocketAddr,
     key: String,
@@ -43,6 +48,7 @@ struct Seen {
 
 impl Flooded {
     async fn start(name: &str, scheme: &str, latency: Duration) -> Self {
+        let turn = TURN.lock().await;
         let (folder, ends) = (Folder::new(name), CancellationToken::new());
         let secret = folder.write("secret", "dev");
         let emulator = Emulator::new(emulator::Settings::default());
@@ -65,7 +71,7 @@ impl Flooded {
         if !latency.is_zero() {
             emulator.set_fault(Fault::new(Target::Validate, Effect::Latency(latency)));
         }
-        Self { running, address, key, ends, _folder: folder }
+        Self { _turn: turn, running, address, key, ends, _folder: folder }
     }
 
     /// Runs an attack while a client with a good key sends one request after the other.

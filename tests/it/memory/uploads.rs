@@ -12,8 +12,7 @@ use crate::support::http::{HttpClient, HttpVersion, start_upstream};
 use crate::support::{Setup, Stage, TEST_TIMEOUT, wait_until};
 
 /// Of 64 MiB, 15 MiB are for requests. Stalled uploads with another key hold more than half of that.
-const SMALL: &str =
-    "[limits]\nmemory = \"64MiB\"\nbody_timeout = \"1h\"\n[negative_cache]\nmax_entries = 1000";
+const SMALL: &str = "[usage]\nenabled = false\n[limits]\nmemory = \"64MiB\"\nbody_timeout = \"1h\"\n[negative_cache]\nmax_entries = 1000";
 
 async fn upload_in_a_flood(upstream: &'static str, size: usize) -> Option<u16> {
     let stage = Stage::with(Setup { sections: SMALL, upstream, ..Setup::default() }).await;
