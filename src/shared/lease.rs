@@ -1,9 +1,9 @@
 //! An allowance that replicas share. Each takes parts of it ("leases"), which it spends without a trip to the server. What it knows to
 //! be exhausted, it refuses without a trip. Without the server, it allows its own share.
 //!
-//! Replicas never allow more in sum than the quota while the server answers, as all they spend was taken before. What they took and
-//! did not spend, which others may miss, is at most 1/200 of the quota and 1/20 of its burst for each replica, for a second or until
-//! the replica's next trip.
+//! Replicas allow no more in sum than the quota while the server answers, as all they spend was taken before; only what several
+//! replicas return late can be allowed twice, at most a lease. What they took and did not spend, which others may miss, is at most
+//! 1/200 of the quota and 1/20 of its burst for each replica, for a second or until the replica's next trip.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
