@@ -29,8 +29,9 @@ pub(super) struct ShadowReportArgs {
 const MAX_LINE: u64 = 256 * 1024;
 /// Clients and keys that are told apart for each reason and organization.
 const MAX_DISTINCT: usize = 10_000;
-/// Pairs of a reason and an organization that are told apart.
-const REPORTED: usize = 10_000;
+/// Pairs of a reason and an organization that are told apart; further organizations are counted together.
+const MAX_PAIRS: usize = 10_000;
+const OTHERS: &str = "(others)";
 
 /// The fields of a line that count here.
 #[derive(Deserialize)]
@@ -123,16 +124,16 @@ impl Report {
             }
         }
         let Some(reason) = line.reason.as_deref() else { return };
-        let reason = match (&line.requirement, &line.required) {
+        let described = match (&line.requirement, &line.required) {
             (Some(kind), Some(name)) => format!("{reason} ({kind} {name})"),
             _ => reason.to_owned(),
         };
-        let organization = line.organization.as_deref().unwrap_or_default().to_owned();
-        if self.groups.len() >= REPORTED && !self.groups.contains_key(&(reason.clone(), organization.clone()))
-        {
-            return;
+        let organization = line.organization.as_deref().unwrap_or_default();
+        let mut pair = (described, organization.to_owned());
+        if self.groups.len() >= MAX_PAIRS && !self.groups.contains_key(&pair) {
+            pair = (reason.to_owned(), OTHERS.to_owned());
         }
-        let group = self.groups.entry((reason, organization)).or_default();
+        let group = self.groups.entry(pair).or_default();
         group.requests += 1;
         *group.routes.entry(line.route.as_deref().unwrap_or_default().to_owned()).or_default() += 1;
         if let Some(key) = line.token.as_deref()
@@ -271,6 +272,17 @@ reloaded
             "{text}"
         );
         assert!(text.contains("1 lines are not JSON") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn organizations_beyond_limit_are_counted_together() {
+        let line = |number| {
+            format!(
+                "{{\"keyward.mode\":\"shadow\",\"keyward.shadow.reason\":\"rate_limited\",\"keyward.org.id\":\"org_{number}\"}}\n"
+            )
+        };
+        let report = report(&(0..MAX_PAIRS + 5).map(line).collect::<String>());
+        assert_eq!((report.groups.len(), report.refused()), (MAX_PAIRS + 1, MAX_PAIRS as u64 + 5));
     }
 
     #[test]
